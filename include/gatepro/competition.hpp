@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: MIT
+// Stage: competition between an expert and its rivals (GatePro eq. 7-8).
+#ifndef GATEPRO_COMPETITION_HPP
+#define GATEPRO_COMPETITION_HPP
+
+#include <cstdint>
+#include <limits>
+
+#include "gatepro/detail/checks.hpp"
+#include "gatepro/detail/routing_group.hpp"
+
+namespace gatepro {
+namespace detail {
+inline namespace GATEPRO_ABI {
+
+/// Lambda must be finite and >= 0, also as an A.
+template <class A>
+void check_competition(const char* where, const Competition& competition) {
+  if (competition.mode != CompetitionMode::penalty) return;
+  const bool in_range =
+      key_of(competition.lambda) >= 0 &&
+      competition.lambda <= static_cast<double>(std::numeric_limits<A>::max());
+  require(in_range && key_of(competition.lambda) < Order<double>::infinity, where,
+          "lambda finite and >= 0", {{"lambda", competition.lambda}});
+}
+
+/// The settings joined with the rivals. `rivals` must cover all experts if the competition acts.
+template <class A>
+ActiveCompetition<A> checked_competition(const char* where, const Competition& competition,
+                                         const RivalTable& rivals, Index num_experts) {
+  check_competition<A>(where, competition);
+  ActiveCompetition<A> result;
+  if (!competition.active()) return result;
+  require(rivals.num_experts() == num_experts, where,
+          "partners of all experts before competition: refresh or set_partners first",
+          {{"experts with partners", rivals.num_experts()}, {"num_experts", num_experts}});
+  result.active = true;
+  result.eliminate = competition.mode == CompetitionMode::eliminate;
+  result.lambda = static_cast<A>(competition.lambda);
+  result.rivals = rivals.rivals();
+  return result;
+}
+
+/// Writes the penalised logits of a ranked group: the logits' own bits where nothing was paid.
+template <class A>
+void store_penalised(const RoutingGroup<A>& group, const typename Order<A>::Key* ranked_EL,
+                     const MatrixView<const A>& logits_TE, const MatrixView<A>& penalised_TE) {
+  const Index lanes = kernels<A>().lanes;
+  for (Index t = 0; t < logits_TE.rows; ++t) {
+    for (Index e = 0; e < logits_TE.cols; ++e) {
+      const auto ranked = ranked_EL[e * lanes + t];
+      const bool paid = ranked != group.keys_EL[e * lanes + t];
+      penalised_TE(t, e) = paid ? value_of<A>(ranked) : logits_TE(t, e);
+    }
+  }
+}
+
+/// Writes 1 for each loser of a group, else 0.
+template <class A>
+void store_losers(const RoutingGroup<A>& group, Index experts,
+                  const ActiveCompetition<A>& competition,
+                  const MatrixView<std::uint8_t>& loser_TE) {
+  ActiveCompetition<A> marking = competition;
+  marking.eliminate = true;  // the only mode in which every loser's key changes
+  const auto* ranked_EL = rank_group(group, experts, marking);
+  const Index lanes = kernels<A>().lanes;
+  for (Index t = 0; t < loser_TE.rows; ++t) {
+    for (Index e = 0; e < experts; ++e) {
+      loser_TE(t, e) = ranked_EL[e * lanes + t] == Order<A>::loser ? 1 : 0;
+    }
+  }
+}
+
+}  // namespace GATEPRO_ABI
+}  // namespace detail
+
+inline namespace GATEPRO_ABI {
+
+/// Bytes of workspace for apply_competition.
+template <class A>
+std::size_t apply_competition_workspace(Index num_experts, int workers = 1) {
+  return detail::measure([&](detail::Arena& arena) {
+    const auto carve = [&](detail::Arena& a) {
+      return detail::carve_group<A>(a, num_experts, 1);
+    };
+    detail::PerWorker(arena, workers, carve);
+  });
+}
+
+/// Applies delta_i = -lambda if l_i < l_j*(i), strictly, on the original logits, else 0 (GatePro
+/// eq. 7-8), for trainers that select experts themselves.
+///
+/// logits_TE: T x E. penalised_TE: T x E, overwritten with l + delta; in elimination it is a copy
+/// of the logits. It may be logits_TE itself. loser_TE: T x E bytes, 1 where the expert loses, else
+/// 0; required in elimination, where it is the only result, and optional otherwise. A NaN on either
+/// side penalises nobody. A range of tokens is `middle_rows` of all three.
+///
+/// Throws Error for shapes, settings, a missing partner table, a workspace that is too small, or
+/// outputs that start at the same address, before any write. No allocation. Thread-safe.
+template <class A, class Executor = SerialExecutor>
+void apply_competition(detail::non_deduced_t<MatrixView<const A>> logits_TE, const RivalTable& rivals,
+                       const Competition& competition, MatrixView<A> penalised_TE,
+                       MatrixView<std::uint8_t> loser_TE, Workspace workspace,
+                       const Executor& executor = {}) {
+  detail::check_accumulator<A>();
+  detail::check_executor<Executor>();
+  const char* where = "apply_competition";
+  const Index tokens = logits_TE.rows;
+  const Index experts = logits_TE.cols;
+  detail::check_num_experts(where, experts);
+  detail::check_matrix(where, "logits_TE", logits_TE, tokens, experts);
+  detail::check_matrix(where, "penalised_TE", penalised_TE, tokens, experts);
+  const auto active = detail::checked_competition<A>(where, competition, rivals, experts);
+  if (active.eliminate || loser_TE.given()) {
+    detail::check_matrix(where, "loser_TE", loser_TE, tokens, experts);
+  }
+  detail::check_outputs_differ(where, {penalised_TE.data, loser_TE.data});
+  const int workers = detail::checked_workers(where, executor);
+  detail::Arena arena(where, workspace, apply_competition_workspace<A>(experts, workers));
+
+  const auto carve = [&](detail::Arena& a) { return detail::carve_group<A>(a, experts, 1); };
+  const detail::PerWorker scratch(arena, workers, carve);
+  detail::for_each_group<A>(tokens, executor, workers, [&](int worker, Index first, Index count) {
+    const auto group = scratch(worker);
+    detail::kernels<A>().load_keys(logits_TE.row(first), logits_TE.row_stride, count, experts,
+                                   group.keys_EL);
+    if (loser_TE.given()) {
+      detail::store_losers(group, experts, active, loser_TE.middle_rows(first, count));
+    }
+    const auto* ranked_EL =
+        active.eliminate ? group.keys_EL : detail::rank_group(group, experts, active);
+    detail::store_penalised<A>(group, ranked_EL, logits_TE.middle_rows(first, count),
+                               penalised_TE.middle_rows(first, count));
+  });
+}
+
+}  // namespace GATEPRO_ABI
+}  // namespace gatepro
+
+#endif  // GATEPRO_COMPETITION_HPP

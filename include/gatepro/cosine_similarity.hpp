@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: MIT
+// Stage: cosine similarity of the router's weight rows (GatePro eq. 5).
+#ifndef GATEPRO_COSINE_SIMILARITY_HPP
+#define GATEPRO_COSINE_SIMILARITY_HPP
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "gatepro/gate_logits.hpp"
+
+namespace gatepro {
+
+/// Rows of W that have no direction.
+struct SimilarityReport {
+  Index degenerate_rows = 0;  ///< All zero: similarity 0 to every expert.
+  Index nonfinite_rows = 0;   ///< With a NaN or infinity: similarity NaN, nobody's partner.
+};
+
+namespace detail {
+inline namespace GATEPRO_ABI {
+
+/// Writes one row of W times a power of two, so that its largest element lies in [1, 2): exact,
+/// and no sum of squares can leave the range of A. A non-finite row becomes zeros and gives false.
+template <class W, class A>
+bool scale_row(const W* w, Index hidden, A* scaled) {
+  using O = Order<A>;
+  typename O::Key largest = 0;
+  for (Index h = 0; h < hidden; ++h) {
+    scaled[h] = static_cast<A>(w[h]);
+    typename O::Key bits;
+    std::memcpy(&bits, scaled + h, sizeof bits);
+    largest = std::max(largest, bits & O::magnitude);
+  }
+  if (largest >= O::infinity) {
+    std::fill_n(scaled, hidden, A(0));
+    return false;
+  }
+  if (largest == 0) return true;
+  // In two factors, because 2^-exponent alone may leave the range.
+  const int exponent = std::ilogb(value_of<A>(largest));
+  const A first = std::ldexp(A(1), -(exponent / 2));
+  const A second = std::ldexp(A(1), -(exponent - exponent / 2));
+  for (Index h = 0; h < hidden; ++h) scaled[h] = scaled[h] * first * second;
+  return true;
+}
+
+/// Divides the products of row `i` by both norms; marks what has no similarity.
+template <class A>
+void normalise_row(Index i, const A* inverse_norm_E, const MatrixView<A>& similarity_EE) {
+  const A quiet_nan = value_of<A>(Order<A>::nan);
+  const bool row_is_finite = inverse_norm_E[i] >= 0;
+  for (Index j = 0; j < similarity_EE.cols; ++j) {
+    const A inverse_norms = inverse_norm_E[i] * inverse_norm_E[j];
+    const A cosine = similarity_EE(i, j) * inverse_norms;
+    const A clamped = std::min(A(1), std::max(A(-1), cosine));
+    similarity_EE(i, j) = row_is_finite && inverse_norm_E[j] >= 0 ? clamped : quiet_nan;
+  }
+  if (inverse_norm_E[i] > 0) similarity_EE(i, i) = A(1);
+}
+
+/// 1 / |w_i| of the scaled rows: 0 for a zero row, -1 for a non-finite one.
+template <class A>
+SimilarityReport invert_norms(const MatrixView<A>& products_EE, const bool* finite_E,
+                              A* inverse_norm_E) {
+  SimilarityReport report;
+  for (Index i = 0; i < products_EE.rows; ++i) {
+    const A square = products_EE(i, i);
+    inverse_norm_E[i] = square > 0 ? A(1) / std::sqrt(square) : A(0);
+    if (!finite_E[i]) inverse_norm_E[i] = A(-1);
+    report.nonfinite_rows += finite_E[i] ? 0 : 1;
+    report.degenerate_rows += finite_E[i] && !(square > 0) ? 1 : 0;
+  }
+  return report;
+}
+
+}  // namespace GATEPRO_ABI
+}  // namespace detail
+
+inline namespace GATEPRO_ABI {
+
+/// Bytes of workspace for cosine_similarity of E x H weights.
+template <class W>
+std::size_t cosine_similarity_workspace(Index num_experts, Index hidden_size, int workers = 1) {
+  using A = accumulator_t<W>;
+  return detail::measure([&](detail::Arena& arena) {
+    arena.take<A>(detail::checked_product("cosine_similarity",
+                                          "num_experts * hidden_size within the address space",
+                                          num_experts, hidden_size));
+    arena.take<bool>(num_experts);
+    arena.take<A>(num_experts);
+    arena.take<A>(detail::packed_size<A>(num_experts, hidden_size));
+    const auto carve = [&](detail::Arena& a) { return detail::carve_gate<A, A>(a, num_experts); };
+    detail::PerWorker(arena, workers, carve);
+  });
+}
+
+/// S_ij = <w_i, w_j> / (|w_i| |w_j|) (GatePro eq. 5).
+///
+/// w_EH: E x H router weights. similarity_EE: E x E, overwritten; symmetric to the bit, in
+/// [-1, 1], 1 on the diagonal. Very small and very large rows lose nothing: rows are scaled by
+/// powers of two first. A zero row has similarity 0 to all, itself included; a row with a NaN or
+/// infinity has similarity NaN. Error <= c sqrt(H) eps.
+///
+/// Throws Error on a shape, stride, null or workspace that does not fit, before any write. Cost:
+/// 2 E^2 H operations, no allocation. Bits do not depend on the executor.
+template <class W, class A, class Executor = SerialExecutor>
+SimilarityReport cosine_similarity(MatrixView<W> w_EH, MatrixView<A> similarity_EE,
+                                   Workspace workspace, const Executor& executor = {}) {
+  using Weight = detail::value_t<W>;
+  detail::check_input_scalars<Weight, Weight>();
+  detail::check_executor<Executor>();
+  static_assert(std::is_same_v<A, accumulator_t<Weight>>,
+                "gatepro: similarities are double if W is, else float");
+  const char* where = "cosine_similarity";
+  const Index experts = w_EH.rows;
+  const Index hidden = w_EH.cols;
+  detail::check_num_experts(where, experts);
+  detail::check_matrix(where, "w_EH", w_EH, experts, hidden);
+  detail::check_matrix(where, "similarity_EE", similarity_EE, experts, experts);
+  const int workers = detail::checked_workers(where, executor);
+  detail::Arena arena(where, workspace,
+                      cosine_similarity_workspace<Weight>(experts, hidden, workers));
+
+  const MatrixView<A> scaled_EH(arena.take<A>(experts * hidden), experts, hidden);
+  bool* finite_E = arena.take<bool>(experts);
+  A* inverse_norm_E = arena.take<A>(experts);
+  A* memory = arena.take<A>(detail::packed_size<A>(experts, hidden));
+  detail::for_each_block(executor, workers, experts, [&](int, Index i) {
+    finite_E[i] = detail::scale_row(w_EH.row(i), hidden, scaled_EH.row(i));
+  });
+  const MatrixView<const A> rows_EH = scaled_EH;
+  const auto packed = detail::pack<A>(rows_EH, memory, executor, workers);
+  detail::gate_into<A, A>(rows_EH, packed, similarity_EE, arena, executor, workers);
+  const SimilarityReport report =
+      detail::invert_norms(similarity_EE, finite_E, inverse_norm_E);
+  detail::for_each_block(executor, workers, experts, [&](int, Index i) {
+    detail::normalise_row(i, inverse_norm_E, similarity_EE);
+  });
+  return report;
+}
+
+}  // namespace GATEPRO_ABI
+}  // namespace gatepro
+
+#endif  // GATEPRO_COSINE_SIMILARITY_HPP

@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: MIT
+// The checks that every stage makes before it writes: shapes, strides, scalars, ids, executors.
+#ifndef GATEPRO_DETAIL_CHECKS_HPP
+#define GATEPRO_DETAIL_CHECKS_HPP
+
+#include <cstdint>
+#include <initializer_list>
+#include <limits>
+#include <string>
+
+#include "gatepro/error.hpp"
+#include "gatepro/executor.hpp"
+#include "gatepro/scalar.hpp"
+#include "gatepro/views.hpp"
+
+namespace gatepro {
+namespace detail {
+
+template <class T>
+using value_t = std::remove_const_t<T>;
+
+template <class X, class W>
+constexpr void check_input_scalars() {
+  static_assert(is_input_scalar_v<X> && is_input_scalar_v<W>,
+                "gatepro: tokens and router weights are float, double, gatepro::bfloat16 or "
+                "gatepro::half");
+}
+
+template <class A>
+constexpr void check_accumulator() {
+  static_assert(is_accumulator_v<A>, "gatepro: logits, weights and gradients are float or double");
+}
+
+template <class Id>
+constexpr void check_id_type() {
+  static_assert(is_expert_id_v<Id>,
+                "gatepro: expert ids are std::int32_t, std::int64_t or std::uint64_t");
+}
+
+template <class Executor>
+constexpr void check_executor() {
+  static_assert(is_executor_v<Executor>,
+                "gatepro: an executor needs `int workers() const` and `run(int count, body) "
+                "const`; see gatepro::SerialExecutor");
+}
+
+inline namespace GATEPRO_ABI {
+
+[[noreturn]] inline void fail_view(const char* where, const char* name, const char* rule,
+                                   std::initializer_list<NamedValue> got) {
+  fail(where, std::string(name) + " with " + rule, got);
+}
+
+/// A given matrix of the expected shape whose elements all have addresses.
+template <class T>
+void check_matrix(const char* where, const char* name, const MatrixView<T>& m, Index rows,
+                  Index cols) {
+  if (m.rows != rows || m.cols != cols) {
+    fail_view(where, name, "the right shape",
+              {{"rows", m.rows}, {"cols", m.cols}, {"rows needed", rows}, {"cols needed", cols}});
+  }
+  if (m.rows > 1 && m.row_stride < m.cols) {
+    fail_view(where, name, "row_stride >= cols", {{"row_stride", m.row_stride}, {"cols", m.cols}});
+  }
+  if (m.data == nullptr && m.rows > 0 && m.cols > 0) {
+    fail_view(where, name, "data that is not null", {{"rows", m.rows}, {"cols", m.cols}});
+  }
+  constexpr Index most = std::numeric_limits<Index>::max() / static_cast<Index>(sizeof(T));
+  if (m.rows > 1 && m.row_stride > (most - m.cols) / (m.rows - 1)) {
+    fail_view(where, name, "rows * row_stride within the address space",
+              {{"rows", m.rows}, {"row_stride", m.row_stride}});
+  }
+}
+
+/// A given [T, K] matrix of the expected shape whose elements do not overlap.
+template <class T>
+void check_strided(const char* where, const char* name, const StridedView<T>& m, Index rows,
+                   Index cols) {
+  if (m.rows != rows || m.cols != cols) {
+    fail_view(where, name, "the right shape",
+              {{"rows", m.rows}, {"cols", m.cols}, {"rows needed", rows}, {"cols needed", cols}});
+  }
+  if (m.data == nullptr && m.rows > 0 && m.cols > 0) {
+    fail_view(where, name, "data that is not null", {{"rows", m.rows}, {"cols", m.cols}});
+  }
+  constexpr Index most = std::numeric_limits<Index>::max() / static_cast<Index>(sizeof(T)) / 2;
+  const Index row_gaps = m.rows > 1 ? m.rows - 1 : 0;
+  const Index col_gaps = m.cols > 1 ? m.cols - 1 : 0;
+  const bool positive =
+      (row_gaps == 0 || m.row_stride > 0) && (col_gaps == 0 || m.col_stride > 0);
+  const bool addressable = positive && (row_gaps == 0 || m.row_stride <= most / row_gaps) &&
+                           (col_gaps == 0 || m.col_stride <= most / col_gaps);
+  const bool disjoint =
+      addressable && (row_gaps == 0 || col_gaps == 0 || m.row_stride > col_gaps * m.col_stride ||
+                      m.col_stride > row_gaps * m.row_stride);
+  if (!disjoint) {
+    fail_view(where, name, "positive strides that keep its elements apart",
+              {{"rows", m.rows},
+               {"cols", m.cols},
+               {"row_stride", m.row_stride},
+               {"col_stride", m.col_stride}});
+  }
+}
+
+template <class T>
+void check_vector(const char* where, const char* name, const VectorView<T>& v, Index size) {
+  if (v.size != size) {
+    fail_view(where, name, "the right size", {{"size", v.size}, {"size needed", size}});
+  }
+  if (v.data == nullptr && size > 0) {
+    fail_view(where, name, "data that is not null", {{"size", v.size}});
+  }
+}
+
+/// No two of the outputs that were given may start at the same address.
+inline void check_outputs_differ(const char* where, std::initializer_list<const void*> outputs) {
+  for (auto a = outputs.begin(); a != outputs.end(); ++a) {
+    for (auto b = a + 1; b != outputs.end(); ++b) {
+      require(*a == nullptr || *a != *b, where, "outputs in different memory",
+              {{"first output", a - outputs.begin()}, {"second output", b - outputs.begin()}});
+    }
+  }
+}
+
+/// 1 <= E, and every id fits the internal and the caller's id type.
+inline void check_num_experts(const char* where, Index num_experts) {
+  require(num_experts >= 1 && num_experts <= std::numeric_limits<std::int32_t>::max(), where,
+          "1 <= num_experts <= 2^31 - 1", {{"num_experts", num_experts}});
+}
+
+inline void check_top_k(const char* where, Index top_k, Index num_experts) {
+  require(top_k >= 1 && top_k <= num_experts, where, "1 <= top_k <= num_experts",
+          {{"top_k", top_k}, {"num_experts", num_experts}});
+}
+
+/// Every id of a table that the caller supplies is in range.
+template <class Id>
+void check_ids(const char* where, const char* name, const StridedView<Id>& ids,
+               Index num_experts) {
+  for (Index t = 0; t < ids.rows; ++t) {
+    for (Index j = 0; j < ids.cols; ++j) {
+      const auto id = ids(t, j);
+      const bool in_range = static_cast<std::uint64_t>(id) < static_cast<std::uint64_t>(num_experts);
+      if (!in_range) {
+        fail_view(where, name, "every id in [0, num_experts)",
+                  {{"id", id}, {"row", t}, {"column", j}, {"num_experts", num_experts}});
+      }
+    }
+  }
+}
+
+template <class Executor>
+int checked_workers(const char* where, const Executor& executor) {
+  const int workers = executor.workers();
+  require(workers >= 1, where, "an executor with workers() >= 1", {{"workers", workers}});
+  return workers;
+}
+
+}  // namespace GATEPRO_ABI
+}  // namespace detail
+}  // namespace gatepro
+
+#endif  // GATEPRO_DETAIL_CHECKS_HPP

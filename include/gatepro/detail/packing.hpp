@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: MIT
+// Router weights in the order in which the gate kernel reads them, and the tile that uses them.
+//
+// W is cut into depth blocks of `depth_block` columns. Within a block, experts stand in vectors of
+// `lanes`, vectors in panels, and a panel is a run of columns: for each h, the weights of all its
+// experts side by side. Experts are padded with zeros to whole vectors.
+#ifndef GATEPRO_DETAIL_PACKING_HPP
+#define GATEPRO_DETAIL_PACKING_HPP
+
+#include <algorithm>
+
+#include "gatepro/detail/checks.hpp"
+#include "gatepro/detail/simd/dispatch.hpp"
+#include "gatepro/executor.hpp"
+#include "gatepro/views.hpp"
+
+namespace gatepro {
+namespace detail {
+
+/// Columns of one depth block: a block of 64 float experts and 6 token rows share the L2 and L1
+/// caches. A constant, because the sum of a logit passes through memory between blocks.
+inline constexpr Index depth_block = 512;
+
+/// Tokens that are gated and routed together: a multiple of every lane count.
+inline constexpr Index tile_tokens = 48;
+
+/// Packed weights in anyone's memory.
+template <class A>
+struct PackedView {
+  const A* data;
+  Index experts;
+  Index hidden;
+};
+
+inline namespace GATEPRO_ABI {
+
+/// Vectors of experts in packed weights.
+template <class A>
+Index expert_vectors(Index experts) {
+  const Index lanes = kernels<A>().lanes;
+  return (experts + lanes - 1) / lanes;
+}
+
+/// Experts, padded to whole vectors.
+template <class A>
+Index padded_experts(Index experts) {
+  return expert_vectors<A>(experts) * kernels<A>().lanes;
+}
+
+/// Elements of packed weights.
+template <class A>
+Index packed_size(Index experts, Index hidden) {
+  return checked_product("gate_logits", "num_experts * hidden_size within the address space",
+                         padded_experts<A>(experts), hidden);
+}
+
+/// The panel that holds vector `v` of `vectors`: its first vector and its width. Panels have the
+/// kernel's full width while they can, then 2 vectors, then 1.
+struct Panel {
+  Index first;
+  Index width;
+};
+inline Panel panel_of(Index v, Index vectors, Index widest) {
+  Index first = vectors / widest * widest;
+  if (v < first) return {v / widest * widest, widest};
+  if (widest > 2 && v < first + (vectors - first) / 2 * 2) {
+    return {first + (v - first) / 2 * 2, 2};
+  }
+  return {v, 1};
+}
+
+/// Packs one vector of experts, in every depth block.
+template <class W, class A>
+void pack_vector(const MatrixView<const W>& w_EH, Index v, A* packed) {
+  const Kernels<A>& kernel = kernels<A>();
+  const Index lanes = kernel.lanes;
+  const Index vectors = expert_vectors<A>(w_EH.rows);
+  const Panel panel = panel_of(v, vectors, kernel.panel_vectors);
+  for (Index start = 0; start < w_EH.cols; start += depth_block) {
+    const Index depth = std::min(depth_block, w_EH.cols - start);
+    A* block = packed + start * vectors * lanes + panel.first * lanes * depth;
+    for (Index lane = 0; lane < lanes; ++lane) {
+      const Index expert = v * lanes + lane;
+      A* to = block + (v - panel.first) * lanes + lane;
+      for (Index h = 0; h < depth; ++h) {
+        to[h * panel.width * lanes] =
+            expert < w_EH.rows ? static_cast<A>(w_EH(expert, start + h)) : A(0);
+      }
+    }
+  }
+}
+
+/// Packs all of W: packed has packed_size elements.
+template <class W, class A, class Executor>
+PackedView<A> pack(const MatrixView<const W>& w_EH, A* packed, const Executor& executor,
+                   int workers) {
+  for_each_block(executor, workers, expert_vectors<A>(w_EH.rows),
+                 [&w_EH, packed](int, Index v) { pack_vector(w_EH, v, packed); });
+  return {packed, w_EH.rows, w_EH.cols};
+}
+
+/// Logits of up to tile_tokens tokens, in rows of `row_stride` elements with room for
+/// padded_experts. `widened` holds tile_tokens x depth_block elements if X is not A, else nothing.
+template <class X, class A>
+void gate_tile(const MatrixView<const X>& x_TH, const PackedView<A>& w, A* widened, A* logits_TE,
+               Index row_stride) {
+  const Kernels<A>& kernel = kernels<A>();
+  const Index vectors = expert_vectors<A>(w.experts);
+  for (Index start = 0; start < w.hidden; start += depth_block) {
+    const Index depth = std::min(depth_block, w.hidden - start);
+    const A* x = nullptr;
+    Index x_stride = x_TH.row_stride;
+    if constexpr (std::is_same_v<X, A>) {
+      x = x_TH.data + start;
+    } else {
+      x_stride = depth_block;
+      for (Index t = 0; t < x_TH.rows; ++t) {
+        kernel.widen[source_index<X>()](x_TH.row(t) + start, depth, widened + t * x_stride);
+      }
+      x = widened;
+    }
+    kernel.gate(x, x_stride, x_TH.rows, w.data + start * vectors * kernel.lanes, depth, vectors,
+                logits_TE, row_stride, start == 0);
+  }
+}
+
+}  // namespace GATEPRO_ABI
+}  // namespace detail
+}  // namespace gatepro
+
+#endif  // GATEPRO_DETAIL_PACKING_HPP

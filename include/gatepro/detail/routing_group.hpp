@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: MIT
+// Routes one group of tokens, one token per lane: the steps that every routing stage is made of.
+//
+//   logits --load--> keys_EL --rank--> ranked_EL --select--> top_*_KL --softmax--> weights_KL
+#ifndef GATEPRO_DETAIL_ROUTING_GROUP_HPP
+#define GATEPRO_DETAIL_ROUTING_GROUP_HPP
+
+#include <cstdint>
+
+#include "gatepro/detail/order.hpp"
+#include "gatepro/detail/simd/dispatch.hpp"
+#include "gatepro/options.hpp"
+#include "gatepro/partner_pairing.hpp"
+#include "gatepro/workspace.hpp"
+
+namespace gatepro {
+namespace detail {
+
+/// The competition as the kernels take it.
+template <class A>
+struct ActiveCompetition {
+  bool active = false;
+  bool eliminate = false;
+  A lambda = 0;
+  RivalView rivals;
+};
+
+/// Scratch for a group: L tokens, E experts, K choices.
+template <class A>
+struct RoutingGroup {
+  using Key = typename Order<A>::Key;
+  Key* keys_EL = nullptr;      ///< The logits' keys.
+  Key* ranked_EL = nullptr;    ///< The same after competition.
+  Key* top_keys_KL = nullptr;  ///< Ranked keys of the selected, best first.
+  Key* top_ids_KL = nullptr;   ///< Ids of the selected.
+  Key* other_keys_KL = nullptr;
+  Key* other_ids_KL = nullptr;  ///< A second selection: refill, or the unpenalised one.
+  A* weights_KL = nullptr;
+  Key* nonfinite_L = nullptr;  ///< All ones where the weights are NaN.
+};
+
+inline namespace GATEPRO_ABI {
+
+template <class A>
+RoutingGroup<A> carve_group(Arena& arena, Index experts, Index top_k) {
+  using Key = typename Order<A>::Key;
+  const Index lanes = kernels<A>().lanes;
+  RoutingGroup<A> group;
+  group.keys_EL = arena.take<Key>(experts * lanes);
+  group.ranked_EL = arena.take<Key>(experts * lanes);
+  group.top_keys_KL = arena.take<Key>(top_k * lanes);
+  group.top_ids_KL = arena.take<Key>(top_k * lanes);
+  group.other_keys_KL = arena.take<Key>(top_k * lanes);
+  group.other_ids_KL = arena.take<Key>(top_k * lanes);
+  group.weights_KL = arena.take<A>(top_k * lanes);
+  group.nonfinite_L = arena.take<Key>(lanes);
+  return group;
+}
+
+/// The keys by which experts are selected: the logits' own where nobody competes.
+template <class A>
+const typename Order<A>::Key* rank_group(const RoutingGroup<A>& group, Index experts,
+                                         const ActiveCompetition<A>& competition) {
+  if (!competition.active) return group.keys_EL;
+  kernels<A>().compete(group.keys_EL, experts, competition.rivals.begin, competition.rivals.ids,
+                       competition.eliminate, competition.lambda, group.ranked_EL);
+  return group.ranked_EL;
+}
+
+/// Gives the slots that survivors could not fill to the losers, in order of logit, then id. The
+/// selection left them to the losers in order of id, because all losers share one key. Overwrites
+/// ranked_EL. Returns how many of the first `tokens` tokens were short of survivors.
+template <class A>
+Index refill_from_losers(const RoutingGroup<A>& group, Index tokens, Index experts, Index top_k) {
+  using O = Order<A>;
+  const Index lanes = kernels<A>().lanes;
+  Index short_tokens = 0;
+  for (Index lane = 0; lane < tokens; ++lane) {
+    for (Index j = 0; j < top_k; ++j) {
+      if (group.top_keys_KL[j * lanes + lane] != O::loser) continue;
+      ++short_tokens;
+      break;
+    }
+  }
+  if (short_tokens == 0) return 0;
+  for (Index i = 0; i < experts * lanes; ++i) {
+    group.ranked_EL[i] = group.ranked_EL[i] == O::loser ? group.keys_EL[i] : O::empty;
+  }
+  kernels<A>().top_k(group.ranked_EL, experts, top_k, group.other_keys_KL, group.other_ids_KL);
+  for (Index lane = 0; lane < tokens; ++lane) {
+    Index next_loser = lane;
+    for (Index i = lane; i < top_k * lanes; i += lanes) {
+      if (group.top_keys_KL[i] != O::loser) continue;
+      group.top_ids_KL[i] = group.other_ids_KL[next_loser];
+      next_loser += lanes;
+    }
+  }
+  return short_tokens;
+}
+
+/// Selects the best K of the ranked keys. Returns the tokens that were short of survivors.
+template <class A>
+Index select_group(const RoutingGroup<A>& group, const typename Order<A>::Key* ranked_EL,
+                   Index tokens, Index experts, Index top_k) {
+  kernels<A>().top_k(ranked_EL, experts, top_k, group.top_keys_KL, group.top_ids_KL);
+  const bool may_hold_losers = ranked_EL == group.ranked_EL;
+  return may_hold_losers ? refill_from_losers(group, tokens, experts, top_k) : 0;
+}
+
+/// What happened to a group.
+struct GroupCounts {
+  Index short_of_survivors = 0;
+  Index nonfinite_rows = 0;
+};
+
+/// The first `tokens` tokens whose weights are NaN.
+template <class A>
+Index count_nonfinite(const RoutingGroup<A>& group, Index tokens) {
+  Index count = 0;
+  for (Index lane = 0; lane < tokens; ++lane) count += group.nonfinite_L[lane] != 0 ? 1 : 0;
+  return count;
+}
+
+/// All steps, for `tokens` <= lanes rows of logits.
+template <class A>
+GroupCounts route_group(const RoutingGroup<A>& group, const A* logits, Index row_stride,
+                        Index tokens, Index experts, Index top_k,
+                        const ActiveCompetition<A>& competition) {
+  const Kernels<A>& kernel = kernels<A>();
+  kernel.load_keys(logits, row_stride, tokens, experts, group.keys_EL);
+  const auto* ranked_EL = rank_group(group, experts, competition);
+  GroupCounts counts;
+  counts.short_of_survivors = select_group(group, ranked_EL, tokens, experts, top_k);
+  kernel.softmax(group.top_keys_KL, top_k, group.weights_KL, group.nonfinite_L);
+  counts.nonfinite_rows = count_nonfinite(group, tokens);
+  return counts;
+}
+
+/// Copies lane-major results to the caller's [T, K] memory.
+template <class From, class To>
+void store_group(const From* values_KL, const StridedView<To>& to_TK) {
+  const Index lanes = kernels<std::conditional_t<sizeof(From) == 4, float, double>>().lanes;
+  for (Index t = 0; t < to_TK.rows; ++t) {
+    for (Index j = 0; j < to_TK.cols; ++j) {
+      to_TK(t, j) = static_cast<To>(values_KL[j * lanes + t]);
+    }
+  }
+}
+
+/// Calls `body(worker, first_token, tokens)` for all groups of T tokens, several to a block.
+template <class A, class Executor, class Body>
+void for_each_group(Index tokens, const Executor& executor, int workers, const Body& body) {
+  constexpr Index block_tokens = 256;
+  const Index lanes = kernels<A>().lanes;
+  const Index blocks = (tokens + block_tokens - 1) / block_tokens;
+  for_each_block(executor, workers, blocks, [&](int worker, Index block) {
+    const Index end = block + 1 < blocks ? (block + 1) * block_tokens : tokens;
+    for (Index first = block * block_tokens; first < end; first += lanes) {
+      body(worker, first, end - first < lanes ? end - first : lanes);
+    }
+  });
+}
+
+}  // namespace GATEPRO_ABI
+}  // namespace detail
+}  // namespace gatepro
+
+#endif  // GATEPRO_DETAIL_ROUTING_GROUP_HPP

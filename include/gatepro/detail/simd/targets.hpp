@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: MIT
+// Instantiates the kernels once per instruction set.
+//
+// Every function of the two .inl files carries the target attribute of its set, so that a plain
+// -O2 build holds all of them. A helper that forgets the attribute does not compile.
+#ifndef GATEPRO_DETAIL_SIMD_TARGETS_HPP
+#define GATEPRO_DETAIL_SIMD_TARGETS_HPP
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#include <utility>
+
+#include "gatepro/detail/config.hpp"
+#include "gatepro/detail/order.hpp"
+#include "gatepro/detail/simd/kernel_table.hpp"
+#include "gatepro/scalar.hpp"
+
+#if GATEPRO_VECTOR_EXTENSIONS
+#define GATEPRO_FN GATEPRO_TARGET __attribute__((always_inline)) inline
+#define GATEPRO_KERNEL GATEPRO_TARGET inline
+#else
+#define GATEPRO_FN inline
+#define GATEPRO_KERNEL inline
+#endif
+#if defined(__clang__)
+#define GATEPRO_UNROLL _Pragma("clang loop unroll(full)")
+#elif defined(__GNUC__)
+#define GATEPRO_UNROLL _Pragma("GCC unroll 16")
+#else
+#define GATEPRO_UNROLL
+#endif
+
+#if GATEPRO_VECTOR_EXTENSIONS && (defined(__x86_64__) || defined(__i386__))
+#define GATEPRO_X86_TARGETS 1
+
+#define GATEPRO_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")))
+#define GATEPRO_BYTES 64
+#define GATEPRO_PANEL_VECTORS 4
+namespace gatepro {
+namespace detail {
+inline namespace GATEPRO_ABI {
+namespace avx512 {
+#include "gatepro/detail/simd/vec.inl"
+// The kernels use the vectors just defined.
+#include "gatepro/detail/simd/kernels.inl"
+}  // namespace avx512
+}  // namespace GATEPRO_ABI
+}  // namespace detail
+}  // namespace gatepro
+#undef GATEPRO_TARGET
+#undef GATEPRO_BYTES
+#undef GATEPRO_PANEL_VECTORS
+
+#define GATEPRO_TARGET __attribute__((target("avx2,fma")))
+#define GATEPRO_BYTES 32
+#define GATEPRO_PANEL_VECTORS 2
+namespace gatepro {
+namespace detail {
+inline namespace GATEPRO_ABI {
+namespace avx2 {
+#include "gatepro/detail/simd/vec.inl"
+// The kernels use the vectors just defined.
+#include "gatepro/detail/simd/kernels.inl"
+}  // namespace avx2
+}  // namespace GATEPRO_ABI
+}  // namespace detail
+}  // namespace gatepro
+#undef GATEPRO_TARGET
+#undef GATEPRO_BYTES
+#undef GATEPRO_PANEL_VECTORS
+
+#else
+#define GATEPRO_X86_TARGETS 0
+#endif
+
+#define GATEPRO_TARGET
+#define GATEPRO_BYTES 16
+#define GATEPRO_PANEL_VECTORS 2
+namespace gatepro {
+namespace detail {
+inline namespace GATEPRO_ABI {
+namespace portable {
+#include "gatepro/detail/simd/vec.inl"
+// The kernels use the vectors just defined.
+#include "gatepro/detail/simd/kernels.inl"
+}  // namespace portable
+}  // namespace GATEPRO_ABI
+}  // namespace detail
+}  // namespace gatepro
+#undef GATEPRO_TARGET
+#undef GATEPRO_BYTES
+#undef GATEPRO_PANEL_VECTORS
+#undef GATEPRO_FN
+#undef GATEPRO_KERNEL
+#undef GATEPRO_UNROLL
+
+#endif  // GATEPRO_DETAIL_SIMD_TARGETS_HPP

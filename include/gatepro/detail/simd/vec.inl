@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: MIT
+// Vec<T, N>: N values in a register. Included once per instruction set, inside its namespace.
+//
+// T is float, double, std::int32_t or std::int64_t. Comparisons give masks: integer vectors whose
+// lanes are all ones or all zeros. `select` and the integer operations never look at values as
+// floating-point numbers, so they mean the same under -ffast-math.
+
+template <class T>
+using BitsOf = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;
+
+#if GATEPRO_VECTOR_EXTENSIONS
+
+template <class T, int N>
+struct Vec {
+  typedef T Raw __attribute__((vector_size(N * sizeof(T))));
+  using Mask = Vec<BitsOf<T>, N>;
+  Raw raw;
+
+  GATEPRO_FN static Vec splat(T value) { return {value - Raw{}}; }  // minus keeps the sign of -0
+  GATEPRO_FN static Vec load(const void* from) {
+    Vec v;
+    __builtin_memcpy(&v.raw, from, sizeof v.raw);
+    return v;
+  }
+  GATEPRO_FN void store(void* to) const { __builtin_memcpy(to, &raw, sizeof raw); }
+
+  GATEPRO_FN friend Vec operator+(Vec a, Vec b) { return {a.raw + b.raw}; }
+  GATEPRO_FN friend Vec operator-(Vec a, Vec b) { return {a.raw - b.raw}; }
+  GATEPRO_FN friend Vec operator*(Vec a, Vec b) { return {a.raw * b.raw}; }
+  GATEPRO_FN friend Vec operator/(Vec a, Vec b) { return {a.raw / b.raw}; }
+  GATEPRO_FN friend Vec operator&(Vec a, Vec b) { return {a.raw & b.raw}; }
+  GATEPRO_FN friend Vec operator|(Vec a, Vec b) { return {a.raw | b.raw}; }
+  GATEPRO_FN friend Vec operator^(Vec a, Vec b) { return {a.raw ^ b.raw}; }
+  GATEPRO_FN friend Vec operator<<(Vec a, int bits) { return {a.raw << bits}; }
+  GATEPRO_FN friend Vec operator>>(Vec a, int bits) { return {a.raw >> bits}; }
+  GATEPRO_FN friend Mask operator<(Vec a, Vec b) { return {(typename Mask::Raw)(a.raw < b.raw)}; }
+  GATEPRO_FN friend Mask operator>(Vec a, Vec b) { return {(typename Mask::Raw)(a.raw > b.raw)}; }
+  GATEPRO_FN friend Mask operator==(Vec a, Vec b) { return {(typename Mask::Raw)(a.raw == b.raw)}; }
+
+  /// a * b + c: one expression, because clang fuses only within one.
+  GATEPRO_FN friend Vec mul_add(Vec a, Vec b, Vec c) { return {a.raw * b.raw + c.raw}; }
+  GATEPRO_FN friend Vec select(Mask mask, Vec a, Vec b) { return {mask.raw ? a.raw : b.raw}; }
+};
+
+/// The same bits as another element type of the same size.
+template <class To, class T, int N>
+GATEPRO_FN Vec<To, N> bit_cast(Vec<T, N> v) {
+  return {(typename Vec<To, N>::Raw)v.raw};
+}
+
+/// Values converted lane by lane; towards zero if To is an integer.
+template <class To, class T, int N>
+GATEPRO_FN Vec<To, N> convert(Vec<T, N> v) {
+  return {__builtin_convertvector(v.raw, typename Vec<To, N>::Raw)};
+}
+
+#if defined(__clang__)
+template <class V, int... I>
+GATEPRO_FN V shuffle(V a, V b, std::integer_sequence<int, I...>) {
+  return {__builtin_shufflevector(a.raw, b.raw, I...)};
+}
+#else
+template <class V, int... I>
+GATEPRO_FN V shuffle(V a, V b, std::integer_sequence<int, I...>) {
+  return {__builtin_shuffle(a.raw, b.raw, typename V::Mask::Raw{I...})};
+}
+#endif
+
+template <int First, int N, int... I>
+constexpr auto interleaved(std::integer_sequence<int, I...>) {
+  return std::integer_sequence<int, (I % 2 * N + First + I / 2)...>{};
+}
+
+/// a0 b0 a1 b1 ... of the lower halves.
+template <class T, int N>
+GATEPRO_FN Vec<T, N> interleave_low(Vec<T, N> a, Vec<T, N> b) {
+  return shuffle(a, b, interleaved<0, N>(std::make_integer_sequence<int, N>{}));
+}
+
+/// a0 b0 a1 b1 ... of the upper halves.
+template <class T, int N>
+GATEPRO_FN Vec<T, N> interleave_high(Vec<T, N> a, Vec<T, N> b) {
+  return shuffle(a, b, interleaved<N / 2, N>(std::make_integer_sequence<int, N>{}));
+}
+
+#else  // One value at a time, with the same meaning: for compilers without vector extensions.
+
+template <class T, int N>
+struct Vec {
+  static_assert(N == 1, "gatepro: the scalar path has one lane");
+  using Mask = Vec<BitsOf<T>, 1>;
+  T raw;
+
+  GATEPRO_FN static Vec splat(T value) { return {value}; }
+  GATEPRO_FN static Vec load(const void* from) {
+    Vec v;
+    std::memcpy(&v.raw, from, sizeof v.raw);
+    return v;
+  }
+  GATEPRO_FN void store(void* to) const { std::memcpy(to, &raw, sizeof raw); }
+
+  GATEPRO_FN friend Vec operator+(Vec a, Vec b) { return {a.raw + b.raw}; }
+  GATEPRO_FN friend Vec operator-(Vec a, Vec b) { return {a.raw - b.raw}; }
+  GATEPRO_FN friend Vec operator*(Vec a, Vec b) { return {a.raw * b.raw}; }
+  GATEPRO_FN friend Vec operator/(Vec a, Vec b) { return {a.raw / b.raw}; }
+  GATEPRO_FN friend Vec operator&(Vec a, Vec b) { return {a.raw & b.raw}; }
+  GATEPRO_FN friend Vec operator|(Vec a, Vec b) { return {a.raw | b.raw}; }
+  GATEPRO_FN friend Vec operator^(Vec a, Vec b) { return {a.raw ^ b.raw}; }
+  GATEPRO_FN friend Vec operator<<(Vec a, int bits) {
+    return {static_cast<T>(static_cast<std::make_unsigned_t<T>>(a.raw) << bits)};
+  }
+  GATEPRO_FN friend Vec operator>>(Vec a, int bits) { return {a.raw >> bits}; }
+  GATEPRO_FN friend Mask operator<(Vec a, Vec b) { return {BitsOf<T>(-(a.raw < b.raw))}; }
+  GATEPRO_FN friend Mask operator>(Vec a, Vec b) { return {BitsOf<T>(-(a.raw > b.raw))}; }
+  GATEPRO_FN friend Mask operator==(Vec a, Vec b) { return {BitsOf<T>(-(a.raw == b.raw))}; }
+
+  GATEPRO_FN friend Vec mul_add(Vec a, Vec b, Vec c) { return {a.raw * b.raw + c.raw}; }
+  GATEPRO_FN friend Vec select(Mask mask, Vec a, Vec b) { return mask.raw != 0 ? a : b; }
+};
+
+template <class To, class T, int N>
+GATEPRO_FN Vec<To, N> bit_cast(Vec<T, N> v) {
+  return Vec<To, N>::load(&v.raw);
+}
+
+template <class To, class T, int N>
+GATEPRO_FN Vec<To, N> convert(Vec<T, N> v) {
+  return {static_cast<To>(v.raw)};
+}
+
+#endif

@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: MIT
+// How work is spread over threads: the contract, and the executor that starts none.
+#ifndef GATEPRO_EXECUTOR_HPP
+#define GATEPRO_EXECUTOR_HPP
+
+#include <atomic>
+#include <cstddef>
+#include <type_traits>
+#include <utility>
+
+#include "gatepro/detail/config.hpp"
+
+namespace gatepro {
+
+/// Runs everything on the calling thread.
+///
+/// It also shows the contract. An executor is any type with
+/// ```cpp
+/// int workers() const;               // how many bodies may run at once, >= 1
+/// template <class Body>
+/// void run(int count, Body body) const;  // body(w) exactly once for each w in [0, count)
+/// ```
+/// `run` may call the bodies in any order and on any threads, and returns when all have returned.
+/// Bodies do not throw, and results never depend on the executor: workers draw blocks of fixed
+/// size from a common counter and each block writes memory of its own.
+struct SerialExecutor {
+  /// One.
+  int workers() const noexcept { return 1; }
+  /// Calls `body(0)` to `body(count - 1)` in order.
+  template <class Body>
+  void run(int count, Body body) const {
+    for (int worker = 0; worker < count; ++worker) body(worker);
+  }
+};
+
+namespace detail {
+
+struct ExecutorProbe {
+  void operator()(int) const noexcept {}
+};
+
+template <class E, class = void>
+struct is_executor : std::false_type {};
+template <class E>
+struct is_executor<E, std::void_t<decltype(int(std::declval<const E&>().workers())),
+                                  decltype(std::declval<const E&>().run(1, ExecutorProbe{}))>>
+    : std::true_type {};
+
+inline namespace GATEPRO_ABI {
+
+/// Calls `body(worker, block)` for every block in [0, blocks). A worker runs one block at a time,
+/// so it may keep scratch memory of its own.
+template <class Executor, class Body>
+void for_each_block(const Executor& executor, int workers, std::ptrdiff_t blocks,
+                    const Body& body) {
+  std::atomic<std::ptrdiff_t> next{0};
+  const int count = blocks < workers ? static_cast<int>(blocks) : workers;
+  executor.run(count, [&next, &body, blocks](int worker) noexcept {
+    for (std::ptrdiff_t block = next.fetch_add(1, std::memory_order_relaxed); block < blocks;
+         block = next.fetch_add(1, std::memory_order_relaxed)) {
+      body(worker, block);
+    }
+  });
+}
+
+}  // namespace GATEPRO_ABI
+}  // namespace detail
+
+/// True if `E` keeps the contract described at SerialExecutor.
+template <class E>
+inline constexpr bool is_executor_v = detail::is_executor<E>::value;
+
+}  // namespace gatepro
+
+#endif  // GATEPRO_EXECUTOR_HPP

@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: MIT
+// All of gatepro but gatepro/openmp.hpp, which needs OpenMP.
+#ifndef GATEPRO_GATEPRO_HPP
+#define GATEPRO_GATEPRO_HPP
+
+#include "gatepro/competition.hpp"
+#include "gatepro/cosine_similarity.hpp"
+#include "gatepro/detail/simd/dispatch.hpp"
+#include "gatepro/error.hpp"
+#include "gatepro/executor.hpp"
+#include "gatepro/gate_backward.hpp"
+#include "gatepro/gate_logits.hpp"
+#include "gatepro/options.hpp"
+#include "gatepro/partner_pairing.hpp"
+#include "gatepro/penalty_statistics.hpp"
+#include "gatepro/router.hpp"
+#include "gatepro/routing.hpp"
+#include "gatepro/scalar.hpp"
+#include "gatepro/similarity_cache.hpp"
+#include "gatepro/softmax.hpp"
+#include "gatepro/tokens_per_expert.hpp"
+#include "gatepro/top_k.hpp"
+#include "gatepro/version.hpp"
+#include "gatepro/views.hpp"
+#include "gatepro/workspace.hpp"
+
+#endif  // GATEPRO_GATEPRO_HPP

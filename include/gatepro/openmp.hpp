@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: MIT
+// Token parallelism with OpenMP: opt-in, and the only header with pragmas.
+#ifndef GATEPRO_OPENMP_HPP
+#define GATEPRO_OPENMP_HPP
+
+#ifndef _OPENMP
+#error "gatepro/openmp.hpp needs OpenMP: compile with -fopenmp or link gatepro::openmp"
+#endif
+
+#include <omp.h>
+
+#include "gatepro/error.hpp"
+#include "gatepro/executor.hpp"
+
+namespace gatepro {
+inline namespace GATEPRO_ABI {
+
+/// Spreads the work over OpenMP threads.
+///
+/// Results are the same bits as with SerialExecutor, for any number of threads. Inside a caller's
+/// parallel region OpenMP's own nesting rules hold (by default: one thread). It changes no OpenMP
+/// or Eigen setting. Copies are independent; const calls may run concurrently.
+class OpenMPExecutor {
+ public:
+  /// As many workers as OpenMP would start here.
+  OpenMPExecutor() : OpenMPExecutor(omp_get_max_threads()) {}
+  /// A fixed number of workers; an Error if it is below 1.
+  explicit OpenMPExecutor(int threads) : threads_(threads) {
+    detail::require(threads >= 1, "OpenMPExecutor", "threads >= 1", {{"threads", threads}});
+  }
+
+  /// The number of workers.
+  int workers() const noexcept { return threads_; }
+
+  /// Calls `body(w)` once for each w in [0, count), concurrently where threads are to be had.
+  template <class Body>
+  void run(int count, Body body) const {
+#pragma omp parallel for schedule(static, 1) num_threads(count) if (count > 1)
+    for (int worker = 0; worker < count; ++worker) body(worker);
+  }
+
+ private:
+  int threads_;
+};
+
+}  // namespace GATEPRO_ABI
+}  // namespace gatepro
+
+#endif  // GATEPRO_OPENMP_HPP

@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: MIT
+// The settings of a router: plain data, checked where they are used.
+#ifndef GATEPRO_OPTIONS_HPP
+#define GATEPRO_OPTIONS_HPP
+
+#include <cstdint>
+
+#include "gatepro/views.hpp"
+
+namespace gatepro {
+
+/// What happens to an expert whose logit is strictly below its rival's.
+enum class CompetitionMode {
+  off,        ///< Nothing: plain top-k routing, bit for bit.
+  penalty,    ///< It pays lambda before top-k and softmax (GatePro eq. 7-8).
+  eliminate,  ///< It ranks after every survivor and weighs 0: the limit lambda -> infinity.
+};
+
+/// The competition, applied per token to the original logits. May change between any two forwards.
+///
+/// The paper prints lambda = 1e-4, the default here, and describes losers as effectively
+/// eliminated. Both hold only where logits differ by less than 1e-4: PenaltyStatistics tells what
+/// a value does to your model, `eliminate()` is the described effect.
+struct Competition {
+  CompetitionMode mode = CompetitionMode::penalty;  ///< What a loser pays.
+  double lambda = 1e-4;  ///< The penalty, in units of the logits: finite, >= 0. Used in penalty mode.
+
+  /// Plain top-k routing.
+  static constexpr Competition off() { return {CompetitionMode::off, 0}; }
+  /// Losers pay `lambda`.
+  static constexpr Competition penalty(double lambda) {
+    return {CompetitionMode::penalty, lambda};
+  }
+  /// Losers rank last and weigh exactly 0.
+  static constexpr Competition eliminate() { return {CompetitionMode::eliminate, 0}; }
+
+  /// False if the routing equals plain top-k whatever the partners are.
+  constexpr bool active() const {
+    return mode == CompetitionMode::eliminate ||
+           (mode == CompetitionMode::penalty && !(lambda == 0));
+  }
+};
+
+/// Who competes with whom. The default is the paper's rule; the rest are its open ablations.
+struct Pairing {
+  Index partners_per_expert = 1;  ///< m: the m most similar experts are rivals. 1 <= m <= E - 1.
+  double min_similarity = -1;     ///< tau: a pair competes iff S >= tau; in [-1, 1], -1 for all.
+  bool both_sides = false;        ///< The loser of {i, j*(i)} pays, whoever named whom.
+};
+
+/// When the similarity cache recomputes itself from the router weights.
+struct RefreshSchedule {
+  /// The kinds of schedule.
+  enum class Kind {
+    every_n_steps,  ///< Due from `interval` steps after the last refresh.
+    on_demand,      ///< Never due: the trainer calls refresh_now or set_partners.
+    frozen,         ///< Due once, while there are no partners.
+  };
+  Kind kind = Kind::every_n_steps;  ///< The kind.
+  std::int64_t interval = 1;        ///< n of every_n_steps, in optimizer steps; >= 1.
+
+  /// Due at each new step.
+  static constexpr RefreshSchedule every_step() { return {Kind::every_n_steps, 1}; }
+  /// Due when `n` steps have passed since the last refresh.
+  static constexpr RefreshSchedule every(std::int64_t n) { return {Kind::every_n_steps, n}; }
+  /// Refreshed by explicit calls only.
+  static constexpr RefreshSchedule on_demand() { return {Kind::on_demand, 1}; }
+  /// Refreshed at the first call, then kept.
+  static constexpr RefreshSchedule frozen() { return {Kind::frozen, 1}; }
+};
+
+/// Everything that defines a Router.
+struct RouterConfig {
+  Index hidden_size = 0;            ///< H: columns of X and of W.
+  Index num_experts = 0;            ///< E: rows of W.
+  Index top_k = 0;                  ///< K: experts per token, 1 <= K <= E.
+  Competition competition{};        ///< The rule for losers.
+  Pairing pairing{};                ///< The choice of rivals.
+  RefreshSchedule refresh{};        ///< When partners are recomputed.
+  /// Softmax over one selected expert is the constant 1, so with top_k = 1 the router learns
+  /// nothing from the weights. Router::backward without a gradient on the logits refuses that,
+  /// unless this says it is meant.
+  bool allow_zero_gradient = false;
+};
+
+}  // namespace gatepro
+
+#endif  // GATEPRO_OPTIONS_HPP

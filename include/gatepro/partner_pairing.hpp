@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: MIT
+// Stage: the most similar partner of each expert (GatePro eq. 6), and the rivals that follow.
+#ifndef GATEPRO_PARTNER_PAIRING_HPP
+#define GATEPRO_PARTNER_PAIRING_HPP
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+#include "gatepro/detail/checks.hpp"
+#include "gatepro/detail/order.hpp"
+#include "gatepro/options.hpp"
+#include "gatepro/views.hpp"
+
+namespace gatepro {
+namespace detail {
+
+/// Who each expert competes against: expert e has rivals ids[begin[e]] to ids[begin[e + 1] - 1].
+struct RivalView {
+  const std::int32_t* begin = nullptr;
+  const std::int32_t* ids = nullptr;
+};
+
+inline namespace GATEPRO_ABI {
+
+inline void check_pairing(const char* where, const Pairing& pairing, Index num_experts) {
+  const Index most = std::max<Index>(1, num_experts - 1);  // one expert alone has partner "none"
+  require(pairing.partners_per_expert >= 1 && pairing.partners_per_expert <= most, where,
+          "1 <= partners_per_expert <= num_experts - 1",
+          {{"partners_per_expert", pairing.partners_per_expert}, {"num_experts", num_experts}});
+  require(pairing.min_similarity >= -1 && pairing.min_similarity <= 1, where,
+          "-1 <= min_similarity <= 1", {{"min_similarity", pairing.min_similarity}});
+}
+
+/// The m experts most similar to expert i, best first; `i` where there are fewer.
+template <class A>
+void pair_expert(const MatrixView<const A>& similarity_EE, Index i, typename Order<A>::Key least,
+                 const MatrixView<std::int32_t>& partners_EM) {
+  const Index m = partners_EM.cols;
+  std::int32_t* partners = partners_EM.row(i);
+  Index found = 0;
+  for (Index j = 0; j < similarity_EE.cols; ++j) {
+    const auto key = key_of(similarity_EE(i, j));
+    if (j == i || key < least) continue;
+    // Insert behind all that are at least as similar: their ids are lower.
+    Index at = std::min(found, m);
+    while (at > 0 && key_of(similarity_EE(i, partners[at - 1])) < key) --at;
+    if (at == m) continue;
+    found = std::min(found + 1, m);
+    std::copy_backward(partners + at, partners + found - 1, partners + found);
+    partners[at] = static_cast<std::int32_t>(j);
+  }
+  std::fill(partners + found, partners + m, static_cast<std::int32_t>(i));
+}
+
+}  // namespace GATEPRO_ABI
+}  // namespace detail
+
+inline namespace GATEPRO_ABI {
+
+/// j*(i) = argmax over j != i of S_ij (GatePro eq. 6), and the next best where m > 1.
+///
+/// similarity_EE: E x E; a NaN is no candidate. partners_EM: E x m with m =
+/// pairing.partners_per_expert, overwritten: row i holds the ids of i's partners, most similar
+/// first, lowest id on ties. "None" is stored as i itself: E = 1, no candidate, or none with
+/// S >= pairing.min_similarity.
+///
+/// Throws Error on settings or shapes that do not fit, before any write. Cost: E^2 m worst case,
+/// E^2 usually; no allocation.
+template <class S>
+void pair_partners(MatrixView<S> similarity_EE, const Pairing& pairing,
+                   MatrixView<std::int32_t> partners_EM) {
+  using A = detail::value_t<S>;
+  detail::check_accumulator<A>();
+  const char* where = "pair_partners";
+  const Index experts = similarity_EE.rows;
+  detail::check_num_experts(where, experts);
+  detail::check_pairing(where, pairing, experts);
+  detail::check_matrix(where, "similarity_EE", similarity_EE, experts, experts);
+  detail::check_matrix(where, "partners_EM", partners_EM, experts, pairing.partners_per_expert);
+  const auto least = std::max(detail::key_of(static_cast<A>(pairing.min_similarity)),
+                              -detail::Order<A>::infinity);
+  for (Index i = 0; i < experts; ++i) {
+    detail::pair_expert<A>(similarity_EE, i, least, partners_EM);
+  }
+}
+
+/// The rivals of each expert: whom it must not be strictly below.
+///
+/// Made from a partner table and Pairing::both_sides. It owns two arrays of at most 2 E m ids.
+/// Reading is thread-safe.
+class RivalTable {
+ public:
+  /// Nobody competes.
+  RivalTable() = default;
+
+  /// partners_EM: E x m ids, `i` in row i for "none". With both_sides, j is a rival of i if either
+  /// names the other. Throws Error for an id out of range. Allocates.
+  RivalTable(StridedView<const std::int32_t> partners_EM, bool both_sides) {
+    const char* where = "RivalTable";
+    const Index experts = partners_EM.rows;
+    detail::check_num_experts(where, experts);
+    detail::check_strided(where, "partners_EM", partners_EM, experts, partners_EM.cols);
+    detail::check_ids(where, "partners_EM", partners_EM, experts);
+    const Index most = detail::checked_product(where, "a table within the address space",
+                                               2 * partners_EM.cols, experts);
+    detail::require(most <= std::numeric_limits<std::int32_t>::max(), where,
+                    "2 * num_experts * partners_per_expert <= 2^31 - 1", {{"product", most}});
+    begin_.assign(static_cast<std::size_t>(experts) + 1, 0);
+    for_each_pair(partners_EM, both_sides, [&](std::int32_t i, std::int32_t) { ++begin_[at(i) + 1]; });
+    for (std::size_t i = 1; i < begin_.size(); ++i) begin_[i] += begin_[i - 1];
+    ids_.resize(static_cast<std::size_t>(begin_.back()));
+    std::vector<std::int32_t> next(begin_.begin(), begin_.end() - 1);
+    for_each_pair(partners_EM, both_sides, [&](std::int32_t i, std::int32_t rival) {
+      ids_[at(next[at(i)]++)] = rival;
+    });
+  }
+
+  /// E, or 0 if nobody competes.
+  Index num_experts() const { return begin_.empty() ? 0 : static_cast<Index>(begin_.size()) - 1; }
+  /// The table, for the library's own stages.
+  detail::RivalView rivals() const { return {begin_.data(), ids_.data()}; }
+
+ private:
+  static std::size_t at(std::int32_t i) { return static_cast<std::size_t>(i); }
+
+  template <class Visit>
+  static void for_each_pair(const StridedView<const std::int32_t>& partners_EM, bool both_sides,
+                            const Visit& visit) {
+    for (Index i = 0; i < partners_EM.rows; ++i) {
+      for (Index m = 0; m < partners_EM.cols; ++m) {
+        const std::int32_t partner = partners_EM(i, m);
+        if (partner == i) continue;
+        visit(static_cast<std::int32_t>(i), partner);
+        if (both_sides) visit(partner, static_cast<std::int32_t>(i));
+      }
+    }
+  }
+
+  std::vector<std::int32_t> begin_;
+  std::vector<std::int32_t> ids_;
+};
+
+}  // namespace GATEPRO_ABI
+}  // namespace gatepro
+
+#endif  // GATEPRO_PARTNER_PAIRING_HPP

@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: MIT
+// Keeps the similarity matrix and the partners of one router, and knows when they are due.
+#ifndef GATEPRO_SIMILARITY_CACHE_HPP
+#define GATEPRO_SIMILARITY_CACHE_HPP
+
+#include <algorithm>
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+#include "gatepro/cosine_similarity.hpp"
+#include "gatepro/partner_pairing.hpp"
+
+namespace gatepro {
+inline namespace GATEPRO_ABI {
+
+/// The similarity S of the router weights and the partners that follow from it (GatePro eq. 5-6),
+/// recomputed when a schedule says so. `A` is the type of the similarities.
+///
+/// Refreshing and set_partners are the only writers: they must not run beside any other call on
+/// the same cache. They leave the old state whole if they throw. Const calls may run concurrently.
+/// Memory: two E x E matrices once refreshed, and the scratch of the last refresh.
+template <class A>
+class SimilarityCache {
+ public:
+  /// A cache without partners. Throws Error for pairing settings that E experts do not allow or an
+  /// interval below 1.
+  SimilarityCache(Index num_experts, const Pairing& pairing, const RefreshSchedule& schedule)
+      : experts_(num_experts), pairing_(pairing) {
+    detail::check_accumulator<A>();
+    detail::check_num_experts("SimilarityCache", num_experts);
+    detail::check_pairing("SimilarityCache", pairing, num_experts);
+    set_schedule(schedule);
+  }
+
+  /// Changes the schedule from the next question on. Throws Error for an interval below 1.
+  void set_schedule(const RefreshSchedule& schedule) {
+    detail::require(schedule.interval >= 1, "SimilarityCache", "refresh interval >= 1",
+                    {{"interval", schedule.interval}});
+    schedule_ = schedule;
+  }
+  /// The schedule.
+  const RefreshSchedule& schedule() const { return schedule_; }
+  /// The choice of partners.
+  const Pairing& pairing() const { return pairing_; }
+
+  /// True once there are partners, from a refresh or from set_partners.
+  bool has_partners() const { return state_.rivals.num_experts() != 0; }
+  /// The step of the last refresh or set_partners; meaningless before.
+  std::int64_t last_refresh_step() const { return last_step_; }
+  /// Optimizer steps since then, at `step`; meaningless before.
+  std::int64_t age(std::int64_t step) const { return step - last_step_; }
+
+  /// True if a refresh at `step` would recompute: every n steps, after going back in steps, or, if
+  /// frozen, while there are no partners. The same step is due once.
+  bool is_due(std::int64_t step) const {
+    if (schedule_.kind == RefreshSchedule::Kind::on_demand) return false;
+    if (!has_partners()) return true;
+    if (schedule_.kind == RefreshSchedule::Kind::frozen) return false;
+    // Not step - last: the difference of two int64 may overflow.
+    return step < last_step_ ||
+           static_cast<std::uint64_t>(step) - static_cast<std::uint64_t>(last_step_) >=
+               static_cast<std::uint64_t>(schedule_.interval);
+  }
+
+  /// Recomputes from w_EH (E x H) if that is due at optimizer step `step`; true if it was. The
+  /// shape is checked either way.
+  template <class W, class Executor = SerialExecutor>
+  bool refresh(MatrixView<W> w_EH, std::int64_t step, const Executor& executor = {}) {
+    check_weights(w_EH);
+    if (!is_due(step)) return false;
+    refresh_now(w_EH, step, executor);
+    return true;
+  }
+
+  /// Recomputes S and the partners from w_EH (E x H), whatever the schedule says.
+  ///
+  /// Throws Error for the shape, and what the executor or the allocator throw. Allocates at first
+  /// use, and when H grows. Cost: 2 E^2 H operations. Bits do not depend on the executor.
+  template <class W, class Executor = SerialExecutor>
+  void refresh_now(MatrixView<W> w_EH, std::int64_t step, const Executor& executor = {}) {
+    check_weights(w_EH);
+    using Weight = detail::value_t<W>;
+    const int workers = detail::checked_workers("SimilarityCache", executor);
+    scratch_.resize(std::max(
+        scratch_.size(), cosine_similarity_workspace<Weight>(experts_, w_EH.cols, workers)));
+    spare_.similarity.resize(static_cast<std::size_t>(
+        detail::checked_product("SimilarityCache", "E * E within the address space", experts_,
+                                experts_)));
+    spare_.partners.resize(partner_count());
+    const MatrixView<A> similarity_EE(spare_.similarity.data(), experts_, experts_);
+    spare_.report = cosine_similarity(w_EH, similarity_EE, Workspace(scratch_), executor);
+    const MatrixView<std::int32_t> partners_EM(spare_.partners.data(), experts_,
+                                               pairing_.partners_per_expert);
+    pair_partners(similarity_EE, pairing_, partners_EM);
+    spare_.rivals = RivalTable(partners_EM, pairing_.both_sides);
+    spare_.has_similarity = true;
+    adopt_spare(step);
+  }
+
+  /// Takes partners from outside: another rank, a checkpoint. partners_EM: E x m ids, i itself for
+  /// "none". Afterwards S is unknown until the next refresh. Throws Error for the shape or an id
+  /// out of range. Allocates.
+  void set_partners(StridedView<const std::int32_t> partners_EM, std::int64_t step) {
+    detail::check_strided("SimilarityCache", "partners_EM", partners_EM, experts_,
+                          pairing_.partners_per_expert);
+    spare_.rivals = RivalTable(partners_EM, pairing_.both_sides);
+    spare_.partners.resize(partner_count());
+    for (Index i = 0; i < partners_EM.rows; ++i) {
+      for (Index m = 0; m < partners_EM.cols; ++m) {
+        spare_.partners[static_cast<std::size_t>(i * partners_EM.cols + m)] = partners_EM(i, m);
+      }
+    }
+    spare_.report = {};
+    spare_.has_similarity = false;
+    adopt_spare(step);
+  }
+
+  /// E x m ids of partners, most similar first, i itself for "none"; not given before a refresh.
+  MatrixView<const std::int32_t> partners() const {
+    if (!has_partners()) return {};
+    return {state_.partners.data(), experts_, pairing_.partners_per_expert};
+  }
+  /// S, E x E; not given before a refresh or after set_partners.
+  MatrixView<const A> similarity() const {
+    if (!state_.has_similarity) return {};
+    return {state_.similarity.data(), experts_, experts_};
+  }
+  /// Who competes against whom; empty before a refresh.
+  const RivalTable& rivals() const { return state_.rivals; }
+
+  /// Experts whose list of partners the last refresh or set_partners changed, from "none" at first.
+  Index partners_changed() const { return partners_changed_; }
+  /// Zero rows and non-finite rows of W at the last refresh.
+  const SimilarityReport& report() const { return state_.report; }
+
+  /// Mean of S_ij over all pairs i != j of finite rows; 0 if S is unknown or there is no pair. The
+  /// paper's average pairwise similarity. Cost: E^2.
+  double mean_pairwise_similarity() const {
+    double sum = 0;
+    Index pairs = 0;
+    const MatrixView<const A> similarity_EE = similarity();
+    for (Index i = 0; i < similarity_EE.rows; ++i) {
+      for (Index j = 0; j < i; ++j) add_similarity(similarity_EE(i, j), sum, pairs);
+    }
+    return pairs == 0 ? 0 : sum / static_cast<double>(pairs);
+  }
+
+  /// Mean of S_ij*(i) over the experts that have a partner; 0 if S is unknown or nobody has.
+  double mean_partner_similarity() const {
+    double sum = 0;
+    Index pairs = 0;
+    const MatrixView<const A> similarity_EE = similarity();
+    for (Index i = 0; i < similarity_EE.rows; ++i) {
+      const Index partner = partners()(i, 0);
+      if (partner != i) add_similarity(similarity_EE(i, partner), sum, pairs);
+    }
+    return pairs == 0 ? 0 : sum / static_cast<double>(pairs);
+  }
+
+ private:
+  /// One consistent result of a refresh.
+  struct State {
+    std::vector<A> similarity;
+    std::vector<std::int32_t> partners;
+    RivalTable rivals;
+    SimilarityReport report;
+    bool has_similarity = false;
+  };
+
+  template <class W>
+  void check_weights(const MatrixView<W>& w_EH) const {
+    static_assert(std::is_same_v<accumulator_t<detail::value_t<W>>, A>,
+                  "gatepro: similarities are double if W is, else float");
+    detail::check_matrix("SimilarityCache", "w_EH", w_EH, experts_, w_EH.cols);
+  }
+
+  std::size_t partner_count() const {
+    return static_cast<std::size_t>(experts_ * pairing_.partners_per_expert);
+  }
+
+  static void add_similarity(A similarity, double& sum, Index& pairs) {
+    if (detail::key_of(similarity) == detail::Order<A>::nan) return;
+    sum += static_cast<double>(similarity);
+    ++pairs;
+  }
+
+  /// Makes the new state the current one. Nothing here can throw.
+  void adopt_spare(std::int64_t step) {
+    const Index m = pairing_.partners_per_expert;
+    partners_changed_ = 0;
+    for (Index i = 0; i < experts_; ++i) {
+      const std::int32_t* after = spare_.partners.data() + i * m;
+      const auto none = [i](std::int32_t id) { return id == i; };
+      const bool same = has_partners() ? std::equal(after, after + m, state_.partners.data() + i * m)
+                                       : std::all_of(after, after + m, none);
+      partners_changed_ += same ? 0 : 1;
+    }
+    std::swap(state_, spare_);
+    last_step_ = step;
+  }
+
+  Index experts_;
+  Pairing pairing_;
+  RefreshSchedule schedule_;
+  State state_;
+  State spare_;  // where the next refresh writes, so that a failed one changes nothing
+  std::vector<std::byte> scratch_;
+  std::int64_t last_step_ = 0;
+  Index partners_changed_ = 0;
+};
+
+}  // namespace GATEPRO_ABI
+}  // namespace gatepro
+
+#endif  // GATEPRO_SIMILARITY_CACHE_HPP

@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: MIT
+// Scratch memory that the caller owns, and how the stages divide it.
+#ifndef GATEPRO_WORKSPACE_HPP
+#define GATEPRO_WORKSPACE_HPP
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "gatepro/error.hpp"
+#include "gatepro/views.hpp"
+
+namespace gatepro {
+
+/// Scratch memory for one call: any alignment, any content, owned by the caller. Each function
+/// that takes one has a query for its size. Two calls that run at the same time need two.
+struct Workspace {
+  void* data = nullptr;   ///< First byte.
+  std::size_t bytes = 0;  ///< Size.
+
+  constexpr Workspace() = default;
+  /// `bytes` bytes from `data`.
+  constexpr Workspace(void* data_, std::size_t bytes_) : data(data_), bytes(bytes_) {}
+  /// The memory of a vector.
+  Workspace(std::vector<std::byte>& memory) : Workspace(memory.data(), memory.size()) {}
+};
+
+namespace detail {
+inline namespace GATEPRO_ABI {
+
+/// Hands out aligned arrays from a workspace, one after the other. Without memory it only adds up
+/// what would be handed out, so that a size query is the layout itself, run dry.
+class Arena {
+ public:
+  Arena() = default;
+  Arena(const char* where, Workspace workspace, std::size_t needed) {
+    require(workspace.data != nullptr || needed == 0, where, "a workspace",
+            {{"bytes needed", needed}});
+    require(workspace.bytes >= needed, where, "a workspace as large as its query says",
+            {{"bytes", workspace.bytes}, {"bytes needed", needed}});
+    const auto address = reinterpret_cast<std::uintptr_t>(workspace.data);
+    base_ = static_cast<std::byte*>(workspace.data) + (alignment - address % alignment) % alignment;
+  }
+
+  template <class T>
+  T* take(Index count) {
+    const Index bytes = checked_product("workspace", "sizes within the address space", count,
+                                        static_cast<Index>(sizeof(T)));
+    std::byte* array = base_ == nullptr ? nullptr : base_ + used_;
+    used_ += (static_cast<std::size_t>(bytes) + alignment - 1) / alignment * alignment;
+    return reinterpret_cast<T*>(array);
+  }
+
+  /// An arena over memory that is already aligned.
+  static Arena at(std::byte* base) {
+    Arena arena;
+    arena.base_ = base;
+    return arena;
+  }
+
+  /// Bytes taken, whole cache lines.
+  std::size_t bytes_taken() const { return used_; }
+
+  /// Bytes that a workspace needs for what was taken so far, at any alignment.
+  std::size_t bytes_needed() const { return used_ == 0 ? 0 : used_ + alignment; }
+
+ private:
+  static constexpr std::size_t alignment = 64;  // a cache line, and the widest vector
+  std::byte* base_ = nullptr;
+  std::size_t used_ = 0;
+};
+
+/// The size query of a layout: what `carve(arena)` takes.
+template <class Carve>
+std::size_t measure(const Carve& carve) {
+  Arena arena;
+  carve(arena);
+  return arena.bytes_needed();
+}
+
+/// Scratch of equal layout for each worker: `carve(arena)` returns one worker's arrays.
+template <class Carve>
+class PerWorker {
+ public:
+  PerWorker(Arena& arena, int workers, const Carve& carve) : carve_(carve) {
+    Arena dry;
+    carve_(dry);
+    bytes_each_ = static_cast<Index>(dry.bytes_taken());
+    base_ = arena.take<std::byte>(
+        checked_product("workspace", "sizes within the address space", bytes_each_, workers));
+  }
+
+  auto operator()(int worker) const {
+    Arena arena = Arena::at(base_ + worker * bytes_each_);
+    return carve_(arena);
+  }
+
+ private:
+  Carve carve_;
+  Index bytes_each_ = 0;
+  std::byte* base_ = nullptr;
+};
+
+}  // namespace GATEPRO_ABI
+}  // namespace detail
+}  // namespace gatepro
+
+#endif  // GATEPRO_WORKSPACE_HPP
