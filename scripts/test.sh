@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: MIT
+#
+# test.sh: installs what is missing, builds everything in build/release, runs all tests.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+# The preset "release" spelt out, because presets of this version need CMake 3.25.
+build=build/release
+jobs=$(nproc)
+
+echo "== packages"
+scripts/install_deps.sh test
+echo "== configure $build"
+cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release
+echo "== build with $jobs jobs"
+cmake --build "$build" --parallel "$jobs"
+echo "== test"
+ctest --test-dir "$build" --parallel "$jobs" --output-on-failure --no-tests=error \
+  --no-label-summary
