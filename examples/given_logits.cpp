@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: MIT
+// Routes logits that the trainer computed itself, with its own GEMM or on a GPU. Results go where
+// the consumer wants them: int64 ids, one plane of T elements per choice.
+#include <cstdint>
+#include <gatepro/gatepro.hpp>
+#include <iostream>
+#include <vector>
+
+int main() {
+  constexpr gatepro::Index tokens = 6, hidden = 32, experts = 8, top_k = 4;
+  const gatepro::RowMatrix<float> x_TH = gatepro::RowMatrix<float>::Random(tokens, hidden);
+  const gatepro::RowMatrix<float> w_EH = gatepro::RowMatrix<float>::Random(experts, hidden);
+  const gatepro::RowMatrix<float> logits_TE = x_TH * w_EH.transpose();
+
+  gatepro::RouterConfig config{hidden, experts, top_k};
+  config.competition = gatepro::Competition::eliminate();
+  gatepro::Router<float, float, std::int64_t> router(config);
+  router.refresh(w_EH, /*step=*/0);  // partners still come from the weights
+
+  std::vector<std::int64_t> ids(tokens * top_k);
+  std::vector<float> weights(tokens * top_k);
+  gatepro::RoutingView<float, std::int64_t> out;
+  out.expert_ids_TK = {ids.data(), tokens, top_k, /*row_stride=*/1, /*col_stride=*/tokens};
+  out.weights_TK = {weights.data(), tokens, top_k, 1, tokens};
+  gatepro::PenaltyStatistics statistics;
+  out.statistics = &statistics;
+
+  std::vector<std::byte> scratch(router.forward_workspace());
+  router.forward_logits(logits_TE, out, scratch);
+
+  for (gatepro::Index t = 0; t < tokens; ++t) {
+    std::cout << "token " << t << ":";
+    for (gatepro::Index j = 0; j < top_k; ++j) {
+      std::cout << "  expert " << out.expert_ids_TK(t, j) << " (" << out.weights_TK(t, j) << ")";
+    }
+    std::cout << '\n';
+  }
+  std::cout << statistics.tokens_changed << " of " << statistics.tokens
+            << " tokens are routed differently than without competition\n";
+}
