@@ -23,7 +23,10 @@ struct ExpertRange {
 
 namespace detail {
 
-/// A list of rows with coefficients, as the add_rows kernel takes it.
+/// Tokens whose gradients are sorted, and whose columns are copied, together.
+inline constexpr Index gradient_chunk = 256;
+
+/// Rows with coefficients, as the add_rows kernel takes them.
 template <class A>
 struct RowList {
   A* coefficients = nullptr;
@@ -31,13 +34,13 @@ struct RowList {
   Index count = 0;
 };
 
-/// The selected logits' gradients by expert: expert e has entries begin[e] to begin[e + 1] - 1, in
-/// ascending order of token. Zeros are left out: they would add nothing.
+/// The selected logits' gradients, by chunk of tokens, then by expert, then by token. Rows count
+/// from the start of the chunk. Zeros are left out: they would add nothing.
 template <class A>
-struct GradientsByExpert {
-  A* coefficients = nullptr;
-  Index* tokens = nullptr;
-  Index* begin = nullptr;
+struct SortedGradients {
+  A* coefficients = nullptr;  ///< T * K, a chunk's from its first token times K.
+  Index* rows = nullptr;      ///< Likewise.
+  Index* begin = nullptr;     ///< Chunks x (E + 2): where each expert's entries start and end.
 };
 
 inline namespace GATEPRO_ABI {
@@ -60,6 +63,30 @@ void append_nonzero(RowList<A>& list, A coefficient, Index row) {
   ++list.count;
 }
 
+/// Columns that a slice of X or W has at most: what add_rows keeps in registers.
+template <class A>
+Index slice_cols() {
+  return 8 * kernels<A>().lanes;
+}
+
+/// Fetches `count` elements. A slice is too short for the hardware to see where it goes on.
+template <class T>
+void prefetch([[maybe_unused]] const T* from, [[maybe_unused]] Index count) {
+#if GATEPRO_VECTOR_EXTENSIONS
+  for (Index i = 0; i < count; i += 64 / Index(sizeof(T))) __builtin_prefetch(from + i);
+#endif
+}
+
+/// Copies neighbouring columns of all rows next to each other. Rows a power of two apart would
+/// share a few sets of the cache; a slice does not.
+template <class Source, class A>
+void copy_slice(const MatrixView<const Source>& from, A* slice) {
+  for (Index r = 0; r < from.rows; ++r) {
+    if (r + 8 < from.rows) prefetch(from.row(r + 8), from.cols);
+    kernels<A>().widen[source_index<Source>()](from.row(r), from.cols, slice + r * from.cols);
+  }
+}
+
 /// The gradient of all logits of token `t`, in merged_E: dense plus selected.
 template <class Id, class A>
 void merge_row(const StridedView<Id>& expert_ids_TK, const StridedView<const A>& dselected_TK,
@@ -70,43 +97,183 @@ void merge_row(const StridedView<Id>& expert_ids_TK, const StridedView<const A>&
   }
 }
 
-/// Sorts the selected logits' gradients by expert, stably.
+/// Sorts one chunk of the selected logits' gradients by expert, stably.
 template <class Id, class A>
-void sort_by_expert(const StridedView<Id>& expert_ids_TK,
-                    const StridedView<const A>& dselected_TK, Index experts,
-                    GradientsByExpert<A>& sorted) {
+void sort_chunk(const StridedView<Id>& expert_ids_TK, const StridedView<const A>& dselected_TK,
+                Index experts, Index chunk, const SortedGradients<A>& sorted) {
+  const Index first = chunk * gradient_chunk;
+  const Index last = std::min(expert_ids_TK.rows, first + gradient_chunk);
   const auto for_each_nonzero = [&](const auto& visit) {
-    for (Index t = 0; t < expert_ids_TK.rows; ++t) {
+    for (Index t = first; t < last; ++t) {
       for (Index j = 0; j < expert_ids_TK.cols; ++j) {
         if (!is_zero(dselected_TK(t, j))) visit(t, static_cast<Index>(expert_ids_TK(t, j)), j);
       }
     }
   };
-  // begin[e + 1] counts, then marks the start of e, then moves to its end.
-  std::fill_n(sorted.begin, experts + 2, Index{0});
-  for_each_nonzero([&](Index, Index e, Index) { ++sorted.begin[e + 2]; });
-  for (Index e = 1; e <= experts; ++e) sorted.begin[e + 1] += sorted.begin[e];
+  // begin[e + 1] first counts expert e - 1, then is where e starts, then where e ends.
+  Index* begin = sorted.begin + chunk * (experts + 2);
+  std::fill_n(begin, experts + 2, Index{0});
+  begin[0] = begin[1] = first * expert_ids_TK.cols;
+  for_each_nonzero([&](Index, Index e, Index) { ++begin[e + 2]; });
+  for (Index e = 1; e <= experts; ++e) begin[e + 1] += begin[e];
   for_each_nonzero([&](Index t, Index e, Index j) {
-    const Index at = sorted.begin[e + 1]++;
-    sorted.tokens[at] = t;
+    const Index at = begin[e + 1]++;
+    sorted.rows[at] = t - first;
     sorted.coefficients[at] = dselected_TK(t, j);
   });
 }
 
-/// Column `e` of the merged gradient, as a list of tokens.
+/// Expert `e`'s sorted entries of a chunk.
 template <class A>
-RowList<A> merged_column(const GradientsByExpert<A>& selected, const MatrixView<const A>& dlogits_TE,
-                         Index e, RowList<A> list) {
-  Index next = selected.begin[e];
-  const Index end = selected.begin[e + 1];
-  for (Index t = 0; t < dlogits_TE.rows; ++t) {
-    A gradient = dlogits_TE(t, e);
-    for (; next < end && selected.tokens[next] == t; ++next) {
+RowList<A> sorted_entries(const SortedGradients<A>& sorted, Index experts, Index chunk, Index e) {
+  const Index* begin = sorted.begin + chunk * (experts + 2);
+  return {sorted.coefficients + begin[e], sorted.rows + begin[e], begin[e + 1] - begin[e]};
+}
+
+/// Column `e` of the merged gradient in a chunk that starts at token `first`.
+template <class A>
+RowList<A> merge_column(const RowList<A>& selected, const MatrixView<const A>& dlogits_TE, Index e,
+                        Index first, RowList<A> list) {
+  const Index count = std::min(gradient_chunk, dlogits_TE.rows - first);
+  Index next = 0;
+  for (Index row = 0; row < count; ++row) {
+    A gradient = dlogits_TE(first + row, e);
+    for (; next < selected.count && selected.rows[next] == row; ++next) {
       gradient += selected.coefficients[next];
     }
-    append_nonzero(list, gradient, t);
+    append_nonzero(list, gradient, row);
   }
   return list;
+}
+
+/// A worker's scratch for gradients to tokens.
+template <class A>
+struct TokenGradientScratch {
+  RowList<A> lists;            ///< One list of up to E rows per token of a block.
+  A* merged_E = nullptr;
+  A* slice = nullptr;          ///< E x slice_cols.
+};
+
+template <class A>
+struct CarveTokens {
+  Index experts;
+
+  /// Tokens whose lists fit 64 Ki entries, but at least 16.
+  Index block_tokens() const {
+    return std::clamp<Index>(65536 / experts, 16, gradient_chunk);
+  }
+
+  TokenGradientScratch<A> operator()(Arena& arena) const {
+    TokenGradientScratch<A> scratch;
+    scratch.lists = carve_list<A>(arena, experts * block_tokens());
+    scratch.merged_E = arena.take<A>(experts);
+    scratch.slice = arena.take<A>(experts * slice_cols<A>());
+    return scratch;
+  }
+};
+
+/// The nonzero gradients of token `t`, by expert.
+template <class Id, class A>
+RowList<A> list_token(const StridedView<Id>& expert_ids_TK,
+                      const StridedView<const A>& dselected_TK,
+                      const MatrixView<const A>& dlogits_TE, Index t, A* merged_E,
+                      RowList<A> list) {
+  if (dlogits_TE.given()) {
+    merge_row(expert_ids_TK, dselected_TK, dlogits_TE, t, merged_E);
+    for (Index e = 0; e < dlogits_TE.cols; ++e) append_nonzero(list, merged_E[e], e);
+  } else {
+    for (Index j = 0; j < expert_ids_TK.cols; ++j) {
+      append_nonzero(list, dselected_TK(t, j), static_cast<Index>(expert_ids_TK(t, j)));
+    }
+  }
+  return list;
+}
+
+/// dx_TH += dlogits W for a block of tokens: all tokens against one slice of W, then the next.
+template <class Source, class Id, class A>
+void add_token_gradients(const StridedView<Id>& expert_ids_TK,
+                         const StridedView<const A>& dselected_TK,
+                         const MatrixView<const A>& dlogits_TE,
+                         const MatrixView<const Source>& w_EH, const MatrixView<A>& dx_TH,
+                         const TokenGradientScratch<A>& scratch) {
+  const Index experts = w_EH.rows;
+  Index counts[gradient_chunk];
+  Index entries = 0;
+  const auto list_of = [&](Index t) {
+    return RowList<A>{scratch.lists.coefficients + t * experts, scratch.lists.rows + t * experts, 0};
+  };
+  for (Index t = 0; t < dx_TH.rows; ++t) {
+    counts[t] =
+        list_token(expert_ids_TK, dselected_TK, dlogits_TE, t, scratch.merged_E, list_of(t)).count;
+    entries += counts[t];
+  }
+  // A slice pays off if its rows are used more than once. Bits do not depend on it.
+  const bool slice_weights = entries >= 2 * experts;
+  const Index most = slice_weights ? slice_cols<A>() : w_EH.cols;
+  for (Index c = 0; c < w_EH.cols; c += most) {
+    const Index cols = std::min(most, w_EH.cols - c);
+    if (slice_weights) copy_slice(w_EH.middle_cols(c, cols), scratch.slice);
+    for (Index t = 0; t < dx_TH.rows; ++t) {
+      const RowList<A> list = list_of(t);
+      if (t + 4 < dx_TH.rows) prefetch(dx_TH.row(t + 4) + c, cols);
+      if (slice_weights) {
+        kernels<A>().add_rows[source_index<A>()](list.coefficients, list.rows, counts[t],
+                                                 scratch.slice, cols, cols, dx_TH.row(t) + c);
+      } else {
+        kernels<A>().add_rows[source_index<Source>()](list.coefficients, list.rows, counts[t],
+                                                      w_EH.data, w_EH.row_stride, cols,
+                                                      dx_TH.row(t));
+      }
+    }
+  }
+}
+
+/// A worker's scratch for gradients to weights.
+template <class A>
+struct WeightGradientScratch {
+  RowList<A> column;   ///< gradient_chunk entries.
+  A* slice = nullptr;  ///< gradient_chunk x slice_cols.
+};
+
+template <class A>
+struct CarveWeights {
+  WeightGradientScratch<A> operator()(Arena& arena) const {
+    WeightGradientScratch<A> scratch;
+    scratch.column = carve_list<A>(arena, gradient_chunk);
+    scratch.slice = arena.take<A>(gradient_chunk * slice_cols<A>());
+    return scratch;
+  }
+};
+
+template <class A>
+SortedGradients<A> carve_sorted(Arena& arena, Index tokens, Index experts, Index top_k) {
+  const Index entries = checked_product("gate_backward_weights", "T * K within the address space",
+                                        tokens, top_k);
+  const Index chunks = (tokens + gradient_chunk - 1) / gradient_chunk;
+  SortedGradients<A> sorted;
+  sorted.coefficients = arena.take<A>(entries);
+  sorted.rows = arena.take<Index>(entries);
+  sorted.begin = arena.take<Index>(checked_product(
+      "gate_backward_weights", "T * E within the address space", chunks, experts + 2));
+  return sorted;
+}
+
+/// dw += dlogits^T X for the experts of `range` and the columns of x_TH and dw_EH, which fit a
+/// slice: chunk by chunk, so that each element is one chain over the tokens.
+template <class Source, class A>
+void add_weight_gradients(const SortedGradients<A>& sorted, const MatrixView<const A>& dlogits_TE,
+                          const MatrixView<const Source>& x_TH, ExpertRange range,
+                          const MatrixView<A>& dw_EH, const WeightGradientScratch<A>& scratch) {
+  for (Index first = 0; first < x_TH.rows; first += gradient_chunk) {
+    const Index chunk = first / gradient_chunk;
+    copy_slice(x_TH.middle_rows(first, std::min(gradient_chunk, x_TH.rows - first)), scratch.slice);
+    for (Index e = range.begin; e < range.end; ++e) {
+      RowList<A> list = sorted_entries(sorted, dw_EH.rows, chunk, e);
+      if (dlogits_TE.given()) list = merge_column(list, dlogits_TE, e, first, scratch.column);
+      kernels<A>().add_rows[source_index<A>()](list.coefficients, list.rows, list.count,
+                                               scratch.slice, x_TH.cols, x_TH.cols, dw_EH.row(e));
+    }
+  }
 }
 
 /// Checks what both directions take.
@@ -132,10 +299,7 @@ inline namespace GATEPRO_ABI {
 template <class A>
 std::size_t gate_backward_tokens_workspace(Index num_experts, int workers = 1) {
   return detail::measure([&](detail::Arena& arena) {
-    const auto carve = [&](detail::Arena& a) { return detail::carve_list<A>(a, num_experts); };
-    detail::PerWorker(arena, workers, carve);
-    const auto row = [&](detail::Arena& a) { return a.take<A>(num_experts); };
-    detail::PerWorker(arena, workers, row);
+    detail::PerWorker(arena, workers, detail::CarveTokens<A>{num_experts});
   });
 }
 
@@ -169,30 +333,17 @@ void gate_backward_tokens(StridedView<Id> expert_ids_TK,
   const int workers = detail::checked_workers(where, executor);
   detail::Arena arena(where, workspace, gate_backward_tokens_workspace<A>(experts, workers));
 
-  const auto carve = [&](detail::Arena& a) { return detail::carve_list<A>(a, experts); };
-  const auto row = [&](detail::Arena& a) { return a.take<A>(experts); };
-  const detail::PerWorker lists(arena, workers, carve);
-  const detail::PerWorker merged_rows(arena, workers, row);
-  const auto add_rows = detail::kernels<A>().add_rows[detail::source_index<Source>()];
-  constexpr Index block_tokens = 32;
+  const detail::CarveTokens<A> carve{experts};
+  const detail::PerWorker scratch(arena, workers, carve);
+  const Index block_tokens = carve.block_tokens();
   const Index blocks = (tokens + block_tokens - 1) / block_tokens;
   detail::for_each_block(executor, workers, blocks, [&](int worker, Index block) {
-    const Index end = std::min(tokens, (block + 1) * block_tokens);
-    for (Index t = block * block_tokens; t < end; ++t) {
-      detail::RowList<A> list = lists(worker);
-      if (dlogits_TE.given()) {
-        A* merged_E = merged_rows(worker);
-        detail::merge_row(expert_ids_TK, dselected_logits_TK, dlogits_TE, t, merged_E);
-        for (Index e = 0; e < experts; ++e) detail::append_nonzero(list, merged_E[e], e);
-      } else {
-        for (Index j = 0; j < expert_ids_TK.cols; ++j) {
-          detail::append_nonzero(list, dselected_logits_TK(t, j),
-                                 static_cast<Index>(expert_ids_TK(t, j)));
-        }
-      }
-      add_rows(list.coefficients, list.rows, list.count, w_EH.data, w_EH.row_stride, dx_TH.cols,
-               dx_TH.row(t));
-    }
+    const Index first = block * block_tokens;
+    const Index count = std::min(block_tokens, tokens - first);
+    detail::add_token_gradients<Source>(
+        expert_ids_TK.middle_rows(first, count), dselected_logits_TK.middle_rows(first, count),
+        dlogits_TE.middle_rows(first, count), MatrixView<const Source>(w_EH),
+        dx_TH.middle_rows(first, count), scratch(worker));
   });
 }
 
@@ -201,13 +352,8 @@ template <class A>
 std::size_t gate_backward_weights_workspace(Index num_tokens, Index num_experts, Index top_k,
                                             int workers = 1) {
   return detail::measure([&](detail::Arena& arena) {
-    const Index entries = detail::checked_product(
-        "gate_backward_weights", "T * K within the address space", num_tokens, top_k);
-    arena.take<A>(entries);
-    arena.take<Index>(entries);
-    arena.take<Index>(num_experts + 2);
-    const auto carve = [&](detail::Arena& a) { return detail::carve_list<A>(a, num_tokens); };
-    detail::PerWorker(arena, workers, carve);
+    detail::carve_sorted<A>(arena, num_tokens, num_experts, top_k);
+    detail::PerWorker(arena, workers, detail::CarveWeights<A>{});
   });
 }
 
@@ -248,29 +394,19 @@ void gate_backward_weights(StridedView<Id> expert_ids_TK,
   detail::Arena arena(where, workspace,
                       gate_backward_weights_workspace<A>(tokens, experts, top_k, workers));
 
-  detail::GradientsByExpert<A> sorted;
-  sorted.coefficients = arena.take<A>(tokens * top_k);
-  sorted.tokens = arena.take<Index>(tokens * top_k);
-  sorted.begin = arena.take<Index>(experts + 2);
-  detail::sort_by_expert(expert_ids_TK, dselected_logits_TK, experts, sorted);
-
-  const auto carve = [&](detail::Arena& a) { return detail::carve_list<A>(a, tokens); };
-  const detail::PerWorker lists(arena, workers, carve);
-  const auto add_rows = detail::kernels<A>().add_rows[detail::source_index<Source>()];
-  // Neighbouring tasks share columns of X, which then come from cache.
-  constexpr Index block_cols = 512;
-  const Index range_size = range.end - range.begin;
-  const Index col_blocks = (dw_EH.cols + block_cols - 1) / block_cols;
-  detail::for_each_block(executor, workers, col_blocks * range_size, [&](int worker, Index task) {
-    const Index first_col = task / range_size * block_cols;
-    const Index e = range.begin + task % range_size;
-    detail::RowList<A> list{sorted.coefficients + sorted.begin[e], sorted.tokens + sorted.begin[e],
-                            sorted.begin[e + 1] - sorted.begin[e]};
-    if (dlogits_TE.given()) {
-      list = detail::merged_column(sorted, dlogits_TE, e, lists(worker));
-    }
-    add_rows(list.coefficients, list.rows, list.count, x_TH.data + first_col, x_TH.row_stride,
-             std::min(block_cols, dw_EH.cols - first_col), dw_EH.row(e) + first_col);
+  const auto sorted = detail::carve_sorted<A>(arena, tokens, experts, top_k);
+  const detail::PerWorker scratch(arena, workers, detail::CarveWeights<A>{});
+  const Index chunks = (tokens + detail::gradient_chunk - 1) / detail::gradient_chunk;
+  detail::for_each_block(executor, workers, chunks, [&](int, Index chunk) {
+    detail::sort_chunk(expert_ids_TK, dselected_logits_TK, experts, chunk, sorted);
+  });
+  const Index slice = detail::slice_cols<A>();
+  const Index slices = (dw_EH.cols + slice - 1) / slice;
+  detail::for_each_block(executor, workers, slices, [&](int worker, Index i) {
+    const Index cols = std::min(slice, dw_EH.cols - i * slice);
+    detail::add_weight_gradients<Source>(
+        sorted, dlogits_TE, MatrixView<const Source>(x_TH.middle_cols(i * slice, cols)), range,
+        dw_EH.middle_cols(i * slice, cols), scratch(worker));
   });
 }
 

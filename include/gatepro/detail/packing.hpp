@@ -8,6 +8,7 @@
 #define GATEPRO_DETAIL_PACKING_HPP
 
 #include <algorithm>
+#include <limits>
 
 #include "gatepro/detail/checks.hpp"
 #include "gatepro/detail/simd/dispatch.hpp"
@@ -47,11 +48,27 @@ Index padded_experts(Index experts) {
   return expert_vectors<A>(experts) * kernels<A>().lanes;
 }
 
+/// True if the experts are packed as rows.
+template <class A>
+bool are_few(Index experts) {
+  return experts <= kernels<A>().lanes / 2;
+}
+
+/// Columns, padded to whole vectors.
+template <class A>
+Index padded_depth(Index depth) {
+  const Index lanes = kernels<A>().lanes;
+  return (depth + lanes - 1) / lanes * lanes;
+}
+
 /// Elements of packed weights.
 template <class A>
 Index packed_size(Index experts, Index hidden) {
+  constexpr Index most_padding = 64;
+  require(hidden <= std::numeric_limits<Index>::max() - most_padding, "gate_logits",
+          "hidden_size within the address space", {{"hidden_size", hidden}});
   return checked_product("gate_logits", "num_experts * hidden_size within the address space",
-                         padded_experts<A>(experts), hidden);
+                         padded_experts<A>(experts), padded_depth<A>(hidden));
 }
 
 /// The panel that holds vector `v` of `vectors`: its first vector and its width. Panels have the
@@ -67,6 +84,21 @@ inline Panel panel_of(Index v, Index vectors, Index widest) {
     return {first + (v - first) / 2 * 2, 2};
   }
   return {v, 1};
+}
+
+/// Packs few experts as rows, in every depth block.
+template <class W, class A>
+void pack_few(const MatrixView<const W>& w_EH, A* packed) {
+  const Index rows = kernels<A>().lanes / 2;
+  for (Index start = 0; start < w_EH.cols; start += depth_block) {
+    const Index depth = std::min(depth_block, w_EH.cols - start);
+    for (Index e = 0; e < rows; ++e) {
+      A* to = packed + start * rows + e * padded_depth<A>(depth);
+      for (Index h = 0; h < padded_depth<A>(depth); ++h) {
+        to[h] = e < w_EH.rows && h < depth ? static_cast<A>(w_EH(e, start + h)) : A(0);
+      }
+    }
+  }
 }
 
 /// Packs one vector of experts, in every depth block.
@@ -94,8 +126,10 @@ void pack_vector(const MatrixView<const W>& w_EH, Index v, A* packed) {
 template <class W, class A, class Executor>
 PackedView<A> pack(const MatrixView<const W>& w_EH, A* packed, const Executor& executor,
                    int workers) {
-  for_each_block(executor, workers, expert_vectors<A>(w_EH.rows),
-                 [&w_EH, packed](int, Index v) { pack_vector(w_EH, v, packed); });
+  const bool few = are_few<A>(w_EH.rows);
+  for_each_block(executor, workers, expert_vectors<A>(w_EH.rows), [&](int, Index v) {
+    few ? pack_few(w_EH, packed) : pack_vector(w_EH, v, packed);
+  });
   return {packed, w_EH.rows, w_EH.cols};
 }
 
@@ -119,8 +153,13 @@ void gate_tile(const MatrixView<const X>& x_TH, const PackedView<A>& w, A* widen
       }
       x = widened;
     }
-    kernel.gate(x, x_stride, x_TH.rows, w.data + start * vectors * kernel.lanes, depth, vectors,
-                logits_TE, row_stride, start == 0);
+    if (are_few<A>(w.experts)) {
+      kernel.gate_few(x, x_stride, x_TH.rows, w.data + start * (kernel.lanes / 2), depth, logits_TE,
+                      row_stride, start == 0);
+    } else {
+      kernel.gate(x, x_stride, x_TH.rows, w.data + start * vectors * kernel.lanes, depth, vectors,
+                  logits_TE, row_stride, start == 0);
+    }
   }
 }
 

@@ -33,6 +33,8 @@ struct Kernels {
   Widen* widen[4];
   void (*gate)(const A* x, Index x_stride, Index tokens, const A* packed, Index depth,
                Index expert_vectors, A* out, Index out_stride, bool first);
+  void (*gate_few)(const A* x, Index x_stride, Index tokens, const A* packed, Index depth, A* out,
+                   Index out_stride, bool first);
   void (*load_keys)(const A* logits, Index row_stride, Index tokens, Index experts, Key* keys_EL);
   void (*compete)(const Key* keys_EL, Index experts, const std::int32_t* rival_begin,
                   const std::int32_t* rivals, bool eliminate, A lambda, Key* ranked_EL);

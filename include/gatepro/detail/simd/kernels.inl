@@ -85,50 +85,74 @@ GATEPRO_KERNEL void widen(const void* from, Index count, A* to) {
 
 // ---- Gate: logits = X W^T ---------------------------------------------------------------------
 
+/// Fetches a vector of each of the next R rows of X, where there are any. The hardware follows a
+/// row, but does not see the next one coming.
+template <class A, int R>
+GATEPRO_FN void prefetch_rows([[maybe_unused]] const A* next, [[maybe_unused]] Index stride) {
+#if GATEPRO_VECTOR_EXTENSIONS
+  if (next == nullptr) return;
+  GATEPRO_UNROLL
+  for (int r = 0; r < R; ++r) __builtin_prefetch(next + r * stride);
+#endif
+}
+
 /// R tokens against C vectors of experts, over `depth` columns: out += x * w, or out = x * w.
 /// Each logit is one chain of additions in ascending column order, wherever its token stands.
+/// `next` are the rows of X to fetch meanwhile, or null.
 template <class A, int R, int C>
-GATEPRO_FN void gate_block(const A* x, Index x_stride, const A* w, Index depth, A* out,
-                           Index out_stride, bool first) {
+GATEPRO_FN void gate_block(const A* x, const A* next, Index x_stride, const A* w, Index depth,
+                           A* out, Index out_stride, bool first) {
   using V = Lanes<A>;
   constexpr int L = lanes_v<A>;
+  constexpr Index line = 64 / Index(sizeof(A));
   V sum[std::size_t(R)][std::size_t(C)];
+  GATEPRO_UNROLL
   for (int r = 0; r < R; ++r) {
+    GATEPRO_UNROLL
     for (int c = 0; c < C; ++c) {
       sum[r][c] = first ? V::splat(A(0)) : V::load(out + r * out_stride + c * L);
     }
   }
-  for (Index h = 0; h < depth; ++h) {
-    V weights[std::size_t(C)];
-    for (int c = 0; c < C; ++c) weights[c] = V::load(w + (h * C + c) * L);
-    GATEPRO_UNROLL
-    for (int r = 0; r < R; ++r) {
-      const V token = V::splat(x[r * x_stride + h]);
+  for (Index start = 0; start < depth; start += line) {
+    prefetch_rows<A, R>(next == nullptr ? nullptr : next + start, x_stride);
+    const Index end = depth - start < line ? depth : start + line;
+    for (Index h = start; h < end; ++h) {
+      V weights[std::size_t(C)];
       GATEPRO_UNROLL
-      for (int c = 0; c < C; ++c) sum[r][c] = mul_add(token, weights[c], sum[r][c]);
+      for (int c = 0; c < C; ++c) weights[c] = V::load(w + (h * C + c) * L);
+      GATEPRO_UNROLL
+      for (int r = 0; r < R; ++r) {
+        const V token = V::splat(x[r * x_stride + h]);
+        GATEPRO_UNROLL
+        for (int c = 0; c < C; ++c) sum[r][c] = mul_add(token, weights[c], sum[r][c]);
+      }
     }
   }
+  GATEPRO_UNROLL
   for (int r = 0; r < R; ++r) {
+    GATEPRO_UNROLL
     for (int c = 0; c < C; ++c) sum[r][c].store(out + r * out_stride + c * L);
   }
 }
 
-/// One panel of C vectors of experts against all tokens of the tile.
+/// One panel of C vectors of experts against all tokens of the tile. The first panel fetches X for
+/// itself and the others.
 template <class A, int C>
 GATEPRO_FN void gate_panel(const A* x, Index x_stride, Index tokens, const A* w, Index depth,
-                           A* out, Index out_stride, bool first) {
+                           A* out, Index out_stride, bool first, bool fetch) {
   Index t = 0;
   for (; t + 6 <= tokens; t += 6) {
-    gate_block<A, 6, C>(x + t * x_stride, x_stride, w, depth, out + t * out_stride, out_stride,
-                        first);
+    const A* next = fetch && t + 12 <= tokens ? x + (t + 6) * x_stride : nullptr;
+    gate_block<A, 6, C>(x + t * x_stride, next, x_stride, w, depth, out + t * out_stride,
+                        out_stride, first);
   }
   for (; t + 2 <= tokens; t += 2) {
-    gate_block<A, 2, C>(x + t * x_stride, x_stride, w, depth, out + t * out_stride, out_stride,
-                        first);
+    gate_block<A, 2, C>(x + t * x_stride, nullptr, x_stride, w, depth, out + t * out_stride,
+                        out_stride, first);
   }
   if (t < tokens) {
-    gate_block<A, 1, C>(x + t * x_stride, x_stride, w, depth, out + t * out_stride, out_stride,
-                        first);
+    gate_block<A, 1, C>(x + t * x_stride, nullptr, x_stride, w, depth, out + t * out_stride,
+                        out_stride, first);
   }
 }
 
@@ -141,17 +165,86 @@ GATEPRO_KERNEL void gate(const A* x, Index x_stride, Index tokens, const A* pack
   Index v = 0;
   for (; v + C <= expert_vectors; v += C) {
     gate_panel<A, C>(x, x_stride, tokens, packed + v * L * depth, depth, out + v * L, out_stride,
-                     first);
+                     first, v == 0);
   }
   if constexpr (C > 2) {
     for (; v + 2 <= expert_vectors; v += 2) {
       gate_panel<A, 2>(x, x_stride, tokens, packed + v * L * depth, depth, out + v * L, out_stride,
-                       first);
+                       first, v == 0);
     }
   }
   for (; v < expert_vectors; ++v) {
     gate_panel<A, 1>(x, x_stride, tokens, packed + v * L * depth, depth, out + v * L, out_stride,
-                     first);
+                     first, v == 0);
+  }
+}
+
+/// Sums of the lanes of N = L / 2 vectors: lane i of the result holds half of the sum of vector i,
+/// lane i + N the other half.
+template <class A, int N, int Step>
+GATEPRO_FN Lanes<A> half_sums(const Lanes<A>* vectors) {
+  if constexpr (N == 1) {
+    return vectors[0];
+  } else {
+    const Lanes<A> even = half_sums<A, N / 2, 2 * Step>(vectors);
+    const Lanes<A> odd = half_sums<A, N / 2, 2 * Step>(vectors + Step);
+    return interleave_low(even, odd) + interleave_high(even, odd);
+  }
+}
+
+/// R tokens against up to L / 2 experts, with columns in the lanes.
+template <class A, int R>
+GATEPRO_FN void gate_few_block(const A* x, const A* next, Index x_stride, const A* w, Index depth,
+                               A* out, Index out_stride, bool first) {
+  constexpr int L = lanes_v<A>;
+  constexpr int N = L / 2;
+  const Index w_stride = (depth + L - 1) / L * L;
+  Lanes<A> sum[std::size_t(R)][std::size_t(N)];
+  GATEPRO_UNROLL
+  for (int r = 0; r < R; ++r) {
+    GATEPRO_UNROLL
+    for (int e = 0; e < N; ++e) sum[r][e] = Lanes<A>::splat(A(0));
+  }
+  for (Index h = 0; h < depth; h += L) {
+    prefetch_rows<A, R>(next == nullptr ? nullptr : next + h, x_stride);
+    const int n = depth - h < L ? int(depth - h) : L;
+    Lanes<A> tokens[std::size_t(R)];
+    GATEPRO_UNROLL
+    for (int r = 0; r < R; ++r) tokens[r] = load_as<A>(x + r * x_stride + h, n);
+    GATEPRO_UNROLL
+    for (int e = 0; e < N; ++e) {
+      const Lanes<A> weights = Lanes<A>::load(w + e * w_stride + h);
+      GATEPRO_UNROLL
+      for (int r = 0; r < R; ++r) sum[r][e] = mul_add(tokens[r], weights, sum[r][e]);
+    }
+  }
+  GATEPRO_UNROLL
+  for (int r = 0; r < R; ++r) {
+    A halves[std::size_t(L)];
+    half_sums<A, N, 1>(sum[r]).store(halves);
+    A* logits = out + r * out_stride;
+    for (int e = 0; e < N; ++e) {
+      const A block = halves[e] + halves[e + N];
+      logits[e] = first ? block : logits[e] + block;
+    }
+  }
+}
+
+/// Like gate, for so few experts that half of the lanes or more would stay empty.
+template <class A>
+GATEPRO_KERNEL void gate_few(const A* x, Index x_stride, Index tokens, const A* packed,
+                             Index depth, A* out, Index out_stride, bool first) {
+  if constexpr (lanes_v<A> > 1) {
+    Index t = 0;
+    for (; t + 3 <= tokens; t += 3) {
+      const A* next = t + 6 <= tokens ? x + (t + 3) * x_stride : nullptr;
+      gate_few_block<A, 3>(x + t * x_stride, next, x_stride, packed, depth, out + t * out_stride,
+                           out_stride, first);
+    }
+    for (; t < tokens; ++t) {
+      gate_few_block<A, 1>(x + t * x_stride, nullptr, x_stride, packed, depth, out + t * out_stride,
+                           out_stride, first);
+    }
   }
 }
 
@@ -182,6 +275,7 @@ template <class A>
 GATEPRO_FN void transpose(Lanes<A> (&rows)[std::size_t(lanes_v<A>)]) {
 #if GATEPRO_VECTOR_EXTENSIONS
   constexpr int L = lanes_v<A>;
+  GATEPRO_UNROLL
   for (int round = 1; round < L; round *= 2) {
     Lanes<A> next[std::size_t(L)];
     GATEPRO_UNROLL
@@ -205,12 +299,16 @@ GATEPRO_KERNEL void load_keys(const A* logits, Index row_stride, Index tokens, I
   for (Index e = 0; e < experts; e += L) {
     const int n = experts - e < L ? int(experts - e) : L;
     Lanes<A> block[std::size_t(L)];
+    GATEPRO_UNROLL
     for (int r = 0; r < L; ++r) {
       const Index row = r < tokens ? r : tokens - 1;
       block[r] = load_as<A>(logits + row * row_stride + e, n);
     }
     transpose<A>(block);
-    for (int i = 0; i < n; ++i) to_keys<A>(block[i]).store(keys_EL + (e + i) * L);
+    GATEPRO_UNROLL
+    for (int i = 0; i < L; ++i) {
+      if (i < n) to_keys<A>(block[i]).store(keys_EL + (e + i) * L);
+    }
   }
 }
 
@@ -273,6 +371,7 @@ GATEPRO_FN void top_k_as(const BitsOf<A>* keys_EL, Index experts, Index k, BitsO
   constexpr int L = lanes_v<A>;
   if constexpr (K > 0) {
     Keys<A> top_keys[std::size_t(K)], top_ids[std::size_t(K)];
+    GATEPRO_UNROLL
     for (int j = 0; j < K; ++j) {
       top_keys[j] = Keys<A>::splat(Order<A>::empty);
       top_ids[j] = Keys<A>::splat(0);
@@ -281,6 +380,7 @@ GATEPRO_FN void top_k_as(const BitsOf<A>* keys_EL, Index experts, Index k, BitsO
       insert<A>(Keys<A>::load(keys_EL + e * L), Keys<A>::splat(BitsOf<A>(e)), K, top_keys,
                 top_ids);
     }
+    GATEPRO_UNROLL
     for (int j = 0; j < K; ++j) {
       top_keys[j].store(top_keys_KL + j * L);
       top_ids[j].store(top_ids_KL + j * L);
@@ -392,20 +492,32 @@ GATEPRO_KERNEL void softmax(const BitsOf<A>* keys_KL, Index k, A* weights_KL,
 
 // ---- Gradients --------------------------------------------------------------------------------
 
+/// The same pointer, in a register of its own: g++ would otherwise fold the address of a row into
+/// that of each of its vectors, and compute all of them anew.
+template <class T>
+GATEPRO_FN const T* in_register(const T* pointer) {
+#if GATEPRO_VECTOR_EXTENSIONS
+  __asm__("" : "+r"(pointer));
+#endif
+  return pointer;
+}
+
 template <class A, class Source, int N>
 GATEPRO_FN void add_rows_block(const A* coefficients, const Index* rows, Index count,
                                const Source* base, Index stride, A* out, int last) {
   constexpr int L = lanes_v<A>;
   Lanes<A> sum[std::size_t(N)];
+  GATEPRO_UNROLL
   for (int v = 0; v < N; ++v) sum[v] = load_as<A>(out + v * L, v + 1 < N ? L : last);
   for (Index i = 0; i < count; ++i) {
     const Lanes<A> c = Lanes<A>::splat(coefficients[i]);
-    const Source* row = base + rows[i] * stride;
+    const Source* row = in_register(base + rows[i] * stride);
     GATEPRO_UNROLL
     for (int v = 0; v < N; ++v) {
       sum[v] = mul_add(c, load_as<A>(row + v * L, v + 1 < N ? L : last), sum[v]);
     }
   }
+  GATEPRO_UNROLL
   for (int v = 0; v < N; ++v) store_first<A>(sum[v], out + v * L, v + 1 < N ? L : last);
 }
 
@@ -419,6 +531,9 @@ GATEPRO_KERNEL void add_rows(const A* coefficients, const Index* rows, Index cou
   Index c = 0;
   for (; c + 8 * L <= width; c += 8 * L) {
     add_rows_block<A, Source, 8>(coefficients, rows, count, from + c, stride, out + c, L);
+  }
+  for (; c + 2 * L <= width; c += 2 * L) {
+    add_rows_block<A, Source, 2>(coefficients, rows, count, from + c, stride, out + c, L);
   }
   for (; c < width; c += L) {
     const int n = width - c < L ? int(width - c) : L;
@@ -434,6 +549,7 @@ inline constexpr Kernels<A> kernels{
     GATEPRO_PANEL_VECTORS,
     {widen<A, float>, widen<A, double>, widen<A, bfloat16>, widen<A, half>},
     gate<A>,
+    gate_few<A>,
     load_keys<A>,
     compete<A>,
     top_k<A>,
