@@ -26,16 +26,16 @@ struct Competition {
   double lambda = 1e-4;  ///< The penalty, in units of the logits: finite, >= 0. Used in penalty mode.
 
   /// Plain top-k routing.
-  static constexpr Competition off() { return {CompetitionMode::off, 0}; }
+  GATEPRO_ALWAYS_INLINE static constexpr Competition off() { return {CompetitionMode::off, 0}; }
   /// Losers pay `lambda`.
-  static constexpr Competition penalty(double lambda) {
+  GATEPRO_ALWAYS_INLINE static constexpr Competition penalty(double lambda) {
     return {CompetitionMode::penalty, lambda};
   }
   /// Losers rank last and weigh exactly 0.
-  static constexpr Competition eliminate() { return {CompetitionMode::eliminate, 0}; }
+  GATEPRO_ALWAYS_INLINE static constexpr Competition eliminate() { return {CompetitionMode::eliminate, 0}; }
 
   /// False if the routing equals plain top-k whatever the partners are.
-  constexpr bool active() const {
+  GATEPRO_ALWAYS_INLINE constexpr bool active() const {
     return mode == CompetitionMode::eliminate ||
            (mode == CompetitionMode::penalty && !(lambda == 0));
   }
@@ -60,13 +60,13 @@ struct RefreshSchedule {
   std::int64_t interval = 1;        ///< n of every_n_steps, in optimizer steps; >= 1.
 
   /// Due at each new step.
-  static constexpr RefreshSchedule every_step() { return {Kind::every_n_steps, 1}; }
+  GATEPRO_ALWAYS_INLINE static constexpr RefreshSchedule every_step() { return {Kind::every_n_steps, 1}; }
   /// Due when `n` steps have passed since the last refresh.
-  static constexpr RefreshSchedule every(std::int64_t n) { return {Kind::every_n_steps, n}; }
+  GATEPRO_ALWAYS_INLINE static constexpr RefreshSchedule every(std::int64_t n) { return {Kind::every_n_steps, n}; }
   /// Refreshed by explicit calls only.
-  static constexpr RefreshSchedule on_demand() { return {Kind::on_demand, 1}; }
+  GATEPRO_ALWAYS_INLINE static constexpr RefreshSchedule on_demand() { return {Kind::on_demand, 1}; }
   /// Refreshed at the first call, then kept.
-  static constexpr RefreshSchedule frozen() { return {Kind::frozen, 1}; }
+  GATEPRO_ALWAYS_INLINE static constexpr RefreshSchedule frozen() { return {Kind::frozen, 1}; }
 };
 
 /// Everything that defines a Router.

@@ -24,16 +24,16 @@ struct PenaltyStatistics {
   std::int64_t unpenalised_coactivations = 0;         ///< The same, had nobody been penalised.
 
   /// P(j*(i) selected | i selected); 0 without selections. Chance is (K - 1) / (E - 1).
-  double coactivation_rate() const { return ratio(coactivations, partnered_selections); }
+  GATEPRO_ALWAYS_INLINE double coactivation_rate() const { return ratio(coactivations, partnered_selections); }
   /// The same, had nobody been penalised.
-  double unpenalised_coactivation_rate() const {
+  GATEPRO_ALWAYS_INLINE double unpenalised_coactivation_rate() const {
     return ratio(unpenalised_coactivations, unpenalised_partnered_selections);
   }
   /// Share of the tokens whose selected set changed.
-  double changed_rate() const { return ratio(tokens_changed, tokens); }
+  GATEPRO_ALWAYS_INLINE double changed_rate() const { return ratio(tokens_changed, tokens); }
 
   /// Adds the counts of other tokens.
-  PenaltyStatistics& operator+=(const PenaltyStatistics& other) {
+  GATEPRO_ALWAYS_INLINE PenaltyStatistics& operator+=(const PenaltyStatistics& other) {
     tokens += other.tokens;
     penalised_pairs += other.penalised_pairs;
     penalties_lost_in_rounding += other.penalties_lost_in_rounding;
@@ -47,7 +47,7 @@ struct PenaltyStatistics {
   }
 
  private:
-  static double ratio(std::int64_t part, std::int64_t whole) {
+  GATEPRO_ALWAYS_INLINE static double ratio(std::int64_t part, std::int64_t whole) {
     return whole == 0 ? 0 : static_cast<double>(part) / static_cast<double>(whole);
   }
 };

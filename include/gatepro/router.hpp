@@ -172,7 +172,9 @@ class Router {
     const Index tokens = x_TH.rows;
     const Index experts = config_.num_experts;
     const Index hidden = config_.hidden_size;
-    detail::require(config_.top_k > 1 || dlogits_TE.given() || config_.allow_zero_gradient, where,
+    detail::require(config_.top_k > 1 || dlogits_TE.given() || config_.allow_zero_gradient ||
+                        tokens == 0,  // an empty dlogits_TE may look like none
+                    where,
                     "top_k > 1, a dlogits_TE, or allow_zero_gradient: softmax over one expert is "
                     "constant, the router would learn nothing",
                     {{"top_k", config_.top_k}});

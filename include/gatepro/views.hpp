@@ -112,32 +112,32 @@ struct MatrixView {
 
   constexpr MatrixView() = default;
   /// `rows` x `cols` elements without gaps.
-  constexpr MatrixView(T* data_, Index rows_, Index cols_)
+  GATEPRO_ALWAYS_INLINE constexpr MatrixView(T* data_, Index rows_, Index cols_)
       : MatrixView(data_, rows_, cols_, cols_) {}
   /// `rows` x `cols` elements, `row_stride` elements from row to row.
-  constexpr MatrixView(T* data_, Index rows_, Index cols_, Index row_stride_)
+  GATEPRO_ALWAYS_INLINE constexpr MatrixView(T* data_, Index rows_, Index cols_, Index row_stride_)
       : data(data_), rows(rows_), cols(cols_), row_stride(row_stride_) {}
   /// A view to read from, of a view to write to.
   template <class U, std::enable_if_t<std::is_same_v<const U, T>, int> = 0>
-  constexpr MatrixView(const MatrixView<U>& other)
+  GATEPRO_ALWAYS_INLINE constexpr MatrixView(const MatrixView<U>& other)
       : MatrixView(other.data, other.rows, other.cols, other.row_stride) {}
   /// A view of an Eigen object with contiguous rows, without a copy.
   template <class M, std::enable_if_t<detail::converts_to_matrix_view_v<M&&, T>, int> = 0>
-  MatrixView(M&& matrix)
+  GATEPRO_ALWAYS_INLINE MatrixView(M&& matrix)
       : MatrixView(matrix.data(), matrix.rows(), matrix.cols(), matrix.outerStride()) {}
 
   /// True if the view was given.
-  constexpr bool given() const { return data != nullptr; }
+  GATEPRO_ALWAYS_INLINE constexpr bool given() const { return data != nullptr; }
   /// Pointer to the first element of row `r`.
-  constexpr T* row(Index r) const { return data + r * row_stride; }
+  GATEPRO_ALWAYS_INLINE constexpr T* row(Index r) const { return data + r * row_stride; }
   /// Element (r, c).
-  constexpr T& operator()(Index r, Index c) const { return row(r)[c]; }
+  GATEPRO_ALWAYS_INLINE constexpr T& operator()(Index r, Index c) const { return row(r)[c]; }
   /// The `count` rows from `first`: the way to run a stage on a range of tokens.
-  constexpr MatrixView middle_rows(Index first, Index count) const {
+  GATEPRO_ALWAYS_INLINE constexpr MatrixView middle_rows(Index first, Index count) const {
     return {given() ? row(first) : nullptr, count, cols, row_stride};
   }
   /// The `count` columns from `first`.
-  constexpr MatrixView middle_cols(Index first, Index count) const {
+  GATEPRO_ALWAYS_INLINE constexpr MatrixView middle_cols(Index first, Index count) const {
     return {given() ? data + first : nullptr, rows, count, row_stride};
   }
 };
@@ -156,31 +156,31 @@ struct StridedView {
 
   constexpr StridedView() = default;
   /// `rows` x `cols` elements, row-major, without gaps.
-  constexpr StridedView(T* data_, Index rows_, Index cols_)
+  GATEPRO_ALWAYS_INLINE constexpr StridedView(T* data_, Index rows_, Index cols_)
       : StridedView(data_, rows_, cols_, cols_, 1) {}
   /// `rows` x `cols` elements with both strides given.
-  constexpr StridedView(T* data_, Index rows_, Index cols_, Index row_stride_, Index col_stride_)
+  GATEPRO_ALWAYS_INLINE constexpr StridedView(T* data_, Index rows_, Index cols_, Index row_stride_, Index col_stride_)
       : data(data_), rows(rows_), cols(cols_), row_stride(row_stride_), col_stride(col_stride_) {}
   /// A row-major view, with column stride 1.
   template <class U, std::enable_if_t<std::is_convertible_v<U*, T*>, int> = 0>
-  constexpr StridedView(const MatrixView<U>& other)
+  GATEPRO_ALWAYS_INLINE constexpr StridedView(const MatrixView<U>& other)
       : StridedView(other.data, other.rows, other.cols, other.row_stride, 1) {}
   /// A view to read from, of a view to write to.
   template <class U, std::enable_if_t<std::is_same_v<const U, T>, int> = 0>
-  constexpr StridedView(const StridedView<U>& other)
+  GATEPRO_ALWAYS_INLINE constexpr StridedView(const StridedView<U>& other)
       : StridedView(other.data, other.rows, other.cols, other.row_stride, other.col_stride) {}
   /// A view of an Eigen object of either storage order, without a copy.
   template <class M, std::enable_if_t<detail::converts_to_strided_view_v<M&&, T>, int> = 0>
-  StridedView(M&& matrix)
+  GATEPRO_ALWAYS_INLINE StridedView(M&& matrix)
       : StridedView(matrix.data(), matrix.rows(), matrix.cols(), matrix.rowStride(),
                     matrix.colStride()) {}
 
   /// True if the view was given.
-  constexpr bool given() const { return data != nullptr; }
+  GATEPRO_ALWAYS_INLINE constexpr bool given() const { return data != nullptr; }
   /// Element (r, c).
-  constexpr T& operator()(Index r, Index c) const { return data[r * row_stride + c * col_stride]; }
+  GATEPRO_ALWAYS_INLINE constexpr T& operator()(Index r, Index c) const { return data[r * row_stride + c * col_stride]; }
   /// The `count` rows from `first`.
-  constexpr StridedView middle_rows(Index first, Index count) const {
+  GATEPRO_ALWAYS_INLINE constexpr StridedView middle_rows(Index first, Index count) const {
     return {given() ? data + first * row_stride : nullptr, count, cols, row_stride, col_stride};
   }
 };
@@ -193,26 +193,26 @@ struct VectorView {
 
   constexpr VectorView() = default;
   /// `size` elements from `data`.
-  constexpr VectorView(T* data_, Index size_) : data(data_), size(size_) {}
+  GATEPRO_ALWAYS_INLINE constexpr VectorView(T* data_, Index size_) : data(data_), size(size_) {}
   /// A view to read from, of a view to write to.
   template <class U, std::enable_if_t<std::is_same_v<const U, T>, int> = 0>
-  constexpr VectorView(const VectorView<U>& other) : VectorView(other.data, other.size) {}
+  GATEPRO_ALWAYS_INLINE constexpr VectorView(const VectorView<U>& other) : VectorView(other.data, other.size) {}
   /// A view of a std::vector that has a name.
   template <class V, std::enable_if_t<std::is_lvalue_reference_v<V> &&
                                           detail::is_std_vector<detail::plain_t<V>, T>::value,
                                       int> = 0>
-  VectorView(V&& values) : VectorView(values.data(), static_cast<Index>(values.size())) {}
+  GATEPRO_ALWAYS_INLINE VectorView(V&& values) : VectorView(values.data(), static_cast<Index>(values.size())) {}
 
   /// True if the view was given.
-  constexpr bool given() const { return data != nullptr; }
+  GATEPRO_ALWAYS_INLINE constexpr bool given() const { return data != nullptr; }
   /// Element i.
-  constexpr T& operator[](Index i) const { return data[i]; }
+  GATEPRO_ALWAYS_INLINE constexpr T& operator[](Index i) const { return data[i]; }
 };
 
 /// The view of an Eigen object, with the scalar deduced: for the stage functions, which are
 /// templates. Refuses what MatrixView refuses.
 template <class M>
-auto view(M&& matrix) {
+GATEPRO_ALWAYS_INLINE inline auto view(M&& matrix) {
   using T = std::remove_pointer_t<detail::eigen_data_t<M&&>>;
   static_assert(detail::converts_to_matrix_view_v<M&&, T>,
                 "gatepro::view: need a named row-major Eigen matrix, map or block with contiguous "
@@ -222,7 +222,7 @@ auto view(M&& matrix) {
 
 /// The view with two strides of an Eigen object of either storage order.
 template <class M>
-auto strided_view(M&& matrix) {
+GATEPRO_ALWAYS_INLINE inline auto strided_view(M&& matrix) {
   using T = std::remove_pointer_t<detail::eigen_data_t<M&&>>;
   static_assert(detail::converts_to_strided_view_v<M&&, T>,
                 "gatepro::strided_view: need a named Eigen object with memory of its own; a view "

@@ -20,9 +20,9 @@ struct Workspace {
 
   constexpr Workspace() = default;
   /// `bytes` bytes from `data`.
-  constexpr Workspace(void* data_, std::size_t bytes_) : data(data_), bytes(bytes_) {}
+  GATEPRO_ALWAYS_INLINE constexpr Workspace(void* data_, std::size_t bytes_) : data(data_), bytes(bytes_) {}
   /// The memory of a vector.
-  Workspace(std::vector<std::byte>& memory) : Workspace(memory.data(), memory.size()) {}
+  GATEPRO_ALWAYS_INLINE Workspace(std::vector<std::byte>& memory) : Workspace(memory.data(), memory.size()) {}
 };
 
 namespace detail {

@@ -43,6 +43,13 @@
 #define GATEPRO_ABI_VECTORS scalar
 #endif
 
+// For functions outside that namespace: they leave no symbol behind that a linker could merge.
+#if defined(__GNUC__)
+#define GATEPRO_ALWAYS_INLINE __attribute__((always_inline))
+#else
+#define GATEPRO_ALWAYS_INLINE
+#endif
+
 #define GATEPRO_ABI_JOIN_(a, b, c, d) built_for_##a##_##b##_##c##_##d
 #define GATEPRO_ABI_JOIN(a, b, c, d) GATEPRO_ABI_JOIN_(a, b, c, d)
 #define GATEPRO_ABI \

@@ -5,6 +5,7 @@
 #ifndef GATEPRO_DETAIL_ROUTING_GROUP_HPP
 #define GATEPRO_DETAIL_ROUTING_GROUP_HPP
 
+#include <algorithm>
 #include <cstdint>
 
 #include "gatepro/detail/order.hpp"
@@ -74,19 +75,16 @@ template <class A>
 Index refill_from_losers(const RoutingGroup<A>& group, Index tokens, Index experts, Index top_k) {
   using O = Order<A>;
   const Index lanes = kernels<A>().lanes;
-  Index short_tokens = 0;
-  for (Index lane = 0; lane < tokens; ++lane) {
-    for (Index j = 0; j < top_k; ++j) {
-      if (group.top_keys_KL[j * lanes + lane] != O::loser) continue;
-      ++short_tokens;
-      break;
-    }
-  }
-  if (short_tokens == 0) return 0;
+  // Losers rank after survivors: a token without one in its last slot has none.
+  const auto* last_keys_L = group.top_keys_KL + (top_k - 1) * lanes;
+  const bool any = std::any_of(last_keys_L, last_keys_L + tokens,
+                               [](auto key) { return key <= O::loser; });
+  if (!any) return 0;
   for (Index i = 0; i < experts * lanes; ++i) {
     group.ranked_EL[i] = group.ranked_EL[i] == O::loser ? group.keys_EL[i] : O::empty;
   }
   kernels<A>().top_k(group.ranked_EL, experts, top_k, group.other_keys_KL, group.other_ids_KL);
+  Index short_tokens = 0;
   for (Index lane = 0; lane < tokens; ++lane) {
     Index next_loser = lane;
     for (Index i = lane; i < top_k * lanes; i += lanes) {
@@ -94,6 +92,7 @@ Index refill_from_losers(const RoutingGroup<A>& group, Index tokens, Index exper
       group.top_ids_KL[i] = group.other_ids_KL[next_loser];
       next_loser += lanes;
     }
+    short_tokens += next_loser != lane ? 1 : 0;
   }
   return short_tokens;
 }

@@ -253,13 +253,20 @@ GATEPRO_KERNEL void gate_few(const A* x, Index x_stride, Index tokens, const A* 
 template <class A>
 using Keys = Lanes<BitsOf<A>>;
 
+/// Keys of values that are not NaN.
+template <class A>
+GATEPRO_FN Keys<A> number_keys(Lanes<A> values) {
+  const Keys<A> bits = bit_cast<BitsOf<A>>(values);
+  const Keys<A> sign = bits >> int(8 * sizeof(A) - 1);
+  return ((bits & Keys<A>::splat(Order<A>::magnitude)) ^ sign) - sign;
+}
+
 template <class A>
 GATEPRO_FN Keys<A> to_keys(Lanes<A> values) {
   using O = Order<A>;
-  const Keys<A> bits = bit_cast<BitsOf<A>>(values);
-  const Keys<A> size = bits & Keys<A>::splat(O::magnitude);
-  const Keys<A> sign = bits >> int(8 * sizeof(A) - 1);
-  return select(size > Keys<A>::splat(O::infinity), Keys<A>::splat(O::nan), (size ^ sign) - sign);
+  const Keys<A> size = bit_cast<BitsOf<A>>(values) & Keys<A>::splat(O::magnitude);
+  return select(size > Keys<A>::splat(O::infinity), Keys<A>::splat(O::nan),
+                number_keys<A>(values));
 }
 
 /// The inverse of to_keys for numbers; meaningless for the keys below -inf.
@@ -329,7 +336,7 @@ GATEPRO_FN void compete_as(const BitsOf<A>* keys_EL, Index experts,
       best = select(rival > best, rival, best);
     }
     Keys<A> lowered = Keys<A>::splat(O::loser);
-    if constexpr (!eliminate) lowered = to_keys<A>(to_values<A>(own) - penalty);
+    if constexpr (!eliminate) lowered = number_keys<A>(to_values<A>(own) - penalty);
     const Keys<A> loses = (own < best) & (own > Keys<A>::splat(O::nan));
     select(loses, lowered, own).store(ranked_EL + e * L);
   }
@@ -435,7 +442,7 @@ GATEPRO_FN Lanes<A> exp_nonpositive(Lanes<A> x) {
                                             1.0 / 720, 1.0 / 5040, 1.0 / 40320, 1.0 / 362880,
                                             1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600,
                                             1.0 / 6227020800};
-  x = select(to_keys<A>(x) > to_keys<A>(V::splat(floor)), x, V::splat(floor));
+  x = select(number_keys<A>(x) > number_keys<A>(V::splat(floor)), x, V::splat(floor));
   const V scaled = mul_add(x, V::splat(A(1.44269504088896340736)), V::splat(A(-0.5)));
   const Keys<A> n = convert<BitsOf<A>>(scaled);
   const V whole = convert<A>(n);
@@ -483,10 +490,11 @@ GATEPRO_KERNEL void softmax(const BitsOf<A>* keys_KL, Index k, A* weights_KL,
     weight.store(weights_KL + j * L);
     sum = sum + weight;
   }
+  const Lanes<A> scale = Lanes<A>::splat(A(1)) / sum;
   const Lanes<A> quiet_nan = bit_cast<A>(Keys<A>::splat(O::quiet_nan_bits));
   for (Index j = 0; j < k; ++j) {
     const Lanes<A> weight = Lanes<A>::load(weights_KL + j * L);
-    select(nonfinite, quiet_nan, weight / sum).store(weights_KL + j * L);
+    select(nonfinite, quiet_nan, weight * scale).store(weights_KL + j * L);
   }
 }
 
