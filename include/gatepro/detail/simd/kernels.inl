@@ -44,14 +44,24 @@ GATEPRO_FN Lanes<float> widen_16_bits(const std::uint16_t* bits) {
   }
 }
 
+/// Copies `count` < 2 * Piece values, in pieces of constant size.
+template <int Piece, class T>
+GATEPRO_FN void copy_pieces(const T* from, T* to, int count) {
+  if constexpr (Piece > 0) {
+    const int here = count & Piece;
+    if (here != 0) std::memcpy(to, from, Piece * sizeof(T));
+    copy_pieces<Piece / 2>(from + here, to + here, count);
+  }
+}
+
 /// `count` <= lanes_v<A> values of Source as A; lanes past `count` are zero.
 template <class A, class Source>
 GATEPRO_FN Lanes<A> load_as(const Source* from, int count) {
+  A wide[lanes_v<A>] = {};
   if constexpr (std::is_same_v<A, Source>) {
     if (count == lanes_v<A>) return Lanes<A>::load(from);
-  }
-  A wide[lanes_v<A>] = {};
-  if constexpr (sizeof(Source) == 2) {
+    copy_pieces<lanes_v<A> / 2>(from, wide, count);
+  } else if constexpr (sizeof(Source) == 2) {
     std::uint16_t bits[lanes_v<float>] = {};
     float values[lanes_v<float>];
     std::memcpy(bits, static_cast<const void*>(from), std::size_t(count) * sizeof(Source));
@@ -71,7 +81,7 @@ GATEPRO_FN void store_first(Lanes<A> v, A* to, int count) {
   }
   A values[lanes_v<A>];
   v.store(values);
-  for (int i = 0; i < count; ++i) to[i] = values[i];
+  copy_pieces<lanes_v<A> / 2>(values, to, count);
 }
 
 /// to[i] = from[i], exactly.
@@ -333,7 +343,7 @@ GATEPRO_FN void compete_as(const BitsOf<A>* keys_EL, Index experts,
     Keys<A> best = Keys<A>::splat(O::lowest);
     for (std::int32_t i = rival_begin[e]; i < rival_begin[e + 1]; ++i) {
       const Keys<A> rival = Keys<A>::load(keys_EL + Index(rivals[i]) * L);
-      best = select(rival > best, rival, best);
+      best = larger(best, rival);
     }
     Keys<A> lowered = Keys<A>::splat(O::loser);
     if constexpr (!eliminate) lowered = number_keys<A>(to_values<A>(own) - penalty);
@@ -370,6 +380,52 @@ GATEPRO_FN void insert(Keys<A> key, Keys<A> id, int k, Keys<A>* top_keys, Keys<A
   top_ids[0] = select(ahead, id, top_ids[0]);
 }
 
+/// The K largest keys of each lane by maxima and minima alone, less than half the work of `insert`:
+/// the low bits of each key make room for the id, counted down, so that the lower id wins a tie.
+/// Returns false, with nothing written, if that may have cost an order: if two neighbours among the
+/// K + 1 best differ in those bits at most, in a lane whose keys use them. (Logits rounded to
+/// bfloat16 leave them zero; their ties are true ties.)
+template <class A, int K>
+GATEPRO_FN bool top_k_packed(const BitsOf<A>* keys_EL, Index experts, BitsOf<A>* top_keys_KL,
+                             BitsOf<A>* top_ids_KL) {
+  constexpr int L = lanes_v<A>;
+  BitsOf<A> low = 0;
+  while (low + 1 < experts) low = BitsOf<A>(2 * low + 1);
+  const Keys<A> low_bits = Keys<A>::splat(low);
+  const Keys<A> high_bits = Keys<A>::splat(BitsOf<A>(~low));
+  Keys<A> top[std::size_t(K + 1)];
+  GATEPRO_UNROLL
+  for (int j = 0; j <= K; ++j) top[j] = Keys<A>::splat(Order<A>::lowest);
+  Keys<A> used_bits = Keys<A>::splat(0);
+  for (Index e = 0; e < experts; ++e) {
+    const Keys<A> key = Keys<A>::load(keys_EL + e * L);
+    used_bits = used_bits | key;
+    const Keys<A> packed = (key & high_bits) | Keys<A>::splat(BitsOf<A>(experts - 1 - e));
+    GATEPRO_UNROLL
+    for (int j = K; j > 0; --j) top[j] = larger(top[j], smaller(top[j - 1], packed));
+    top[0] = larger(top[0], packed);
+  }
+  const Keys<A> zero = Keys<A>::splat(0);
+  Keys<A> in_doubt = zero;
+  GATEPRO_UNROLL
+  for (int j = 0; j < K; ++j) in_doubt = in_doubt | (((top[j] ^ top[j + 1]) & high_bits) == zero);
+  in_doubt = in_doubt & ((used_bits & low_bits) > zero);
+  BitsOf<A> doubts[std::size_t(L)];
+  in_doubt.store(doubts);
+  BitsOf<A> any = 0;
+  for (int lane = 0; lane < L; ++lane) any = any | doubts[lane];
+  if (any != 0) return false;
+  GATEPRO_UNROLL
+  for (int j = 0; j < K; ++j) {
+    BitsOf<A>* ids = top_ids_KL + j * L;
+    (Keys<A>::splat(BitsOf<A>(experts - 1)) - (top[j] & low_bits)).store(ids);
+    for (int lane = 0; lane < L; ++lane) {
+      top_keys_KL[j * L + lane] = keys_EL[Index(ids[lane]) * L + lane];
+    }
+  }
+  return true;
+}
+
 /// The k largest keys of each lane, in descending order, with their ids; K is k where it is small
 /// enough for the lists to stay in registers, else 0.
 template <class A, int K>
@@ -377,6 +433,7 @@ GATEPRO_FN void top_k_as(const BitsOf<A>* keys_EL, Index experts, Index k, BitsO
                          BitsOf<A>* top_ids_KL) {
   constexpr int L = lanes_v<A>;
   if constexpr (K > 0) {
+    if (top_k_packed<A, K>(keys_EL, experts, top_keys_KL, top_ids_KL)) return;
     Keys<A> top_keys[std::size_t(K)], top_ids[std::size_t(K)];
     GATEPRO_UNROLL
     for (int j = 0; j < K; ++j) {
@@ -472,7 +529,7 @@ GATEPRO_KERNEL void softmax(const BitsOf<A>* keys_KL, Index k, A* weights_KL,
   Keys<A> nonfinite = Keys<A>::splat(0);
   for (Index j = 0; j < k; ++j) {
     const Keys<A> key = Keys<A>::load(keys_KL + j * L);
-    best = select(key > best, key, best);
+    best = larger(best, key);
     nonfinite = nonfinite | (key == Keys<A>::splat(O::nan));
   }
   nonfinite = nonfinite | (best == Keys<A>::splat(O::infinity)) |

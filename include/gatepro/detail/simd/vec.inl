@@ -40,6 +40,10 @@ struct Vec {
   /// a * b + c: one expression, because clang fuses only within one.
   GATEPRO_FN friend Vec mul_add(Vec a, Vec b, Vec c) { return {a.raw * b.raw + c.raw}; }
   GATEPRO_FN friend Vec select(Mask mask, Vec a, Vec b) { return {mask.raw ? a.raw : b.raw}; }
+
+  // On the raw vectors, where both compilers see a maximum; through a Mask, g++ does not.
+  GATEPRO_FN friend Vec larger(Vec a, Vec b) { return {a.raw > b.raw ? a.raw : b.raw}; }
+  GATEPRO_FN friend Vec smaller(Vec a, Vec b) { return {a.raw < b.raw ? a.raw : b.raw}; }
 };
 
 /// The same bits as another element type of the same size.
@@ -116,6 +120,9 @@ struct Vec {
 
   GATEPRO_FN friend Vec mul_add(Vec a, Vec b, Vec c) { return {a.raw * b.raw + c.raw}; }
   GATEPRO_FN friend Vec select(Mask mask, Vec a, Vec b) { return mask.raw != 0 ? a : b; }
+
+  GATEPRO_FN friend Vec larger(Vec a, Vec b) { return a.raw > b.raw ? a : b; }
+  GATEPRO_FN friend Vec smaller(Vec a, Vec b) { return a.raw < b.raw ? a : b; }
 };
 
 template <class To, class T, int N>
