@@ -45,12 +45,39 @@ bool scale_row(const W* w, Index hidden, A* scaled) {
   return true;
 }
 
-/// Divides the products of row `i` by both norms; marks what has no similarity.
+/// Products of each row with itself and, at least, the rows after it. The others follow by
+/// symmetry: a product is one chain over h, whichever of the two rows is called X.
+template <class A, class Executor>
+void upper_products(const MatrixView<const A>& rows_EH, const PackedView<A>& packed,
+                    const MatrixView<A>& products_EE, Arena& arena, const Executor& executor,
+                    int workers) {
+  const Index experts = rows_EH.rows;
+  const PerWorker scratch(arena, workers,
+                          [experts](Arena& a) { return carve_gate<A, A>(a, experts); });
+  const Index panel = kernels<A>().panel_vectors * kernels<A>().lanes;
+  const Index tiles = (experts + tile_tokens - 1) / tile_tokens;
+  for_each_block(executor, workers, tiles, [&](int worker, Index tile) {
+    const Index first = tile * tile_tokens;
+    const Index count = std::min(tile_tokens, experts - first);
+    const Index stride = padded_experts<A>(experts);
+    const Index from = first / panel * panel;
+    const GateScratch<A> mine = scratch(worker);
+    gate_tile<A, A>(rows_EH.middle_rows(first, count), packed, mine.widened, mine.logits_TE, stride,
+                    from / kernels<A>().lanes);
+    for (Index i = 0; i < count; ++i) {
+      const A* products = mine.logits_TE + i * stride;
+      std::copy(products + from, products + experts, products_EE.row(first + i) + from);
+    }
+  });
+}
+
+/// Divides the products of row `i` with the rows from `i` by both norms; marks what has no
+/// similarity.
 template <class A>
 void normalise_row(Index i, const A* inverse_norm_E, const MatrixView<A>& similarity_EE) {
   const A quiet_nan = value_of<A>(Order<A>::nan);
   const bool row_is_finite = inverse_norm_E[i] >= 0;
-  for (Index j = 0; j < similarity_EE.cols; ++j) {
+  for (Index j = i; j < similarity_EE.cols; ++j) {
     const A inverse_norms = inverse_norm_E[i] * inverse_norm_E[j];
     const A cosine = similarity_EE(i, j) * inverse_norms;
     const A clamped = std::min(A(1), std::max(A(-1), cosine));
@@ -103,7 +130,7 @@ std::size_t cosine_similarity_workspace(Index num_experts, Index hidden_size, in
 /// infinity has similarity NaN. Error <= c sqrt(H) eps.
 ///
 /// Throws Error on a shape, stride, null or workspace that does not fit, before any write. Cost:
-/// 2 E^2 H operations, no allocation. Bits do not depend on the executor.
+/// about E^2 H operations, no allocation. Bits do not depend on the executor.
 template <class W, class A, class Executor = SerialExecutor>
 SimilarityReport cosine_similarity(MatrixView<W> w_EH, MatrixView<A> similarity_EE,
                                    Workspace workspace, const Executor& executor = {}) {
@@ -131,11 +158,14 @@ SimilarityReport cosine_similarity(MatrixView<W> w_EH, MatrixView<A> similarity_
   });
   const MatrixView<const A> rows_EH = scaled_EH;
   const auto packed = detail::pack<A>(rows_EH, memory, executor, workers);
-  detail::gate_into<A, A>(rows_EH, packed, similarity_EE, arena, executor, workers);
+  detail::upper_products(rows_EH, packed, similarity_EE, arena, executor, workers);
   const SimilarityReport report =
       detail::invert_norms(similarity_EE, finite_E, inverse_norm_E);
   detail::for_each_block(executor, workers, experts, [&](int, Index i) {
     detail::normalise_row(i, inverse_norm_E, similarity_EE);
+  });
+  detail::for_each_block(executor, workers, experts, [&](int, Index i) {
+    for (Index j = 0; j < i; ++j) similarity_EE(i, j) = similarity_EE(j, i);
   });
   return report;
 }

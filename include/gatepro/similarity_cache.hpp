@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 #include <utility>
 #include <vector>
 
@@ -48,8 +49,13 @@ class SimilarityCache {
   bool has_partners() const { return state_.rivals.num_experts() != 0; }
   /// The step of the last refresh or set_partners; meaningless before.
   std::int64_t last_refresh_step() const { return last_step_; }
-  /// Optimizer steps since then, at `step`; meaningless before.
-  std::int64_t age(std::int64_t step) const { return step - last_step_; }
+  /// Optimizer steps since then, at `step`, capped to the range of int64; meaningless before.
+  std::int64_t age(std::int64_t step) const {
+    using Limits = std::numeric_limits<std::int64_t>;
+    if (last_step_ < 0 && step > Limits::max() + last_step_) return Limits::max();
+    if (last_step_ > 0 && step < Limits::min() + last_step_) return Limits::min();
+    return step - last_step_;
+  }
 
   /// True if a refresh at `step` would recompute: every n steps, after going back in steps, or, if
   /// frozen, while there are no partners. The same step is due once.
@@ -76,7 +82,7 @@ class SimilarityCache {
   /// Recomputes S and the partners from w_EH (E x H), whatever the schedule says.
   ///
   /// Throws Error for the shape, and what the executor or the allocator throw. Allocates at first
-  /// use, and when H grows. Cost: 2 E^2 H operations. Bits do not depend on the executor.
+  /// use, and when H grows. Cost: about E^2 H operations. Bits do not depend on the executor.
   template <class W, class Executor = SerialExecutor>
   void refresh_now(MatrixView<W> w_EH, std::int64_t step, const Executor& executor = {}) {
     check_weights(w_EH);

@@ -134,13 +134,15 @@ PackedView<A> pack(const MatrixView<const W>& w_EH, A* packed, const Executor& e
 }
 
 /// Logits of up to tile_tokens tokens, in rows of `row_stride` elements with room for
-/// padded_experts. `widened` holds tile_tokens x depth_block elements if X is not A, else nothing.
+/// padded_experts, of all experts from vector `first_vector`, the first of a widest panel.
+/// `widened` holds tile_tokens x depth_block elements if X is not A, else nothing.
 template <class X, class A>
 void gate_tile(const MatrixView<const X>& x_TH, const PackedView<A>& w, A* widened, A* logits_TE,
-               Index row_stride) {
+               Index row_stride, Index first_vector = 0) {
   const Kernels<A>& kernel = kernels<A>();
   const Index vectors = expert_vectors<A>(w.experts);
-  for (Index start = 0; start < w.hidden; start += depth_block) {
+  // At least once, so that logits of no columns are zero.
+  for (Index start = 0; start == 0 || start < w.hidden; start += depth_block) {
     const Index depth = std::min(depth_block, w.hidden - start);
     const A* x = nullptr;
     Index x_stride = x_TH.row_stride;
@@ -157,8 +159,9 @@ void gate_tile(const MatrixView<const X>& x_TH, const PackedView<A>& w, A* widen
       kernel.gate_few(x, x_stride, x_TH.rows, w.data + start * (kernel.lanes / 2), depth, logits_TE,
                       row_stride, start == 0);
     } else {
-      kernel.gate(x, x_stride, x_TH.rows, w.data + start * vectors * kernel.lanes, depth, vectors,
-                  logits_TE, row_stride, start == 0);
+      const Index skipped = first_vector * kernel.lanes;
+      kernel.gate(x, x_stride, x_TH.rows, w.data + start * vectors * kernel.lanes + skipped * depth,
+                  depth, vectors - first_vector, logits_TE + skipped, row_stride, start == 0);
     }
   }
 }
