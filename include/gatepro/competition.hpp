@@ -17,9 +17,8 @@ inline namespace GATEPRO_ABI {
 template <class A>
 void check_competition(const char* where, const Competition& competition) {
   if (competition.mode != CompetitionMode::penalty) return;
-  const bool in_range =
-      key_of(competition.lambda) >= 0 &&
-      competition.lambda <= static_cast<double>(std::numeric_limits<A>::max());
+  const bool in_range = key_of(competition.lambda) >= 0 &&
+                        competition.lambda <= static_cast<double>(std::numeric_limits<A>::max());
   require(in_range && key_of(competition.lambda) < Order<double>::infinity, where,
           "lambda finite and >= 0", {{"lambda", competition.lambda}});
 }
@@ -80,9 +79,7 @@ inline namespace GATEPRO_ABI {
 template <class A>
 std::size_t apply_competition_workspace(Index num_experts, int workers = 1) {
   return detail::measure([&](detail::Arena& arena) {
-    const auto carve = [&](detail::Arena& a) {
-      return detail::carve_group<A>(a, num_experts, 1);
-    };
+    const auto carve = [&](detail::Arena& a) { return detail::carve_group<A>(a, num_experts, 1); };
     detail::PerWorker(arena, workers, carve);
   });
 }
@@ -98,10 +95,10 @@ std::size_t apply_competition_workspace(Index num_experts, int workers = 1) {
 /// Throws Error for shapes, settings, a missing partner table, a workspace that is too small, or
 /// outputs that start at the same address, before any write. No allocation. Thread-safe.
 template <class A, class Executor = SerialExecutor>
-void apply_competition(detail::non_deduced_t<MatrixView<const A>> logits_TE, const RivalTable& rivals,
-                       const Competition& competition, MatrixView<A> penalised_TE,
-                       MatrixView<std::uint8_t> loser_TE, Workspace workspace,
-                       const Executor& executor = {}) {
+void apply_competition(detail::non_deduced_t<MatrixView<const A>> logits_TE,
+                       const RivalTable& rivals, const Competition& competition,
+                       MatrixView<A> penalised_TE, MatrixView<std::uint8_t> loser_TE,
+                       Workspace workspace, const Executor& executor = {}) {
   detail::check_accumulator<A>();
   detail::check_executor<Executor>();
   const char* where = "apply_competition";
@@ -111,8 +108,10 @@ void apply_competition(detail::non_deduced_t<MatrixView<const A>> logits_TE, con
   detail::check_matrix(where, "logits_TE", logits_TE, tokens, experts);
   detail::check_matrix(where, "penalised_TE", penalised_TE, tokens, experts);
   const auto active = detail::checked_competition<A>(where, competition, rivals, experts);
-  if (active.eliminate || loser_TE.given()) {
+  if (active.eliminate) {
     detail::check_matrix(where, "loser_TE", loser_TE, tokens, experts);
+  } else {
+    detail::check_optional_matrix(where, "loser_TE", loser_TE, tokens, experts);
   }
   detail::check_outputs_differ(where, {penalised_TE.data, loser_TE.data});
   const int workers = detail::checked_workers(where, executor);

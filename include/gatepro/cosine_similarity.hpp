@@ -159,8 +159,7 @@ SimilarityReport cosine_similarity(MatrixView<W> w_EH, MatrixView<A> similarity_
   const MatrixView<const A> rows_EH = scaled_EH;
   const auto packed = detail::pack<A>(rows_EH, memory, executor, workers);
   detail::upper_products(rows_EH, packed, similarity_EE, arena, executor, workers);
-  const SimilarityReport report =
-      detail::invert_norms(similarity_EE, finite_E, inverse_norm_E);
+  const SimilarityReport report = detail::invert_norms(similarity_EE, finite_E, inverse_norm_E);
   detail::for_each_block(executor, workers, experts, [&](int, Index i) {
     detail::normalise_row(i, inverse_norm_E, similarity_EE);
   });

@@ -39,13 +39,20 @@ inline namespace GATEPRO_ABI {
 class NamedValue {
  public:
   template <class T, std::enable_if_t<std::is_integral_v<T>, int> = 0>
-  NamedValue(const char* name, T value) : name_(name), integer_(static_cast<long long>(value)) {}
+  NamedValue(const char* name, T value)
+      : name_(name), integer_(static_cast<long long>(value)), is_unsigned_(std::is_unsigned_v<T>) {}
   NamedValue(const char* name, double value) : name_(name), real_(value), is_integer_(false) {}
 
   std::string text() const {
-    char real[32];
-    std::snprintf(real, sizeof real, "%g", real_);
-    return std::string(name_) + "=" + (is_integer_ ? std::to_string(integer_) : std::string(real));
+    char text[32];
+    if (!is_integer_) {
+      std::snprintf(text, sizeof text, "%g", real_);
+    } else if (is_unsigned_) {
+      std::snprintf(text, sizeof text, "%llu", static_cast<unsigned long long>(integer_));
+    } else {
+      std::snprintf(text, sizeof text, "%lld", integer_);
+    }
+    return std::string(name_) + "=" + text;
   }
 
  private:
@@ -53,6 +60,7 @@ class NamedValue {
   long long integer_ = 0;
   double real_ = 0;
   bool is_integer_ = true;
+  bool is_unsigned_ = false;
 };
 
 [[noreturn]] inline void fail(const char* where, const std::string& rule,

@@ -149,9 +149,9 @@ RowList<A> merge_column(const RowList<A>& selected, const MatrixView<const A>& d
 /// A worker's scratch for gradients to tokens.
 template <class A>
 struct TokenGradientScratch {
-  RowList<A> lists;            ///< One list of up to E rows per token of a block.
+  RowList<A> lists;  ///< One list of up to E rows per token of a block.
   A* merged_E = nullptr;
-  A* slice = nullptr;          ///< E x slice_cols.
+  A* slice = nullptr;  ///< E x slice_cols.
 };
 
 template <class A>
@@ -159,9 +159,7 @@ struct CarveTokens {
   Index experts;
 
   /// Tokens whose lists fit 64 Ki entries, but at least 16.
-  Index block_tokens() const {
-    return std::clamp<Index>(65536 / experts, 16, gradient_chunk);
-  }
+  Index block_tokens() const { return std::clamp<Index>(65536 / experts, 16, gradient_chunk); }
 
   TokenGradientScratch<A> operator()(Arena& arena) const {
     TokenGradientScratch<A> scratch;
@@ -200,7 +198,8 @@ void add_token_gradients(const StridedView<Id>& expert_ids_TK,
   Index counts[gradient_chunk];
   Index entries = 0;
   const auto list_of = [&](Index t) {
-    return RowList<A>{scratch.lists.coefficients + t * experts, scratch.lists.rows + t * experts, 0};
+    return RowList<A>{scratch.lists.coefficients + t * experts, scratch.lists.rows + t * experts,
+                      0};
   };
   for (Index t = 0; t < dx_TH.rows; ++t) {
     counts[t] =
@@ -247,8 +246,8 @@ struct CarveWeights {
 
 template <class A>
 SortedGradients<A> carve_sorted(Arena& arena, Index tokens, Index experts, Index top_k) {
-  const Index entries = checked_product("gate_backward_weights", "T * K within the address space",
-                                        tokens, top_k);
+  const Index entries =
+      checked_product("gate_backward_weights", "T * K within the address space", tokens, top_k);
   const Index chunks = (tokens + gradient_chunk - 1) / gradient_chunk;
   SortedGradients<A> sorted;
   sorted.coefficients = arena.take<A>(entries);
@@ -286,7 +285,7 @@ void check_logit_gradients(const char* where, const StridedView<Id>& expert_ids_
   check_top_k(where, top_k, experts);
   check_strided(where, "expert_ids_TK", expert_ids_TK, tokens, top_k);
   check_strided(where, "dselected_logits_TK", dselected_TK, tokens, top_k);
-  if (dlogits_TE.given()) check_matrix(where, "dlogits_TE", dlogits_TE, tokens, experts);
+  check_optional_matrix(where, "dlogits_TE", dlogits_TE, tokens, experts);
   check_ids(where, "expert_ids_TK", expert_ids_TK, experts);
 }
 
@@ -315,9 +314,8 @@ std::size_t gate_backward_tokens_workspace(Index num_experts, int workers = 1) {
 template <class Id, class A, class W, class Executor = SerialExecutor>
 void gate_backward_tokens(StridedView<Id> expert_ids_TK,
                           detail::non_deduced_t<StridedView<const A>> dselected_logits_TK,
-                          detail::non_deduced_t<MatrixView<const A>> dlogits_TE,
-                          MatrixView<W> w_EH, MatrixView<A> dx_TH, Workspace workspace,
-                          const Executor& executor = {}) {
+                          detail::non_deduced_t<MatrixView<const A>> dlogits_TE, MatrixView<W> w_EH,
+                          MatrixView<A> dx_TH, Workspace workspace, const Executor& executor = {}) {
   using Source = detail::value_t<W>;
   detail::check_id_type<detail::value_t<Id>>();
   detail::check_accumulator<A>();
@@ -372,8 +370,8 @@ template <class Id, class A, class X, class Executor = SerialExecutor>
 void gate_backward_weights(StridedView<Id> expert_ids_TK,
                            detail::non_deduced_t<StridedView<const A>> dselected_logits_TK,
                            detail::non_deduced_t<MatrixView<const A>> dlogits_TE,
-                           MatrixView<X> x_TH, ExpertRange range, MatrixView<A> dw_EH, Workspace workspace,
-                           const Executor& executor = {}) {
+                           MatrixView<X> x_TH, ExpertRange range, MatrixView<A> dw_EH,
+                           Workspace workspace, const Executor& executor = {}) {
   using Source = detail::value_t<X>;
   detail::check_id_type<detail::value_t<Id>>();
   detail::check_accumulator<A>();

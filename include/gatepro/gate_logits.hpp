@@ -143,9 +143,9 @@ void gate_logits(MatrixView<X> x_TH, const PackedWeights<A>& weights, MatrixView
   detail::check_matrix(where, "x_TH", x_TH, x_TH.rows, weights.hidden_size());
   detail::check_matrix(where, "logits_TE", logits_TE, x_TH.rows, weights.num_experts());
   const int workers = detail::checked_workers(where, executor);
-  detail::Arena arena(where, workspace,
-                      gate_logits_workspace<Token, A>(weights.num_experts(),
-                                                      weights.hidden_size(), workers));
+  detail::Arena arena(
+      where, workspace,
+      gate_logits_workspace<Token, A>(weights.num_experts(), weights.hidden_size(), workers));
   detail::gate_into<Token, A>(x_TH, weights.packed(), logits_TE, arena, executor, workers);
 }
 

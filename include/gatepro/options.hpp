@@ -23,7 +23,8 @@ enum class CompetitionMode {
 /// a value does to your model, `eliminate()` is the described effect.
 struct Competition {
   CompetitionMode mode = CompetitionMode::penalty;  ///< What a loser pays.
-  double lambda = 1e-4;  ///< The penalty, in units of the logits: finite, >= 0. Used in penalty mode.
+  double lambda =
+      1e-4;  ///< The penalty, in units of the logits: finite, >= 0. Used in penalty mode.
 
   /// Plain top-k routing.
   GATEPRO_ALWAYS_INLINE static constexpr Competition off() { return {CompetitionMode::off, 0}; }
@@ -32,7 +33,9 @@ struct Competition {
     return {CompetitionMode::penalty, lambda};
   }
   /// Losers rank last and weigh exactly 0.
-  GATEPRO_ALWAYS_INLINE static constexpr Competition eliminate() { return {CompetitionMode::eliminate, 0}; }
+  GATEPRO_ALWAYS_INLINE static constexpr Competition eliminate() {
+    return {CompetitionMode::eliminate, 0};
+  }
 
   /// False if the routing equals plain top-k whatever the partners are.
   GATEPRO_ALWAYS_INLINE constexpr bool active() const {
@@ -60,23 +63,29 @@ struct RefreshSchedule {
   std::int64_t interval = 1;        ///< n of every_n_steps, in optimizer steps; >= 1.
 
   /// Due at each new step.
-  GATEPRO_ALWAYS_INLINE static constexpr RefreshSchedule every_step() { return {Kind::every_n_steps, 1}; }
+  GATEPRO_ALWAYS_INLINE static constexpr RefreshSchedule every_step() {
+    return {Kind::every_n_steps, 1};
+  }
   /// Due when `n` steps have passed since the last refresh.
-  GATEPRO_ALWAYS_INLINE static constexpr RefreshSchedule every(std::int64_t n) { return {Kind::every_n_steps, n}; }
+  GATEPRO_ALWAYS_INLINE static constexpr RefreshSchedule every(std::int64_t n) {
+    return {Kind::every_n_steps, n};
+  }
   /// Refreshed by explicit calls only.
-  GATEPRO_ALWAYS_INLINE static constexpr RefreshSchedule on_demand() { return {Kind::on_demand, 1}; }
+  GATEPRO_ALWAYS_INLINE static constexpr RefreshSchedule on_demand() {
+    return {Kind::on_demand, 1};
+  }
   /// Refreshed at the first call, then kept.
   GATEPRO_ALWAYS_INLINE static constexpr RefreshSchedule frozen() { return {Kind::frozen, 1}; }
 };
 
 /// Everything that defines a Router.
 struct RouterConfig {
-  Index hidden_size = 0;            ///< H: columns of X and of W.
-  Index num_experts = 0;            ///< E: rows of W.
-  Index top_k = 0;                  ///< K: experts per token, 1 <= K <= E.
-  Competition competition{};        ///< The rule for losers.
-  Pairing pairing{};                ///< The choice of rivals.
-  RefreshSchedule refresh{};        ///< When partners are recomputed.
+  Index hidden_size = 0;      ///< H: columns of X and of W.
+  Index num_experts = 0;      ///< E: rows of W.
+  Index top_k = 0;            ///< K: experts per token, 1 <= K <= E.
+  Competition competition{};  ///< The rule for losers.
+  Pairing pairing{};          ///< The choice of rivals.
+  RefreshSchedule refresh{};  ///< When partners are recomputed.
   /// Softmax over one selected expert is the constant 1, so with top_k = 1 the router learns
   /// nothing from the weights. Router::backward without a gradient on the logits refuses that,
   /// unless this says it is meant.

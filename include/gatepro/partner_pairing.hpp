@@ -79,8 +79,8 @@ void pair_partners(MatrixView<S> similarity_EE, const Pairing& pairing,
   detail::check_pairing(where, pairing, experts);
   detail::check_matrix(where, "similarity_EE", similarity_EE, experts, experts);
   detail::check_matrix(where, "partners_EM", partners_EM, experts, pairing.partners_per_expert);
-  const auto least = std::max(detail::key_of(static_cast<A>(pairing.min_similarity)),
-                              -detail::Order<A>::infinity);
+  const auto least =
+      std::max(detail::key_of(static_cast<A>(pairing.min_similarity)), -detail::Order<A>::infinity);
   for (Index i = 0; i < experts; ++i) {
     detail::pair_expert<A>(similarity_EE, i, least, partners_EM);
   }
@@ -108,13 +108,13 @@ class RivalTable {
     detail::require(most <= std::numeric_limits<std::int32_t>::max(), where,
                     "2 * num_experts * partners_per_expert <= 2^31 - 1", {{"product", most}});
     begin_.assign(static_cast<std::size_t>(experts) + 1, 0);
-    for_each_pair(partners_EM, both_sides, [&](std::int32_t i, std::int32_t) { ++begin_[at(i) + 1]; });
+    for_each_pair(partners_EM, both_sides,
+                  [&](std::int32_t i, std::int32_t) { ++begin_[at(i) + 1]; });
     for (std::size_t i = 1; i < begin_.size(); ++i) begin_[i] += begin_[i - 1];
     ids_.resize(static_cast<std::size_t>(begin_.back()));
     std::vector<std::int32_t> next(begin_.begin(), begin_.end() - 1);
-    for_each_pair(partners_EM, both_sides, [&](std::int32_t i, std::int32_t rival) {
-      ids_[at(next[at(i)]++)] = rival;
-    });
+    for_each_pair(partners_EM, both_sides,
+                  [&](std::int32_t i, std::int32_t rival) { ids_[at(next[at(i)]++)] = rival; });
   }
 
   /// E, or 0 if nobody competes.

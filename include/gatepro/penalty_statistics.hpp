@@ -18,13 +18,15 @@ struct PenaltyStatistics {
   std::int64_t penalties_lost_in_rounding = 0;
   std::int64_t tokens_changed = 0;  ///< Tokens whose selected set differs from the unpenalised one.
   std::int64_t tokens_short_of_survivors = 0;  ///< Elimination: a loser had to fill a slot.
-  std::int64_t partnered_selections = 0;  ///< Selections of an expert i that has a partner.
-  std::int64_t coactivations = 0;         ///< Of these, with j*(i) selected for the same token.
+  std::int64_t partnered_selections = 0;       ///< Selections of an expert i that has a partner.
+  std::int64_t coactivations = 0;  ///< Of these, with j*(i) selected for the same token.
   std::int64_t unpenalised_partnered_selections = 0;  ///< The same, had nobody been penalised.
   std::int64_t unpenalised_coactivations = 0;         ///< The same, had nobody been penalised.
 
   /// P(j*(i) selected | i selected); 0 without selections. Chance is (K - 1) / (E - 1).
-  GATEPRO_ALWAYS_INLINE double coactivation_rate() const { return ratio(coactivations, partnered_selections); }
+  GATEPRO_ALWAYS_INLINE double coactivation_rate() const {
+    return ratio(coactivations, partnered_selections);
+  }
   /// The same, had nobody been penalised.
   GATEPRO_ALWAYS_INLINE double unpenalised_coactivation_rate() const {
     return ratio(unpenalised_coactivations, unpenalised_partnered_selections);

@@ -37,8 +37,7 @@ class Router {
 
   /// Throws Error for settings that do not fit together. Allocates nothing yet.
   explicit Router(const RouterConfig& config)
-      : config_(checked(config)),
-        cache_(config.num_experts, config.pairing, config.refresh) {}
+      : config_(checked(config)), cache_(config.num_experts, config.pairing, config.refresh) {}
 
   /// The settings.
   const RouterConfig& config() const { return config_; }
@@ -131,7 +130,8 @@ class Router {
   RoutingReport forward_logits(MatrixView<const Accumulator> logits_TE, const Routing& out,
                                Workspace workspace, const Executor& executor = {}) const {
     const char* where = "Router::forward_logits";
-    detail::require(!out.logits_TE.given(), where, "no logits_TE among the outputs: it is the input");
+    detail::require(!out.logits_TE.given(), where,
+                    "no logits_TE among the outputs: it is the input");
     detail::check_matrix(where, "logits_TE", logits_TE, logits_TE.rows, config_.num_experts);
     const Layout plan = checked_layout(where, out, logits_TE.rows, workspace, executor);
     return with_pass(plan, out, [&](const auto& pass) {
@@ -184,9 +184,9 @@ class Router {
     detail::check_strided(where, "dweights_TK", dweights_TK, tokens, config_.top_k);
     detail::check_strided(where, "expert_ids_TK", expert_ids_TK, tokens, config_.top_k);
     detail::check_ids(where, "expert_ids_TK", expert_ids_TK, experts);
-    if (dlogits_TE.given()) detail::check_matrix(where, "dlogits_TE", dlogits_TE, tokens, experts);
-    if (dx_TH.given()) detail::check_matrix(where, "dx_TH", dx_TH, tokens, hidden);
-    if (dw_EH.given()) detail::check_matrix(where, "dw_EH", dw_EH, experts, hidden);
+    detail::check_optional_matrix(where, "dlogits_TE", dlogits_TE, tokens, experts);
+    detail::check_optional_matrix(where, "dx_TH", dx_TH, tokens, hidden);
+    detail::check_optional_matrix(where, "dw_EH", dw_EH, experts, hidden);
     detail::check_outputs_differ(where, {dx_TH.data, dw_EH.data});
     const int workers = detail::checked_workers(where, executor);
     detail::Arena arena(where, workspace, backward_workspace(tokens, workers));
@@ -207,8 +207,8 @@ class Router {
 
   /// The same with ids, weights and workspace of the buffers that the forward wrote.
   template <class Executor = SerialExecutor>
-  void backward(MatrixView<const X> x_TH, MatrixView<const W> w_EH,
-                RoutingBuffers<Router>& buffers, StridedView<const Accumulator> dweights_TK,
+  void backward(MatrixView<const X> x_TH, MatrixView<const W> w_EH, RoutingBuffers<Router>& buffers,
+                StridedView<const Accumulator> dweights_TK,
                 MatrixView<const Accumulator> dlogits_TE, MatrixView<Accumulator> dx_TH,
                 MatrixView<Accumulator> dw_EH, const Executor& executor = {}) const {
     backward(x_TH, w_EH, buffers.expert_ids_TK(), buffers.weights_TK(), dweights_TK, dlogits_TE,
@@ -255,15 +255,11 @@ class Router {
     const Index experts = config_.num_experts;
     detail::check_strided(where, "expert_ids_TK", out.expert_ids_TK, tokens, config_.top_k);
     detail::check_strided(where, "weights_TK", out.weights_TK, tokens, config_.top_k);
-    if (out.tokens_per_expert_E.given()) {
-      detail::check_vector(where, "tokens_per_expert_E", out.tokens_per_expert_E, experts);
-    }
-    if (out.logits_TE.given()) {
-      detail::check_matrix(where, "logits_TE", out.logits_TE, tokens, experts);
-    }
-    detail::check_outputs_differ(where, {out.expert_ids_TK.data, out.weights_TK.data,
-                                         out.tokens_per_expert_E.data, out.logits_TE.data,
-                                         out.statistics});
+    detail::check_optional_vector(where, "tokens_per_expert_E", out.tokens_per_expert_E, experts);
+    detail::check_optional_matrix(where, "logits_TE", out.logits_TE, tokens, experts);
+    detail::check_outputs_differ(
+        where, {out.expert_ids_TK.data, out.weights_TK.data, out.tokens_per_expert_E.data,
+                out.logits_TE.data, out.statistics});
     competition(where);
     const int workers = detail::checked_workers(where, executor);
     detail::Arena arena(where, workspace, forward_workspace(workers));

@@ -3,6 +3,7 @@
 #ifndef GATEPRO_ROUTING_HPP
 #define GATEPRO_ROUTING_HPP
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -16,8 +17,9 @@ namespace gatepro {
 
 /// Tokens that need attention after a forward.
 struct RoutingReport {
-  Index nonfinite_rows = 0;  ///< Their weights are quiet NaNs: a NaN or +inf was selected, or all
-                             ///< selected logits are -inf. Their ids are still distinct and in range.
+  Index nonfinite_rows =
+      0;  ///< Their weights are quiet NaNs: a NaN or +inf was selected, or all
+          ///< selected logits are -inf. Their ids are still distinct and in range.
   Index tokens_short_of_survivors = 0;  ///< Elimination: fewer than K survivors; losers filled in.
 };
 
@@ -62,12 +64,14 @@ class RoutingBuffers {
       return static_cast<std::size_t>(detail::checked_product(
           where, "max_tokens within the address space", per_token, max_tokens));
     };
+    // First, because this query refuses sizes that no memory has.
+    const std::size_t scratch =
+        std::max(router.forward_workspace(workers), router.backward_workspace(max_tokens, workers));
     expert_ids_.resize(count(top_k_));
     weights_.resize(count(top_k_));
     if (keep_logits) logits_.resize(count(experts_));
     tokens_per_expert_.resize(static_cast<std::size_t>(experts_));
-    workspace_.resize(
-        std::max(router.forward_workspace(workers), router.backward_workspace(max_tokens, workers)));
+    workspace_.resize(scratch);
     max_tokens_ = max_tokens;
     resize(max_tokens);
   }
@@ -75,8 +79,7 @@ class RoutingBuffers {
   /// Sets T for the calls that follow; an Error above max_tokens. Allocates nothing.
   void resize(Index tokens) {
     detail::require(tokens >= 0 && tokens <= max_tokens_, "RoutingBuffers",
-                    "0 <= tokens <= max_tokens",
-                    {{"tokens", tokens}, {"max_tokens", max_tokens_}});
+                    "0 <= tokens <= max_tokens", {{"tokens", tokens}, {"max_tokens", max_tokens_}});
     tokens_ = tokens;
   }
 

@@ -18,9 +18,8 @@ using half = Eigen::half;
 
 /// True for the types that tokens and router weights may have: float, double, bfloat16, half.
 template <class T>
-inline constexpr bool is_input_scalar_v =
-    std::is_same_v<T, float> || std::is_same_v<T, double> || std::is_same_v<T, bfloat16> ||
-    std::is_same_v<T, half>;
+inline constexpr bool is_input_scalar_v = std::is_same_v<T, float> || std::is_same_v<T, double> ||
+                                          std::is_same_v<T, bfloat16> || std::is_same_v<T, half>;
 
 /// True for the types that results and gradients have: float, double.
 template <class T>
@@ -34,9 +33,9 @@ using accumulator_t =
 
 /// True for the types that expert ids may be written in.
 template <class T>
-inline constexpr bool is_expert_id_v = std::is_same_v<T, std::int32_t> ||
-                                       std::is_same_v<T, std::int64_t> ||
-                                       std::is_same_v<T, std::uint64_t>;
+inline constexpr bool is_expert_id_v =
+    std::is_same_v<T, std::int32_t> || std::is_same_v<T, std::int64_t> ||
+    std::is_same_v<T, std::uint64_t>;
 
 }  // namespace gatepro
 

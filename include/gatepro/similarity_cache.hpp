@@ -88,11 +88,10 @@ class SimilarityCache {
     check_weights(w_EH);
     using Weight = detail::value_t<W>;
     const int workers = detail::checked_workers("SimilarityCache", executor);
-    scratch_.resize(std::max(
-        scratch_.size(), cosine_similarity_workspace<Weight>(experts_, w_EH.cols, workers)));
-    spare_.similarity.resize(static_cast<std::size_t>(
-        detail::checked_product("SimilarityCache", "E * E within the address space", experts_,
-                                experts_)));
+    scratch_.resize(std::max(scratch_.size(),
+                             cosine_similarity_workspace<Weight>(experts_, w_EH.cols, workers)));
+    spare_.similarity.resize(static_cast<std::size_t>(detail::checked_product(
+        "SimilarityCache", "E * E within the address space", experts_, experts_)));
     spare_.partners.resize(partner_count());
     const MatrixView<A> similarity_EE(spare_.similarity.data(), experts_, experts_);
     spare_.report = cosine_similarity(w_EH, similarity_EE, Workspace(scratch_), executor);
@@ -198,8 +197,9 @@ class SimilarityCache {
     for (Index i = 0; i < experts_; ++i) {
       const std::int32_t* after = spare_.partners.data() + i * m;
       const auto none = [i](std::int32_t id) { return id == i; };
-      const bool same = has_partners() ? std::equal(after, after + m, state_.partners.data() + i * m)
-                                       : std::all_of(after, after + m, none);
+      const bool same = has_partners()
+                            ? std::equal(after, after + m, state_.partners.data() + i * m)
+                            : std::all_of(after, after + m, none);
       partners_changed_ += same ? 0 : 1;
     }
     std::swap(state_, spare_);

@@ -64,8 +64,9 @@ std::size_t softmax_selected_workspace(Index top_k, int workers = 1) {
 /// Throws Error for shapes or a workspace that is too small, before any write. No allocation.
 /// Thread-safe.
 template <class A, class Executor = SerialExecutor>
-Index softmax_selected(detail::non_deduced_t<StridedView<const A>> selected_logits_TK, StridedView<A> weights_TK,
-                       Workspace workspace, const Executor& executor = {}) {
+Index softmax_selected(detail::non_deduced_t<StridedView<const A>> selected_logits_TK,
+                       StridedView<A> weights_TK, Workspace workspace,
+                       const Executor& executor = {}) {
   detail::check_accumulator<A>();
   detail::check_executor<Executor>();
   const char* where = "softmax_selected";

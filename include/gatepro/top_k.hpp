@@ -68,9 +68,10 @@ std::size_t select_top_k_workspace(Index num_experts, Index top_k, int workers =
 /// workspace that is too small or outputs at the same address, before any write. No allocation.
 /// Thread-safe.
 template <class Id, class A, class Executor = SerialExecutor>
-Index select_top_k(detail::non_deduced_t<MatrixView<const A>> logits_TE, MatrixView<const std::uint8_t> loser_TE,
-                   StridedView<Id> expert_ids_TK, StridedView<A> selected_logits_TK,
-                   Workspace workspace, const Executor& executor = {}) {
+Index select_top_k(detail::non_deduced_t<MatrixView<const A>> logits_TE,
+                   MatrixView<const std::uint8_t> loser_TE, StridedView<Id> expert_ids_TK,
+                   StridedView<A> selected_logits_TK, Workspace workspace,
+                   const Executor& executor = {}) {
   detail::check_accumulator<A>();
   detail::check_id_type<Id>();
   detail::check_executor<Executor>();
@@ -81,7 +82,7 @@ Index select_top_k(detail::non_deduced_t<MatrixView<const A>> logits_TE, MatrixV
   detail::check_num_experts(where, experts);
   detail::check_top_k(where, top_k, experts);
   detail::check_matrix(where, "logits_TE", logits_TE, tokens, experts);
-  if (loser_TE.given()) detail::check_matrix(where, "loser_TE", loser_TE, tokens, experts);
+  detail::check_optional_matrix(where, "loser_TE", loser_TE, tokens, experts);
   detail::check_strided(where, "expert_ids_TK", expert_ids_TK, tokens, top_k);
   detail::check_strided(where, "selected_logits_TK", selected_logits_TK, tokens, top_k);
   detail::check_outputs_differ(where, {expert_ids_TK.data, selected_logits_TK.data});

@@ -68,10 +68,9 @@ template <class M, class T, bool Usable>
 struct eigen_converts : std::false_type {};
 template <class M, class T>
 struct eigen_converts<M, T, true>
-    : std::bool_constant<
-          std::is_same_v<std::remove_const_t<std::remove_pointer_t<eigen_data_t<M>>>,
-                         std::remove_const_t<T>> &&
-          std::is_convertible_v<eigen_data_t<M>, T*> && outlives_the_call_v<M>> {};
+    : std::bool_constant<std::is_same_v<std::remove_const_t<std::remove_pointer_t<eigen_data_t<M>>>,
+                                        std::remove_const_t<T>> &&
+                         std::is_convertible_v<eigen_data_t<M>, T*> && outlives_the_call_v<M>> {};
 
 template <class M, class T>
 inline constexpr bool converts_to_matrix_view_v =
@@ -159,7 +158,8 @@ struct StridedView {
   GATEPRO_ALWAYS_INLINE constexpr StridedView(T* data_, Index rows_, Index cols_)
       : StridedView(data_, rows_, cols_, cols_, 1) {}
   /// `rows` x `cols` elements with both strides given.
-  GATEPRO_ALWAYS_INLINE constexpr StridedView(T* data_, Index rows_, Index cols_, Index row_stride_, Index col_stride_)
+  GATEPRO_ALWAYS_INLINE constexpr StridedView(T* data_, Index rows_, Index cols_, Index row_stride_,
+                                              Index col_stride_)
       : data(data_), rows(rows_), cols(cols_), row_stride(row_stride_), col_stride(col_stride_) {}
   /// A row-major view, with column stride 1.
   template <class U, std::enable_if_t<std::is_convertible_v<U*, T*>, int> = 0>
@@ -178,7 +178,9 @@ struct StridedView {
   /// True if the view was given.
   GATEPRO_ALWAYS_INLINE constexpr bool given() const { return data != nullptr; }
   /// Element (r, c).
-  GATEPRO_ALWAYS_INLINE constexpr T& operator()(Index r, Index c) const { return data[r * row_stride + c * col_stride]; }
+  GATEPRO_ALWAYS_INLINE constexpr T& operator()(Index r, Index c) const {
+    return data[r * row_stride + c * col_stride];
+  }
   /// The `count` rows from `first`.
   GATEPRO_ALWAYS_INLINE constexpr StridedView middle_rows(Index first, Index count) const {
     return {given() ? data + first * row_stride : nullptr, count, cols, row_stride, col_stride};
@@ -196,12 +198,16 @@ struct VectorView {
   GATEPRO_ALWAYS_INLINE constexpr VectorView(T* data_, Index size_) : data(data_), size(size_) {}
   /// A view to read from, of a view to write to.
   template <class U, std::enable_if_t<std::is_same_v<const U, T>, int> = 0>
-  GATEPRO_ALWAYS_INLINE constexpr VectorView(const VectorView<U>& other) : VectorView(other.data, other.size) {}
+  GATEPRO_ALWAYS_INLINE constexpr VectorView(const VectorView<U>& other)
+      : VectorView(other.data, other.size) {}
   /// A view of a std::vector that has a name.
-  template <class V, std::enable_if_t<std::is_lvalue_reference_v<V> &&
-                                          detail::is_std_vector<detail::plain_t<V>, T>::value,
-                                      int> = 0>
-  GATEPRO_ALWAYS_INLINE VectorView(V&& values) : VectorView(values.data(), static_cast<Index>(values.size())) {}
+  template <class V,
+            std::enable_if_t<std::is_lvalue_reference_v<V> &&
+                                 detail::is_std_vector<detail::plain_t<V>, T>::value &&
+                                 std::is_convertible_v<decltype(std::declval<V>().data()), T*>,
+                             int> = 0>
+  GATEPRO_ALWAYS_INLINE VectorView(V&& values)
+      : VectorView(values.data(), static_cast<Index>(values.size())) {}
 
   /// True if the view was given.
   GATEPRO_ALWAYS_INLINE constexpr bool given() const { return data != nullptr; }

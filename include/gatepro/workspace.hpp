@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "gatepro/error.hpp"
@@ -20,9 +21,11 @@ struct Workspace {
 
   constexpr Workspace() = default;
   /// `bytes` bytes from `data`.
-  GATEPRO_ALWAYS_INLINE constexpr Workspace(void* data_, std::size_t bytes_) : data(data_), bytes(bytes_) {}
+  GATEPRO_ALWAYS_INLINE constexpr Workspace(void* data_, std::size_t bytes_)
+      : data(data_), bytes(bytes_) {}
   /// The memory of a vector.
-  GATEPRO_ALWAYS_INLINE Workspace(std::vector<std::byte>& memory) : Workspace(memory.data(), memory.size()) {}
+  GATEPRO_ALWAYS_INLINE Workspace(std::vector<std::byte>& memory)
+      : Workspace(memory.data(), memory.size()) {}
 };
 
 namespace detail {
@@ -46,6 +49,9 @@ class Arena {
   T* take(Index count) {
     const Index bytes = checked_product("workspace", "sizes within the address space", count,
                                         static_cast<Index>(sizeof(T)));
+    constexpr Index most = std::numeric_limits<Index>::max() - 2 * static_cast<Index>(alignment);
+    require(bytes <= most - static_cast<Index>(used_), "workspace",
+            "sizes within the address space", {{"bytes", used_}, {"more bytes", bytes}});
     std::byte* array = base_ == nullptr ? nullptr : base_ + used_;
     used_ += (static_cast<std::size_t>(bytes) + alignment - 1) / alignment * alignment;
     return reinterpret_cast<T*>(array);

@@ -51,6 +51,12 @@ inline namespace GATEPRO_ABI {
   fail(where, std::string(name) + " with " + rule, got);
 }
 
+inline void check_not_negative(const char* where, const char* name, Index rows, Index cols) {
+  if (rows < 0 || cols < 0) {
+    fail_view(where, name, "rows >= 0 and cols >= 0", {{"rows", rows}, {"cols", cols}});
+  }
+}
+
 /// A given matrix of the expected shape whose elements all have addresses.
 template <class T>
 void check_matrix(const char* where, const char* name, const MatrixView<T>& m, Index rows,
@@ -59,6 +65,7 @@ void check_matrix(const char* where, const char* name, const MatrixView<T>& m, I
     fail_view(where, name, "the right shape",
               {{"rows", m.rows}, {"cols", m.cols}, {"rows needed", rows}, {"cols needed", cols}});
   }
+  check_not_negative(where, name, m.rows, m.cols);
   if (m.rows > 1 && m.row_stride < m.cols) {
     fail_view(where, name, "row_stride >= cols", {{"row_stride", m.row_stride}, {"cols", m.cols}});
   }
@@ -72,6 +79,14 @@ void check_matrix(const char* where, const char* name, const MatrixView<T>& m, I
   }
 }
 
+/// The same, or not given. A null that has a size is neither.
+template <class T>
+void check_optional_matrix(const char* where, const char* name, const MatrixView<T>& m, Index rows,
+                           Index cols) {
+  const bool absent = m.data == nullptr && (m.rows == 0 || m.cols == 0);
+  if (!absent) check_matrix(where, name, m, rows, cols);
+}
+
 /// A given [T, K] matrix of the expected shape whose elements do not overlap.
 template <class T>
 void check_strided(const char* where, const char* name, const StridedView<T>& m, Index rows,
@@ -80,14 +95,14 @@ void check_strided(const char* where, const char* name, const StridedView<T>& m,
     fail_view(where, name, "the right shape",
               {{"rows", m.rows}, {"cols", m.cols}, {"rows needed", rows}, {"cols needed", cols}});
   }
+  check_not_negative(where, name, m.rows, m.cols);
   if (m.data == nullptr && m.rows > 0 && m.cols > 0) {
     fail_view(where, name, "data that is not null", {{"rows", m.rows}, {"cols", m.cols}});
   }
   constexpr Index most = std::numeric_limits<Index>::max() / static_cast<Index>(sizeof(T)) / 2;
   const Index row_gaps = m.rows > 1 ? m.rows - 1 : 0;
   const Index col_gaps = m.cols > 1 ? m.cols - 1 : 0;
-  const bool positive =
-      (row_gaps == 0 || m.row_stride > 0) && (col_gaps == 0 || m.col_stride > 0);
+  const bool positive = (row_gaps == 0 || m.row_stride > 0) && (col_gaps == 0 || m.col_stride > 0);
   const bool addressable = positive && (row_gaps == 0 || m.row_stride <= most / row_gaps) &&
                            (col_gaps == 0 || m.col_stride <= most / col_gaps);
   const bool disjoint =
@@ -110,6 +125,14 @@ void check_vector(const char* where, const char* name, const VectorView<T>& v, I
   if (v.data == nullptr && size > 0) {
     fail_view(where, name, "data that is not null", {{"size", v.size}});
   }
+}
+
+/// The same, or not given. A null that has a size is neither.
+template <class T>
+void check_optional_vector(const char* where, const char* name, const VectorView<T>& v,
+                           Index size) {
+  const bool absent = v.data == nullptr && v.size == 0;
+  if (!absent) check_vector(where, name, v, size);
 }
 
 /// No two of the outputs that were given may start at the same address.
@@ -135,12 +158,12 @@ inline void check_top_k(const char* where, Index top_k, Index num_experts) {
 
 /// Every id of a table that the caller supplies is in range.
 template <class Id>
-void check_ids(const char* where, const char* name, const StridedView<Id>& ids,
-               Index num_experts) {
+void check_ids(const char* where, const char* name, const StridedView<Id>& ids, Index num_experts) {
   for (Index t = 0; t < ids.rows; ++t) {
     for (Index j = 0; j < ids.cols; ++j) {
       const auto id = ids(t, j);
-      const bool in_range = static_cast<std::uint64_t>(id) < static_cast<std::uint64_t>(num_experts);
+      const bool in_range =
+          static_cast<std::uint64_t>(id) < static_cast<std::uint64_t>(num_experts);
       if (!in_range) {
         fail_view(where, name, "every id in [0, num_experts)",
                   {{"id", id}, {"row", t}, {"column", j}, {"num_experts", num_experts}});

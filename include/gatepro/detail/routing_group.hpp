@@ -77,8 +77,8 @@ Index refill_from_losers(const RoutingGroup<A>& group, Index tokens, Index exper
   const Index lanes = kernels<A>().lanes;
   // Losers rank after survivors: a token without one in its last slot has none.
   const auto* last_keys_L = group.top_keys_KL + (top_k - 1) * lanes;
-  const bool any = std::any_of(last_keys_L, last_keys_L + tokens,
-                               [](auto key) { return key <= O::loser; });
+  const bool any =
+      std::any_of(last_keys_L, last_keys_L + tokens, [](auto key) { return key <= O::loser; });
   if (!any) return 0;
   for (Index i = 0; i < experts * lanes; ++i) {
     group.ranked_EL[i] = group.ranked_EL[i] == O::loser ? group.keys_EL[i] : O::empty;
