@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: MIT
+// The model: context bytes -> embedding -> linear -> MoE layers -> scores of the next byte.
+#ifndef TRAIN_MOE_MODEL_HPP
+#define TRAIN_MOE_MODEL_HPP
+
+#include <vector>
+
+#include "cross_entropy.hpp"
+#include "linear.hpp"
+#include "moe_layer.hpp"
+#include "text.hpp"
+
+namespace train_moe {
+
+/// `A`: float to train, double to check gradients.
+template <class A>
+class Model {
+ public:
+  Model(const Sizes& sizes, const Routing& routing, std::uint64_t seed, const Executor& executor)
+      : executor_(executor),
+        embedding_("embedding", bytes, sizes.embedding, 1, random(seed, 0)),
+        input_("input", sizes.hidden, sizes.context * sizes.embedding,
+               initial_deviation(sizes, sizes.context * sizes.embedding), random(seed, 1)),
+        output_("output", bytes, sizes.hidden, initial_deviation(sizes, sizes.hidden),
+                random(seed, 2)) {
+    layers_.reserve(static_cast<std::size_t>(sizes.layers));
+    for (Index l = 0; l < sizes.layers; ++l) {
+      layers_.emplace_back(sizes, routing, l, seed, executor);
+    }
+  }
+
+  /// The loss of a batch, without auxiliary losses: mean nats per byte.
+  double forward(const Batch& batch) {
+    embed(batch.context_TC);
+    linear(embedded_TI_, input_.value, x_TH_, executor_);
+    for (MoeLayer<A>& layer : layers_) layer.forward(x_TH_, executor_);
+    linear(x_TH_, output_.value, scores_TV_, executor_);
+    return cross_entropy(scores_TV_, batch.target_T, executor_);
+  }
+
+  /// Adds the gradients of the last forward, of this batch, auxiliary losses included.
+  void backward(const Batch& batch) {
+    cross_entropy_backward(scores_TV_, batch.target_T);
+    linear_backward(x_TH_, output_.value, scores_TV_, dx_TH_, output_.gradient, executor_);
+    for (auto layer = layers_.rbegin(); layer != layers_.rend(); ++layer) {
+      layer->backward(dx_TH_, executor_);
+    }
+    linear_backward(embedded_TI_, input_.value, dx_TH_, dembedded_TI_, input_.gradient, executor_);
+    embed_backward(batch.context_TC);
+  }
+
+  /// The sum of the layers' auxiliary losses in the last forward.
+  double auxiliary_loss() const {
+    double sum = 0;
+    for (const MoeLayer<A>& layer : layers_) sum += layer.auxiliary_loss();
+    return sum;
+  }
+
+  void set_competition(const gatepro::Competition& competition) {
+    for (MoeLayer<A>& layer : layers_) layer.router().set_competition(competition);
+  }
+
+  std::vector<MoeLayer<A>>& layers() { return layers_; }
+
+  std::vector<Parameter<A>*> parameters() {
+    std::vector<Parameter<A>*> all{&embedding_, &input_, &output_};
+    for (MoeLayer<A>& layer : layers_) {
+      all.insert(all.end(), {&layer.gate(), &layer.experts().in(), &layer.experts().out()});
+    }
+    return all;
+  }
+
+ private:
+  static constexpr Index bytes = 256;
+
+  static Random random(std::uint64_t seed, std::uint64_t which) {
+    return Random(seed, Stream::parameters, which);
+  }
+
+  /// Row t: the embeddings of the C context bytes, one after the other.
+  void embed(const RowMatrix<std::uint8_t>& context_TC) {
+    const Index width = embedding_.value.cols();
+    embedded_TI_.resize(context_TC.rows(), context_TC.cols() * width);
+    for (Index t = 0; t < context_TC.rows(); ++t) {
+      for (Index c = 0; c < context_TC.cols(); ++c) {
+        embedded_TI_.block(t, c * width, 1, width) = embedding_.value.row(context_TC(t, c));
+      }
+    }
+  }
+
+  void embed_backward(const RowMatrix<std::uint8_t>& context_TC) {
+    const Index width = embedding_.value.cols();
+    for (Index t = 0; t < context_TC.rows(); ++t) {
+      for (Index c = 0; c < context_TC.cols(); ++c) {
+        embedding_.gradient.row(context_TC(t, c)) += dembedded_TI_.block(t, c * width, 1, width);
+      }
+    }
+  }
+
+  Executor executor_;
+  Parameter<A> embedding_;
+  Parameter<A> input_;
+  Parameter<A> output_;
+  std::vector<MoeLayer<A>> layers_;
+  RowMatrix<A> embedded_TI_, x_TH_, scores_TV_;
+  RowMatrix<A> dembedded_TI_, dx_TH_;
+};
+
+}  // namespace train_moe
+
+#endif  // TRAIN_MOE_MODEL_HPP

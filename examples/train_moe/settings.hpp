@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: MIT
+// Everything that the command line sets.
+#ifndef TRAIN_MOE_SETTINGS_HPP
+#define TRAIN_MOE_SETTINGS_HPP
+
+#include <CLI/CLI.hpp>
+#include <cmath>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "arms.hpp"
+#include "moe_layer.hpp"
+#include "text.hpp"
+
+namespace train_moe {
+
+struct Settings {
+  std::string text;  // empty: the Eigen headers
+  std::string out = "train_moe.out";
+  std::string arm_list = "off,published,eliminate";
+  std::vector<Arm> arms;
+  std::int64_t seeds = 3;
+  std::int64_t first_seed = 1;
+  std::int64_t steps = 200;
+  std::int64_t swap_on_at = 0;   // 0: never
+  std::int64_t swap_off_at = 0;  // 0: never
+  std::int64_t refresh_every = 1;
+  Sizes sizes;
+  double learning_rate = 3e-3;
+  double balance_coefficient = 1e-2;
+  std::int64_t eval_every = 20;
+  Index validation_tokens = 4096;
+  // At the default sizes a step is some 10 ms in dozens of short loops. Threads gain little there,
+  // and lose a lot where other programs want the cores too.
+  int threads = 1;
+  bool plots = true;
+};
+
+/// True if the arms compete at `step`. Each swap holds until the other one; before the first, the
+/// competition is what that swap ends.
+inline bool competes_at(const Settings& settings, std::int64_t step) {
+  const std::int64_t on = settings.swap_on_at;
+  const std::int64_t off = settings.swap_off_at;
+  const bool on_passed = on > 0 && step >= on;
+  const bool off_passed = off > 0 && step >= off;
+  if (on_passed && off_passed) return on > off;
+  if (on_passed || off_passed) return on_passed;
+  return on == 0 || (off > 0 && off < on);
+}
+
+inline void add_options(CLI::App& app, Settings& s) {
+  app.option_defaults()->always_capture_default()->take_last();
+  const auto count = [](std::int64_t low, std::int64_t high) { return CLI::Range(low, high); };
+  constexpr std::int64_t many = 1000000000;
+
+  app.add_option("--text", s.text, "File or folder to learn from [the Eigen headers]");
+  app.add_option("--arms", s.arm_list,
+                 "off, published (lambda = 1e-4), lambda=VALUE, eliminate, frozen-partners; each "
+                 "also with +balance");
+  app.add_option("--seeds", s.seeds, "Runs per arm")->check(count(1, 10000));
+  app.add_option("--first-seed", s.first_seed, "Seed of the first run")->check(count(0, many));
+  app.add_option("--steps", s.steps, "Optimizer steps per run")->check(count(1, many));
+  app.add_option("--swap-on-at", s.swap_on_at, "Step at which competition starts")
+      ->check(count(1, many))
+      ->default_str("");
+  app.add_option("--swap-off-at", s.swap_off_at, "Step at which competition stops")
+      ->check(count(1, many))
+      ->default_str("");
+  app.add_option("--refresh-every", s.refresh_every, "Steps between two choices of partners")
+      ->check(count(1, many));
+  app.add_option("--tokens", s.sizes.tokens, "Tokens per step")->check(count(1, 1 << 20));
+  app.add_option("--context", s.sizes.context, "Bytes that predict the next one")
+      ->check(count(1, Text::block_bytes / 4));
+  app.add_option("--embedding", s.sizes.embedding, "Width of a byte's embedding")
+      ->check(count(1, 4096));
+  app.add_option("--hidden", s.sizes.hidden, "Width of a token")->check(count(1, 8192));
+  app.add_option("--layers", s.sizes.layers, "MoE layers")->check(count(1, 256));
+  app.add_option("--experts", s.sizes.experts, "Experts per layer")->check(count(2, 8192));
+  app.add_option("--top-k", s.sizes.top_k, "Experts per token")->check(count(2, 8192));
+  app.add_option("--expert-hidden", s.sizes.expert_hidden, "Hidden units per expert")
+      ->check(count(1, 8192));
+  app.add_option("--weight-scale", s.sizes.weight_scale,
+                 "Initial weights, but the router's, in units of PyTorch's default deviation")
+      ->check(CLI::Range(1e-6, 1e3));
+  app.add_option("--learning-rate", s.learning_rate, "Adam's, falling over the second half")
+      ->check(CLI::Range(1e-12, 10.0));
+  app.add_option("--balance-coeff", s.balance_coefficient, "Weight of the loss of +balance")
+      ->check(CLI::Range(1e-12, 1e6));
+  app.add_option("--eval-every", s.eval_every, "Steps between two validations")
+      ->check(count(1, many));
+  app.add_option("--val-tokens", s.validation_tokens, "Tokens per validation")
+      ->check(count(1, 1 << 20));
+  app.add_option("--threads", s.threads, "Threads; results do not depend on them")
+      ->check(CLI::Range(1, max_threads()));
+  app.add_option("--out", s.out, "Folder for train.csv, what_if.csv and the plots");
+  app.add_flag("--plots,!--no-plots", s.plots, "Draw with gnuplot");
+}
+
+/// What one option alone cannot tell.
+inline void check_settings(Settings& settings) {
+  settings.arms = parse_arms(settings.arm_list);
+  if (settings.sizes.top_k > settings.sizes.experts) {
+    throw UserError("--top-k is " + std::to_string(settings.sizes.top_k) + ", but there are only " +
+                    std::to_string(settings.sizes.experts) +
+                    " experts: lower it, or raise "
+                    "--experts");
+  }
+  for (const double value :
+       {settings.sizes.weight_scale, settings.learning_rate, settings.balance_coefficient}) {
+    if (std::isnan(value)) throw UserError("an option is nan: give a number");  // CLI11 accepts it
+  }
+  if (settings.swap_on_at > settings.steps || settings.swap_off_at > settings.steps) {
+    throw UserError("a swap comes after the last step: lower it, or raise --steps");
+  }
+  if (settings.swap_on_at > 0 && settings.swap_on_at == settings.swap_off_at) {
+    throw UserError("--swap-on-at and --swap-off-at are the same step: choose two");
+  }
+}
+
+}  // namespace train_moe
+
+#endif  // TRAIN_MOE_SETTINGS_HPP

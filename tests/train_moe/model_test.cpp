@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: MIT
+// The trainer's mathematics: gradients against finite differences, and its small parts.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "adam.hpp"
+#include "arms.hpp"
+#include "history.hpp"
+#include "model.hpp"
+#include "settings.hpp"
+#include "training.hpp"
+
+namespace train_moe {
+namespace {
+
+std::string words(Index bytes) {
+  Random random(7, Stream::training);
+  std::string text;
+  while (static_cast<Index>(text.size()) < bytes) {
+    text += static_cast<char>('a' + random.below(26));
+  }
+  return text;
+}
+
+Sizes small_sizes() {
+  Sizes sizes;
+  sizes.tokens = 24;
+  sizes.context = 3;
+  sizes.embedding = 4;
+  sizes.hidden = 7;
+  sizes.layers = 2;
+  sizes.experts = 8;
+  sizes.top_k = 3;
+  sizes.expert_hidden = 5;
+  return sizes;
+}
+
+/// Everything that a tiny step could make jump: who is selected.
+std::vector<std::int32_t> selections(Model<double>& model) {
+  std::vector<std::int32_t> all;
+  for (auto& layer : model.layers()) {
+    const auto ids_TK = layer.routed().expert_ids_TK();
+    all.insert(all.end(), ids_TK.data, ids_TK.data + ids_TK.rows * ids_TK.cols);
+  }
+  return all;
+}
+
+double objective(Model<double>& model, const Batch& batch) {
+  const double loss = model.forward(batch);
+  return loss + model.auxiliary_loss();
+}
+
+struct GradientCase {
+  std::string name;
+  gatepro::Competition competition;
+  double balance_coefficient;
+};
+
+class Gradient : public testing::TestWithParam<GradientCase> {};
+
+// Central differences in double: truncation h^2 and rounding eps / h both stay far below 1e-6 of
+// the largest gradient of a parameter.
+TEST_P(Gradient, OfEveryParameterEqualsFiniteDifferences) {
+  Routing routing;
+  routing.competition = GetParam().competition;
+  routing.balance_coefficient = GetParam().balance_coefficient;
+  const Text text(words(3 * Text::block_bytes));
+  const Sizes sizes = small_sizes();
+  const Batch batch = text.training_batch(1, 1, sizes.tokens, sizes.context);
+  Model<double> model(sizes, routing, 1, make_executor(1));
+  for (auto& layer : model.layers()) {
+    layer.gate().value *= 20;  // a router that has opinions: gradients of a useful size
+    layer.router().refresh_now(layer.gate().value, 1);
+  }
+
+  objective(model, batch);
+  const auto selected = selections(model);
+  model.backward(batch);
+
+  constexpr double h = 1e-6;
+  for (Parameter<double>* parameter : model.parameters()) {
+    const double largest = parameter->gradient.cwiseAbs().maxCoeff();
+    ASSERT_GT(largest, 1e-5) << parameter->name;
+    int checked = 0;
+    for (Index i = 0; i < parameter->value.size(); ++i) {
+      double& value = parameter->value.data()[i];
+      const double before = value;
+      value = before + h;
+      const double above = objective(model, batch);
+      const bool same_above = selections(model) == selected;
+      value = before - h;
+      const double below = objective(model, batch);
+      const bool same_below = selections(model) == selected;
+      value = before;
+      if (!same_above || !same_below) continue;
+      ++checked;
+      const double difference = (above - below) / (2 * h);
+      ASSERT_NEAR(parameter->gradient.data()[i], difference, 1e-6 * largest)
+          << parameter->name << " element " << i;
+    }
+    EXPECT_GT(checked, parameter->value.size() * 9 / 10) << parameter->name;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Model, Gradient,
+    testing::Values(GradientCase{"off", gatepro::Competition::off(), 0},
+                    GradientCase{"off_balance", gatepro::Competition::off(), 0.5},
+                    GradientCase{"penalty", gatepro::Competition::penalty(0.3), 0},
+                    GradientCase{"penalty_balance", gatepro::Competition::penalty(0.3), 0.5},
+                    GradientCase{"eliminate", gatepro::Competition::eliminate(), 0},
+                    GradientCase{"eliminate_balance", gatepro::Competition::eliminate(), 0.5}),
+    [](const auto& instance) { return instance.param.name; });
+
+TEST(BalanceLoss, OfUniformRoutingIsTheCoefficient) {
+  constexpr Index tokens = 12, experts = 4, top_k = 2;
+  const RowMatrix<double> logits_TE = RowMatrix<double>::Constant(tokens, experts, 3.5);
+  const std::vector<std::int64_t> counts_E(experts, tokens * top_k / experts);
+  RowMatrix<double> dlogits_TE;
+  const double loss =
+      balance_loss<double>(0.01, logits_TE, counts_E, top_k, dlogits_TE, make_executor(1));
+  EXPECT_NEAR(loss, 0.01, 1e-15);
+  EXPECT_LT(dlogits_TE.cwiseAbs().maxCoeff(), 1e-15);
+}
+
+TEST(Coactivation, CountsSelectedExpertsWhosePartnerIsSelectedToo) {
+  // Partners 0 <-> 1, 2 -> 1, 3 has none.
+  const RowMatrix<std::int32_t> partners_EM =
+      (RowMatrix<std::int32_t>(4, 1) << 1, 0, 1, 3).finished();
+  const RowMatrix<std::int32_t> ids_TK =
+      (RowMatrix<std::int32_t>(3, 2) << 0, 1, 2, 3, 1, 2).finished();
+  // Token 0: 0 and 1 have each other. Token 1: 2 lacks 1. Token 2: 1 lacks 0, 2 has 1.
+  EXPECT_DOUBLE_EQ(coactivation_rate(ids_TK, partners_EM), 3.0 / 5.0);
+}
+
+// One step of Adam moves every parameter by the rate, against the sign of its gradient.
+TEST(Adam, FirstStepMovesByTheRate) {
+  Parameter<double> parameter("p", 2, 3, 1, Random(1, Stream::parameters));
+  const RowMatrix<double> before = parameter.value;
+  parameter.gradient << 1, -2, 3e3, -4e-3, 5, 6;
+  const RowMatrix<double> sign = parameter.gradient.cwiseSign();
+  Adam<double> adam({&parameter});
+  adam.step(0.1, make_executor(1));
+  EXPECT_LT((parameter.value - (before - 0.1 * sign)).cwiseAbs().maxCoeff(), 1e-6);
+  EXPECT_EQ(parameter.gradient.cwiseAbs().maxCoeff(), 0);
+}
+
+TEST(LearningRate, FallsOverTheSecondHalf) {
+  EXPECT_EQ(learning_rate(1, 1, 100), 1);
+  EXPECT_EQ(learning_rate(1, 50, 100), 1);
+  EXPECT_DOUBLE_EQ(learning_rate(1, 76, 100), 0.5);
+  EXPECT_GT(learning_rate(1, 100, 100), 0);
+}
+
+TEST(Text, NeverMixesTrainingAndValidation) {
+  // Each block is one letter, so a batch shows which blocks it comes from.
+  std::string bytes;
+  for (int block = 0; block < 60; ++block) {
+    bytes += std::string(Text::block_bytes, static_cast<char>('0' + block));
+  }
+  const Text text(bytes);
+  std::vector<int> seen(256);
+  const auto visit = [&](const Batch& batch, int who) {
+    for (Index t = 0; t < batch.context_TC.rows(); ++t) {
+      const std::uint8_t target = batch.target_T[static_cast<std::size_t>(t)];
+      for (Index c = 0; c < batch.context_TC.cols(); ++c) EXPECT_EQ(batch.context_TC(t, c), target);
+      seen[target] |= who;
+    }
+  };
+  visit(text.training_batch(1, 1, 2000, 16), 1);
+  visit(text.validation_batch(2000, 16), 2);
+  EXPECT_EQ(std::count(seen.begin(), seen.end(), 1), 57);
+  EXPECT_EQ(std::count(seen.begin(), seen.end(), 2), 3);
+}
+
+TEST(Text, BatchesDependOnSeedAndStepOnly) {
+  const Text text(words(5 * Text::block_bytes));
+  const Batch batch = text.training_batch(3, 4, 50, 8);
+  EXPECT_EQ(batch.context_TC, text.training_batch(3, 4, 50, 8).context_TC);
+  EXPECT_NE(batch.context_TC, text.training_batch(3, 5, 50, 8).context_TC);
+  EXPECT_NE(batch.context_TC, text.training_batch(4, 4, 50, 8).context_TC);
+}
+
+TEST(Arms, AreReadFromTheirNames) {
+  const auto arms = parse_arms("off,published,lambda=0.5,eliminate+balance,frozen-partners");
+  ASSERT_EQ(arms.size(), 5U);
+  EXPECT_FALSE(arms[0].competition.active());
+  EXPECT_EQ(arms[1].competition.lambda, 1e-4);
+  EXPECT_EQ(arms[2].competition.lambda, 0.5);
+  EXPECT_EQ(arms[3].competition.mode, gatepro::CompetitionMode::eliminate);
+  EXPECT_TRUE(arms[3].balance);
+  EXPECT_TRUE(arms[4].frozen_partners);
+  for (const char* bad : {"", "of", "lambda=", "lambda=-1", "lambda=nan", "lambda=1x", "+balance",
+                          "off,off", "off,", "off balance"}) {
+    EXPECT_THROW(parse_arms(bad), UserError) << bad;
+  }
+}
+
+TEST(Swaps, HoldUntilTheOtherOne) {
+  const auto steps = [](std::int64_t on, std::int64_t off) {
+    Settings settings;
+    settings.swap_on_at = on;
+    settings.swap_off_at = off;
+    std::string result;
+    for (int step = 1; step <= 6; ++step) result += competes_at(settings, step) ? '1' : '0';
+    return result;
+  };
+  EXPECT_EQ(steps(0, 0), "111111");
+  EXPECT_EQ(steps(3, 0), "001111");
+  EXPECT_EQ(steps(0, 3), "110000");
+  EXPECT_EQ(steps(2, 5), "011100");
+  EXPECT_EQ(steps(5, 2), "100011");
+}
+
+TEST(Sample, HasMeanAndDeviation) {
+  Sample sample;
+  for (const double value : {1.0, 2.0, 6.0}) sample.add(value);
+  EXPECT_DOUBLE_EQ(sample.mean(), 3);
+  EXPECT_DOUBLE_EQ(sample.deviation(), std::sqrt(7.0));
+}
+
+// The control keeps its partners while the weights, and so the partners they would have, move on.
+TEST(Training, FrozenPartnersStay) {
+  Settings settings;
+  settings.sizes = small_sizes();
+  settings.steps = 30;
+  settings.learning_rate = 0.05;
+  const Text text(words(3 * Text::block_bytes));
+  const auto changes = [&](const char* name) {
+    Training<float> training(settings, parse_arm(name), 1, text);
+    Index changed = 0;
+    while (!training.done()) {
+      for (const LayerMetrics& layer : training.step().layers) changed += layer.partners_changed;
+    }
+    return changed;
+  };
+  EXPECT_EQ(changes("frozen-partners"), 0);
+  EXPECT_GT(changes("eliminate"), 0);
+}
+
+}  // namespace
+}  // namespace train_moe
