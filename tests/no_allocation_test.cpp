@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: MIT
+// Forward and backward allocate nothing and start no thread: every way to do either is counted.
+#include <gatepro/gatepro.hpp>
+
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <cerrno>
+#include <cstdlib>
+#include <new>
+#include <system_error>
+#include <thread>
+
+#include "support/routing_data.hpp"
+
+namespace {
+
+std::atomic<long> allocations{0};
+std::atomic<long> threads{0};
+
+void* counted(std::size_t bytes, std::size_t alignment) {
+  ++allocations;
+  void* memory = nullptr;
+  if (posix_memalign(&memory, std::max(alignment, sizeof(void*)), bytes) != 0) std::abort();
+  return memory;
+}
+
+}  // namespace
+
+// NOLINTBEGIN: replacements of the standard's functions
+void* operator new(std::size_t bytes) { return counted(bytes, 0); }
+void* operator new[](std::size_t bytes) { return counted(bytes, 0); }
+void* operator new(std::size_t bytes, const std::nothrow_t&) noexcept { return counted(bytes, 0); }
+void* operator new[](std::size_t bytes, const std::nothrow_t&) noexcept { return counted(bytes, 0); }
+void* operator new(std::size_t bytes, std::align_val_t a) { return counted(bytes, std::size_t(a)); }
+void* operator new[](std::size_t bytes, std::align_val_t a) {
+  return counted(bytes, std::size_t(a));
+}
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete[](void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
+void operator delete[](void* memory, std::size_t) noexcept { std::free(memory); }
+void operator delete(void* memory, const std::nothrow_t&) noexcept { std::free(memory); }
+void operator delete[](void* memory, const std::nothrow_t&) noexcept { std::free(memory); }
+void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory); }
+void operator delete[](void* memory, std::align_val_t) noexcept { std::free(memory); }
+void operator delete(void* memory, std::size_t, std::align_val_t) noexcept { std::free(memory); }
+void operator delete[](void* memory, std::size_t, std::align_val_t) noexcept { std::free(memory); }
+// NOLINTEND
+
+// Sanitizers bring their own malloc and pthread_create.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define TEST_HOOKS 0
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define TEST_HOOKS 0
+#endif
+#endif
+#if !defined(TEST_HOOKS) && defined(__GLIBC__)
+#define TEST_HOOKS 1
+#elif !defined(TEST_HOOKS)
+#define TEST_HOOKS 0
+#endif
+
+#if TEST_HOOKS
+#include <pthread.h>
+
+extern "C" {
+void* __libc_malloc(std::size_t bytes);
+void* __libc_calloc(std::size_t count, std::size_t bytes);
+void* __libc_realloc(void* memory, std::size_t bytes);
+void* __libc_memalign(std::size_t alignment, std::size_t bytes);
+
+void* malloc(std::size_t bytes) noexcept {
+  ++allocations;
+  return __libc_malloc(bytes);
+}
+void* calloc(std::size_t count, std::size_t bytes) noexcept {
+  ++allocations;
+  return __libc_calloc(count, bytes);
+}
+void* realloc(void* memory, std::size_t bytes) noexcept {
+  ++allocations;
+  return __libc_realloc(memory, bytes);
+}
+void* memalign(std::size_t alignment, std::size_t bytes) noexcept {
+  ++allocations;
+  return __libc_memalign(alignment, bytes);
+}
+void* aligned_alloc(std::size_t alignment, std::size_t bytes) noexcept {
+  ++allocations;
+  return __libc_memalign(alignment, bytes);
+}
+int posix_memalign(void** memory, std::size_t alignment, std::size_t bytes) noexcept {
+  ++allocations;
+  *memory = __libc_memalign(alignment, bytes);
+  return *memory == nullptr ? ENOMEM : 0;
+}
+// No thread is needed in this program: whoever asks for one is counted, and gets none.
+int pthread_create(pthread_t*, const pthread_attr_t*, void* (*)(void*), void*) noexcept {
+  ++threads;
+  return EAGAIN;
+}
+}
+#endif  // TEST_HOOKS
+
+namespace {
+
+using gatepro::Competition;
+using gatepro::Index;
+using gatepro::RowMatrix;
+using routing_data::random_matrix;
+
+/// Allocations and threads of `call`.
+template <class Call>
+long cost_of(const Call& call) {
+  const long before = allocations + threads;
+  call();
+  return allocations + threads - before;
+}
+
+TEST(NoAllocation, TheCountersCount) {
+  EXPECT_GT(cost_of([] { delete new int(1); }), 0);
+  EXPECT_GT(cost_of([] { std::vector<double> v(100); }), 0);
+  struct alignas(128) Wide {
+    char bytes[128];
+  };
+  EXPECT_GT(cost_of([] { delete new Wide(); }), 0);
+#if TEST_HOOKS
+  EXPECT_GT(cost_of([] { std::free(std::malloc(10)); }), 0);
+  EXPECT_GT(cost_of([] { RowMatrix<float> m(3, 3); }), 0);
+  EXPECT_GT(cost_of([] { EXPECT_THROW(std::thread([] {}), std::system_error); }), 0);
+#endif
+}
+
+template <class X, class W>
+void expect_no_cost() {
+  using A = gatepro::accumulator_t<X, W>;
+  constexpr Index tokens = 300, hidden = 530;
+  for (const Index experts : {6, 40}) {
+    const auto x = random_matrix<X>(tokens, hidden, 1);
+    const auto w = random_matrix<W>(experts, hidden, 2);
+    gatepro::RouterConfig config{hidden, experts, 3};
+    config.pairing = {2, -1, true};
+    gatepro::Router<X, W> router(config);
+    router.refresh(w, 0);
+    const gatepro::PackedWeights<A> packed(gatepro::view(w));
+    routing_data::Outcome<gatepro::Router<X, W>> outcome(router, tokens);
+    gatepro::RoutingBuffers buffers(router, tokens, 2, true);
+    const auto dweights = random_matrix<A>(tokens, 3, 3);
+    const auto dlogits = random_matrix<A>(tokens, experts, 4);
+    RowMatrix<A> dx = RowMatrix<A>::Zero(tokens, hidden);
+    RowMatrix<A> dw = RowMatrix<A>::Zero(experts, hidden);
+    const gatepro::Workspace workspace = buffers.workspace();
+
+    for (const Competition& competition :
+         {Competition::off(), Competition::penalty(0.1), Competition::eliminate()}) {
+      EXPECT_EQ(cost_of([&] { router.set_competition(competition); }), 0);
+      EXPECT_EQ(cost_of([&] { router.forward(x, w, outcome.view(), workspace); }), 0);
+      EXPECT_EQ(cost_of([&] { router.forward(x, packed, outcome.view(), workspace); }), 0);
+      EXPECT_EQ(cost_of([&] { router.forward(x, w, buffers); }), 0);
+      EXPECT_EQ(cost_of([&] {
+                  auto out = buffers.view();
+                  out.logits_TE = {};
+                  router.forward_logits(outcome.logits_TE, out, workspace);
+                }),
+                0);
+      EXPECT_EQ(cost_of([&] { router.backward(x, w, buffers, dweights, {}, dx, dw); }), 0);
+      EXPECT_EQ(cost_of([&] { router.backward(x, w, buffers, dweights, dlogits, dx, dw); }), 0);
+      EXPECT_EQ(cost_of([&] { buffers.resize(0), buffers.resize(tokens); }), 0);
+      EXPECT_EQ(cost_of([&] {
+                  router.forward_workspace(4);
+                  router.backward_workspace(tokens, 4);
+                }),
+                0);
+    }
+    // Nor does a refresh, once it has its memory.
+    router.refresh_now(w, 1);
+    router.refresh_now(w, 2);
+    EXPECT_EQ(cost_of([&] { router.refresh(w, 2); }), 0);
+  }
+}
+
+TEST(NoAllocation, Float) { expect_no_cost<float, float>(); }
+TEST(NoAllocation, HalfWithDoubleWeights) { expect_no_cost<gatepro::half, double>(); }
+
+}  // namespace

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: MIT
+# Takes the first ```cpp block after a heading with "hello router" out of the README, compiles it
+# and runs it.
+if(NOT EXISTS ${README})
+  message(FATAL_ERROR "${README} is missing: it must show the hello router")
+endif()
+file(READ ${README} rest)
+
+# Cuts `rest` after the first `text`; fails if it is not there.
+macro(skip_past text what)
+  string(FIND "${rest}" "${text}" position)
+  if(position EQUAL -1)
+    message(FATAL_ERROR "${README} has no ${what}")
+  endif()
+  string(LENGTH "${text}" length)
+  math(EXPR position "${position} + ${length}")
+  string(SUBSTRING "${rest}" ${position} -1 rest)
+endmacro()
+
+string(REGEX MATCH "\n#+[^\n]*[Hh]ello router[^\n]*\n" heading "\n${rest}")
+if(heading STREQUAL "")
+  message(FATAL_ERROR "${README} has no heading with \"hello router\"")
+endif()
+string(PREPEND rest "\n")
+skip_past("${heading}" "heading with \"hello router\"")
+skip_past("```cpp\n" "```cpp block after its heading with \"hello router\"")
+string(FIND "${rest}" "```" end)
+if(end EQUAL -1)
+  message(FATAL_ERROR "the ```cpp block of ${README} does not end")
+endif()
+string(SUBSTRING "${rest}" 0 ${end} code)
+
+file(READ ${EXAMPLE} example)
+string(FIND "${example}" "${code}" position)
+if(position EQUAL -1)
+  message(FATAL_ERROR "the hello router in ${README} is not the code of ${EXAMPLE}")
+endif()
+
+set(source ${FOLDER}/hello_router.cpp)
+set(program ${FOLDER}/hello_router)
+file(WRITE ${source} "${code}")
+list(TRANSFORM INCLUDES PREPEND "-I")
+execute_process(COMMAND ${COMPILER} -std=c++17 ${INCLUDES} ${source} -o ${program}
+                RESULT_VARIABLE result ERROR_VARIABLE output)
+if(NOT result EQUAL 0)
+  message(FATAL_ERROR "the hello router in ${README} does not compile:\n${output}")
+endif()
+execute_process(COMMAND ${program} RESULT_VARIABLE result OUTPUT_VARIABLE output)
+if(NOT result EQUAL 0 OR output STREQUAL "")
+  message(FATAL_ERROR "the hello router in ${README} does not run: ${result}\n${output}")
+endif()

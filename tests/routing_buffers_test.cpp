@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: MIT
+// The owning helper: what it holds, that it never moves, and that it gives the same results as
+// memory of the caller's own.
+#include <gatepro/gatepro.hpp>
+
+#include <gtest/gtest.h>
+
+#include <utility>
+
+#include "support/executors.hpp"
+#include "support/routing_data.hpp"
+
+namespace {
+
+using gatepro::Index;
+using gatepro::MatrixView;
+using gatepro::RowMatrix;
+using routing_data::random_matrix;
+using routing_data::same_bits;
+using TestedRouter = gatepro::Router<float>;
+
+constexpr Index hidden = 30, experts = 7, top_k = 3;
+
+class RoutingBuffersTest : public testing::Test {
+ public:
+  RoutingBuffersTest() { router.refresh(w, 0); }
+
+  template <class T>
+  static RowMatrix<T> copy(MatrixView<const T> m) {
+    return Eigen::Map<const RowMatrix<T>>(m.data, m.rows, m.cols);
+  }
+
+  const RowMatrix<float> w = random_matrix<float>(experts, hidden, 1);
+  TestedRouter router{gatepro::RouterConfig{hidden, experts, top_k}};
+};
+
+TEST_F(RoutingBuffersTest, ForwardAndBackwardLikeMemoryOfOnesOwn) {
+  gatepro::RoutingBuffers buffers(router, 100, 3, true);
+  for (const Index tokens : {100, 1, 63, 0}) {
+    const auto x = random_matrix<float>(tokens, hidden, 2);
+    const auto expected = routing_data::forward(router, x, w);
+    const auto report = router.forward(x, w, buffers, ThreadExecutor(3));
+    routing_data::expect_same_report(report, expected.report);
+    EXPECT_TRUE(same_bits(copy(buffers.expert_ids_TK()), expected.ids_TK));
+    EXPECT_TRUE(same_bits(copy(buffers.weights_TK()), expected.weights_TK));
+    EXPECT_TRUE(same_bits(copy(buffers.logits_TE()), expected.logits_TE));
+    const auto counts = buffers.tokens_per_expert_E();
+    EXPECT_EQ(std::vector<std::int64_t>(counts.data, counts.data + counts.size),
+              expected.tokens_per_expert_E);
+
+    const gatepro::PackedWeights<float> packed(gatepro::view(w));
+    router.forward(x, packed, buffers);
+    EXPECT_TRUE(same_bits(copy(buffers.weights_TK()), expected.weights_TK));
+
+    const auto dweights = random_matrix<float>(tokens, top_k, 3);
+    const routing_data::Gradients<float> start{random_matrix<float>(tokens, hidden, 4),
+                                               random_matrix<float>(experts, hidden, 5)};
+    auto gradients = start;
+    router.backward(x, w, buffers, dweights, {}, gradients.dx_TH, gradients.dw_EH,
+                    ThreadExecutor(3));
+    const auto same =
+        routing_data::backward(router, x, w, expected, dweights, RowMatrix<float>(), start);
+    EXPECT_TRUE(same_bits(gradients.dx_TH, same.dx_TH));
+    EXPECT_TRUE(same_bits(gradients.dw_EH, same.dw_EH));
+  }
+}
+
+TEST_F(RoutingBuffersTest, NothingMoves) {
+  gatepro::RoutingBuffers buffers(router, 50, 1, true);
+  const auto before = buffers.view();
+  const void* scratch = buffers.workspace().data;
+  for (const Index tokens : {50, 7, 0, 50}) {
+    buffers.resize(tokens);
+    const auto view = buffers.view();
+    EXPECT_EQ(view.expert_ids_TK.data, before.expert_ids_TK.data);
+    EXPECT_EQ(view.weights_TK.data, before.weights_TK.data);
+    EXPECT_EQ(view.logits_TE.data, before.logits_TE.data);
+    EXPECT_EQ(view.tokens_per_expert_E.data, before.tokens_per_expert_E.data);
+    EXPECT_EQ(buffers.workspace().data, scratch);
+    EXPECT_EQ(view.expert_ids_TK.rows, tokens);
+    EXPECT_EQ(view.weights_TK.rows, tokens);
+    EXPECT_EQ(view.logits_TE.rows, tokens);
+    EXPECT_EQ(buffers.expert_ids_TK().rows, tokens);
+    EXPECT_EQ(buffers.weights_TK().rows, tokens);
+    EXPECT_EQ(buffers.logits_TE().rows, tokens);
+  }
+}
+
+TEST_F(RoutingBuffersTest, StartsWithAllTokensAndNoExtras) {
+  gatepro::RoutingBuffers buffers(router, 12);
+  const auto view = buffers.view();
+  EXPECT_EQ(view.expert_ids_TK.rows, 12);
+  EXPECT_EQ(view.expert_ids_TK.cols, top_k);
+  EXPECT_EQ(view.weights_TK.cols, top_k);
+  EXPECT_EQ(view.tokens_per_expert_E.size, experts);
+  EXPECT_FALSE(view.logits_TE.given());
+  EXPECT_FALSE(buffers.logits_TE().given());
+  EXPECT_EQ(view.statistics, nullptr);
+  EXPECT_GE(buffers.workspace().bytes, router.forward_workspace());
+  EXPECT_GE(buffers.workspace().bytes, router.backward_workspace(12));
+}
+
+TEST_F(RoutingBuffersTest, NoTokensAtAll) {
+  gatepro::RoutingBuffers buffers(router, 0, 1, true);
+  const RowMatrix<float> x(0, hidden);
+  const auto report = router.forward(x, w, buffers);
+  EXPECT_EQ(report.nonfinite_rows, 0);
+  EXPECT_EQ(buffers.expert_ids_TK().rows, 0);
+  EXPECT_EQ(buffers.tokens_per_expert_E()[0], 0);
+  EXPECT_THROW(buffers.resize(1), gatepro::Error);
+}
+
+TEST_F(RoutingBuffersTest, CopiesAndMovesOwnTheirMemory) {
+  const auto x = random_matrix<float>(20, hidden, 6);
+  gatepro::RoutingBuffers buffers(router, 20);
+  router.forward(x, w, buffers);
+  const auto ids = copy(buffers.expert_ids_TK());
+  gatepro::RoutingBuffers<TestedRouter> copied = buffers;
+  EXPECT_NE(copied.expert_ids_TK().data, buffers.expert_ids_TK().data);
+  const gatepro::RoutingBuffers<TestedRouter> moved = std::move(buffers);
+  copied.view().expert_ids_TK(0, 0) = 99;
+  EXPECT_TRUE(same_bits(copy(moved.expert_ids_TK()), ids));
+  EXPECT_EQ(copied.expert_ids_TK()(0, 0), 99);
+}
+
+// Buffers of one router do not fit another of other sizes.
+TEST_F(RoutingBuffersTest, OfAnotherRouter) {
+  gatepro::RoutingBuffers buffers(router, 10);
+  TestedRouter other({hidden, experts, top_k + 1});
+  other.refresh(w, 0);
+  const auto x = random_matrix<float>(10, hidden, 7);
+  EXPECT_THROW(other.forward(x, w, buffers), gatepro::Error);
+}
+
+TEST(RoutingBuffersTypes, FollowTheRouter) {
+  using R = gatepro::Router<gatepro::half, double, std::uint64_t>;
+  static_assert(std::is_same_v<gatepro::RoutingBuffers<R>::Accumulator, double>);
+  static_assert(std::is_same_v<gatepro::RoutingBuffers<R>::ExpertId, std::uint64_t>);
+  const R router({3, 4, 2});
+  gatepro::RoutingBuffers buffers(router, 5);
+  static_assert(std::is_same_v<decltype(buffers.view()), R::Routing>);
+  EXPECT_EQ(buffers.weights_TK().rows, 5);
+}
+
+}  // namespace

@@ -1,0 +1,236 @@
+// SPDX-License-Identifier: MIT
+// What the tests feed to the library: the same numbers on every machine and in every order of
+// tests, and values that are hard to handle.
+#ifndef GATEPRO_TESTS_SUPPORT_DATA_HPP
+#define GATEPRO_TESTS_SUPPORT_DATA_HPP
+
+#include <gtest/gtest.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <gatepro/scalar.hpp>
+#include <gatepro/views.hpp>
+#include <limits>
+#include <sstream>
+#include <type_traits>
+#include <vector>
+
+#include "support/reference.hpp"
+
+namespace data {
+
+using gatepro::Index;
+using gatepro::MatrixView;
+using gatepro::RowMatrix;
+using gatepro::StridedView;
+
+/// 64 random bits: number `counter` of stream `seed`.
+inline std::uint64_t random_bits(std::uint64_t seed, std::uint64_t counter) {
+  std::uint64_t z = (seed * 0x100000001b3u + counter + 1) * 0x9e3779b97f4a7c15u;
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+  return z ^ (z >> 31);
+}
+
+/// Uniform in [0, n).
+inline Index random_below(Index n, std::uint64_t seed, std::uint64_t counter) {
+  return static_cast<Index>(random_bits(seed, counter) % static_cast<std::uint64_t>(n));
+}
+
+/// Uniform in [-1, 1), with all bits of a double in use.
+inline double random_uniform(std::uint64_t seed, std::uint64_t counter) {
+  const auto integer = static_cast<std::int64_t>(random_bits(seed, counter) >> 11);
+  return static_cast<double>(integer - (std::int64_t{1} << 52)) / 4503599627370496.0;
+}
+
+template <class T>
+RowMatrix<T> random_matrix(Index rows, Index cols, std::uint64_t seed) {
+  RowMatrix<T> m(rows, cols);
+  for (Index i = 0; i < rows * cols; ++i) {
+    // 16-bit types take floats only.
+    using Wide = std::conditional_t<std::is_same_v<T, double>, double, float>;
+    const double value = random_uniform(seed, static_cast<std::uint64_t>(i));
+    m.data()[i] = static_cast<T>(static_cast<Wide>(value));
+  }
+  return m;
+}
+
+/// Few distinct values, zeros of both signs among them, so that almost everything ties.
+template <class T>
+RowMatrix<T> tied_matrix(Index rows, Index cols, std::uint64_t seed) {
+  const T levels[] = {T(0), T(-0.0), T(1), T(-1), T(0.5), T(1)};
+  RowMatrix<T> m(rows, cols);
+  for (Index i = 0; i < rows * cols; ++i) {
+    m.data()[i] = levels[random_below(6, seed, static_cast<std::uint64_t>(i))];
+  }
+  return m;
+}
+
+template <class A>
+using BitsOf = std::conditional_t<sizeof(A) == 4, std::uint32_t, std::uint64_t>;
+
+template <class A>
+BitsOf<A> bits_of(A value) {
+  BitsOf<A> bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+template <class A>
+A from_bits(BitsOf<A> bits) {
+  A value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+template <class A>
+A infinity() {
+  return std::numeric_limits<A>::infinity();
+}
+
+/// A NaN whose sign and payload show whether it was copied or made anew.
+template <class A>
+A marked_nan() {
+  constexpr int mantissa = std::numeric_limits<A>::digits - 1;
+  const BitsOf<A> quiet = bits_of(infinity<A>()) | (BitsOf<A>(1) << (mantissa - 1));
+  return from_bits<A>(static_cast<BitsOf<A>>(~(~BitsOf<A>(0) >> 1) | quiet | BitsOf<A>(0x2a)));
+}
+
+/// Zeros, denormals, the borders of the range, infinities and NaNs, each with both signs.
+template <class A>
+std::vector<A> special_values() {
+  using L = std::numeric_limits<A>;
+  const BitsOf<A> infinite = bits_of(L::infinity());
+  std::vector<A> values{A(0),
+                        L::denorm_min(),
+                        from_bits<A>(2),
+                        from_bits<A>(bits_of(L::min()) - 1),
+                        L::min(),
+                        from_bits<A>(bits_of(L::min()) + 1),
+                        A(0.5),
+                        A(1),
+                        from_bits<A>(bits_of(A(1)) - 1),
+                        from_bits<A>(bits_of(A(1)) + 1),
+                        L::max(),
+                        L::infinity(),
+                        from_bits<A>(infinite + 1),  // signalling, smallest payload
+                        L::quiet_NaN(),
+                        from_bits<A>(bits_of(L::quiet_NaN()) + 1234),
+                        from_bits<A>(~BitsOf<A>(0) >> 1)};
+  const BitsOf<A> sign = ~(~BitsOf<A>(0) >> 1);
+  const std::size_t count = values.size();
+  for (std::size_t i = 0; i < count; ++i) values.push_back(from_bits<A>(bits_of(values[i]) | sign));
+  return values;
+}
+
+/// Random numbers with every `every`-th element, roughly, taken from special_values.
+template <class A>
+RowMatrix<A> special_matrix(Index rows, Index cols, std::uint64_t seed, Index every = 3) {
+  const std::vector<A> specials = special_values<A>();
+  RowMatrix<A> m = random_matrix<A>(rows, cols, seed);
+  for (Index i = 0; i < rows * cols; ++i) {
+    const auto counter = static_cast<std::uint64_t>(i);
+    if (random_below(every, seed + 1, counter) != 0) continue;
+    const Index pick = random_below(static_cast<Index>(specials.size()), seed + 2, counter);
+    m.data()[i] = specials[static_cast<std::size_t>(pick)];
+  }
+  return m;
+}
+
+/// K distinct ids in [0, E) for each of T tokens, in random order.
+template <class Id>
+RowMatrix<Id> random_ids(Index tokens, Index experts, Index top_k, std::uint64_t seed) {
+  RowMatrix<Id> ids(tokens, top_k);
+  std::vector<Id> all(static_cast<std::size_t>(experts));
+  for (Index t = 0; t < tokens; ++t) {
+    for (Index e = 0; e < experts; ++e) all[static_cast<std::size_t>(e)] = static_cast<Id>(e);
+    for (Index j = 0; j < top_k; ++j) {
+      const auto counter = static_cast<std::uint64_t>(t * top_k + j);
+      const Index other = j + random_below(experts - j, seed, counter);
+      std::swap(all[static_cast<std::size_t>(j)], all[static_cast<std::size_t>(other)]);
+      ids(t, j) = all[static_cast<std::size_t>(j)];
+    }
+  }
+  return ids;
+}
+
+/// A matrix with a gap after each row. The gaps must keep their guard value.
+template <class T>
+class GuardedMatrix {
+ public:
+  GuardedMatrix(Index rows, Index cols, Index gap)
+      : cols_(cols), memory_(RowMatrix<T>::Constant(rows, cols + gap, T(guard))) {}
+  GuardedMatrix(const RowMatrix<T>& values, Index gap)
+      : GuardedMatrix(values.rows(), values.cols(), gap) {
+    memory_.leftCols(cols_) = values;
+  }
+
+  MatrixView<T> view() { return {memory_.data(), memory_.rows(), cols_, memory_.cols()}; }
+  RowMatrix<T> values() const { return memory_.leftCols(cols_); }
+  bool intact() const {
+    for (Index r = 0; r < memory_.rows(); ++r) {
+      for (Index c = cols_; c < memory_.cols(); ++c) {
+        if (!(memory_(r, c) == T(guard))) return false;
+      }
+    }
+    return true;
+  }
+
+ private:
+  static constexpr int guard = 99;
+  Index cols_;
+  RowMatrix<T> memory_;
+};
+
+template <class T>
+reference::Matrix to_reference(const RowMatrix<T>& m) {
+  reference::Matrix result =
+      reference::zeros(static_cast<std::size_t>(m.rows()), static_cast<std::size_t>(m.cols()));
+  for (Index r = 0; r < m.rows(); ++r) {
+    for (Index c = 0; c < m.cols(); ++c) {
+      result[static_cast<std::size_t>(r)][static_cast<std::size_t>(c)] =
+          static_cast<double>(m(r, c));
+    }
+  }
+  return result;
+}
+
+/// Element (r, c) of a reference matrix.
+template <class M>
+auto at(const M& m, Index r, Index c) {
+  return m[static_cast<std::size_t>(r)][static_cast<std::size_t>(c)];
+}
+
+/// True if both have the same shape and the same bits, NaN payloads and signs of zeros included.
+template <class T>
+::testing::AssertionResult same_bits(const RowMatrix<T>& a, const RowMatrix<T>& b) {
+  if (a.rows() != b.rows() || a.cols() != b.cols()) {
+    return ::testing::AssertionFailure() << "shapes differ";
+  }
+  for (Index r = 0; r < a.rows(); ++r) {
+    for (Index c = 0; c < a.cols(); ++c) {
+      if (std::memcmp(&a(r, c), &b(r, c), sizeof(T)) == 0) continue;
+      std::ostringstream text;
+      text.precision(17);
+      text << "(" << r << ", " << c << "): " << a(r, c) << " and " << b(r, c);
+      return ::testing::AssertionFailure() << text.str();
+    }
+  }
+  return ::testing::AssertionSuccess();
+}
+
+template <class T>
+::testing::AssertionResult same_bits(T a, T b) {
+  if (std::memcmp(&a, &b, sizeof(T)) == 0) return ::testing::AssertionSuccess();
+  return ::testing::AssertionFailure() << a << " and " << b;
+}
+
+/// Scratch memory of exactly `bytes`, full of ones: a stage that reads what it did not write reads
+/// NaNs.
+inline std::vector<std::byte> scratch(std::size_t bytes) {
+  return std::vector<std::byte>(bytes, std::byte{0xff});
+}
+
+}  // namespace data
+
+#endif  // GATEPRO_TESTS_SUPPORT_DATA_HPP

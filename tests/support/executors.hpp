@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: MIT
+// Executors that a stage must not notice.
+#ifndef GATEPRO_TESTS_SUPPORT_EXECUTORS_HPP
+#define GATEPRO_TESTS_SUPPORT_EXECUTORS_HPP
+
+#include <atomic>
+#include <thread>
+#include <vector>
+
+/// Real threads. They wait for each other before they start, so that even short work overlaps.
+class ThreadExecutor {
+ public:
+  explicit ThreadExecutor(int workers) : workers_(workers) {}
+  int workers() const { return workers_; }
+  template <class Body>
+  void run(int count, Body body) const {
+    std::atomic<int> missing{count};
+    std::vector<std::thread> threads;
+    for (int worker = 0; worker < count; ++worker) {
+      threads.emplace_back([&missing, &body, worker] {
+        --missing;
+        while (missing.load() > 0) std::this_thread::yield();
+        body(worker);
+      });
+    }
+    for (std::thread& thread : threads) thread.join();
+  }
+
+ private:
+  int workers_;
+};
+
+/// One thread in descending order of workers: the last one, whose scratch ends where the workspace
+/// ends, draws all the work.
+class LastWorkerFirst {
+ public:
+  explicit LastWorkerFirst(int workers) : workers_(workers) {}
+  int workers() const { return workers_; }
+  template <class Body>
+  void run(int count, Body body) const {
+    for (int worker = count - 1; worker >= 0; --worker) body(worker);
+  }
+
+ private:
+  int workers_;
+};
+
+#endif  // GATEPRO_TESTS_SUPPORT_EXECUTORS_HPP

@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: MIT
+// What a size query says is enough at any alignment, one byte less is refused, and the bytes around
+// a workspace belong to someone else.
+#include <gatepro/workspace.hpp>
+
+#include <functional>
+#include <vector>
+
+#include "gatepro/competition.hpp"
+#include "gatepro/cosine_similarity.hpp"
+#include "gatepro/gate_backward.hpp"
+#include "gatepro/gate_logits.hpp"
+#include "gatepro/softmax.hpp"
+#include "gatepro/top_k.hpp"
+#include "support/data.hpp"
+#include "support/executors.hpp"
+
+namespace {
+
+using gatepro::Index;
+using gatepro::RowMatrix;
+using gatepro::Workspace;
+
+/// Runs `stage(workspace)`, which returns its outputs, at every misalignment.
+template <class T>
+void expect_query_suffices(std::size_t bytes, const std::function<RowMatrix<T>(Workspace)>& stage) {
+  constexpr std::byte guard{0x5a};
+  std::vector<std::byte> aligned(bytes + 64, std::byte{0xff});
+  const RowMatrix<T> want = stage(Workspace(aligned.data(), bytes));
+  EXPECT_THROW(stage(Workspace(aligned.data(), bytes - 1)), gatepro::Error);
+  EXPECT_THROW(stage(Workspace(aligned.data(), 0)), gatepro::Error);
+  EXPECT_THROW(stage(Workspace()), gatepro::Error);
+  for (std::size_t offset = 0; offset < 64; ++offset) {
+    std::vector<std::byte> memory(64 + bytes + 64, guard);
+    ASSERT_TRUE(data::same_bits(stage(Workspace(memory.data() + offset, bytes)), want)) << offset;
+    for (std::size_t i = 0; i < memory.size(); ++i) {
+      if (i >= offset && i < offset + bytes) continue;
+      ASSERT_EQ(memory[i], guard) << "offset " << offset << ", byte " << i << " of " << bytes;
+    }
+  }
+}
+
+// The last worker's scratch ends where the workspace ends. Each stage gets a block per worker.
+constexpr int workers = 3;
+const LastWorkerFirst executor(workers);
+
+TEST(Workspace, GateLogits) {
+  for (Index experts : {2, 21}) {
+    const auto x_TH = data::random_matrix<gatepro::bfloat16>(48 * 3, 40, 1);
+    const auto w_EH = data::random_matrix<float>(experts, 40, 2);
+    const std::size_t bytes =
+        gatepro::gate_logits_workspace<gatepro::bfloat16, float>(experts, 40, workers);
+    expect_query_suffices<float>(bytes, [&](Workspace workspace) {
+      RowMatrix<float> logits_TE(48 * 3, experts);
+      gatepro::gate_logits(gatepro::view(x_TH), gatepro::view(w_EH), gatepro::view(logits_TE),
+                           workspace, executor);
+      return logits_TE;
+    });
+  }
+}
+
+TEST(Workspace, CosineSimilarity) {
+  const auto w_EH = data::random_matrix<double>(48 * 3, 9, 3);
+  const std::size_t bytes = gatepro::cosine_similarity_workspace<double>(48 * 3, 9, workers);
+  expect_query_suffices<double>(bytes, [&](Workspace workspace) {
+    RowMatrix<double> s_EE(48 * 3, 48 * 3);
+    gatepro::cosine_similarity(gatepro::view(w_EH), gatepro::view(s_EE), workspace, executor);
+    return s_EE;
+  });
+}
+
+TEST(Workspace, Competition) {
+  const auto logits_TE = data::random_matrix<float>(256 * 3, 5, 4);
+  RowMatrix<std::int32_t> partners_EM(5, 1);
+  partners_EM << 1, 2, 3, 4, 0;
+  const gatepro::RivalTable rivals(gatepro::view(partners_EM), false);
+  const std::size_t bytes = gatepro::apply_competition_workspace<float>(5, workers);
+  expect_query_suffices<float>(bytes, [&](Workspace workspace) {
+    RowMatrix<float> penalised_TE(256 * 3, 5);
+    RowMatrix<std::uint8_t> loser_TE(256 * 3, 5);
+    gatepro::apply_competition(gatepro::view(logits_TE), rivals, gatepro::Competition::penalty(1),
+                               gatepro::view(penalised_TE), gatepro::view(loser_TE), workspace,
+                               executor);
+    return penalised_TE;
+  });
+}
+
+TEST(Workspace, TopK) {
+  const auto logits_TE = data::random_matrix<float>(256 * 3, 5, 5);
+  const RowMatrix<std::uint8_t> loser_TE = RowMatrix<std::uint8_t>::Ones(256 * 3, 5);
+  const std::size_t bytes = gatepro::select_top_k_workspace<float>(5, 4, workers);
+  expect_query_suffices<float>(bytes, [&](Workspace workspace) {
+    RowMatrix<std::int32_t> ids_TK(256 * 3, 4);
+    RowMatrix<float> selected_TK(256 * 3, 4);
+    gatepro::select_top_k(gatepro::view(logits_TE), gatepro::view(loser_TE),
+                          gatepro::strided_view(ids_TK), gatepro::strided_view(selected_TK),
+                          workspace, executor);
+    return RowMatrix<float>(ids_TK.cast<float>());
+  });
+}
+
+TEST(Workspace, Softmax) {
+  const auto logits_TK = data::random_matrix<double>(256 * 3, 5, 6);
+  const std::size_t bytes = gatepro::softmax_selected_workspace<double>(5, workers);
+  expect_query_suffices<double>(bytes, [&](Workspace workspace) {
+    RowMatrix<double> weights_TK(256 * 3, 5);
+    gatepro::softmax_selected(gatepro::strided_view(logits_TK), gatepro::strided_view(weights_TK),
+                              workspace, executor);
+    return weights_TK;
+  });
+}
+
+TEST(Workspace, GateBackward) {
+  constexpr Index tokens = 256 * 3, experts = 3, hidden = 130;
+  const auto ids_TK = data::random_ids<std::int32_t>(tokens, experts, 2, 7);
+  const auto dselected_TK = data::random_matrix<float>(tokens, 2, 8);
+  const auto dlogits_TE = data::random_matrix<float>(tokens, experts, 9);
+  const auto w_EH = data::random_matrix<gatepro::half>(experts, hidden, 10);
+  const auto x_TH = data::random_matrix<gatepro::half>(tokens, hidden, 11);
+  expect_query_suffices<float>(
+      gatepro::gate_backward_tokens_workspace<float>(experts, workers), [&](Workspace workspace) {
+        RowMatrix<float> dx_TH = RowMatrix<float>::Ones(tokens, hidden);
+        gatepro::gate_backward_tokens(gatepro::strided_view(ids_TK),
+                                      gatepro::strided_view(dselected_TK),
+                                      gatepro::view(dlogits_TE), gatepro::view(w_EH),
+                                      gatepro::view(dx_TH), workspace, executor);
+        return dx_TH;
+      });
+  expect_query_suffices<float>(
+      gatepro::gate_backward_weights_workspace<float>(tokens, experts, 2, workers),
+      [&](Workspace workspace) {
+        RowMatrix<float> dw_EH = RowMatrix<float>::Ones(experts, hidden);
+        gatepro::gate_backward_weights(
+            gatepro::strided_view(ids_TK), gatepro::strided_view(dselected_TK),
+            gatepro::view(dlogits_TE), gatepro::view(x_TH), gatepro::ExpertRange{0, experts},
+            gatepro::view(dw_EH), workspace, executor);
+        return dw_EH;
+      });
+}
+
+}  // namespace
