@@ -159,7 +159,9 @@ struct CarveTokens {
   Index experts;
 
   /// Tokens whose lists fit 64 Ki entries, but at least 16.
-  Index block_tokens() const { return std::clamp<Index>(65536 / experts, 16, gradient_chunk); }
+  Index block_tokens() const {
+    return std::clamp<Index>(65536 / std::max<Index>(experts, 1), 16, gradient_chunk);
+  }
 
   TokenGradientScratch<A> operator()(Arena& arena) const {
     TokenGradientScratch<A> scratch;
