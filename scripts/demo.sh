@@ -14,7 +14,7 @@ out=build/demo
 echo "== packages"
 scripts/install_deps.sh demo
 echo "== build train_moe in $build"
-cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release
+cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DGATEPRO_BUILD_BENCHMARKS=OFF
 cmake --build "$build" --parallel "$(nproc)" --target train_moe
 echo "== train"
 "$build/examples/train_moe/train_moe" --arms off,published,eliminate --seeds 3 --out "$out" "$@"

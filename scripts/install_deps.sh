@@ -6,6 +6,7 @@
 # Installs the Debian or Ubuntu packages of the named sets that are still missing:
 #   core   build with the library      test   core, and what the tests need
 #   demo   core, and train_moe         ci     everything that .ci/run needs
+#   bench  core, Google Benchmark and the libraries that the benchmarks compare with
 set -euo pipefail
 
 core=(g++ cmake ninja-build libeigen3-dev)
@@ -13,22 +14,23 @@ test=("${core[@]}" libgtest-dev pkg-config)
 demo=("${core[@]}" libcli11-dev gnuplot-nox)
 ci=("${test[@]}" "${demo[@]}" git clang libclang-rt-dev libomp-dev llvm doxygen
     libbenchmark-dev)
+bench=("${core[@]}" libbenchmark-dev nlohmann-json3-dev libopenblas-dev libdnnl-dev libtorch-dev)
 
 wanted=()
 for set in "$@"; do
   case $set in
-    core | test | demo | ci)
+    core | test | demo | ci | bench)
       declare -n packages=$set
       wanted+=("${packages[@]}")
       ;;
     *)
-      echo "install_deps: unknown set '$set'; choose from core, test, demo, ci" >&2
+      echo "install_deps: unknown set '$set'; choose from core, test, demo, ci, bench" >&2
       exit 2
       ;;
   esac
 done
 if [[ ${#wanted[@]} -eq 0 ]]; then
-  echo "usage: install_deps.sh core|test|demo|ci..." >&2
+  echo "usage: install_deps.sh core|test|demo|ci|bench..." >&2
   exit 2
 fi
 

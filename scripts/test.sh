@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: MIT
 #
-# test.sh: installs what is missing, builds everything in build/release, runs all tests.
+# test.sh: installs what is missing, builds tests and examples in build/release, runs all tests.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -12,7 +12,7 @@ jobs=$(nproc)
 echo "== packages"
 scripts/install_deps.sh test
 echo "== configure $build"
-cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release
+cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DGATEPRO_BUILD_BENCHMARKS=OFF
 echo "== build with $jobs jobs"
 cmake --build "$build" --parallel "$jobs"
 echo "== test"

@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: MIT
+// The stages that are measured: one file each, which says who takes part and which figures of the
+// summary follow.
+#ifndef GATEPRO_BENCHMARKS_STAGES_STAGES_HPP
+#define GATEPRO_BENCHMARKS_STAGES_STAGES_HPP
+
+#include <string>
+#include <vector>
+
+#include "support/figures.hpp"
+
+namespace bench {
+
+/// What is measured together.
+struct Stage {
+  std::string name;
+  std::vector<Shape> shapes;
+  std::vector<std::string> contestants;  ///< Peers among them may be missing from a contest.
+  Contest (*prepare)(const Shape&);
+  void (*summarise)(Figures&);
+};
+
+Stage gate_stage();
+Stage selection_stage();
+Stage penalty_stage();
+Stage router_stage();
+Stage refresh_stage();
+Stage backward_stage();
+Stage compile_time_stage();
+
+inline std::vector<Stage> all_stages() {
+  return {gate_stage(),    selection_stage(), penalty_stage(),     router_stage(),
+          refresh_stage(), backward_stage(),  compile_time_stage()};
+}
+
+}  // namespace bench
+
+#endif  // GATEPRO_BENCHMARKS_STAGES_STAGES_HPP

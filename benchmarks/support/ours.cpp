@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: MIT
+#include "support/ours.hpp"
+
+#include <cstddef>
+#include <memory>
+
+#include "gatepro/gatepro.hpp"
+#include "support/executors.hpp"
+
+namespace bench {
+namespace ours {
+namespace {
+
+using gatepro::MatrixView;
+using gatepro::StridedView;
+using Router = gatepro::Router<float>;
+using Memory = std::vector<std::byte>;
+
+/// What a Run keeps alive; each Run has scratch of its own.
+std::shared_ptr<Memory> memory(std::size_t bytes) { return std::make_shared<Memory>(bytes); }
+
+gatepro::RouterConfig config_of(const Shape& s, const gatepro::Competition& competition) {
+  gatepro::RouterConfig config{s.hidden, s.experts, s.top_k};
+  config.competition = competition;
+  return config;
+}
+
+/// A router with its buffers.
+struct Routed {
+  Routed(const Shape& s, const gatepro::Competition& competition, int threads)
+      : router(config_of(s, competition)), buffers(router, s.tokens, threads) {}
+  Router router;
+  gatepro::RoutingBuffers<Router> buffers;
+};
+
+template <class X>
+Run gate_tokens(const GateJob& job, const X* x, std::shared_ptr<const void> keep, int threads) {
+  const Shape& s = job.shape;
+  const MatrixView<const X> x_TH(x, s.tokens, s.hidden);
+  const MatrixView<const float> w_EH(job.w_EH, s.experts, s.hidden);
+  const MatrixView<float> logits_TE(job.logits_TE, s.tokens, s.experts);
+  const auto scratch =
+      memory(gatepro::gate_logits_workspace<X, float>(s.experts, s.hidden, threads));
+  return [x_TH, w_EH, logits_TE, scratch, threads, keep = std::move(keep)] {
+    with_executor(threads, [&](const auto& executor) {
+      gatepro::gate_logits(x_TH, w_EH, logits_TE, *scratch, executor);
+    });
+  };
+}
+
+}  // namespace
+
+bool has_openmp() {
+#ifdef _OPENMP
+  return true;
+#else
+  return false;
+#endif
+}
+
+const char* instruction_set() { return gatepro::instruction_set(); }
+
+Run gate(const GateJob& job, int threads) { return gate_tokens(job, job.x_TH, nullptr, threads); }
+
+Run gate_bf16(const GateJob& job) {
+  const std::size_t count = area(job.shape.tokens, job.shape.hidden);
+  const auto x_TH = std::make_shared<std::vector<gatepro::bfloat16>>(job.x_TH, job.x_TH + count);
+  return gate_tokens(job, x_TH->data(), x_TH, 1);
+}
+
+Run select(const SelectJob& job, const gatepro::Competition& competition, int threads) {
+  const Shape& s = job.shape;
+  const auto routed = std::make_shared<Routed>(s, competition, threads);
+  const Ids partners = random_partners(s.experts);
+  routed->router.set_partners({partners.data(), s.experts, 1}, 0);
+  const MatrixView<const float> logits_TE(job.logits_TE, s.tokens, s.experts);
+  return [job, routed, logits_TE, threads] {
+    auto out = routed->buffers.view();
+    out.expert_ids_TK = {job.ids_TK, job.shape.tokens, job.shape.top_k};
+    out.weights_TK = {job.weights_TK, job.shape.tokens, job.shape.top_k};
+    with_executor(threads, [&](const auto& executor) {
+      routed->router.forward_logits(logits_TE, out, routed->buffers.workspace(), executor);
+    });
+  };
+}
+
+Run compete(const CompeteJob& job, gatepro::CompetitionMode mode) {
+  const Shape& s = job.shape;
+  const gatepro::RivalTable rivals(StridedView<const std::int32_t>(job.partners_E, s.experts, 1),
+                                   /*both_sides=*/false);
+  const MatrixView<const float> logits_TE(job.logits_TE, s.tokens, s.experts);
+  const MatrixView<float> penalised_TE(job.penalised_TE, s.tokens, s.experts);
+  const auto scratch = memory(gatepro::apply_competition_workspace<float>(s.experts));
+  const auto losers = std::make_shared<std::vector<std::uint8_t>>();
+  MatrixView<std::uint8_t> loser_TE;
+  if (mode == gatepro::CompetitionMode::eliminate) {
+    losers->resize(area(s.tokens, s.experts));
+    loser_TE = {losers->data(), s.tokens, s.experts};
+  }
+  const gatepro::Competition competition{mode, static_cast<double>(job.lambda)};
+  return [=] {
+    gatepro::apply_competition(logits_TE, rivals, competition, penalised_TE, loser_TE, *scratch);
+    static_cast<void>(losers);
+  };
+}
+
+Run refresh(const RefreshJob& job, int threads) {
+  const Shape& s = job.shape;
+  const auto router = std::make_shared<Router>(config_of(s, {}));
+  const MatrixView<const float> w_EH(job.w_EH, s.experts, s.hidden);
+  return [job, router, w_EH, threads] {
+    with_executor(threads, [&](const auto& executor) { router->refresh_now(w_EH, 0, executor); });
+    std::copy_n(router->similarity().partners().data, job.shape.experts, job.partners_E);
+  };
+}
+
+Run route_backward(const RouteBackwardJob& job, int threads) {
+  const Shape& s = job.shape;
+  const auto routed = std::make_shared<Routed>(s, gatepro::Competition::off(), threads);
+  const MatrixView<const float> x_TH(job.x_TH, s.tokens, s.hidden);
+  const MatrixView<const float> w_EH(job.w_EH, s.experts, s.hidden);
+  const StridedView<const float> dweights_TK(job.dweights_TK, s.tokens, s.top_k);
+  const MatrixView<float> dx_TH(job.dx_TH, s.tokens, s.hidden);
+  const MatrixView<float> dw_EH(job.dw_EH, s.experts, s.hidden);
+  routed->router.forward(x_TH, w_EH, routed->buffers);
+  return [=] {
+    with_executor(threads, [&](const auto& executor) {
+      routed->router.backward(x_TH, w_EH, routed->buffers, dweights_TK, {}, dx_TH, dw_EH, executor);
+    });
+  };
+}
+
+Run gate_backward(const GateBackwardJob& job, const Ids& ids, const Floats& dselected) {
+  const Shape& s = job.shape;
+  const MatrixView<const float> x_TH(job.x_TH, s.tokens, s.hidden);
+  const MatrixView<const float> w_EH(job.w_EH, s.experts, s.hidden);
+  const StridedView<const std::int32_t> ids_TK(ids.data(), s.tokens, s.top_k);
+  const StridedView<const float> dselected_TK(dselected.data(), s.tokens, s.top_k);
+  MatrixView<const float> dlogits_TE;
+  if (job.dlogits_TE != nullptr) dlogits_TE = {job.dlogits_TE, s.tokens, s.experts};
+  const MatrixView<float> dx_TH(job.dx_TH, s.tokens, s.hidden);
+  const MatrixView<float> dw_EH(job.dw_EH, s.experts, s.hidden);
+  const auto scratch = memory(
+      std::max(gatepro::gate_backward_tokens_workspace<float>(s.experts),
+               gatepro::gate_backward_weights_workspace<float>(s.tokens, s.experts, s.top_k)));
+  return [=] {
+    gatepro::gate_backward_tokens(ids_TK, dselected_TK, dlogits_TE, w_EH, dx_TH, *scratch);
+    gatepro::gate_backward_weights(ids_TK, dselected_TK, dlogits_TE, x_TH,
+                                   gatepro::ExpertRange{0, dw_EH.rows}, dw_EH, *scratch);
+  };
+}
+
+}  // namespace ours
+}  // namespace bench

@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: MIT
+// How gatepro does the jobs. `threads` above 1 takes the OpenMP executor.
+#ifndef GATEPRO_BENCHMARKS_SUPPORT_OURS_HPP
+#define GATEPRO_BENCHMARKS_SUPPORT_OURS_HPP
+
+#include "gatepro/options.hpp"
+#include "support/inputs.hpp"
+#include "support/jobs.hpp"
+
+namespace bench {
+namespace ours {
+
+/// True if there is an OpenMP executor.
+bool has_openmp();
+/// The instruction set in use.
+const char* instruction_set();
+
+/// gate_logits, which packs W too.
+Run gate(const GateJob& job, int threads = 1);
+/// The same with tokens in bfloat16.
+Run gate_bf16(const GateJob& job);
+
+/// Router::forward_logits, with random partners.
+Run select(const SelectJob& job, const gatepro::Competition& competition, int threads = 1);
+/// Router::forward, with the partners of w_EH.
+Run route(const RouteJob& job, const gatepro::Competition& competition, int threads = 1);
+/// The same, built with -O3 -march=native.
+Run route_native(const RouteJob& job, const gatepro::Competition& competition, int threads = 1);
+
+/// apply_competition: the penalty of the job, or elimination, as a stage of its own.
+Run compete(const CompeteJob& job, gatepro::CompetitionMode mode);
+
+/// Router::refresh_now.
+Run refresh(const RefreshJob& job, int threads = 1);
+
+/// Router::backward after a forward.
+Run route_backward(const RouteBackwardJob& job, int threads = 1);
+/// gate_backward_tokens and gate_backward_weights, with the gradient of the selected logits and, if
+/// the job has one, a dense gradient.
+Run gate_backward(const GateBackwardJob& job, const Ids& ids_TK, const Floats& dselected_TK);
+
+}  // namespace ours
+}  // namespace bench
+
+#endif  // GATEPRO_BENCHMARKS_SUPPORT_OURS_HPP
