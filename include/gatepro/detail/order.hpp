@@ -50,9 +50,14 @@ typename Order<A>::Key key_of(A value) {
 template <class A>
 A value_of(typename Order<A>::Key key) {
   using O = Order<A>;
-  typename O::Key bits = key < 0 ? (-key | O::lowest) : key;
-  if (key == O::nan || key == O::empty) bits = O::quiet_nan_bits;
-  if (key == O::loser) bits = O::infinity | O::lowest;
+  typename O::Key bits = key;
+  if (key == O::nan || key == O::empty) {
+    bits = O::quiet_nan_bits;
+  } else if (key == O::loser) {
+    bits = O::infinity | O::lowest;
+  } else if (key < 0) {
+    bits = -key | O::lowest;
+  }
   A value;
   std::memcpy(&value, &bits, sizeof value);
   return value;
