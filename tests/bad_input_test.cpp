@@ -22,8 +22,8 @@ using gatepro::Pairing;
 using gatepro::RefreshSchedule;
 using gatepro::RouterConfig;
 using gatepro::RowMatrix;
-using gatepro::StridedView;
 using gatepro::strided_view;
+using gatepro::StridedView;
 using gatepro::VectorView;
 using gatepro::view;
 using gatepro::Workspace;
@@ -45,7 +45,8 @@ void expect_error(const Call& call, Parts parts) {
     EXPECT_EQ(message.rfind("gatepro::", 0), 0U) << message;
     EXPECT_NE(message.find(": need "), std::string::npos) << message;
     for (const char* part : parts) {
-      EXPECT_NE(message.find(part), std::string::npos) << "'" << part << "' missing in: " << message;
+      EXPECT_NE(message.find(part), std::string::npos)
+          << "'" << part << "' missing in: " << message;
     }
   }
 }
@@ -84,7 +85,8 @@ TEST(BadInput, Sizes) {
   expect_bad_config([](auto& c) { c.num_experts = -5; }, {"Router", "num_experts=-5"});
   expect_bad_config([](auto& c) { c.num_experts = Index{1} << 31; },
                     {"Router", "num_experts <= 2^31 - 1", "num_experts=2147483648"});
-  expect_bad_config([](auto& c) { c.hidden_size = 0; }, {"Router", "hidden_size >= 1", "hidden_size=0"});
+  expect_bad_config([](auto& c) { c.hidden_size = 0; },
+                    {"Router", "hidden_size >= 1", "hidden_size=0"});
   expect_bad_config([](auto& c) { c.hidden_size = -3; }, {"Router", "hidden_size=-3"});
   expect_bad_config([](auto& c) { c.hidden_size = most; }, {"address space"});
   expect_bad_config([](auto& c) { c.hidden_size = most / 6; }, {"address space"});
@@ -118,11 +120,12 @@ TEST(BadInput, PairingAndSchedule) {
   }
   for (double tau : {-1.5, 1.0001, nan, inf, -inf}) {
     const Pairing pairing{1, tau, false};
-    expect_bad_config([&](auto& c) { c.pairing = pairing; }, {"min_similarity <= 1", "min_similarity="});
+    expect_bad_config([&](auto& c) { c.pairing = pairing; },
+                      {"min_similarity <= 1", "min_similarity="});
     expect_error([&] { cache(pairing, {}); }, {"SimilarityCache", "min_similarity"});
   }
-  for (std::int64_t interval : {std::int64_t{0}, std::int64_t{-1},
-                                std::numeric_limits<std::int64_t>::min()}) {
+  for (std::int64_t interval :
+       {std::int64_t{0}, std::int64_t{-1}, std::numeric_limits<std::int64_t>::min()}) {
     const std::string value = "interval=" + std::to_string(interval);
     const RefreshSchedule schedule = RefreshSchedule::every(interval);
     expect_bad_config([&](auto& c) { c.refresh = schedule; }, {"interval >= 1", value.c_str()});
@@ -166,8 +169,15 @@ class BadCall : public testing::Test {
     return {x, w, outcome.view(), Workspace(memory.data(), router.forward_workspace()), logits};
   }
   Backward backward_arguments() {
-    return {x,       w,  strided_view(ids), strided_view(weights), strided_view(dweights), dlogits,
-            dx, dw, Workspace(memory.data(), router.backward_workspace(tokens))};
+    return {x,
+            w,
+            strided_view(ids),
+            strided_view(weights),
+            strided_view(dweights),
+            dlogits,
+            dx,
+            dw,
+            Workspace(memory.data(), router.backward_workspace(tokens))};
   }
 
   void expect_outputs_untouched() const {
@@ -231,8 +241,8 @@ TEST_F(BadCall, TheUnspoiltCallsWork) {
   f.out.logits_TE = {};
   EXPECT_NO_THROW(router.forward_logits(f.logits, f.out, f.workspace));
   const Backward b = backward_arguments();
-  EXPECT_NO_THROW(router.backward(b.x, b.w, b.ids, b.weights, b.dweights, b.dlogits, b.dx, b.dw,
-                                  b.workspace));
+  EXPECT_NO_THROW(
+      router.backward(b.x, b.w, b.ids, b.weights, b.dweights, b.dlogits, b.dx, b.dw, b.workspace));
 }
 
 TEST_F(BadCall, ForwardInput) {
@@ -290,8 +300,17 @@ TEST_F(BadCall, ForwardOutputs) {
   struct Strides {
     Index row, col;
   };
-  for (const Strides& s : {Strides{1, 1}, {2, 2}, {0, 1}, {2, 0}, {-2, 1}, {2, -1}, {1, 4}, {3, 3},
-                           {most, 1}, {1, most}, {0, 0}}) {
+  for (const Strides& s : {Strides{1, 1},
+                           {2, 2},
+                           {0, 1},
+                           {2, 0},
+                           {-2, 1},
+                           {2, -1},
+                           {1, 4},
+                           {3, 3},
+                           {most, 1},
+                           {1, most},
+                           {0, 0}}) {
     SCOPED_TRACE(testing::Message() << s.row << ", " << s.col);
     expect_bad_output(
         [&](auto& f) {
@@ -310,7 +329,8 @@ TEST_F(BadCall, ForwardOutputs) {
                     {"tokens_per_expert_E", "size=5", "size needed=6"});
   expect_bad_forward([](auto& f) { f.out.logits_TE.cols = 7; }, {"logits_TE", "cols=7"});
   expect_bad_forward([](auto& f) { f.out.logits_TE.rows = 6; }, {"logits_TE", "rows=6"});
-  expect_bad_forward([](auto& f) { f.out.logits_TE.row_stride = 5; }, {"logits_TE", "row_stride=5"});
+  expect_bad_forward([](auto& f) { f.out.logits_TE.row_stride = 5; },
+                     {"logits_TE", "row_stride=5"});
 }
 
 // What is not wanted has no size: a null with a size is an allocation that went missing.
@@ -326,12 +346,13 @@ TEST_F(BadCall, OptionalArgumentsWithoutData) {
 TEST_F(BadCall, OutputsAtTheSameAddress) {
   const Parts parts = {"Router::forward", "outputs in different memory", "first output="};
   expect_bad_output(
-      [&](auto& f) { f.out.expert_ids_TK.data = reinterpret_cast<std::int32_t*>(f.out.weights_TK.data); },
+      [&](auto& f) {
+        f.out.expert_ids_TK.data = reinterpret_cast<std::int32_t*>(f.out.weights_TK.data);
+      },
       parts);
   expect_bad_output(
       [&](auto& f) {
-        f.out.tokens_per_expert_E.data =
-            reinterpret_cast<std::int64_t*>(f.out.expert_ids_TK.data);
+        f.out.tokens_per_expert_E.data = reinterpret_cast<std::int64_t*>(f.out.expert_ids_TK.data);
       },
       parts);
   expect_bad_forward([](auto& f) { f.out.logits_TE.data = f.out.weights_TK.data; }, parts);
@@ -371,9 +392,8 @@ TEST_F(BadCall, CompetitionWithoutPartners) {
     RouterConfig config{hidden, experts, top_k};
     config.competition = competition;
     router = TestedRouter(config);
-    expect_bad_output([](auto&) {},
-                      {"partners of all experts before competition", "experts with partners=0",
-                       "num_experts=6"});
+    expect_bad_output([](auto&) {}, {"partners of all experts before competition",
+                                     "experts with partners=0", "num_experts=6"});
   }
 }
 
@@ -482,11 +502,12 @@ TEST_F(BadCall, WorkspaceQueries) {
 
 TEST_F(BadCall, RefreshAndSetPartners) {
   const auto before = router.similarity().partners();
-  const RowMatrix<float> narrow = random_matrix<float>(6, 9, 8), low = random_matrix<float>(5, 10, 9);
-  for (const auto& refresh : {std::function<void(MatrixView<const float>)>(
-                                  [&](auto bad) { router.refresh(bad, 1); }),
-                              std::function<void(MatrixView<const float>)>(
-                                  [&](auto bad) { router.refresh_now(bad, 1); })}) {
+  const RowMatrix<float> narrow = random_matrix<float>(6, 9, 8),
+                         low = random_matrix<float>(5, 10, 9);
+  for (const auto& refresh :
+       {std::function<void(MatrixView<const float>)>([&](auto bad) { router.refresh(bad, 1); }),
+        std::function<void(MatrixView<const float>)>(
+            [&](auto bad) { router.refresh_now(bad, 1); })}) {
     expect_error([&] { refresh(narrow); }, {"Router", "w_EH", "cols=9"});
     expect_error([&] { refresh(low); }, {"Router", "w_EH", "rows=5"});
     expect_error([&] { refresh({nullptr, 6, 10}); }, {"Router", "w_EH", "not null"});
@@ -497,7 +518,9 @@ TEST_F(BadCall, RefreshAndSetPartners) {
   expect_error([&] { router.refresh(w, 1, NoWorkers{}); }, {"workers() >= 1", "workers=0"});
 
   std::vector<std::int32_t> table(6, 0);
-  const auto set = [&](StridedView<const std::int32_t> partners) { router.set_partners(partners, 1); };
+  const auto set = [&](StridedView<const std::int32_t> partners) {
+    router.set_partners(partners, 1);
+  };
   expect_error([&] { set({table.data(), 5, 1}); }, {"SimilarityCache", "partners_EM", "rows=5"});
   expect_error([&] { set({table.data(), 3, 2}); }, {"partners_EM", "cols=2", "cols needed=1"});
   expect_error([&] { set({nullptr, 6, 1}); }, {"partners_EM", "not null"});
@@ -546,16 +569,21 @@ TEST_F(BadStage, GateLogits) {
   expect_error(gate(x_v, {w.data(), 0, 10}, out, workspace()), {where, "num_experts=0"});
   expect_error(gate(x_v, {nullptr, 6, 10}, out, workspace()), {where, "w_EH", "not null"});
   expect_error(gate(x_v, w_v, {out.data, 4, 6}, workspace()), {where, "logits_TE", "rows=4"});
-  expect_error(gate(x_v, w_v, {out.data, 5, 6, 5}, workspace()), {where, "logits_TE", "row_stride=5"});
+  expect_error(gate(x_v, w_v, {out.data, 5, 6, 5}, workspace()),
+               {where, "logits_TE", "row_stride=5"});
   expect_error(gate(x_v, w_v, {}, workspace()), {where, "logits_TE"});
   expect_error(gate(x_v, w_v, out, no_workspace()), {where, "workspace", "bytes=1"});
   expect_error([&] { gatepro::gate_logits(x_v, w_v, out, workspace(), NoWorkers{}); },
                {where, "workers=0"});
   const gatepro::PackedWeights<float> packed(w_v);
-  expect_error([&] { gatepro::gate_logits(MatrixView<const float>(x.data(), 5, 9), packed, out, workspace()); },
-               {where, "x_TH", "cols=9"});
-  expect_error([&] { gatepro::gate_logits(x_v, packed, MatrixView<float>(out.data, 5, 5), workspace()); },
-               {where, "logits_TE", "cols=5"});
+  expect_error(
+      [&] {
+        gatepro::gate_logits(MatrixView<const float>(x.data(), 5, 9), packed, out, workspace());
+      },
+      {where, "x_TH", "cols=9"});
+  expect_error(
+      [&] { gatepro::gate_logits(x_v, packed, MatrixView<float>(out.data, 5, 5), workspace()); },
+      {where, "logits_TE", "cols=5"});
   expect_error([] { gatepro::gate_logits_workspace<float, float>(1 << 30, most / 8); },
                {"address space"});
   expect_outputs_untouched();
@@ -568,7 +596,8 @@ TEST_F(BadStage, CosineSimilarityAndPairing) {
     return [=] { gatepro::cosine_similarity(w_EH, out, scratch); };
   };
   const char* where = "cosine_similarity";
-  expect_error(cosine({w.data(), 5, 10}, s, workspace()), {where, "similarity_EE", "rows needed=5"});
+  expect_error(cosine({w.data(), 5, 10}, s, workspace()),
+               {where, "similarity_EE", "rows needed=5"});
   expect_error(cosine({nullptr, 6, 10}, s, workspace()), {where, "w_EH", "not null"});
   expect_error(cosine({w.data(), 6, 10, 1}, s, workspace()), {where, "w_EH", "row_stride=1"});
   expect_error(cosine({w.data(), 0, 10}, s, workspace()), {where, "num_experts=0"});
@@ -614,21 +643,25 @@ TEST_F(BadStage, ApplyCompetition) {
   expect_error(compete(logits_v, {}, loser, workspace()), {where, "penalised_TE"});
   expect_error(compete(logits_v, out, {}, workspace()), {where, "loser_TE"});
   expect_error(compete(logits_v, out, {loser.data, 5, 6, 3}, workspace()), {where, "loser_TE"});
-  expect_error(compete(logits_v, out, {reinterpret_cast<std::uint8_t*>(out.data), 5, 6}, workspace()),
-               {where, "outputs in different memory"});
+  expect_error(
+      compete(logits_v, out, {reinterpret_cast<std::uint8_t*>(out.data), 5, 6}, workspace()),
+      {where, "outputs in different memory"});
   expect_error(compete(logits_v, out, loser, no_workspace()), {where, "workspace", "bytes=1"});
   competition = Competition::penalty(-1);
   expect_error(compete(logits_v, out, loser, workspace()), {where, "lambda=-1"});
   competition = Competition::penalty(1);
-  expect_error(compete(logits_v, out, {nullptr, 5, 6}, workspace()), {where, "loser_TE", "not null"});
+  expect_error(compete(logits_v, out, {nullptr, 5, 6}, workspace()),
+               {where, "loser_TE", "not null"});
   expect_error(
       [&] {
-        gatepro::apply_competition(logits_v, gatepro::RivalTable(), competition, out, loser, workspace());
+        gatepro::apply_competition(logits_v, gatepro::RivalTable(), competition, out, loser,
+                                   workspace());
       },
       {where, "partners of all experts before competition"});
   expect_error(
       [&] {
-        gatepro::apply_competition(logits_v, rivals(), competition, out, loser, workspace(), NoWorkers{});
+        gatepro::apply_competition(logits_v, rivals(), competition, out, loser, workspace(),
+                                   NoWorkers{});
       },
       {where, "workers=0"});
   expect_losers_untouched();
@@ -660,13 +693,12 @@ TEST_F(BadStage, SelectTopK) {
                {where, "expert_ids_TK", "strides"});
   expect_error(select(logits_v, {}, out_ids, {out_logits.data, 5, 1}, workspace()),
                {where, "selected_logits_TK", "cols=1"});
-  expect_error(select(logits_v, {}, out_ids, {reinterpret_cast<float*>(out_ids.data), 5, 2}, workspace()),
-               {where, "outputs in different memory"});
+  expect_error(
+      select(logits_v, {}, out_ids, {reinterpret_cast<float*>(out_ids.data), 5, 2}, workspace()),
+      {where, "outputs in different memory"});
   expect_error(select(logits_v, {}, out_ids, out_logits, no_workspace()), {where, "workspace"});
   expect_error(
-      [&] {
-        gatepro::select_top_k(logits_v, {}, out_ids, out_logits, workspace(), NoWorkers{});
-      },
+      [&] { gatepro::select_top_k(logits_v, {}, out_ids, out_logits, workspace(), NoWorkers{}); },
       {where, "workers=0"});
   expect_outputs_untouched();
 }
@@ -674,19 +706,22 @@ TEST_F(BadStage, SelectTopK) {
 TEST_F(BadStage, Softmax) {
   const StridedView<const float> in = weights;
   const StridedView<float> out = outcome.weights_TK;
-  const auto softmax = [&](StridedView<const float> selected, StridedView<float> to, Workspace scratch) {
+  const auto softmax = [&](StridedView<const float> selected, StridedView<float> to,
+                           Workspace scratch) {
     return [=] { gatepro::softmax_selected(selected, to, scratch); };
   };
   const char* where = "softmax_selected";
   expect_error(softmax({weights.data(), 5, 0}, out, workspace()), {where, "1 <= top_k", "top_k=0"});
-  expect_error(softmax({nullptr, 5, 2}, out, workspace()), {where, "selected_logits_TK", "not null"});
+  expect_error(softmax({nullptr, 5, 2}, out, workspace()),
+               {where, "selected_logits_TK", "not null"});
   expect_error(softmax({weights.data(), 5, 2, 1, 1}, out, workspace()), {where, "strides"});
   expect_error(softmax(in, {out.data, 6, 2}, workspace()), {where, "weights_TK", "rows=6"});
   expect_error(softmax(in, out, no_workspace()), {where, "workspace"});
   expect_error([&] { gatepro::softmax_selected(in, out, workspace(), NoWorkers{}); },
                {where, "workers=0"});
 
-  const auto backward = [&](StridedView<const float> p, StridedView<const float> g, StridedView<float> to) {
+  const auto backward = [&](StridedView<const float> p, StridedView<const float> g,
+                            StridedView<float> to) {
     return [=] { gatepro::softmax_backward(p, g, to); };
   };
   const char* back = "softmax_backward";
@@ -717,7 +752,8 @@ TEST_F(BadStage, GateBackward) {
     spoil(b);
     expect_error(
         [&] {
-          gatepro::gate_backward_weights(b.id, b.selected, b.dense, b.source, b.range, b.out, b.scratch);
+          gatepro::gate_backward_weights(b.id, b.selected, b.dense, b.source, b.range, b.out,
+                                         b.scratch);
         },
         parts);
     expect_outputs_untouched();
@@ -767,19 +803,29 @@ TEST_F(BadStage, GateBackward) {
 TEST_F(BadStage, TokensPerExpert) {
   VectorView<std::int64_t> counts = outcome.tokens_per_expert_E;
   const char* where = "add_tokens_per_expert";
-  expect_error([&] { gatepro::add_tokens_per_expert(strided_view(ids), {counts.data, 0}); },
-               {where, "num_experts=0"});
-  expect_error([&] { gatepro::add_tokens_per_expert(strided_view(ids), {nullptr, 6}); },
-               {where, "tokens_per_expert_E", "not null"});
-  expect_error([&] { gatepro::add_tokens_per_expert(StridedView<std::int32_t>(nullptr, 5, 2), counts); },
-               {where, "expert_ids_TK", "not null"});
+  expect_error(
+      [&] {
+        gatepro::add_tokens_per_expert(strided_view(ids), {counts.data, 0});
+      },
+      {where, "num_experts=0"});
+  expect_error(
+      [&] {
+        gatepro::add_tokens_per_expert(strided_view(ids), {nullptr, 6});
+      },
+      {where, "tokens_per_expert_E", "not null"});
+  expect_error(
+      [&] { gatepro::add_tokens_per_expert(StridedView<std::int32_t>(nullptr, 5, 2), counts); },
+      {where, "expert_ids_TK", "not null"});
   ids(4, 0) = -1;
   expect_error([&] { gatepro::add_tokens_per_expert(strided_view(ids), counts); },
                {where, "id=-1", "row=4"});
   // A 64-bit id is shown as what it is.
   const std::uint64_t huge = std::numeric_limits<std::uint64_t>::max();
-  expect_error([&] { gatepro::add_tokens_per_expert(StridedView<const std::uint64_t>(&huge, 1, 1), counts); },
-               {where, "id=18446744073709551615"});
+  expect_error(
+      [&] {
+        gatepro::add_tokens_per_expert(StridedView<const std::uint64_t>(&huge, 1, 1), counts);
+      },
+      {where, "id=18446744073709551615"});
   expect_outputs_untouched();
 }
 

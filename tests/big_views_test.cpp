@@ -68,9 +68,8 @@ TEST(BigViews, EveryViewOfAStep) {
   constexpr Index tokens = 5, hidden = 21, experts = 4, top_k = 2;
   constexpr Index stride = (Index{1} << 31) + 19;
   SparseMatrix<float> x(tokens, hidden, stride), w(experts, hidden, stride),
-      logits(tokens, experts, stride), dlogits(tokens, experts, stride),
-      dx(tokens, hidden, stride), dw(experts, hidden, stride), weights(tokens, top_k, stride),
-      dweights(tokens, top_k, stride);
+      logits(tokens, experts, stride), dlogits(tokens, experts, stride), dx(tokens, hidden, stride),
+      dw(experts, hidden, stride), weights(tokens, top_k, stride), dweights(tokens, top_k, stride);
   SparseMatrix<std::int32_t> ids(tokens, top_k, stride);
   for (const auto* m : {&x, &w, &logits, &dlogits, &dx, &dw, &weights, &dweights}) {
     if (!m->reserved()) GTEST_SKIP() << "the system reserves no address space of this size";
@@ -103,9 +102,9 @@ TEST(BigViews, EveryViewOfAStep) {
 
   for (const bool dense : {false, true}) {
     const routing_data::Gradients<float> start{dx.matrix(), dw.matrix()};
-    const auto gradients = routing_data::backward(
-        compact_router, compact_x, compact_w, expected, dweights.matrix(),
-        dense ? dlogits.matrix() : RowMatrix<float>(), start);
+    const auto gradients =
+        routing_data::backward(compact_router, compact_x, compact_w, expected, dweights.matrix(),
+                               dense ? dlogits.matrix() : RowMatrix<float>(), start);
     router.backward(x.view(), w.view(), StridedView<std::int32_t>(ids.view()),
                     StridedView<float>(weights.view()), StridedView<float>(dweights.view()),
                     dense ? dlogits.view() : MatrixView<float>(), dx.view(), dw.view(), memory,

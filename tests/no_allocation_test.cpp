@@ -31,7 +31,9 @@ void* counted(std::size_t bytes, std::size_t alignment) {
 void* operator new(std::size_t bytes) { return counted(bytes, 0); }
 void* operator new[](std::size_t bytes) { return counted(bytes, 0); }
 void* operator new(std::size_t bytes, const std::nothrow_t&) noexcept { return counted(bytes, 0); }
-void* operator new[](std::size_t bytes, const std::nothrow_t&) noexcept { return counted(bytes, 0); }
+void* operator new[](std::size_t bytes, const std::nothrow_t&) noexcept {
+  return counted(bytes, 0);
+}
 void* operator new(std::size_t bytes, std::align_val_t a) { return counted(bytes, std::size_t(a)); }
 void* operator new[](std::size_t bytes, std::align_val_t a) {
   return counted(bytes, std::size_t(a));

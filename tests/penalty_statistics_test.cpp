@@ -8,6 +8,7 @@
 #include <set>
 
 #include "support/routing_data.hpp"
+#include "support/type_names.hpp"
 
 namespace {
 
@@ -75,7 +76,7 @@ RowMatrix<A> varied_logits(Index tokens, Index experts) {
 template <class A>
 class PenaltyStatisticsTest : public testing::Test {};
 using Accumulators = testing::Types<float, double>;
-TYPED_TEST_SUITE(PenaltyStatisticsTest, Accumulators);
+TYPED_TEST_SUITE(PenaltyStatisticsTest, Accumulators, TypeNames);
 
 TYPED_TEST(PenaltyStatisticsTest, EqualsBruteForce) {
   using A = TypeParam;
@@ -92,16 +93,14 @@ TYPED_TEST(PenaltyStatisticsTest, EqualsBruteForce) {
           const auto partners = router.similarity().partners();
           for (const Competition& competition :
                {Competition::off(), Competition::penalty(0), Competition::penalty(0.4),
-                Competition::penalty(1e-4), Competition::penalty(1e4),
-                Competition::eliminate()}) {
+                Competition::penalty(1e-4), Competition::penalty(1e4), Competition::eliminate()}) {
             SCOPED_TRACE(testing::Message() << "E " << experts << ", m " << m << ", K " << top_k
                                             << ", lambda " << competition.lambda);
             router.set_competition(competition);
             const auto outcome = routing_data::forward_logits(router, logits);
             routing_data::expect_same_statistics(
-                outcome.statistics,
-                count(logits, routing_data::to_ids(partners, experts, m), both_sides, competition,
-                      static_cast<int>(top_k)));
+                outcome.statistics, count(logits, routing_data::to_ids(partners, experts, m),
+                                          both_sides, competition, static_cast<int>(top_k)));
             EXPECT_EQ(outcome.statistics.tokens_short_of_survivors,
                       outcome.report.tokens_short_of_survivors);
           }

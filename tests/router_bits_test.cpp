@@ -13,6 +13,7 @@
 
 #include "support/executors.hpp"
 #include "support/routing_data.hpp"
+#include "support/type_names.hpp"
 
 namespace {
 
@@ -76,11 +77,11 @@ struct Sizes {
 /// Few experts, and many; one depth block, and more; more tokens than a chunk of the backward.
 const Sizes all_sizes[] = {{389, 70, 19, 3}, {130, 530, 5, 2}, {70, 24, 40, 8}};
 
-template <class Pair>
+template <class Scalars>
 class RouterBits : public testing::Test {
  public:
-  using Token = typename Pair::first_type;
-  using Weight = typename Pair::second_type;
+  using Token = typename Scalars::X;
+  using Weight = typename Scalars::W;
   using Result = gatepro::accumulator_t<Token, Weight>;
   using TestedRouter = gatepro::Router<Token, Weight>;
   using Outcome = routing_data::Outcome<TestedRouter>;
@@ -130,9 +131,10 @@ class RouterBits : public testing::Test {
   }
 };
 
-using Pairs = testing::Types<std::pair<float, float>, std::pair<gatepro::bfloat16, float>,
-                             std::pair<double, double>>;
-TYPED_TEST_SUITE(RouterBits, Pairs);
+using AllInputs = testing::Types<routing_data::Inputs<float, float>,
+                                 routing_data::Inputs<gatepro::bfloat16, float>,
+                                 routing_data::Inputs<double, double>>;
+TYPED_TEST_SUITE(RouterBits, AllInputs, InputNames);
 
 TYPED_TEST(RouterBits, Executors) {
   for (const auto& c : TestFixture::cases()) {
@@ -268,9 +270,9 @@ TYPED_TEST(RouterBits, StageByStage) {
     RowMatrix<std::uint8_t> losers(tokens, experts);
     std::vector<std::byte> memory;
 
-    memory = poisoned_workspace(gatepro::gate_logits_workspace<typename TestFixture::Token,
-                                                               typename TestFixture::Weight>(
-        experts, config.hidden_size, workers));
+    memory = poisoned_workspace(
+        gatepro::gate_logits_workspace<typename TestFixture::Token, typename TestFixture::Weight>(
+            experts, config.hidden_size, workers));
     gatepro::gate_logits(gatepro::view(c.x_TH), gatepro::view(c.w_EH),
                          gatepro::view(staged.logits_TE), memory, executor);
     for (const auto& [first, count] : token_ranges(tokens)) {
@@ -289,9 +291,9 @@ TYPED_TEST(RouterBits, StageByStage) {
           gatepro::strided_view(selected).middle_rows(first, count), memory, executor);
     }
     memory = poisoned_workspace(gatepro::softmax_selected_workspace<A>(config.top_k, workers));
-    staged.report.nonfinite_rows = gatepro::softmax_selected(
-        gatepro::strided_view(selected), gatepro::strided_view(staged.weights_TK), memory,
-        executor);
+    staged.report.nonfinite_rows =
+        gatepro::softmax_selected(gatepro::strided_view(selected),
+                                  gatepro::strided_view(staged.weights_TK), memory, executor);
     staged.tokens_per_expert_E.assign(staged.tokens_per_expert_E.size(), 0);
     gatepro::add_tokens_per_expert(gatepro::strided_view(staged.ids_TK),
                                    staged.tokens_per_expert_E);
@@ -320,11 +322,11 @@ TYPED_TEST(RouterBits, BackwardStageByStage) {
       if (dense) dlogits = c.dlogits_TE;
       const AnyExecutor executor{AnyExecutor::Kind::threads, 2};
       auto staged = c.start;
-      auto memory =
-          poisoned_workspace(gatepro::gate_backward_tokens_workspace<A>(experts, 2));
+      auto memory = poisoned_workspace(gatepro::gate_backward_tokens_workspace<A>(experts, 2));
       for (const auto& [first, count] : token_ranges(tokens)) {
         gatepro::gate_backward_tokens(
-            ids.middle_rows(first, count), gatepro::strided_view(dselected).middle_rows(first, count),
+            ids.middle_rows(first, count),
+            gatepro::strided_view(dselected).middle_rows(first, count),
             dense ? dlogits.middle_rows(first, count) : dlogits, gatepro::view(c.w_EH),
             gatepro::view(staged.dx_TH).middle_rows(first, count), memory, executor);
       }
@@ -336,10 +338,10 @@ TYPED_TEST(RouterBits, BackwardStageByStage) {
                                       ExpertRange{cut_expert, cut_expert}}) {
         for (const auto& [first, cols] :
              {std::pair<Index, Index>{0, cut_col}, {cut_col, hidden - cut_col}}) {
-          gatepro::gate_backward_weights(
-              ids, gatepro::strided_view(dselected), dlogits,
-              gatepro::view(c.x_TH).middle_cols(first, cols), range,
-              gatepro::view(staged.dw_EH).middle_cols(first, cols), memory, executor);
+          gatepro::gate_backward_weights(ids, gatepro::strided_view(dselected), dlogits,
+                                         gatepro::view(c.x_TH).middle_cols(first, cols), range,
+                                         gatepro::view(staged.dw_EH).middle_cols(first, cols),
+                                         memory, executor);
         }
       }
       const auto fused = c.backward(outcome, dense);
@@ -354,7 +356,9 @@ template <class T>
 class Strided {
  public:
   Strided(const RowMatrix<T>& m, Index extra, T gap)
-      : memory_(RowMatrix<T>::Constant(m.rows(), m.cols() + extra, gap)), cols_(m.cols()), gap_(gap) {
+      : memory_(RowMatrix<T>::Constant(m.rows(), m.cols() + extra, gap)),
+        cols_(m.cols()),
+        gap_(gap) {
     memory_.leftCols(cols_) = m;
   }
   MatrixView<T> view() { return {memory_.data(), memory_.rows(), cols_, memory_.cols()}; }
@@ -428,7 +432,8 @@ TYPED_TEST(RouterBits, StridesAndAlignment) {
 TYPED_TEST(RouterBits, WidenedInput) {
   using A = typename TestFixture::Result;
   const auto c = TestFixture::make(all_sizes[0], Competition::eliminate());
-  const auto wide = RouterBits<std::pair<A, A>>::make(all_sizes[0], Competition::eliminate());
+  const auto wide =
+      RouterBits<routing_data::Inputs<A, A>>::make(all_sizes[0], Competition::eliminate());
   auto copy = wide;
   copy.x_TH = c.x_TH.template cast<A>();
   copy.w_EH = c.w_EH.template cast<A>();

@@ -144,8 +144,8 @@ TEST_P(FastMath, OrdinaryInput) {
     w[static_cast<std::size_t>(e)].assign(w_.row(e).data(), w_.row(e).data() + hidden);
   }
   const reference::Matrix logits = reference::gate_logits(x, w);
-  const reference::Ids rivals = reference::rivals(
-      reference::pair_partners(reference::cosine_similarity(w), {}), false);
+  const reference::Ids rivals =
+      reference::rivals(reference::pair_partners(reference::cosine_similarity(w), {}), false);
   for (Index t = 0; t < tokens; ++t) {
     const auto expected = reference::route(logits[static_cast<std::size_t>(t)], rivals, GetParam(),
                                            top_k, [](double v) { return v; });
@@ -176,10 +176,12 @@ TEST_P(FastMath, OrdinaryInput) {
   const auto gradients = reference::backward(x, w, ids, weights, upstream, {});
   for (Index h = 0; h < hidden; ++h) {
     for (std::size_t t = 0; t < tokens; ++t) {
-      ASSERT_NEAR(dx(static_cast<Index>(t), h), gradients.dx_TH[t][static_cast<std::size_t>(h)], 1e-5);
+      ASSERT_NEAR(dx(static_cast<Index>(t), h), gradients.dx_TH[t][static_cast<std::size_t>(h)],
+                  1e-5);
     }
     for (std::size_t e = 0; e < experts; ++e) {
-      ASSERT_NEAR(dw(static_cast<Index>(e), h), gradients.dw_EH[e][static_cast<std::size_t>(h)], 1e-4);
+      ASSERT_NEAR(dw(static_cast<Index>(e), h), gradients.dw_EH[e][static_cast<std::size_t>(h)],
+                  1e-4);
     }
   }
 }
@@ -210,9 +212,9 @@ TEST_P(FastMath, NaNInARowOfW) {
 }
 
 TEST_P(FastMath, SpecialLogits) {
-  const std::uint32_t patterns[] = {nan_bits, inf_bits,   minus_inf_bits, 0,         0x80000000,
-                                    1,        0x80000001, 0x00400000,     0x3f800000, minus_nan_bits,
-                                    2,        0x7f7fffff, 0xff7fffff};
+  const std::uint32_t patterns[] = {
+      nan_bits,   inf_bits,   minus_inf_bits, 0, 0x80000000, 1,         0x80000001,
+      0x00400000, 0x3f800000, minus_nan_bits, 2, 0x7f7fffff, 0xff7fffff};
   std::uint32_t state = 7;
   for (Index i = 0; i < logits_.size(); ++i) {
     state = state * 1664525 + 1013904223;
@@ -235,10 +237,10 @@ TEST_P(FastMath, BadLambda) {
     set_bits(lambda, bits);
     // The widening is done bit by bit: the compiler may assume that lambda is a number.
     double wide;
-    const std::uint64_t wide_bits = (std::uint64_t{bits & 0x80000000U} << 32) |
-                                    (bits == 0xbf800000U ? 0x3ff0000000000000U
-                                                         : 0x7ff0000000000000U) |
-                                    (std::uint64_t{bits & 0x007fffffU} << 29);
+    const std::uint64_t wide_bits =
+        (std::uint64_t{bits & 0x80000000U} << 32) |
+        (bits == 0xbf800000U ? 0x3ff0000000000000U : 0x7ff0000000000000U) |
+        (std::uint64_t{bits & 0x007fffffU} << 29);
     std::memcpy(&wide, &wide_bits, sizeof wide);
     EXPECT_THROW(router_.set_competition(Competition::penalty(wide)), gatepro::Error);
   }

@@ -10,6 +10,7 @@
 #include <random>
 
 #include "support/routing_data.hpp"
+#include "support/type_names.hpp"
 
 namespace {
 
@@ -29,15 +30,24 @@ std::vector<A> special_values() {
   std::memcpy(bytes, &payload_nan, sizeof(A));
   bytes[0] = 0x5a;
   std::memcpy(&payload_nan, bytes, sizeof(A));
-  return {Limits::quiet_NaN(),  -Limits::quiet_NaN(),
-          Limits::signaling_NaN(), payload_nan,
-          Limits::infinity(),   -Limits::infinity(),
-          A(0),                 -A(0),
-          Limits::denorm_min(), -Limits::denorm_min(),
-          Limits::min() / 2,    -Limits::min() / 2,
-          Limits::max(),        -Limits::max(),
-          Limits::max() / 2,    -Limits::max() / 2,
-          Limits::min(),        A(1)};
+  return {Limits::quiet_NaN(),
+          -Limits::quiet_NaN(),
+          Limits::signaling_NaN(),
+          payload_nan,
+          Limits::infinity(),
+          -Limits::infinity(),
+          A(0),
+          -A(0),
+          Limits::denorm_min(),
+          -Limits::denorm_min(),
+          Limits::min() / 2,
+          -Limits::min() / 2,
+          Limits::max(),
+          -Limits::max(),
+          Limits::max() / 2,
+          -Limits::max() / 2,
+          Limits::min(),
+          A(1)};
 }
 
 /// A third of the elements special, in ever new combinations.
@@ -69,7 +79,7 @@ void poison_partners(gatepro::Router<A>& router, unsigned seed) {
 template <class A>
 class RouterNonfinite : public testing::Test {};
 using Accumulators = testing::Types<float, double>;
-TYPED_TEST_SUITE(RouterNonfinite, Accumulators);
+TYPED_TEST_SUITE(RouterNonfinite, Accumulators, TypeNames);
 
 TYPED_TEST(RouterNonfinite, GivenLogits) {
   using A = TypeParam;
@@ -86,8 +96,8 @@ TYPED_TEST(RouterNonfinite, GivenLogits) {
       for (const Competition& competition :
            {Competition::off(), Competition::penalty(1e-4), Competition::penalty(1e30),
             Competition::eliminate()}) {
-        SCOPED_TRACE(testing::Message() << "E " << experts << ", K " << top_k << ", lambda "
-                                        << competition.lambda);
+        SCOPED_TRACE(testing::Message()
+                     << "E " << experts << ", K " << top_k << ", lambda " << competition.lambda);
         router.set_competition(competition);
         const auto outcome = routing_data::forward_logits(router, logits);
         ASSERT_NO_FATAL_FAILURE(expect_reference_routing(router, outcome));
@@ -132,12 +142,12 @@ TYPED_TEST(RouterNonfinite, Rules) {
     A weights[2];  // NaN: both are
   };
   const Row rows[] = {
-      {{1, nan, 1}, {0, 2}, {A(0.5), A(0.5)}},          // a NaN that is not selected
-      {{nan, 1, nan}, {1, 0}, {nan, nan}},              // one that must be
-      {{nan, nan, nan}, {0, 1}, {nan, nan}},            //
-      {{nan, -inf, -inf}, {1, 2}, {nan, nan}},          // only -inf
-      {{-inf, 5, -inf}, {1, 0}, {1, 0}},                // -inf weighs nothing
-      {{inf, 5, 0}, {0, 1}, {nan, nan}},                // +inf
+      {{1, nan, 1}, {0, 2}, {A(0.5), A(0.5)}},            // a NaN that is not selected
+      {{nan, 1, nan}, {1, 0}, {nan, nan}},                // one that must be
+      {{nan, nan, nan}, {0, 1}, {nan, nan}},              //
+      {{nan, -inf, -inf}, {1, 2}, {nan, nan}},            // only -inf
+      {{-inf, 5, -inf}, {1, 0}, {1, 0}},                  // -inf weighs nothing
+      {{inf, 5, 0}, {0, 1}, {nan, nan}},                  // +inf
       {{A(-0.0), 0, A(-0.0)}, {0, 1}, {A(0.5), A(0.5)}},  // zeros are equal, the lower id first
       {{std::numeric_limits<A>::max(), -std::numeric_limits<A>::max(), nan}, {0, 1}, {1, 0}},
       {{-std::numeric_limits<A>::denorm_min(), 0, std::numeric_limits<A>::denorm_min()},

@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include "support/routing_data.hpp"
+#include "support/type_names.hpp"
 
 namespace {
 
@@ -84,7 +85,7 @@ class RouterOff : public testing::Test {
 };
 
 using Accumulators = testing::Types<float, double>;
-TYPED_TEST_SUITE(RouterOff, Accumulators);
+TYPED_TEST_SUITE(RouterOff, Accumulators, TypeNames);
 
 TYPED_TEST(RouterOff, EqualsARouterWithoutPartners) {
   for (const Index experts : {4, 17}) {
@@ -152,8 +153,8 @@ TYPED_TEST(RouterOff, HotSwap) {
     router.forward(x, w, buffers);
     EXPECT_EQ(buffers.view().expert_ids_TK.data, ids);
     EXPECT_EQ(buffers.workspace().data, scratch);
-    return RowMatrix<std::int32_t>(Eigen::Map<const RowMatrix<std::int32_t>>(
-        buffers.expert_ids_TK().data, tokens, top_k));
+    return RowMatrix<std::int32_t>(
+        Eigen::Map<const RowMatrix<std::int32_t>>(buffers.expert_ids_TK().data, tokens, top_k));
   };
   for (int round = 0; round < 3; ++round) {
     EXPECT_TRUE(same_bits(forward(Competition::eliminate()), on.ids_TK));

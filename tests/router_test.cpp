@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include "support/routing_data.hpp"
+#include "support/type_names.hpp"
 
 namespace {
 
@@ -19,8 +20,8 @@ using routing_data::to_reference;
 
 const std::vector<Competition>& competitions() {
   static const std::vector<Competition> all = {
-      Competition::off(),        Competition::penalty(1e-4), Competition::penalty(0.1),
-      Competition::penalty(1),   Competition::penalty(1e4),  Competition::eliminate()};
+      Competition::off(),      Competition::penalty(1e-4), Competition::penalty(0.1),
+      Competition::penalty(1), Competition::penalty(1e4),  Competition::eliminate()};
   return all;
 }
 
@@ -33,11 +34,11 @@ std::vector<Pairing> pairings() {
   return all;
 }
 
-template <class Pair>
+template <class Scalars>
 class RouterTest : public testing::Test {
  public:
-  using Token = typename Pair::first_type;
-  using Weight = typename Pair::second_type;
+  using Token = typename Scalars::X;
+  using Weight = typename Scalars::W;
   using Result = gatepro::accumulator_t<Token, Weight>;
   using TestedRouter = gatepro::Router<Token, Weight>;
   static constexpr double eps = static_cast<double>(std::numeric_limits<Result>::epsilon());
@@ -71,8 +72,9 @@ class RouterTest : public testing::Test {
   static void expect_reference_partners(const RowMatrix<Weight>& w_EH, const TestedRouter& router) {
     const reference::Matrix similarity = reference::cosine_similarity(to_reference(w_EH));
     const auto partners = router.similarity().partners();
-    const double bound = 4 * std::sqrt(static_cast<double>(w_EH.cols())) *
-                         static_cast<double>(std::numeric_limits<gatepro::accumulator_t<Weight>>::epsilon());
+    const double bound =
+        4 * std::sqrt(static_cast<double>(w_EH.cols())) *
+        static_cast<double>(std::numeric_limits<gatepro::accumulator_t<Weight>>::epsilon());
     for (std::size_t i = 0; i < similarity.size(); ++i) {
       const Index partner = partners(static_cast<Index>(i), 0);
       for (std::size_t j = 0; j < similarity.size(); ++j) {
@@ -84,10 +86,12 @@ class RouterTest : public testing::Test {
   }
 };
 
-using Pairs = testing::Types<std::pair<float, float>, std::pair<double, double>,
-                             std::pair<gatepro::bfloat16, float>,
-                             std::pair<gatepro::half, gatepro::half>, std::pair<float, double>>;
-TYPED_TEST_SUITE(RouterTest, Pairs);
+using AllInputs =
+    testing::Types<routing_data::Inputs<float, float>, routing_data::Inputs<double, double>,
+                   routing_data::Inputs<gatepro::bfloat16, float>,
+                   routing_data::Inputs<gatepro::half, gatepro::half>,
+                   routing_data::Inputs<float, double>>;
+TYPED_TEST_SUITE(RouterTest, AllInputs, InputNames);
 
 TYPED_TEST(RouterTest, EqualsTheReferenceInEveryModePairingAndK) {
   using X = typename TestFixture::Token;
@@ -122,12 +126,12 @@ TYPED_TEST(RouterTest, EqualsTheReferenceInEveryShape) {
   struct Shape {
     Index tokens, hidden, experts, top_k;
   };
-  const Shape shapes[] = {{1, 1, 1, 1},    {3, 1, 2, 2},     {47, 16, 8, 2},  {48, 8, 16, 6},
-                          {49, 513, 17, 4}, {97, 24, 33, 8},  {5, 1030, 65, 3}, {20, 48, 130, 20},
-                          {7, 512, 64, 64}};
+  const Shape shapes[] = {{1, 1, 1, 1},     {3, 1, 2, 2},      {47, 16, 8, 2},
+                          {48, 8, 16, 6},   {49, 513, 17, 4},  {97, 24, 33, 8},
+                          {5, 1030, 65, 3}, {20, 48, 130, 20}, {7, 512, 64, 64}};
   for (const Shape& s : shapes) {
-    SCOPED_TRACE(testing::Message() << "T " << s.tokens << ", H " << s.hidden << ", E "
-                                    << s.experts << ", K " << s.top_k);
+    SCOPED_TRACE(testing::Message() << "T " << s.tokens << ", H " << s.hidden << ", E " << s.experts
+                                    << ", K " << s.top_k);
     const auto x = random_matrix<X>(s.tokens, s.hidden, 3);
     const auto w = random_matrix<W>(s.experts, s.hidden, 4, 0.3);
     RouterConfig config{s.hidden, s.experts, s.top_k};
@@ -152,8 +156,7 @@ TYPED_TEST(RouterTest, EqualsTheReferenceFromEndToEnd) {
   const reference::Matrix logits = reference::gate_logits(to_reference(x), to_reference(w));
   const reference::Ids rivals = reference::rivals(
       reference::pair_partners(reference::cosine_similarity(to_reference(w)), {}), false);
-  const double tolerance =
-      2 * this->logit_error(x, w) + 16 * TestFixture::eps;
+  const double tolerance = 2 * this->logit_error(x, w) + 16 * TestFixture::eps;
   typename TestFixture::TestedRouter router({hidden, experts, top_k});
   router.refresh(w, 0);
   for (const Competition& competition : competitions()) {
@@ -198,12 +201,14 @@ TYPED_TEST(RouterTest, BackwardEqualsTheReferenceAndAccumulates) {
     const double bound = 64 * TestFixture::eps;
     for (Index h = 0; h < hidden; ++h) {
       for (Index t = 0; t < tokens; ++t) {
-        const double added = expected.dx_TH[static_cast<std::size_t>(t)][static_cast<std::size_t>(h)];
+        const double added =
+            expected.dx_TH[static_cast<std::size_t>(t)][static_cast<std::size_t>(h)];
         ASSERT_NEAR(static_cast<double>(actual.dx_TH(t, h)),
                     static_cast<double>(start.dx_TH(t, h)) + added, bound);
       }
       for (Index e = 0; e < experts; ++e) {
-        const double added = expected.dw_EH[static_cast<std::size_t>(e)][static_cast<std::size_t>(h)];
+        const double added =
+            expected.dw_EH[static_cast<std::size_t>(e)][static_cast<std::size_t>(h)];
         ASSERT_NEAR(static_cast<double>(actual.dw_EH(e, h)),
                     static_cast<double>(start.dw_EH(e, h)) + added, bound);
       }
@@ -228,8 +233,8 @@ TYPED_TEST(RouterTest, NoTokens) {
     EXPECT_EQ(outcome.tokens_per_expert_E, std::vector<std::int64_t>(4, 0));
     const routing_data::Gradients<A> start{RowMatrix<A>(0, hidden),
                                            random_matrix<A>(experts, hidden, 14)};
-    const auto gradients = routing_data::backward(
-        router, x, w, outcome, RowMatrix<A>(0, top_k), RowMatrix<A>(0, experts), start);
+    const auto gradients = routing_data::backward(router, x, w, outcome, RowMatrix<A>(0, top_k),
+                                                  RowMatrix<A>(0, experts), start);
     EXPECT_TRUE(routing_data::same_bits(gradients.dw_EH, start.dw_EH));
   }
 }
@@ -269,8 +274,7 @@ std::vector<Choice> pair_of(int best, double best_logit, int second, double seco
 
 void expect_example(const Competition& competition, std::vector<std::int32_t> partners,
                     bool both_sides, const std::vector<Choice>& expected) {
-  const RowMatrix<double> logits =
-      (RowMatrix<double>(1, 4) << 2.1, 1.8, 0.5, 3.2).finished();
+  const RowMatrix<double> logits = (RowMatrix<double>(1, 4) << 2.1, 1.8, 0.5, 3.2).finished();
   RouterConfig config{1, 4, 2};
   config.competition = competition;
   config.pairing.both_sides = both_sides;
@@ -384,8 +388,8 @@ class OneChoice : public testing::Test {
  public:
   void run(const gatepro::Router<float>& router, const RowMatrix<float>& dlogits) {
     router_outcome = routing_data::backward(router, x, w, routing_data::forward(router, x, w),
-                                            RowMatrix<float>(RowMatrix<float>::Ones(4, 1)),
-                                            dlogits, {zero, zero_w});
+                                            RowMatrix<float>(RowMatrix<float>::Ones(4, 1)), dlogits,
+                                            {zero, zero_w});
   }
   const RowMatrix<float> x = random_matrix<float>(4, 3, 21);
   const RowMatrix<float> w = random_matrix<float>(5, 3, 22);

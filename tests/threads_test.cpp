@@ -20,7 +20,8 @@ using TestedRouter = gatepro::Router<float>;
 // Stands first: nothing before it has asked for the instruction set.
 TEST(Threads, FirstUseOfTheInstructionSet) {
   std::vector<const char*> names(8);
-  ThreadExecutor(8).run(8, [&](int i) { names[static_cast<std::size_t>(i)] = gatepro::instruction_set(); });
+  ThreadExecutor(8).run(
+      8, [&](int i) { names[static_cast<std::size_t>(i)] = gatepro::instruction_set(); });
   for (const char* name : names) EXPECT_STREQ(name, names[0]);
 }
 
@@ -78,9 +79,7 @@ TEST_F(SharedRouter, ConcurrentStepsWithThreadsOfTheirOwn) {
   });
 }
 
-TEST_F(SharedRouter, OneExecutorWithMoreThreadsThanWork) {
-  expect_same_step(ThreadExecutor(16));
-}
+TEST_F(SharedRouter, OneExecutorWithMoreThreadsThanWork) { expect_same_step(ThreadExecutor(16)); }
 
 TEST_F(SharedRouter, SharedPackedWeights) {
   const gatepro::PackedWeights<float> packed(gatepro::view(w));

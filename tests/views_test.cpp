@@ -179,16 +179,17 @@ TEST(Conversions, OnlyWithoutACopy) {
   using Out = MatrixView<float>;
   static_assert(converts<RowMatrix<float>&, In> && converts<const RowMatrix<float>&, In>);
   static_assert(converts<RowMatrix<float>&, Out>);
-  static_assert(!converts<const RowMatrix<float>&, Out>);   // const
-  static_assert(!converts<RowMatrix<float>, In>);           // a temporary that owns
-  static_assert(!converts<const RowMatrix<float>, In>);     // the same, const
-  static_assert(!converts<RowMatrix<double>&, In>);         // another scalar
-  static_assert(!converts<ColMatrix&, In>);                 // columns
+  static_assert(!converts<const RowMatrix<float>&, Out>);  // const
+  static_assert(!converts<RowMatrix<float>, In>);          // a temporary that owns
+  static_assert(!converts<const RowMatrix<float>, In>);    // the same, const
+  static_assert(!converts<RowMatrix<double>&, In>);        // another scalar
+  static_assert(!converts<ColMatrix&, In>);                // columns
   static_assert(!converts<decltype(2 * std::declval<RowMatrix<float>&>()), In>);  // an expression
   static_assert(!converts<decltype(std::declval<RowMatrix<float>&>().transpose()), In>);
   static_assert(!converts<Eigen::VectorXf&, In>);  // a column
   static_assert(converts<Eigen::RowVectorXf&, In>);
-  using InnerStrided = Eigen::Map<RowMatrix<float>, 0, Eigen::Stride<Eigen::Dynamic, Eigen::Dynamic>>;
+  using InnerStrided =
+      Eigen::Map<RowMatrix<float>, 0, Eigen::Stride<Eigen::Dynamic, Eigen::Dynamic>>;
   static_assert(!converts<InnerStrided&, In>);  // gaps within rows
   static_assert(converts<Eigen::Map<const RowMatrix<float>>, In>);
   static_assert(!converts<Eigen::Map<const RowMatrix<float>>, Out>);

@@ -138,4 +138,15 @@ TEST(Workspace, GateBackward) {
       });
 }
 
+// A query says a size; the stage says what is wrong with the shape.
+TEST(Workspace, QueriesOfEmptyShapesHaveAnAnswer) {
+  EXPECT_NO_THROW((gatepro::gate_logits_workspace<float, float>(0, 0)));
+  EXPECT_NO_THROW(gatepro::cosine_similarity_workspace<float>(0, 0));
+  EXPECT_NO_THROW(gatepro::apply_competition_workspace<float>(0));
+  EXPECT_NO_THROW(gatepro::select_top_k_workspace<float>(0, 0));
+  EXPECT_NO_THROW(gatepro::softmax_selected_workspace<float>(0));
+  EXPECT_NO_THROW(gatepro::gate_backward_tokens_workspace<float>(0));
+  EXPECT_NO_THROW(gatepro::gate_backward_weights_workspace<float>(0, 0, 0));
+}
+
 }  // namespace

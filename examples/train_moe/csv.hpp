@@ -9,6 +9,7 @@
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "training.hpp"
 
@@ -63,24 +64,20 @@ inline std::string csv_rows(const StepRecord& record) {
 /// Makes the folder with its parents, or says why not and leaves nothing behind.
 inline void make_folder(const std::filesystem::path& folder) {
   namespace fs = std::filesystem;
-  const auto fail = [&](const std::string& why) {
-    throw UserError("cannot write into " + folder.string() + " (" + why +
-                    "): choose another folder with --out");
-  };
-  if (folder.empty()) fail("no name");
   std::error_code error;
-  fs::path made = fs::absolute(folder);  // the topmost folder that does not exist yet
-  while (!fs::exists(made.parent_path(), error) && made.has_relative_path()) {
-    made = made.parent_path();
+  if (fs::is_directory(folder, error)) return;
+  std::vector<fs::path> missing;  // the innermost first
+  for (fs::path path = fs::absolute(folder, error);
+       !fs::exists(path, error) && path.has_relative_path(); path = path.parent_path()) {
+    missing.push_back(path);
   }
-  const bool existed = fs::exists(folder, error);
-  if (existed && !fs::is_directory(folder, error)) fail("it is a file");
-  fs::create_directories(folder, error);
-  if (error) {
-    const std::string why = error.message();
-    if (!existed && fs::is_directory(made, error)) fs::remove_all(made, error);
-    fail(why);
-  }
+  if (!folder.empty()) fs::create_directories(folder, error);
+  const std::string why = error ? error.message() : "not a folder";
+  if (fs::is_directory(folder, error)) return;
+  // Only what is empty can be removed, so nothing is lost that somebody else made meanwhile.
+  for (const fs::path& path : missing) fs::remove(path, error);
+  throw UserError("cannot write into '" + folder.string() + "' (" + why +
+                  "): choose another folder with --out");
 }
 
 }  // namespace train_moe

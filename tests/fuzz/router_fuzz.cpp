@@ -52,7 +52,8 @@ struct Workers {
 /// or so is special.
 class Values {
  public:
-  explicit Values(FuzzedDataProvider& data) : data_(data), state_(data.ConsumeIntegral<std::uint64_t>()) {}
+  explicit Values(FuzzedDataProvider& data)
+      : data_(data), state_(data.ConsumeIntegral<std::uint64_t>()) {}
 
   template <class T>
   T next() {
@@ -65,8 +66,9 @@ class Values {
     }
     const std::uint64_t draw = next_bits();
     using Limits = std::numeric_limits<float>;
-    const float special[] = {Limits::quiet_NaN(), Limits::infinity(), -Limits::infinity(), 0.0F,
-                             -0.0F, Limits::denorm_min(), Limits::max(), -Limits::max(), 1.0F};
+    const float special[] = {
+        Limits::quiet_NaN(),  Limits::infinity(), -Limits::infinity(), 0.0F, -0.0F,
+        Limits::denorm_min(), Limits::max(),      -Limits::max(),      1.0F};
     if (special_share_ != 0 && draw % special_share_ == 0) {
       return static_cast<T>(special[draw / 64 % 9]);
     }
@@ -295,8 +297,8 @@ class Step {
         sum += weight;
       }
       nonfinite += std::isnan(sum) ? 1 : 0;
-      check(std::isnan(sum) || std::abs(sum - 1) <= static_cast<A>(4 + top_k) *
-                                                        std::numeric_limits<A>::epsilon(),
+      check(std::isnan(sum) ||
+                std::abs(sum - 1) <= static_cast<A>(4 + top_k) * std::numeric_limits<A>::epsilon(),
             "weights sum to one");
     }
     check(whole.report.nonfinite_rows == nonfinite, "NaN rows are counted");
@@ -311,8 +313,7 @@ class Step {
     Matrix<std::uint8_t> losers(tokens_, experts, experts + gap_);
     const StridedView<std::int32_t> ids = staged.ids.view();
     const StridedView<A> selected_TK = selected.view(), weights_TK = staged.weights.view();
-    std::vector<std::byte> memory(
-        gatepro::gate_logits_workspace<X, W>(experts, c.hidden_size, 2));
+    std::vector<std::byte> memory(gatepro::gate_logits_workspace<X, W>(experts, c.hidden_size, 2));
     gatepro::gate_logits(x_.view(), w_.view(), staged.logits.view(), memory, Workers{2});
     check_same(staged.logits, whole.logits, "logits stage by stage");
     memory = std::vector<std::byte>(gatepro::apply_competition_workspace<A>(experts, 3));
@@ -392,7 +393,8 @@ gatepro::RouterConfig choose_config(FuzzedDataProvider& data) {
   config.pairing.both_sides = data.ConsumeBool();
   const double lambdas[] = {1e-4, 0, 0.3, 1e4, 1e30};
   const double thresholds[] = {-1, 0, 0.5, 1};
-  config.competition.mode = static_cast<gatepro::CompetitionMode>(data.ConsumeIntegralInRange(0, 2));
+  config.competition.mode =
+      static_cast<gatepro::CompetitionMode>(data.ConsumeIntegralInRange(0, 2));
   config.competition.lambda = lambdas[data.ConsumeIntegralInRange(0, 4)];
   config.pairing.min_similarity = thresholds[data.ConsumeIntegralInRange(0, 3)];
   config.allow_zero_gradient = data.ConsumeBool();

