@@ -202,6 +202,16 @@ TEST(SimilarityCache, PartnersChangedCountsExperts) {
   EXPECT_EQ(cache.partners_changed(), 3);
 }
 
+// Among equals the lowest ids are the partners.
+TEST(SimilarityCache, IdenticalRows) {
+  Pairing pairing;
+  pairing.partners_per_expert = 2;
+  Cache cache(4, pairing, RefreshSchedule::every_step());
+  const auto w = rows_at({30, 30, 30, 100});
+  cache.refresh(view(w), 0);
+  EXPECT_EQ(partners_of(cache), (std::vector<std::int32_t>{1, 2, 0, 2, 0, 1, 0, 1}));
+}
+
 TEST(SimilarityCache, SetPartners) {
   Cache cache(3, {}, RefreshSchedule::every(10));
   cache.refresh(view(first_weights()), 0);

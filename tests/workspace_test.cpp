@@ -46,10 +46,10 @@ const LastWorkerFirst executor(workers);
 
 TEST(Workspace, GateLogits) {
   for (Index experts : {2, 21}) {
-    const auto x_TH = data::random_matrix<gatepro::bfloat16>(48 * 3, 40, 1);
-    const auto w_EH = data::random_matrix<float>(experts, 40, 2);
+    const auto x_TH = data::random_matrix<gatepro::bfloat16>(48 * 3, 512, 1);
+    const auto w_EH = data::random_matrix<float>(experts, 512, 2);
     const std::size_t bytes =
-        gatepro::gate_logits_workspace<gatepro::bfloat16, float>(experts, 40, workers);
+        gatepro::gate_logits_workspace<gatepro::bfloat16, float>(experts, 512, workers);
     expect_query_suffices<float>(bytes, [&](Workspace workspace) {
       RowMatrix<float> logits_TE(48 * 3, experts);
       gatepro::gate_logits(gatepro::view(x_TH), gatepro::view(w_EH), gatepro::view(logits_TE),
