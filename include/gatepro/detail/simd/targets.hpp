@@ -23,12 +23,12 @@
 #define GATEPRO_FN inline
 #define GATEPRO_KERNEL inline
 #endif
-#if defined(__clang__)
-#define GATEPRO_UNROLL _Pragma("clang loop unroll(full)")
-#elif defined(__GNUC__)
-#define GATEPRO_UNROLL _Pragma("GCC unroll 16")
-#else
+#if !GATEPRO_VECTOR_EXTENSIONS
 #define GATEPRO_UNROLL
+#elif defined(__clang__)
+#define GATEPRO_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define GATEPRO_UNROLL _Pragma("GCC unroll 16")
 #endif
 
 #if GATEPRO_VECTOR_EXTENSIONS && (defined(__x86_64__) || defined(__i386__))
