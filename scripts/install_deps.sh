@@ -10,7 +10,7 @@
 set -euo pipefail
 
 core=(g++ cmake ninja-build libeigen3-dev)
-test=("${core[@]}" libgtest-dev pkg-config)
+test=("${core[@]}" libgtest-dev libcli11-dev pkg-config)
 demo=("${core[@]}" libcli11-dev gnuplot-nox)
 ci=("${test[@]}" "${demo[@]}" git clang libclang-rt-dev libomp-dev llvm doxygen
     libbenchmark-dev)
