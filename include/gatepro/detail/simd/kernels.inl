@@ -34,10 +34,10 @@ GATEPRO_FN Lanes<float> widen_16_bits(const std::uint16_t* bits) {
     const Word exponent = magnitude & Word::splat(0x7c00 << 13);
     const Word rebias = Word::splat((127 - 15) << 23);
     const Word one = Word::splat(1 << 23);
-    Word wide = magnitude + rebias;
-    wide = select(exponent == Word::splat(0x7c00 << 13), wide + rebias, wide);
+    const Word rebiased = magnitude + rebias;
     const Lanes<float> smallest_normal = bit_cast<float>(Word::splat(113 << 23));
-    const Lanes<float> subnormal = bit_cast<float>(wide + one) - smallest_normal;
+    const Lanes<float> subnormal = bit_cast<float>(rebiased + one) - smallest_normal;
+    Word wide = select(exponent == Word::splat(0x7c00 << 13), rebiased + rebias, rebiased);
     wide = select(exponent == Word::splat(0), bit_cast<std::int32_t>(subnormal), wide);
     const Word sign = (word & Word::splat(0x8000)) << 16;
     return bit_cast<float>(wide | sign);
