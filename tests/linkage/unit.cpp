@@ -4,6 +4,7 @@
 #include <gatepro/gatepro.hpp>
 
 #include <cmath>
+#include <vector>
 
 double ROUTE(const gatepro::RouterConfig& config, gatepro::MatrixView<const float> x_TH,
              gatepro::MatrixView<const float> w_EH);
@@ -19,10 +20,16 @@ double ROUTE(const gatepro::RouterConfig& config, gatepro::MatrixView<const floa
   gatepro::RoutingBuffers buffers(router, x_TH.rows, 1, true);
   router.forward(x_TH, w_EH, buffers);
 
-  using Matrix = gatepro::RowMatrix<float>;
-  Matrix dweights(x_TH.rows, config.top_k);
-  Matrix dx = Matrix::Zero(x_TH.rows, x_TH.cols);
-  Matrix dw = Matrix::Zero(w_EH.rows, w_EH.cols);
+  // No Eigen matrices: Eigen's own allocation differs between units built with different -m flags.
+  const auto zeros = [](gatepro::Index rows, gatepro::Index cols) {
+    return std::vector<float>(static_cast<std::size_t>(rows * cols));
+  };
+  std::vector<float> dweights_data = zeros(x_TH.rows, config.top_k);
+  std::vector<float> dx_data = zeros(x_TH.rows, x_TH.cols);
+  std::vector<float> dw_data = zeros(w_EH.rows, w_EH.cols);
+  const gatepro::MatrixView<float> dweights(dweights_data.data(), x_TH.rows, config.top_k);
+  const gatepro::MatrixView<float> dx(dx_data.data(), x_TH.rows, x_TH.cols);
+  const gatepro::MatrixView<float> dw(dw_data.data(), w_EH.rows, w_EH.cols);
   double sum = 0;
   for (gatepro::Index t = 0; t < x_TH.rows; ++t) {
     for (gatepro::Index j = 0; j < config.top_k; ++j) {
@@ -33,7 +40,7 @@ double ROUTE(const gatepro::RouterConfig& config, gatepro::MatrixView<const floa
     }
   }
   router.backward(x_TH, w_EH, buffers, dweights, {}, dx, dw);
-  for (gatepro::Index i = 0; i < dx.size(); ++i) sum += std::abs(double(dx.data()[i]));
-  for (gatepro::Index i = 0; i < dw.size(); ++i) sum += std::abs(double(dw.data()[i]));
+  for (float gradient : dx_data) sum += std::abs(double(gradient));
+  for (float gradient : dw_data) sum += std::abs(double(gradient));
   return sum;
 }
