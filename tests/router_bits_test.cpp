@@ -15,6 +15,11 @@
 #include "support/routing_data.hpp"
 #include "support/type_names.hpp"
 
+#if defined(_OPENMP) && defined(__clang__)
+// libomp keeps its threads until the end of the process, which the leak sanitizer takes for a leak.
+extern "C" const char* __lsan_default_suppressions() { return "leak:libomp"; }
+#endif
+
 namespace {
 
 using gatepro::Competition;

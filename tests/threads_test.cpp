@@ -27,7 +27,8 @@ TEST(Threads, FirstUseOfTheInstructionSet) {
 
 class SharedRouter : public testing::Test {
  public:
-  static constexpr Index tokens = 130, hidden = 40, experts = 9, top_k = 3;
+  // Enough tiles that no thread can take them all before the others start.
+  static constexpr Index tokens = 1500, hidden = 40, experts = 9, top_k = 3;
 
   static TestedRouter make() {
     gatepro::RouterConfig config{hidden, experts, top_k};
