@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The kernels of one instruction set, as a table of functions. kernels.inl says what each does.
+// The kernels of one instruction set, as a table of functions. The .inl files say what each does.
 #ifndef GATEPRO_DETAIL_SIMD_KERNEL_TABLE_HPP
 #define GATEPRO_DETAIL_SIMD_KERNEL_TABLE_HPP
 

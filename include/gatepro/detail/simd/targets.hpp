@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Instantiates the kernels once per instruction set.
 //
-// Every function of the two .inl files carries the target attribute of its set, so that a plain
+// Every function of the .inl files carries the target attribute of its set, so that a plain
 // -O2 build holds all of them. A helper that forgets the attribute does not compile.
 #ifndef GATEPRO_DETAIL_SIMD_TARGETS_HPP
 #define GATEPRO_DETAIL_SIMD_TARGETS_HPP
@@ -41,8 +41,6 @@ namespace gatepro {
 namespace detail {
 inline namespace GATEPRO_ABI {
 namespace avx512 {
-#include "gatepro/detail/simd/vec.inl"
-// The kernels use the vectors just defined.
 #include "gatepro/detail/simd/kernels.inl"
 }  // namespace avx512
 }  // namespace GATEPRO_ABI
@@ -59,8 +57,6 @@ namespace gatepro {
 namespace detail {
 inline namespace GATEPRO_ABI {
 namespace avx2 {
-#include "gatepro/detail/simd/vec.inl"
-// The kernels use the vectors just defined.
 #include "gatepro/detail/simd/kernels.inl"
 }  // namespace avx2
 }  // namespace GATEPRO_ABI
@@ -81,8 +77,6 @@ namespace gatepro {
 namespace detail {
 inline namespace GATEPRO_ABI {
 namespace portable {
-#include "gatepro/detail/simd/vec.inl"
-// The kernels use the vectors just defined.
 #include "gatepro/detail/simd/kernels.inl"
 }  // namespace portable
 }  // namespace GATEPRO_ABI

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: MIT
+// The lane count, and loads and stores of storage types.
+
+#if GATEPRO_VECTOR_EXTENSIONS
+template <class T>
+inline constexpr int lanes_v = GATEPRO_BYTES / int(sizeof(T));
+#else
+template <class T>
+inline constexpr int lanes_v = 1;
+#endif
+
+template <class T>
+using Lanes = Vec<T, lanes_v<T>>;
+
+
+/// Lanes of float from as many 16-bit patterns.
+template <class Source>
+GATEPRO_FN Lanes<float> widen_16_bits(const std::uint16_t* bits) {
+  std::int32_t words[lanes_v<float>];
+  for (int i = 0; i < lanes_v<float>; ++i) words[i] = bits[i];
+  using Word = Lanes<std::int32_t>;
+  const Word word = Word::load(words);
+  if constexpr (std::is_same_v<Source, bfloat16>) {
+    return bit_cast<float>(word << 16);
+  } else {
+    // The exponent moves from bias 15 to 127. Infinities and NaNs move as far again; subnormals
+    // are normalised by a subtraction of floats, which is exact.
+    const Word magnitude = (word & Word::splat(0x7fff)) << 13;
+    const Word exponent = magnitude & Word::splat(0x7c00 << 13);
+    const Word rebias = Word::splat((127 - 15) << 23);
+    const Word one = Word::splat(1 << 23);
+    const Word rebiased = magnitude + rebias;
+    const Lanes<float> smallest_normal = bit_cast<float>(Word::splat(113 << 23));
+    const Lanes<float> subnormal = bit_cast<float>(rebiased + one) - smallest_normal;
+    Word wide = select(exponent == Word::splat(0x7c00 << 13), rebiased + rebias, rebiased);
+    wide = select(exponent == Word::splat(0), bit_cast<std::int32_t>(subnormal), wide);
+    const Word sign = (word & Word::splat(0x8000)) << 16;
+    return bit_cast<float>(wide | sign);
+  }
+}
+
+/// Copies `count` < 2 * Piece values, in pieces of constant size.
+template <int Piece, class T>
+GATEPRO_FN void copy_pieces(const T* from, T* to, int count) {
+  if constexpr (Piece > 0) {
+    const int here = count & Piece;
+    if (here != 0) std::memcpy(to, from, Piece * sizeof(T));
+    copy_pieces<Piece / 2>(from + here, to + here, count);
+  }
+}
+
+/// `count` <= lanes_v<A> values of Source as A; lanes past `count` are zero.
+template <class A, class Source>
+GATEPRO_FN Lanes<A> load_as(const Source* from, int count) {
+  A wide[lanes_v<A>] = {};
+  if constexpr (std::is_same_v<A, Source>) {
+    if (count == lanes_v<A>) return Lanes<A>::load(from);
+    copy_pieces<lanes_v<A> / 2>(from, wide, count);
+  } else if constexpr (sizeof(Source) == 2) {
+    std::uint16_t bits[lanes_v<float>] = {};
+    float values[lanes_v<float>];
+    std::memcpy(bits, static_cast<const void*>(from), std::size_t(count) * sizeof(Source));
+    widen_16_bits<Source>(bits).store(values);
+    for (int i = 0; i < lanes_v<A>; ++i) wide[i] = values[i];
+  } else {
+    for (int i = 0; i < count; ++i) wide[i] = static_cast<A>(from[i]);
+  }
+  return Lanes<A>::load(wide);
+}
+
+template <class A>
+GATEPRO_FN void store_first(Lanes<A> v, A* to, int count) {
+  if (count == lanes_v<A>) {
+    v.store(to);
+    return;
+  }
+  A values[lanes_v<A>];
+  v.store(values);
+  copy_pieces<lanes_v<A> / 2>(values, to, count);
+}
+
+/// to[i] = from[i], exactly.
+template <class A, class Source>
+GATEPRO_KERNEL void widen(const void* from, Index count, A* to) {
+  for (Index i = 0; i < count; i += lanes_v<A>) {
+    const int n = count - i < lanes_v<A> ? int(count - i) : lanes_v<A>;
+    store_first<A>(load_as<A>(static_cast<const Source*>(from) + i, n), to + i, n);
+  }
+}
