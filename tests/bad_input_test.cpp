@@ -10,6 +10,7 @@
 #include <limits>
 #include <string>
 
+#include "support/errors.hpp"
 #include "support/routing_data.hpp"
 
 namespace {
@@ -33,23 +34,6 @@ using Parts = std::initializer_list<const char*>;
 constexpr Index most = std::numeric_limits<Index>::max();
 constexpr double nan = std::numeric_limits<double>::quiet_NaN();
 constexpr double inf = std::numeric_limits<double>::infinity();
-
-/// `call` throws an Error, and its message holds all `parts`.
-template <class Call>
-void expect_error(const Call& call, Parts parts) {
-  try {
-    call();
-    ADD_FAILURE() << "no Error; expected one about " << *parts.begin();
-  } catch (const gatepro::Error& error) {
-    const std::string message = error.what();
-    EXPECT_EQ(message.rfind("gatepro::", 0), 0U) << message;
-    EXPECT_NE(message.find(": need "), std::string::npos) << message;
-    for (const char* part : parts) {
-      EXPECT_NE(message.find(part), std::string::npos)
-          << "'" << part << "' missing in: " << message;
-    }
-  }
-}
 
 struct NoWorkers {
   int workers() const { return 0; }

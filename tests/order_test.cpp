@@ -10,6 +10,7 @@
 
 namespace {
 
+using gatepro::detail::is_finite;
 using gatepro::detail::key_of;
 using gatepro::detail::Order;
 using gatepro::detail::value_of;
@@ -49,6 +50,10 @@ TYPED_TEST(OrderTest, KeysCompareAsTheNumbersDo) {
       }
     }
   }
+}
+
+TYPED_TEST(OrderTest, FiniteNumbersAreKnown) {
+  for (TypeParam a : this->values()) EXPECT_EQ(is_finite(a), std::isfinite(a)) << a;
 }
 
 TYPED_TEST(OrderTest, AdjacentNumbersHaveAdjacentKeys) {

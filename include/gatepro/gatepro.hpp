@@ -3,11 +3,13 @@
 #ifndef GATEPRO_GATEPRO_HPP
 #define GATEPRO_GATEPRO_HPP
 
+#include "gatepro/balance_counts.hpp"
 #include "gatepro/competition.hpp"
 #include "gatepro/cosine_similarity.hpp"
 #include "gatepro/detail/simd/dispatch.hpp"
 #include "gatepro/error.hpp"
 #include "gatepro/executor.hpp"
+#include "gatepro/expert_bias.hpp"
 #include "gatepro/gate_backward.hpp"
 #include "gatepro/gate_logits.hpp"
 #include "gatepro/options.hpp"

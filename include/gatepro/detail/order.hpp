@@ -63,6 +63,13 @@ A value_of(typename Order<A>::Key key) {
   return value;
 }
 
+/// Neither NaN nor infinite, also under -ffast-math, which takes every number for finite.
+template <class A>
+bool is_finite(A value) {
+  const auto key = key_of(value);
+  return key > -Order<A>::infinity && key < Order<A>::infinity;
+}
+
 }  // namespace GATEPRO_ABI
 }  // namespace detail
 }  // namespace gatepro

@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: MIT
+// How many tokens each expert got: over ranks, through a reduce hook, and over micro-batches.
+#ifndef GATEPRO_BALANCE_COUNTS_HPP
+#define GATEPRO_BALANCE_COUNTS_HPP
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <type_traits>
+#include <vector>
+
+#include "gatepro/detail/checks.hpp"
+
+namespace gatepro {
+
+/// Which routing the counts of a load-balancing loss come from.
+enum class CountSource {
+  dispatched,   ///< The experts that the tokens are sent to: after competition, bias and groups.
+  unpenalised,  ///< Plain top-k of the raw logits, as Megatron-LM counts; see count_unpenalised.
+};
+
+/// The load of the experts over some tokens: what a load-balancing loss compares with.
+struct BalanceCounts {
+  /// Tokens that chose each expert: between 0 and `tokens`.
+  VectorView<const std::int64_t> tokens_per_expert_E{};
+  /// The tokens that made these choices, padding not among them.
+  std::int64_t tokens = 0;
+};
+
+/// The reduce hook of a run on one rank: leaves the counts as they are.
+///
+/// It also shows the contract. A hook is any callable `void(std::int64_t* counts, Index size)` that
+/// replaces counts[0] to counts[size - 1] by their sums over all ranks: MPI_Allreduce with MPI_SUM
+/// and MPI_INT64_T, ncclAllReduce, or threads. All ranks call it equally often and in the same
+/// order. It may throw; nothing has changed then.
+struct NoReduce {
+  /// Does nothing.
+  void operator()(std::int64_t* /*counts*/, Index /*size*/) const noexcept {}
+};
+
+namespace detail {
+
+template <class Reduce>
+constexpr void check_reduce() {
+  static_assert(std::is_invocable_v<const Reduce&, std::int64_t*, Index>,
+                "gatepro: a reduce hook is callable as `void(std::int64_t* counts, Index size) "
+                "const`; see gatepro::NoReduce");
+}
+
+inline namespace GATEPRO_ABI {
+
+/// Counts of the right number, none of them negative.
+inline void check_counts(const char* where, const char* name,
+                         const VectorView<const std::int64_t>& counts, Index size) {
+  check_vector(where, name, counts, size);
+  for (Index i = 0; i < size; ++i) {
+    if (counts[i] < 0) {
+      fail_view(where, name, "counts >= 0", {{"count", counts[i]}, {"position", i}});
+    }
+  }
+}
+
+inline void check_balance_counts(const char* where, const BalanceCounts& counts, Index experts) {
+  check_counts(where, "tokens_per_expert_E", counts.tokens_per_expert_E, experts);
+  require(counts.tokens >= 0, where, "tokens >= 0", {{"tokens", counts.tokens}});
+  for (Index e = 0; e < experts; ++e) {
+    require(counts.tokens_per_expert_E[e] <= counts.tokens, where,
+            "counts of the same tokens: none above their number",
+            {{"count", counts.tokens_per_expert_E[e]}, {"expert", e}, {"tokens", counts.tokens}});
+  }
+}
+
+/// The sum of counts >= 0, or an Error if int64 does not hold it.
+inline std::int64_t checked_sum(const char* where, const VectorView<const std::int64_t>& counts) {
+  std::int64_t sum = 0;
+  for (Index i = 0; i < counts.size; ++i) {
+    require(counts[i] <= std::numeric_limits<std::int64_t>::max() - sum, where,
+            "counts whose sum fits int64", {{"sum", sum}, {"count", counts[i]}});
+    sum += counts[i];
+  }
+  return sum;
+}
+
+/// sums += counts, or an Error and no change.
+inline void add_counts(const char* where, const VectorView<const std::int64_t>& counts,
+                       std::vector<std::int64_t>& sums) {
+  const auto size = static_cast<std::size_t>(counts.size);
+  for (std::size_t i = 0; i < size; ++i) {
+    require(sums[i] <= std::numeric_limits<std::int64_t>::max() - counts.data[i], where,
+            "counts whose sum fits int64", {{"sum", sums[i]}, {"count", counts.data[i]}});
+  }
+  for (std::size_t i = 0; i < size; ++i) sums[i] += counts.data[i];
+}
+
+/// What the hook makes of the counts, which must still be counts.
+template <class Reduce>
+void reduce_counts(const char* where, const Reduce& reduce, std::vector<std::int64_t>& counts) {
+  const auto size = static_cast<Index>(counts.size());
+  reduce(counts.data(), size);
+  check_counts(where, "counts from the reduce hook", counts, size);
+}
+
+}  // namespace GATEPRO_ABI
+}  // namespace detail
+
+inline namespace GATEPRO_ABI {
+
+/// Sums the loads of micro-batches over ranks and over an optimizer step.
+///
+/// `add` sends one array through the hook, E counts and the number of tokens; `latest` is then the
+/// load of this micro-batch on all ranks, for the loss of the batch, and `total` that of all since
+/// `reset`, for the global loss: counts and tokens grow together, so unequal micro-batches weigh by
+/// their tokens. Call `reset` at each optimizer step. A router that is evaluated, or that
+/// recomputes a forward, does not call `add`.
+///
+/// Allocates when made only. Const calls may run concurrently; the others must be alone.
+class BalanceAccumulator {
+ public:
+  /// For E experts, nothing counted. Throws Error for E < 1.
+  explicit BalanceAccumulator(Index num_experts) {
+    detail::check_num_experts("BalanceAccumulator", num_experts);
+    total_.resize(static_cast<std::size_t>(num_experts) + 1);
+    latest_ = total_;
+  }
+
+  /// Adds a micro-batch: this rank's counts and tokens, reduced over all ranks. Throws Error for
+  /// the size, a count that is negative or above the number of tokens, or a sum beyond int64, and
+  /// what the hook throws; `total` is then as before. Cost: E.
+  template <class Reduce = NoReduce>
+  void add(const BalanceCounts& batch, const Reduce& reduce = {}) {
+    detail::check_reduce<Reduce>();
+    const char* where = "BalanceAccumulator";
+    detail::check_balance_counts(where, batch, num_experts());
+    const auto* counts = batch.tokens_per_expert_E.data;
+    std::copy(counts, counts + num_experts(), latest_.begin());
+    latest_.back() = batch.tokens;
+    detail::reduce_counts(where, reduce, latest_);
+    detail::check_balance_counts(where, latest(), num_experts());
+    detail::add_counts(where, latest_, total_);
+  }
+
+  /// The micro-batch that was added last, over all ranks. Valid until the next `add`.
+  BalanceCounts latest() const { return view_of(latest_); }
+  /// All micro-batches since `reset`, over all ranks. Valid until the next `add`.
+  BalanceCounts total() const { return view_of(total_); }
+
+  /// Forgets everything.
+  void reset() {
+    std::fill(total_.begin(), total_.end(), std::int64_t{0});
+    latest_ = total_;
+  }
+
+  /// Takes totals from a checkpoint. Throws Error as `add` does.
+  void restore(const BalanceCounts& total) {
+    detail::check_balance_counts("BalanceAccumulator", total, num_experts());
+    const auto* counts = total.tokens_per_expert_E.data;
+    std::copy(counts, counts + num_experts(), total_.begin());
+    total_.back() = total.tokens;
+    std::fill(latest_.begin(), latest_.end(), std::int64_t{0});
+  }
+
+  /// E.
+  Index num_experts() const { return static_cast<Index>(total_.size()) - 1; }
+
+ private:
+  BalanceCounts view_of(const std::vector<std::int64_t>& counts) const {
+    return {{counts.data(), num_experts()}, counts.back()};
+  }
+
+  std::vector<std::int64_t> total_;  // E counts, then the tokens
+  std::vector<std::int64_t> latest_;
+};
+
+}  // namespace GATEPRO_ABI
+}  // namespace gatepro
+
+#endif  // GATEPRO_BALANCE_COUNTS_HPP
