@@ -44,6 +44,14 @@ struct Competition {
   }
 };
 
+/// How logits become weights.
+enum class ScoreFunction {
+  softmax_after_top_k,   ///< Softmax over the K selected logits: the paper's, eq. 3-4.
+  softmax_before_top_k,  ///< Softmax over all E logits.
+  sigmoid,               ///< 1 / (1 + exp(-l)) of each logit.
+  sqrt_softplus,         ///< sqrt(log(1 + exp(l))) of each logit.
+};
+
 /// Who competes with whom. The default is the paper's rule; the rest are its open ablations.
 struct Pairing {
   Index partners_per_expert = 1;  ///< m: the m most similar experts are rivals. 1 <= m <= E - 1.

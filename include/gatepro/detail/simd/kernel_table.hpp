@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "gatepro/detail/order.hpp"
+#include "gatepro/options.hpp"
 #include "gatepro/scalar.hpp"
 #include "gatepro/views.hpp"
 
@@ -40,6 +41,8 @@ struct Kernels {
                   const std::int32_t* rivals, bool eliminate, A lambda, Key* ranked_EL);
   void (*top_k)(const Key* keys_EL, Index experts, Index k, Key* top_keys_KL, Key* top_ids_KL);
   void (*softmax)(const Key* keys_KL, Index k, A* weights_KL, Key* nonfinite_L);
+  void (*scores)(const Key* keys_EL, Index experts, ScoreFunction function, A* scores_EL, A* sum_L,
+                 A* log_sum_exp_L);
   AddRows* add_rows[4];
 };
 

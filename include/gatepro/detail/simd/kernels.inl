@@ -10,6 +10,8 @@
 
 #include "gatepro/detail/simd/routing.inl"
 
+#include "gatepro/detail/simd/scores.inl"
+
 #include "gatepro/detail/simd/gradient.inl"
 
 template <class A>
@@ -23,4 +25,5 @@ inline constexpr Kernels<A> kernels{
     compete<A>,
     top_k<A>,
     softmax<A>,
+    scores<A>,
     {add_rows<A, float>, add_rows<A, double>, add_rows<A, bfloat16>, add_rows<A, half>}};

@@ -6,6 +6,7 @@
 #ifndef GATEPRO_DETAIL_SIMD_TARGETS_HPP
 #define GATEPRO_DETAIL_SIMD_TARGETS_HPP
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
