@@ -4,6 +4,7 @@
 #define GATEPRO_GATEPRO_HPP
 
 #include "gatepro/balance_counts.hpp"
+#include "gatepro/capacity.hpp"
 #include "gatepro/competition.hpp"
 #include "gatepro/cosine_similarity.hpp"
 #include "gatepro/detail/simd/dispatch.hpp"
