@@ -83,7 +83,7 @@ template <class Id, class A>
 void keep_all(const Choices<Id>& choices, const StridedView<A>& weights_TK,
               const StridedView<std::uint8_t>& kept_TK) {
   for (Index t = 0; t < kept_TK.rows; ++t) {
-    const bool padding = is_padding(choices.is_padding_T, t);
+    const bool padding = is_masked(choices.is_padding_T, t);
     for (Index j = 0; j < kept_TK.cols; ++j) {
       kept_TK(t, j) = padding ? 0 : 1;
       if (padding) weights_TK(t, j) = A(0);
@@ -155,7 +155,7 @@ DropReport count_drops(const Choices<Id>& choices, const StridedView<std::uint8_
     report.dropped_choices += over;
   }
   for (Index t = 0; t < kept_TK.rows; ++t) {
-    if (is_padding(choices.is_padding_T, t)) continue;
+    if (is_masked(choices.is_padding_T, t)) continue;
     bool any = false;
     for (Index j = 0; j < kept_TK.cols; ++j) any = any || kept_TK(t, j) != 0;
     report.tokens_without_expert += any ? 0 : 1;

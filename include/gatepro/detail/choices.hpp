@@ -21,13 +21,13 @@ struct Choices {
 
 inline namespace GATEPRO_ABI {
 
-inline bool is_padding(const VectorView<const std::uint8_t>& is_padding_T, Index t) {
+inline bool is_masked(const VectorView<const std::uint8_t>& is_padding_T, Index t) {
   return is_padding_T.given() && is_padding_T[t] != 0;
 }
 
 template <class Id>
 bool counts(const Choices<Id>& choices, Index t, Index j) {
-  return !is_padding(choices.is_padding_T, t) &&
+  return !is_masked(choices.is_padding_T, t) &&
          (!choices.kept_TK.given() || choices.kept_TK(t, j) != 0);
 }
 
