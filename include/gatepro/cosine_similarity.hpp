@@ -24,15 +24,10 @@ inline namespace GATEPRO_ABI {
 /// and no sum of squares can leave the range of A. A non-finite row becomes zeros and gives false.
 template <class W, class A>
 bool scale_row(const W* w, Index hidden, A* scaled) {
-  using O = Order<A>;
-  typename O::Key largest = 0;
-  for (Index h = 0; h < hidden; ++h) {
-    scaled[h] = static_cast<A>(w[h]);
-    typename O::Key bits;
-    std::memcpy(&bits, scaled + h, sizeof bits);
-    largest = std::max(largest, bits & O::magnitude);
-  }
-  if (largest >= O::infinity) {
+  const Kernels<A>& kernel = kernels<A>();
+  kernel.widen[source_index<W>()](w, hidden, scaled);
+  const auto largest = kernel.largest_magnitude(scaled, hidden);
+  if (largest >= Order<A>::infinity) {
     std::fill_n(scaled, hidden, A(0));
     return false;
   }
@@ -41,7 +36,7 @@ bool scale_row(const W* w, Index hidden, A* scaled) {
   const int exponent = std::ilogb(value_of<A>(largest));
   const A first = std::ldexp(A(1), -(exponent / 2));
   const A second = std::ldexp(A(1), -(exponent - exponent / 2));
-  for (Index h = 0; h < hidden; ++h) scaled[h] = scaled[h] * first * second;
+  kernel.scale(scaled, hidden, first, second);
   return true;
 }
 
@@ -75,14 +70,8 @@ void upper_products(const MatrixView<const A>& rows_EH, const PackedView<A>& pac
 /// similarity.
 template <class A>
 void normalise_row(Index i, const A* inverse_norm_E, const MatrixView<A>& similarity_EE) {
-  const A quiet_nan = value_of<A>(Order<A>::nan);
-  const bool row_is_finite = inverse_norm_E[i] >= 0;
-  for (Index j = i; j < similarity_EE.cols; ++j) {
-    const A inverse_norms = inverse_norm_E[i] * inverse_norm_E[j];
-    const A cosine = similarity_EE(i, j) * inverse_norms;
-    const A clamped = std::min(A(1), std::max(A(-1), cosine));
-    similarity_EE(i, j) = row_is_finite && inverse_norm_E[j] >= 0 ? clamped : quiet_nan;
-  }
+  kernels<A>().normalise(similarity_EE.row(i) + i, similarity_EE.cols - i, inverse_norm_E[i],
+                         inverse_norm_E + i);
   if (inverse_norm_E[i] > 0) similarity_EE(i, i) = A(1);
 }
 

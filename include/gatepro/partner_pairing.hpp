@@ -40,16 +40,17 @@ void pair_expert(const MatrixView<const A>& similarity_EE, Index i, typename Ord
   const Index m = partners_EM.cols;
   std::int32_t* partners = partners_EM.row(i);
   Index found = 0;
+  // Equal to the last of m partners is not enough: that one's id is lower.
+  auto enough = least;
   for (Index j = 0; j < similarity_EE.cols; ++j) {
     const auto key = key_of(similarity_EE(i, j));
-    if (j == i || key < least) continue;
-    // Insert behind all that are at least as similar: their ids are lower.
-    Index at = std::min(found, m);
+    if (key < enough || j == i) continue;
+    Index at = std::min(found, m - 1);
     while (at > 0 && key_of(similarity_EE(i, partners[at - 1])) < key) --at;
-    if (at == m) continue;
     found = std::min(found + 1, m);
     std::copy_backward(partners + at, partners + found - 1, partners + found);
     partners[at] = static_cast<std::int32_t>(j);
+    if (found == m) enough = key_of(similarity_EE(i, partners[m - 1])) + 1;
   }
   std::fill(partners + found, partners + m, static_cast<std::int32_t>(i));
 }

@@ -43,6 +43,12 @@
 #define GATEPRO_ABI_VECTORS scalar
 #endif
 
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+#define GATEPRO_LITTLE_ENDIAN 0
+#else
+#define GATEPRO_LITTLE_ENDIAN 1
+#endif
+
 // For functions outside that namespace: they leave no symbol behind that a linker could merge.
 #if defined(__GNUC__)
 #define GATEPRO_ALWAYS_INLINE __attribute__((always_inline))

@@ -92,12 +92,13 @@ void pack_few(const MatrixView<const W>& w_EH, A* packed) {
   const Index rows = kernels<A>().lanes / 2;
   for (Index start = 0; start < w_EH.cols; start += depth_block) {
     const Index depth = std::min(depth_block, w_EH.cols - start);
-    for (Index e = 0; e < rows; ++e) {
-      A* to = packed + start * rows + e * padded_depth<A>(depth);
-      for (Index h = 0; h < padded_depth<A>(depth); ++h) {
-        to[h] = e < w_EH.rows && h < depth ? static_cast<A>(w_EH(e, start + h)) : A(0);
-      }
+    const Index stride = padded_depth<A>(depth);
+    A* block = packed + start * rows;
+    for (Index e = 0; e < w_EH.rows; ++e) {
+      kernels<A>().widen[source_index<W>()](w_EH.row(e) + start, depth, block + e * stride);
+      std::fill(block + e * stride + depth, block + (e + 1) * stride, A(0));
     }
+    std::fill(block + w_EH.rows * stride, block + rows * stride, A(0));
   }
 }
 
@@ -108,17 +109,12 @@ void pack_vector(const MatrixView<const W>& w_EH, Index v, A* packed) {
   const Index lanes = kernel.lanes;
   const Index vectors = expert_vectors<A>(w_EH.rows);
   const Panel panel = panel_of(v, vectors, kernel.panel_vectors);
+  const Index rows = std::min(lanes, w_EH.rows - v * lanes);
   for (Index start = 0; start < w_EH.cols; start += depth_block) {
     const Index depth = std::min(depth_block, w_EH.cols - start);
     A* block = packed + start * vectors * lanes + panel.first * lanes * depth;
-    for (Index lane = 0; lane < lanes; ++lane) {
-      const Index expert = v * lanes + lane;
-      A* to = block + (v - panel.first) * lanes + lane;
-      for (Index h = 0; h < depth; ++h) {
-        to[h * panel.width * lanes] =
-            expert < w_EH.rows ? static_cast<A>(w_EH(expert, start + h)) : A(0);
-      }
-    }
+    kernel.pack[source_index<W>()](w_EH.row(v * lanes) + start, w_EH.row_stride, rows, depth,
+                                   block + (v - panel.first) * lanes, panel.width * lanes);
   }
 }
 
@@ -135,20 +131,19 @@ PackedView<A> pack(const MatrixView<const W>& w_EH, A* packed, const Executor& e
 
 /// Logits of up to tile_tokens tokens, in rows of `row_stride` elements with room for
 /// padded_experts, of all experts from vector `first_vector`, the first of a widest panel.
-/// `widened` holds tile_tokens x depth_block elements if X is not A, else nothing.
+/// `widened` holds tile_tokens x depth_block elements if X must be widened, else nothing.
 template <class X, class A>
 void gate_tile(const MatrixView<const X>& x_TH, const PackedView<A>& w, A* widened, A* logits_TE,
                Index row_stride, Index first_vector = 0) {
   const Kernels<A>& kernel = kernels<A>();
   const Index vectors = expert_vectors<A>(w.experts);
+  constexpr int direct = std::is_same_v<X, bfloat16> && reads_directly_v<X, A> ? 1 : 0;
   // At least once, so that logits of no columns are zero.
   for (Index start = 0; start == 0 || start < w.hidden; start += depth_block) {
     const Index depth = std::min(depth_block, w.hidden - start);
-    const A* x = nullptr;
+    const void* x = x_TH.data + start;
     Index x_stride = x_TH.row_stride;
-    if constexpr (std::is_same_v<X, A>) {
-      x = x_TH.data + start;
-    } else {
+    if constexpr (!reads_directly_v<X, A>) {
       x_stride = depth_block;
       for (Index t = 0; t < x_TH.rows; ++t) {
         kernel.widen[source_index<X>()](x_TH.row(t) + start, depth, widened + t * x_stride);
@@ -156,12 +151,13 @@ void gate_tile(const MatrixView<const X>& x_TH, const PackedView<A>& w, A* widen
       x = widened;
     }
     if (are_few<A>(w.experts)) {
-      kernel.gate_few(x, x_stride, x_TH.rows, w.data + start * (kernel.lanes / 2), depth, logits_TE,
-                      row_stride, start == 0);
+      kernel.gate_few[direct](x, x_stride, x_TH.rows, w.data + start * (kernel.lanes / 2), depth,
+                              logits_TE, row_stride, start == 0);
     } else {
       const Index skipped = first_vector * kernel.lanes;
-      kernel.gate(x, x_stride, x_TH.rows, w.data + start * vectors * kernel.lanes + skipped * depth,
-                  depth, vectors - first_vector, logits_TE + skipped, row_stride, start == 0);
+      kernel.gate[direct](x, x_stride, x_TH.rows,
+                          w.data + start * vectors * kernel.lanes + skipped * depth, depth,
+                          vectors - first_vector, logits_TE + skipped, row_stride, start == 0);
     }
   }
 }

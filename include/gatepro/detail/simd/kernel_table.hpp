@@ -22,20 +22,30 @@ constexpr int source_index() {
   if constexpr (std::is_same_v<Source, half>) return 3;
 }
 
+/// True if the gate kernels take tokens of X as they are; others are widened into a buffer first.
+template <class X, class A>
+inline constexpr bool reads_directly_v = std::is_same_v<X, A> ||
+                                         (std::is_same_v<X, bfloat16> && std::is_same_v<A, float>);
+
 template <class A>
 struct Kernels {
   using Key = typename Order<A>::Key;
   using Widen = void(const void* from, Index count, A* to);
+  using Pack = void(const void* from, Index row_stride, Index rows, Index depth, A* to,
+                    Index to_stride);
+  using Gate = void(const void* x, Index x_stride, Index tokens, const A* packed, Index depth,
+                    Index expert_vectors, A* out, Index out_stride, bool first);
+  using GateFew = void(const void* x, Index x_stride, Index tokens, const A* packed, Index depth,
+                       A* out, Index out_stride, bool first);
   using AddRows = void(const A* coefficients, const Index* rows, Index count, const void* base,
                        Index stride, Index width, A* out);
 
   int lanes;          ///< Tokens of a routing group; experts of a packed vector.
   int panel_vectors;  ///< Vectors of experts that the gate kernel takes at once.
   Widen* widen[4];
-  void (*gate)(const A* x, Index x_stride, Index tokens, const A* packed, Index depth,
-               Index expert_vectors, A* out, Index out_stride, bool first);
-  void (*gate_few)(const A* x, Index x_stride, Index tokens, const A* packed, Index depth, A* out,
-                   Index out_stride, bool first);
+  Pack* pack[4];
+  Gate* gate[2];         ///< For tokens of A, and of bfloat16 if A is float.
+  GateFew* gate_few[2];  ///< Likewise.
   void (*load_keys)(const A* logits, Index row_stride, Index tokens, Index experts, Key* keys_EL);
   void (*compete)(const Key* keys_EL, Index experts, const std::int32_t* rival_begin,
                   const std::int32_t* rivals, bool eliminate, A lambda, Key* ranked_EL);
@@ -43,6 +53,9 @@ struct Kernels {
   void (*softmax)(const Key* keys_KL, Index k, A* weights_KL, Key* nonfinite_L);
   void (*scores)(const Key* keys_EL, Index experts, ScoreFunction function, A* scores_EL, A* sum_L,
                  A* log_sum_exp_L);
+  Key (*largest_magnitude)(const A* row, Index count);
+  void (*scale)(A* row, Index count, A first, A second);
+  void (*normalise)(A* cosines, Index count, A own_inverse, const A* inverse_norms);
   AddRows* add_rows[4];
 };
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The kernels of one instruction set: inner loops written once on Vec. Included once per set, inside
-// its namespace; each file uses those before it.
+// The kernels of one instruction set: inner loops written once on Vec. Included once per set,
+// inside its namespace; each file uses those before it.
 
 #include "gatepro/detail/simd/vec.inl"
 
@@ -14,16 +14,26 @@
 
 #include "gatepro/detail/simd/gradient.inl"
 
+#include "gatepro/detail/simd/similarity.inl"
+
+/// The 16-bit type that the gate reads directly.
+template <class A>
+using Direct16 = std::conditional_t<reads_directly_v<bfloat16, A>, bfloat16, A>;
+
 template <class A>
 inline constexpr Kernels<A> kernels{
     lanes_v<A>,
     GATEPRO_PANEL_VECTORS,
     {widen<A, float>, widen<A, double>, widen<A, bfloat16>, widen<A, half>},
-    gate<A>,
-    gate_few<A>,
+    {pack<A, float>, pack<A, double>, pack<A, bfloat16>, pack<A, half>},
+    {gate<A, A>, gate<A, Direct16<A>>},
+    {gate_few<A, A>, gate_few<A, Direct16<A>>},
     load_keys<A>,
     compete<A>,
     top_k<A>,
     softmax<A>,
     scores<A>,
+    largest_magnitude<A>,
+    scale<A>,
+    normalise<A>,
     {add_rows<A, float>, add_rows<A, double>, add_rows<A, bfloat16>, add_rows<A, half>}};

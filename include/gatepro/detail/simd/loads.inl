@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The lane count, and loads and stores of storage types.
+// The lane count; loads and stores of storage types; the transpose.
 
 #if GATEPRO_VECTOR_EXTENSIONS
 template <class T>
@@ -12,14 +12,35 @@ inline constexpr int lanes_v = 1;
 template <class T>
 using Lanes = Vec<T, lanes_v<T>>;
 
+/// The same value, in a register of its own: g++ would otherwise load it anew for each use, and
+/// loads are what the few-expert gate has least of.
+template <class T, int N>
+GATEPRO_FN Vec<T, N> loaded_once(Vec<T, N> v) {
+#if GATEPRO_X86_TARGETS
+  __asm__("" : "+v"(v.raw));
+#endif
+  return v;
+}
+
+/// The 16-bit patterns at `from` as lanes of 32 bits.
+GATEPRO_FN Lanes<std::int32_t> load_16_bits(const void* from) {
+#if GATEPRO_VECTOR_EXTENSIONS
+  typedef std::uint16_t Half __attribute__((vector_size(lanes_v<float> * sizeof(std::uint16_t))));
+  Half bits;
+  __builtin_memcpy(&bits, from, sizeof bits);
+  return {__builtin_convertvector(bits, Lanes<std::int32_t>::Raw)};
+#else
+  std::uint16_t bits;
+  std::memcpy(&bits, from, sizeof bits);
+  return {bits};
+#endif
+}
 
 /// Lanes of float from as many 16-bit patterns.
 template <class Source>
-GATEPRO_FN Lanes<float> widen_16_bits(const std::uint16_t* bits) {
-  std::int32_t words[lanes_v<float>];
-  for (int i = 0; i < lanes_v<float>; ++i) words[i] = bits[i];
+GATEPRO_FN Lanes<float> widen_16_bits(const void* bits) {
   using Word = Lanes<std::int32_t>;
-  const Word word = Word::load(words);
+  const Word word = load_16_bits(bits);
   if constexpr (std::is_same_v<Source, bfloat16>) {
     return bit_cast<float>(word << 16);
   } else {
@@ -56,6 +77,11 @@ GATEPRO_FN Lanes<A> load_as(const Source* from, int count) {
   if constexpr (std::is_same_v<A, Source>) {
     if (count == lanes_v<A>) return Lanes<A>::load(from);
     copy_pieces<lanes_v<A> / 2>(from, wide, count);
+  } else if constexpr (sizeof(Source) == 2 && sizeof(A) == 4) {
+    if (count == lanes_v<A>) return widen_16_bits<Source>(from);
+    std::uint16_t bits[lanes_v<float>] = {};
+    std::memcpy(bits, static_cast<const void*>(from), std::size_t(count) * sizeof(Source));
+    return widen_16_bits<Source>(bits);
   } else if constexpr (sizeof(Source) == 2) {
     std::uint16_t bits[lanes_v<float>] = {};
     float values[lanes_v<float>];
@@ -86,4 +112,25 @@ GATEPRO_KERNEL void widen(const void* from, Index count, A* to) {
     const int n = count - i < lanes_v<A> ? int(count - i) : lanes_v<A>;
     store_first<A>(load_as<A>(static_cast<const Source*>(from) + i, n), to + i, n);
   }
+}
+
+/// Transposes an L x L block in registers: log2(L) rounds of interleaving row r with r + L/2.
+template <class A>
+GATEPRO_FN void transpose(Lanes<A> (&rows)[std::size_t(lanes_v<A>)]) {
+#if GATEPRO_VECTOR_EXTENSIONS
+  constexpr int L = lanes_v<A>;
+  GATEPRO_UNROLL
+  for (int round = 1; round < L; round *= 2) {
+    Lanes<A> next[std::size_t(L)];
+    GATEPRO_UNROLL
+    for (int r = 0; r < L / 2; ++r) {
+      next[2 * r] = interleave_low(rows[r], rows[r + L / 2]);
+      next[2 * r + 1] = interleave_high(rows[r], rows[r + L / 2]);
+    }
+    GATEPRO_UNROLL
+    for (int r = 0; r < L; ++r) rows[r] = next[r];
+  }
+#else
+  (void)rows;  // 1 x 1
+#endif
 }

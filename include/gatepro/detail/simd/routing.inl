@@ -17,8 +17,7 @@ template <class A>
 GATEPRO_FN Keys<A> to_keys(Lanes<A> values) {
   using O = Order<A>;
   const Keys<A> size = bit_cast<BitsOf<A>>(values) & Keys<A>::splat(O::magnitude);
-  return select(size > Keys<A>::splat(O::infinity), Keys<A>::splat(O::nan),
-                number_keys<A>(values));
+  return select(size > Keys<A>::splat(O::infinity), Keys<A>::splat(O::nan), number_keys<A>(values));
 }
 
 /// The inverse of to_keys for numbers; meaningless for the keys below -inf.
@@ -27,27 +26,6 @@ GATEPRO_FN Lanes<A> to_values(Keys<A> keys) {
   const Keys<A> sign = keys >> int(8 * sizeof(A) - 1);
   const Keys<A> size = (keys ^ sign) - sign;
   return bit_cast<A>(size | (sign & Keys<A>::splat(Order<A>::lowest)));
-}
-
-/// Transposes an L x L block in registers: log2(L) rounds of interleaving row r with r + L/2.
-template <class A>
-GATEPRO_FN void transpose(Lanes<A> (&rows)[std::size_t(lanes_v<A>)]) {
-#if GATEPRO_VECTOR_EXTENSIONS
-  constexpr int L = lanes_v<A>;
-  GATEPRO_UNROLL
-  for (int round = 1; round < L; round *= 2) {
-    Lanes<A> next[std::size_t(L)];
-    GATEPRO_UNROLL
-    for (int r = 0; r < L / 2; ++r) {
-      next[2 * r] = interleave_low(rows[r], rows[r + L / 2]);
-      next[2 * r + 1] = interleave_high(rows[r], rows[r + L / 2]);
-    }
-    GATEPRO_UNROLL
-    for (int r = 0; r < L; ++r) rows[r] = next[r];
-  }
-#else
-  (void)rows;  // 1 x 1
-#endif
 }
 
 /// Reads `tokens` <= L rows of logits into keys_EL. Lanes past `tokens` repeat the last row.
@@ -74,9 +52,8 @@ GATEPRO_KERNEL void load_keys(const A* logits, Index row_stride, Index tokens, I
 /// ranked_EL = keys_EL, with the losers' keys lowered: to the key of their logit minus lambda, or
 /// to Order::loser. An expert loses if its key is strictly below that of any rival; NaNs never do.
 template <class A, bool eliminate>
-GATEPRO_FN void compete_as(const BitsOf<A>* keys_EL, Index experts,
-                           const std::int32_t* rival_begin, const std::int32_t* rivals, A lambda,
-                           BitsOf<A>* ranked_EL) {
+GATEPRO_FN void compete_as(const BitsOf<A>* keys_EL, Index experts, const std::int32_t* rival_begin,
+                           const std::int32_t* rivals, A lambda, BitsOf<A>* ranked_EL) {
   using O = Order<A>;
   constexpr int L = lanes_v<A>;
   const Lanes<A> penalty = Lanes<A>::splat(lambda);
@@ -183,8 +160,7 @@ GATEPRO_FN void top_k_as(const BitsOf<A>* keys_EL, Index experts, Index k, BitsO
       top_ids[j] = Keys<A>::splat(0);
     }
     for (Index e = 0; e < experts; ++e) {
-      insert<A>(Keys<A>::load(keys_EL + e * L), Keys<A>::splat(BitsOf<A>(e)), K, top_keys,
-                top_ids);
+      insert<A>(Keys<A>::load(keys_EL + e * L), Keys<A>::splat(BitsOf<A>(e)), K, top_keys, top_ids);
     }
     GATEPRO_UNROLL
     for (int j = 0; j < K; ++j) {
@@ -215,15 +191,21 @@ GATEPRO_FN void top_k_as(const BitsOf<A>* keys_EL, Index experts, Index k, BitsO
 }
 
 template <class A>
-GATEPRO_KERNEL void top_k(const BitsOf<A>* keys_EL, Index experts, Index k,
-                          BitsOf<A>* top_keys_KL, BitsOf<A>* top_ids_KL) {
+GATEPRO_KERNEL void top_k(const BitsOf<A>* keys_EL, Index experts, Index k, BitsOf<A>* top_keys_KL,
+                          BitsOf<A>* top_ids_KL) {
   switch (k) {
-    case 1: return top_k_as<A, 1>(keys_EL, experts, k, top_keys_KL, top_ids_KL);
-    case 2: return top_k_as<A, 2>(keys_EL, experts, k, top_keys_KL, top_ids_KL);
-    case 4: return top_k_as<A, 4>(keys_EL, experts, k, top_keys_KL, top_ids_KL);
-    case 6: return top_k_as<A, 6>(keys_EL, experts, k, top_keys_KL, top_ids_KL);
-    case 8: return top_k_as<A, 8>(keys_EL, experts, k, top_keys_KL, top_ids_KL);
-    default: return top_k_as<A, 0>(keys_EL, experts, k, top_keys_KL, top_ids_KL);
+    case 1:
+      return top_k_as<A, 1>(keys_EL, experts, k, top_keys_KL, top_ids_KL);
+    case 2:
+      return top_k_as<A, 2>(keys_EL, experts, k, top_keys_KL, top_ids_KL);
+    case 4:
+      return top_k_as<A, 4>(keys_EL, experts, k, top_keys_KL, top_ids_KL);
+    case 6:
+      return top_k_as<A, 6>(keys_EL, experts, k, top_keys_KL, top_ids_KL);
+    case 8:
+      return top_k_as<A, 8>(keys_EL, experts, k, top_keys_KL, top_ids_KL);
+    default:
+      return top_k_as<A, 0>(keys_EL, experts, k, top_keys_KL, top_ids_KL);
   }
 }
 
@@ -237,9 +219,19 @@ GATEPRO_FN Lanes<A> exp_nonpositive(Lanes<A> x) {
   constexpr A floor = single ? A(-104) : A(-746);
   constexpr A ln2_high = single ? A(0.693359375) : A(0.693147180369123816490);
   constexpr A ln2_low = single ? A(-2.12194440e-4) : A(1.90821492927058770002e-10);
-  constexpr double inverse_factorial[14] = {1.0, 1.0, 1.0 / 2, 1.0 / 6, 1.0 / 24, 1.0 / 120,
-                                            1.0 / 720, 1.0 / 5040, 1.0 / 40320, 1.0 / 362880,
-                                            1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600,
+  constexpr double inverse_factorial[14] = {1.0,
+                                            1.0,
+                                            1.0 / 2,
+                                            1.0 / 6,
+                                            1.0 / 24,
+                                            1.0 / 120,
+                                            1.0 / 720,
+                                            1.0 / 5040,
+                                            1.0 / 40320,
+                                            1.0 / 362880,
+                                            1.0 / 3628800,
+                                            1.0 / 39916800,
+                                            1.0 / 479001600,
                                             1.0 / 6227020800};
   x = select(number_keys<A>(x) > number_keys<A>(V::splat(floor)), x, V::splat(floor));
   const V scaled = mul_add(x, V::splat(A(1.44269504088896340736)), V::splat(A(-0.5)));

@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: MIT
+// Similarity kernels: neighbouring columns, or experts, in the lanes.
+
+/// The largest magnitude of a row as bits; a NaN is larger than infinity.
+template <class A>
+GATEPRO_KERNEL BitsOf<A> largest_magnitude(const A* row, Index count) {
+  constexpr int L = lanes_v<A>;
+  const Lanes<BitsOf<A>> magnitude = Lanes<BitsOf<A>>::splat(Order<A>::magnitude);
+  Lanes<BitsOf<A>> largest = Lanes<BitsOf<A>>::splat(0);
+  for (Index i = 0; i < count; i += L) {
+    const int n = count - i < L ? int(count - i) : L;
+    largest = larger(largest, bit_cast<BitsOf<A>>(load_as<A>(row + i, n)) & magnitude);
+  }
+  BitsOf<A> lanes[std::size_t(L)];
+  largest.store(lanes);
+  BitsOf<A> result = 0;
+  for (int lane = 0; lane < L; ++lane) result = lanes[lane] > result ? lanes[lane] : result;
+  return result;
+}
+
+/// row[i] = row[i] * first * second.
+template <class A>
+GATEPRO_KERNEL void scale(A* row, Index count, A first, A second) {
+  constexpr int L = lanes_v<A>;
+  for (Index i = 0; i < count; i += L) {
+    const int n = count - i < L ? int(count - i) : L;
+    const Lanes<A> scaled = load_as<A>(row + i, n) * Lanes<A>::splat(first);
+    store_first<A>(scaled * Lanes<A>::splat(second), row + i, n);
+  }
+}
+
+/// Cosines from products: cosines[j] *= own_inverse * inverse_norms[j], in [-1, 1]. A negative
+/// inverse marks a row without similarity: quiet NaN.
+template <class A>
+GATEPRO_KERNEL void normalise(A* cosines, Index count, A own_inverse, const A* inverse_norms) {
+  using V = Lanes<A>;
+  using O = Order<A>;
+  constexpr int L = lanes_v<A>;
+  const Keys<A> zero = Keys<A>::splat(0);
+  const V own = V::splat(own_inverse);
+  const V quiet_nan = bit_cast<A>(Keys<A>::splat(O::quiet_nan_bits));
+  for (Index j = 0; j < count; j += L) {
+    const int n = count - j < L ? int(count - j) : L;
+    const V other = load_as<A>(inverse_norms + j, n);
+    const V cosine = load_as<A>(cosines + j, n) * (own * other);
+    const V clamped = smaller(V::splat(A(1)), larger(V::splat(A(-1)), cosine));
+    const auto unknown = (bit_cast<BitsOf<A>>(own) | bit_cast<BitsOf<A>>(other)) < zero;
+    store_first<A>(select(unknown, quiet_nan, clamped), cosines + j, n);
+  }
+}
