@@ -8,6 +8,7 @@
 #include "gatepro/competition.hpp"
 #include "gatepro/cosine_similarity.hpp"
 #include "gatepro/detail/simd/dispatch.hpp"
+#include "gatepro/dispatch_plan.hpp"
 #include "gatepro/error.hpp"
 #include "gatepro/executor.hpp"
 #include "gatepro/expert_bias.hpp"
