@@ -14,6 +14,8 @@
 #include "gatepro/expert_bias.hpp"
 #include "gatepro/gate_backward.hpp"
 #include "gatepro/gate_logits.hpp"
+#include "gatepro/load_balancing_loss.hpp"
+#include "gatepro/loss_weight.hpp"
 #include "gatepro/options.hpp"
 #include "gatepro/partner_pairing.hpp"
 #include "gatepro/penalty_statistics.hpp"
@@ -27,5 +29,6 @@
 #include "gatepro/version.hpp"
 #include "gatepro/views.hpp"
 #include "gatepro/workspace.hpp"
+#include "gatepro/z_loss.hpp"
 
 #endif  // GATEPRO_GATEPRO_HPP
