@@ -19,6 +19,7 @@
 #include "gatepro/options.hpp"
 #include "gatepro/partner_pairing.hpp"
 #include "gatepro/penalty_statistics.hpp"
+#include "gatepro/permute.hpp"
 #include "gatepro/router.hpp"
 #include "gatepro/routing.hpp"
 #include "gatepro/scalar.hpp"
