@@ -23,6 +23,8 @@
 #include "gatepro/router.hpp"
 #include "gatepro/routing.hpp"
 #include "gatepro/scalar.hpp"
+#include "gatepro/scored_replay.hpp"
+#include "gatepro/scored_routing.hpp"
 #include "gatepro/similarity_cache.hpp"
 #include "gatepro/softmax.hpp"
 #include "gatepro/tokens_per_expert.hpp"

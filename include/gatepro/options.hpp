@@ -44,12 +44,37 @@ struct Competition {
   }
 };
 
-/// How logits become weights.
+/// How logits become scores.
 enum class ScoreFunction {
   softmax_after_top_k,   ///< Softmax over the K selected logits: the paper's, eq. 3-4.
   softmax_before_top_k,  ///< Softmax over all E logits.
   sigmoid,               ///< 1 / (1 + exp(-l)) of each logit.
   sqrt_softplus,         ///< sqrt(log(1 + exp(l))) of each logit.
+};
+
+/// How scores s of the selected become weights: scale * s / (sum of the selected s + 1e-20), or
+/// scale * s without the quotient. The default is the paper's softmax.
+struct ScoreRule {
+  ScoreFunction function = ScoreFunction::softmax_after_top_k;  ///< From logits to scores.
+  bool renormalise = false;  ///< Divide by the sum; softmax_after_top_k has the sum 1 anyway.
+  double scale = 1;          ///< Routed scaling factor: finite, > 0.
+};
+
+/// Which sum of an expert group's best choice values ranks the group.
+enum class GroupScore {
+  share_of_top_k,  ///< The best top_k / groups_per_token, rounded down.
+  top_2,           ///< The best two.
+};
+
+/// Restricts each token to experts of a few groups. Group g holds the experts from g * E /
+/// num_groups on. Off by default.
+struct GroupLimit {
+  Index num_groups = 1;                           ///< G: a divisor of E. 1 for no limit.
+  Index groups_per_token = 1;                     ///< M, 1 <= M <= G; M <= top_k <= M * E / G.
+  GroupScore score = GroupScore::share_of_top_k;  ///< What ranks the groups.
+
+  /// False if every expert is open to every token.
+  GATEPRO_ALWAYS_INLINE constexpr bool active() const { return num_groups > 1; }
 };
 
 /// Who competes with whom. The default is the paper's rule; the rest are its open ablations.
@@ -84,6 +109,22 @@ struct RefreshSchedule {
   }
   /// Refreshed at the first call, then kept.
   GATEPRO_ALWAYS_INLINE static constexpr RefreshSchedule frozen() { return {Kind::frozen, 1}; }
+};
+
+/// How a token's experts and their weights follow from its logits. Experts rank by: in an allowed
+/// group, not NaN, survivor before loser, larger choice value (score plus bias), lower id.
+struct SelectionRule {
+  Index top_k = 0;            ///< K: experts per token, 1 <= K <= E.
+  ScoreRule scores{};         ///< From logits to weights.
+  GroupLimit groups{};        ///< Which experts may be chosen together.
+  Competition competition{};  ///< The rule for losers.
+
+  /// True if each token's weights are constants, as for one expert whose weight is normalised: then
+  /// no gradient reaches the logits through them.
+  GATEPRO_ALWAYS_INLINE constexpr bool constant_weights() const {
+    return top_k == 1 &&
+           (scores.renormalise || scores.function == ScoreFunction::softmax_after_top_k);
+  }
 };
 
 /// Everything that defines a Router.

@@ -117,6 +117,14 @@ void check_strided(const char* where, const char* name, const StridedView<T>& m,
   }
 }
 
+/// The same, or not given. A null that has a size is neither.
+template <class T>
+void check_optional_strided(const char* where, const char* name, const StridedView<T>& m,
+                            Index rows, Index cols) {
+  const bool absent = m.data == nullptr && (m.rows == 0 || m.cols == 0);
+  if (!absent) check_strided(where, name, m, rows, cols);
+}
+
 template <class T>
 void check_vector(const char* where, const char* name, const VectorView<T>& v, Index size) {
   if (v.size != size) {

@@ -68,22 +68,28 @@ const typename Order<A>::Key* rank_group(const RoutingGroup<A>& group, Index exp
   return group.ranked_EL;
 }
 
-/// Gives the slots that survivors could not fill to the losers, in order of logit, then id. The
+/// True if one of the first `tokens` tokens selected a loser.
+template <class A>
+bool holds_losers(const RoutingGroup<A>& group, Index tokens, Index top_k) {
+  // Losers rank after survivors: a token without one in its last slot has none.
+  const auto* last_keys_L = group.top_keys_KL + (top_k - 1) * kernels<A>().lanes;
+  return std::any_of(last_keys_L, last_keys_L + tokens,
+                     [](auto key) { return key <= Order<A>::loser; });
+}
+
+/// Gives the slots that survivors could not fill to the losers, in order of order_EL, then id. The
 /// selection left them to the losers in order of id, because all losers share one key. Overwrites
 /// ranked_EL. Returns how many of the first `tokens` tokens were short of survivors.
 template <class A>
-Index refill_from_losers(const RoutingGroup<A>& group, Index tokens, Index experts, Index top_k) {
+Index refill_from_losers(const RoutingGroup<A>& group, const typename Order<A>::Key* order_EL,
+                         typename Order<A>::Key* ranked_EL, Index tokens, Index experts,
+                         Index top_k) {
   using O = Order<A>;
   const Index lanes = kernels<A>().lanes;
-  // Losers rank after survivors: a token without one in its last slot has none.
-  const auto* last_keys_L = group.top_keys_KL + (top_k - 1) * lanes;
-  const bool any =
-      std::any_of(last_keys_L, last_keys_L + tokens, [](auto key) { return key <= O::loser; });
-  if (!any) return 0;
   for (Index i = 0; i < experts * lanes; ++i) {
-    group.ranked_EL[i] = group.ranked_EL[i] == O::loser ? group.keys_EL[i] : O::empty;
+    ranked_EL[i] = ranked_EL[i] == O::loser ? order_EL[i] : O::empty;
   }
-  kernels<A>().top_k(group.ranked_EL, experts, top_k, group.other_keys_KL, group.other_ids_KL);
+  kernels<A>().top_k(ranked_EL, experts, top_k, group.other_keys_KL, group.other_ids_KL);
   Index short_tokens = 0;
   for (Index lane = 0; lane < tokens; ++lane) {
     Index next_loser = lane;
@@ -102,8 +108,9 @@ template <class A>
 Index select_group(const RoutingGroup<A>& group, const typename Order<A>::Key* ranked_EL,
                    Index tokens, Index experts, Index top_k) {
   kernels<A>().top_k(ranked_EL, experts, top_k, group.top_keys_KL, group.top_ids_KL);
-  const bool may_hold_losers = ranked_EL == group.ranked_EL;
-  return may_hold_losers ? refill_from_losers(group, tokens, experts, top_k) : 0;
+  const bool competed = ranked_EL == group.ranked_EL;
+  if (!competed || !holds_losers(group, tokens, top_k)) return 0;
+  return refill_from_losers(group, group.keys_EL, group.ranked_EL, tokens, experts, top_k);
 }
 
 /// What happened to a group.

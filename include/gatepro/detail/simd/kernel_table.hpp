@@ -53,6 +53,8 @@ struct Kernels {
   void (*softmax)(const Key* keys_KL, Index k, A* weights_KL, Key* nonfinite_L);
   void (*scores)(const Key* keys_EL, Index experts, ScoreFunction function, A* scores_EL, A* sum_L,
                  A* log_sum_exp_L);
+  void (*choice_keys)(const Key* ranked_EL, Index experts, const A* scores_EL, const A* bias_E,
+                      Key* choice_EL);
   Key (*largest_magnitude)(const A* row, Index count);
   void (*scale)(A* row, Index count, A first, A second);
   void (*normalise)(A* cosines, Index count, A own_inverse, const A* inverse_norms);

@@ -33,6 +33,7 @@ inline constexpr Kernels<A> kernels{
     top_k<A>,
     softmax<A>,
     scores<A>,
+    choice_keys<A>,
     largest_magnitude<A>,
     scale<A>,
     normalise<A>,

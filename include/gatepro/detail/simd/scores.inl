@@ -176,3 +176,19 @@ GATEPRO_KERNEL void scores(const BitsOf<A>* keys_EL, Index experts, ScoreFunctio
     softmax_scores<A>(keys_EL, experts, scores_EL, sum_L, log_sum_exp_L);
   }
 }
+
+/// The keys by which experts are chosen: of score + bias. Null scores are the logits themselves,
+/// null biases are 0. Losers and NaNs stay what they are; a NaN score or sum becomes a NaN.
+template <class A>
+GATEPRO_KERNEL void choice_keys(const BitsOf<A>* ranked_EL, Index experts, const A* scores_EL,
+                                const A* bias_E, BitsOf<A>* choice_EL) {
+  constexpr int L = lanes_v<A>;
+  for (Index e = 0; e < experts; ++e) {
+    const Keys<A> ranked = Keys<A>::load(ranked_EL + e * L);
+    Lanes<A> value =
+        scores_EL == nullptr ? to_values<A>(ranked) : Lanes<A>::load(scores_EL + e * L);
+    if (bias_E != nullptr) value = value + Lanes<A>::splat(bias_E[e]);
+    select(ranked < Keys<A>::splat(-Order<A>::infinity), ranked, to_keys<A>(value))
+        .store(choice_EL + e * L);
+  }
+}

@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: MIT
+// Ranks a group of tokens whose experts were chosen before, by the record of that choice.
+#ifndef GATEPRO_DETAIL_SCORED_RECORD_HPP
+#define GATEPRO_DETAIL_SCORED_RECORD_HPP
+
+#include <algorithm>
+#include <cstdint>
+
+#include "gatepro/detail/scored_group.hpp"
+
+namespace gatepro {
+namespace detail {
+inline namespace GATEPRO_ABI {
+
+/// A loser's ranked key.
+template <class A>
+typename Order<A>::Key lowered_key(typename Order<A>::Key key,
+                                   const ActiveCompetition<A>& competition) {
+  if (key == Order<A>::nan) return key;
+  if (competition.eliminate) return Order<A>::loser;
+  return key_of(value_of<A>(key) - competition.lambda);
+}
+
+/// Reads recorded ids of `tokens` tokens into lanes. Lanes past them repeat the last one.
+template <class A, class Id>
+void load_recorded_ids(const ScoredGroup<A>& group, const StridedView<Id>& expert_ids_TK,
+                       Index first, Index tokens) {
+  using Key = typename Order<A>::Key;
+  const Index lanes = kernels<A>().lanes;
+  for (Index j = 0; j < expert_ids_TK.cols; ++j) {
+    for (Index lane = 0; lane < lanes; ++lane) {
+      const Index t = first + std::min(lane, tokens - 1);
+      group.routing.top_ids_KL[j * lanes + lane] = static_cast<Key>(expert_ids_TK(t, j));
+    }
+  }
+}
+
+/// The ranked keys of a group whose ids stand in top_ids_KL: those of the competition, but the
+/// record says who among the selected had lost.
+template <class A>
+const typename Order<A>::Key* rank_by_record(const ScoredGroup<A>& group, Index experts,
+                                             const ActiveCompetition<A>& competition,
+                                             const StridedView<const std::uint8_t>& penalised_TK,
+                                             Index first, Index tokens) {
+  const RoutingGroup<A>& routing = group.routing;
+  const auto* ranked_EL = rank_group(routing, experts, competition);
+  if (!competition.active || !penalised_TK.given()) return ranked_EL;
+  const Index lanes = kernels<A>().lanes;
+  for (Index j = 0; j < penalised_TK.cols; ++j) {
+    for (Index lane = 0; lane < tokens; ++lane) {
+      const Index i = static_cast<Index>(routing.top_ids_KL[j * lanes + lane]) * lanes + lane;
+      const auto key = routing.keys_EL[i];
+      routing.ranked_EL[i] =
+          penalised_TK(first + lane, j) != 0 ? lowered_key(key, competition) : key;
+    }
+  }
+  return ranked_EL;
+}
+
+}  // namespace GATEPRO_ABI
+}  // namespace detail
+}  // namespace gatepro
+
+#endif  // GATEPRO_DETAIL_SCORED_RECORD_HPP
