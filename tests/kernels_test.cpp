@@ -140,7 +140,7 @@ TYPED_TEST(KernelsTest, LoadKeysTransposes) {
         // Exactly as large as promised, so that a sanitizer sees a read past the end.
         std::vector<A> exact(logits_TE.data(), logits_TE.data() + logits_TE.size() - 3);
         std::vector<KeyOf<A>> keys_EL(static_cast<std::size_t>(experts * lanes) + 1, KeyOf<A>(77));
-        kernel.load_keys(exact.data(), experts + 3, tokens, experts, keys_EL.data());
+        kernel.load_keys(exact.data(), experts + 3, experts, tokens, experts, keys_EL.data());
         for (Index e = 0; e < experts; ++e) {
           for (Index lane = 0; lane < lanes; ++lane) {
             ASSERT_EQ(keys_EL[static_cast<std::size_t>(e * lanes + lane)],

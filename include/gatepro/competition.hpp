@@ -40,20 +40,6 @@ ActiveCompetition<A> checked_competition(const char* where, const Competition& c
   return result;
 }
 
-/// Writes the penalised logits of a ranked group: the logits' own bits where nothing was paid.
-template <class A>
-void store_penalised(const RoutingGroup<A>& group, const typename Order<A>::Key* ranked_EL,
-                     const MatrixView<const A>& logits_TE, const MatrixView<A>& penalised_TE) {
-  const Index lanes = kernels<A>().lanes;
-  for (Index t = 0; t < logits_TE.rows; ++t) {
-    for (Index e = 0; e < logits_TE.cols; ++e) {
-      const auto ranked = ranked_EL[e * lanes + t];
-      const bool paid = ranked != group.keys_EL[e * lanes + t];
-      penalised_TE(t, e) = paid ? value_of<A>(ranked) : logits_TE(t, e);
-    }
-  }
-}
-
 /// Writes 1 for each loser of a group, else 0.
 template <class A>
 void store_losers(const RoutingGroup<A>& group, Index experts,
@@ -121,15 +107,16 @@ void apply_competition(detail::non_deduced_t<MatrixView<const A>> logits_TE,
   const detail::PerWorker scratch(arena, workers, carve);
   detail::for_each_group<A>(tokens, executor, workers, [&](int worker, Index first, Index count) {
     const auto group = scratch(worker);
-    detail::kernels<A>().load_keys(logits_TE.row(first), logits_TE.row_stride, count, experts,
-                                   group.keys_EL);
+    detail::kernels<A>().load_keys(logits_TE.row(first), logits_TE.row_stride, experts, count,
+                                   experts, group.keys_EL);
     if (loser_TE.given()) {
       detail::store_losers(group, experts, active, loser_TE.middle_rows(first, count));
     }
     const auto* ranked_EL =
         active.eliminate ? group.keys_EL : detail::rank_group(group, experts, active);
-    detail::store_penalised<A>(group, ranked_EL, logits_TE.middle_rows(first, count),
-                               penalised_TE.middle_rows(first, count));
+    detail::kernels<A>().store_penalised(group.keys_EL, ranked_EL, experts, count,
+                                         logits_TE.row(first), logits_TE.row_stride,
+                                         penalised_TE.row(first), penalised_TE.row_stride);
   });
 }
 

@@ -10,17 +10,12 @@
 
 #include "gatepro/detail/checks.hpp"
 #include "gatepro/detail/order.hpp"
+#include "gatepro/detail/simd/kernel_table.hpp"
 #include "gatepro/options.hpp"
 #include "gatepro/views.hpp"
 
 namespace gatepro {
 namespace detail {
-
-/// Who each expert competes against: expert e has rivals ids[begin[e]] to ids[begin[e + 1] - 1].
-struct RivalView {
-  const std::int32_t* begin = nullptr;
-  const std::int32_t* ids = nullptr;
-};
 
 inline namespace GATEPRO_ABI {
 
@@ -89,7 +84,7 @@ void pair_partners(MatrixView<S> similarity_EE, const Pairing& pairing,
 
 /// The rivals of each expert: whom it must not be strictly below.
 ///
-/// Made from a partner table and Pairing::both_sides. It owns two arrays of at most 2 E m ids.
+/// Made from a partner table and Pairing::both_sides. It owns three arrays of at most 2 E m ids.
 /// Reading is thread-safe.
 class RivalTable {
  public:
@@ -116,12 +111,15 @@ class RivalTable {
     std::vector<std::int32_t> next(begin_.begin(), begin_.end() - 1);
     for_each_pair(partners_EM, both_sides,
                   [&](std::int32_t i, std::int32_t rival) { ids_[at(next[at(i)]++)] = rival; });
+    list_only_rivals(experts);
   }
 
   /// E, or 0 if nobody competes.
   Index num_experts() const { return begin_.empty() ? 0 : static_cast<Index>(begin_.size()) - 1; }
   /// The table, for the library's own stages.
-  detail::RivalView rivals() const { return {begin_.data(), ids_.data()}; }
+  detail::RivalView rivals() const {
+    return {begin_.data(), ids_.data(), only_.empty() ? nullptr : only_.data()};
+  }
 
  private:
   static std::size_t at(std::int32_t i) { return static_cast<std::size_t>(i); }
@@ -139,8 +137,22 @@ class RivalTable {
     }
   }
 
+  /// Fills only_ if no expert has more than one rival.
+  void list_only_rivals(Index experts) {
+    only_.resize(at(static_cast<std::int32_t>(experts)));
+    for (std::size_t i = 0; i < only_.size(); ++i) {
+      const std::int32_t count = begin_[i + 1] - begin_[i];
+      if (count > 1) {
+        only_.clear();
+        return;
+      }
+      only_[i] = count == 1 ? ids_[at(begin_[i])] : static_cast<std::int32_t>(i);
+    }
+  }
+
   std::vector<std::int32_t> begin_;
   std::vector<std::int32_t> ids_;
+  std::vector<std::int32_t> only_;
 };
 
 }  // namespace GATEPRO_ABI

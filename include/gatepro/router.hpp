@@ -139,7 +139,8 @@ class Router {
       detail::for_each_block(executor, plan.workers, tiles, [&](int worker, Index tile) {
         const Index first = tile * detail::tile_tokens;
         const Index count = std::min(detail::tile_tokens, logits_TE.rows - first);
-        pass.route(worker, first, count, logits_TE.row(first), logits_TE.row_stride);
+        pass.route(worker, first, count, logits_TE.row(first), logits_TE.row_stride,
+                   detail::row_room(logits_TE, first, count));
       });
     });
   }
@@ -295,7 +296,7 @@ class Router {
             if (out.logits_TE.given()) {
               detail::store_logits(tile_TE, out.logits_TE.middle_rows(first, count));
             }
-            pass.route(worker, first, count, tile_TE, stride);
+            pass.route(worker, first, count, tile_TE, stride, stride);
           });
     });
   }

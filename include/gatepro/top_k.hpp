@@ -94,7 +94,8 @@ Index select_top_k(detail::non_deduced_t<MatrixView<const A>> logits_TE,
   std::atomic<Index> short_tokens{0};
   detail::for_each_group<A>(tokens, executor, workers, [&](int worker, Index first, Index count) {
     const auto group = scratch(worker);
-    detail::kernels<A>().load_keys(logits_TE.row(first), logits_TE.row_stride, count, experts,
+    detail::kernels<A>().load_keys(logits_TE.row(first), logits_TE.row_stride,
+                                   detail::row_room(logits_TE, first, count), count, experts,
                                    group.keys_EL);
     if (loser_TE.given()) detail::rank_marked_losers(group, loser_TE, first, count);
     const auto* ranked_EL = loser_TE.given() ? group.ranked_EL : group.keys_EL;

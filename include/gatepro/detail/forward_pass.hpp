@@ -82,14 +82,16 @@ class ForwardPass {
     }
   }
 
-  /// Routes the `count` tokens from `first`, whose logits stand in rows of `row_stride`.
-  void route(int worker, Index first, Index count, const A* logits, Index row_stride) const {
+  /// Routes the `count` tokens from `first`, whose logits stand in rows of `row_stride`, `row_room`
+  /// of whose elements may be read.
+  void route(int worker, Index first, Index count, const A* logits, Index row_stride,
+             Index row_room) const {
     const ForwardScratch<A> mine = layout_.scratch(worker);
     const Index lanes = kernels<A>().lanes;
     for (Index done = 0; done < count; done += lanes) {
       const Index tokens = std::min(lanes, count - done);
       const GroupCounts counts = route_group(mine.group, logits + done * row_stride, row_stride,
-                                             tokens, experts_, top_k_, competition_);
+                                             row_room, tokens, experts_, top_k_, competition_);
       mine.report->nonfinite_rows += counts.nonfinite_rows;
       mine.report->tokens_short_of_survivors += counts.short_of_survivors;
       if constexpr (observe) {

@@ -63,8 +63,8 @@ template <class A>
 const typename Order<A>::Key* rank_group(const RoutingGroup<A>& group, Index experts,
                                          const ActiveCompetition<A>& competition) {
   if (!competition.active) return group.keys_EL;
-  kernels<A>().compete(group.keys_EL, experts, competition.rivals.begin, competition.rivals.ids,
-                       competition.eliminate, competition.lambda, group.ranked_EL);
+  kernels<A>().compete(group.keys_EL, experts, competition.rivals, competition.eliminate,
+                       competition.lambda, group.ranked_EL);
   return group.ranked_EL;
 }
 
@@ -127,13 +127,13 @@ Index count_nonfinite(const RoutingGroup<A>& group, Index tokens) {
   return count;
 }
 
-/// All steps, for `tokens` <= lanes rows of logits.
+/// All steps, for `tokens` <= lanes rows of logits; row_room as in the load_keys kernel.
 template <class A>
 GroupCounts route_group(const RoutingGroup<A>& group, const A* logits, Index row_stride,
-                        Index tokens, Index experts, Index top_k,
+                        Index row_room, Index tokens, Index experts, Index top_k,
                         const ActiveCompetition<A>& competition) {
   const Kernels<A>& kernel = kernels<A>();
-  kernel.load_keys(logits, row_stride, tokens, experts, group.keys_EL);
+  kernel.load_keys(logits, row_stride, row_room, tokens, experts, group.keys_EL);
   const auto* ranked_EL = rank_group(group, experts, competition);
   GroupCounts counts;
   counts.short_of_survivors = select_group(group, ranked_EL, tokens, experts, top_k);
@@ -142,13 +142,25 @@ GroupCounts route_group(const RoutingGroup<A>& group, const A* logits, Index row
   return counts;
 }
 
+/// Elements that may be read from the start of each of `count` rows: rows that follow without a gap
+/// belong to the same matrix, which nobody writes.
+template <class A>
+Index row_room(const MatrixView<const A>& logits_TE, Index first, Index count) {
+  const bool has_gaps = logits_TE.row_stride != logits_TE.cols;
+  return has_gaps ? logits_TE.cols : (logits_TE.rows - first - count + 1) * logits_TE.cols;
+}
+
 /// Copies lane-major results to the caller's [T, K] memory.
 template <class From, class To>
 void store_group(const From* values_KL, const StridedView<To>& to_TK) {
-  const Index lanes = kernels<std::conditional_t<sizeof(From) == 4, float, double>>().lanes;
+  const auto& kernel = kernels<std::conditional_t<sizeof(From) == 4, float, double>>();
+  if (std::is_same_v<From, To> && to_TK.col_stride == 1) {
+    kernel.store_lanes(values_KL, to_TK.cols, to_TK.rows, to_TK.data, to_TK.row_stride);
+    return;
+  }
   for (Index t = 0; t < to_TK.rows; ++t) {
     for (Index j = 0; j < to_TK.cols; ++j) {
-      to_TK(t, j) = static_cast<To>(values_KL[j * lanes + t]);
+      to_TK(t, j) = static_cast<To>(values_KL[j * kernel.lanes + t]);
     }
   }
 }

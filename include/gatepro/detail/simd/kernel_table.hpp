@@ -22,6 +22,14 @@ constexpr int source_index() {
   if constexpr (std::is_same_v<Source, half>) return 3;
 }
 
+/// Who each expert competes against: expert e has rivals ids[begin[e]] to ids[begin[e + 1] - 1].
+struct RivalView {
+  const std::int32_t* begin = nullptr;
+  const std::int32_t* ids = nullptr;
+  /// The same, if no expert has several: its rival, or the expert itself for none. Else null.
+  const std::int32_t* only = nullptr;
+};
+
 /// True if the gate kernels take tokens of X as they are; others are widened into a buffer first.
 template <class X, class A>
 inline constexpr bool reads_directly_v = std::is_same_v<X, A> ||
@@ -46,9 +54,13 @@ struct Kernels {
   Pack* pack[4];
   Gate* gate[2];         ///< For tokens of A, and of bfloat16 if A is float.
   GateFew* gate_few[2];  ///< Likewise.
-  void (*load_keys)(const A* logits, Index row_stride, Index tokens, Index experts, Key* keys_EL);
-  void (*compete)(const Key* keys_EL, Index experts, const std::int32_t* rival_begin,
-                  const std::int32_t* rivals, bool eliminate, A lambda, Key* ranked_EL);
+  void (*load_keys)(const A* logits, Index row_stride, Index row_room, Index tokens, Index experts,
+                    Key* keys_EL);
+  void (*store_lanes)(const void* values_CL, Index cols, Index tokens, void* to, Index row_stride);
+  void (*compete)(const Key* keys_EL, Index experts, const RivalView& rivals, bool eliminate,
+                  A lambda, Key* ranked_EL);
+  void (*store_penalised)(const Key* keys_EL, const Key* ranked_EL, Index experts, Index tokens,
+                          const A* logits, Index logits_stride, A* out, Index out_stride);
   void (*top_k)(const Key* keys_EL, Index experts, Index k, Key* top_keys_KL, Key* top_ids_KL);
   void (*softmax)(const Key* keys_KL, Index k, A* weights_KL, Key* nonfinite_L);
   void (*scores)(const Key* keys_EL, Index experts, ScoreFunction function, A* scores_EL, A* sum_L,

@@ -12,6 +12,16 @@ inline constexpr int lanes_v = 1;
 template <class T>
 using Lanes = Vec<T, lanes_v<T>>;
 
+/// True if a lane of the mask is set.
+template <class T, int N>
+GATEPRO_FN bool any_lane(Vec<T, N> mask) {
+  T lanes[std::size_t(N)];
+  mask.store(lanes);
+  T any = 0;
+  for (int lane = 0; lane < N; ++lane) any = any | lanes[lane];
+  return any != 0;
+}
+
 /// The same value, in a register of its own: g++ would otherwise load it anew for each use, and
 /// loads are what the few-expert gate has least of.
 template <class T, int N>
@@ -114,23 +124,48 @@ GATEPRO_KERNEL void widen(const void* from, Index count, A* to) {
   }
 }
 
-/// Transposes an L x L block in registers: log2(L) rounds of interleaving row r with r + L/2.
+#if GATEPRO_VECTOR_EXTENSIONS
+
+/// Exchanges one bit of the row's number, that of Distance, with one of the lane's: of the place
+/// within a block of 128 bits, or of the block.
+template <class A, int Distance>
+GATEPRO_FN void exchange_bit(Lanes<A> (&rows)[std::size_t(lanes_v<A>)]) {
+  constexpr bool within_block = Distance < block_v<A>;
+  GATEPRO_UNROLL
+  for (int i = 0; i < lanes_v<A> / 2; ++i) {
+    const int r = i / Distance * 2 * Distance + i % Distance;
+    const Lanes<A> a = rows[r], b = rows[r + Distance];
+    rows[r] = within_block ? zip<0>(a, b) : alternate_blocks<0>(a, b);
+    rows[r + Distance] = within_block ? zip<1>(a, b) : alternate_blocks<1>(a, b);
+  }
+}
+
+template <class A, int Distance>
+GATEPRO_FN void exchange_bits_within_blocks(Lanes<A> (&rows)[std::size_t(lanes_v<A>)]) {
+  if constexpr (Distance > 0) {
+    exchange_bit<A, Distance>(rows);
+    exchange_bits_within_blocks<A, Distance / 2>(rows);
+  }
+}
+
+template <class A, int Distance>
+GATEPRO_FN void exchange_bits_of_blocks(Lanes<A> (&rows)[std::size_t(lanes_v<A>)]) {
+  if constexpr (Distance < lanes_v<A>) {
+    exchange_bit<A, Distance>(rows);
+    exchange_bits_of_blocks<A, 2 * Distance>(rows);
+  }
+}
+
+/// Transposes an L x L block in registers: log2(L) rounds of shuffles.
 template <class A>
 GATEPRO_FN void transpose(Lanes<A> (&rows)[std::size_t(lanes_v<A>)]) {
-#if GATEPRO_VECTOR_EXTENSIONS
-  constexpr int L = lanes_v<A>;
-  GATEPRO_UNROLL
-  for (int round = 1; round < L; round *= 2) {
-    Lanes<A> next[std::size_t(L)];
-    GATEPRO_UNROLL
-    for (int r = 0; r < L / 2; ++r) {
-      next[2 * r] = interleave_low(rows[r], rows[r + L / 2]);
-      next[2 * r + 1] = interleave_high(rows[r], rows[r + L / 2]);
-    }
-    GATEPRO_UNROLL
-    for (int r = 0; r < L; ++r) rows[r] = next[r];
-  }
-#else
-  (void)rows;  // 1 x 1
-#endif
+  exchange_bits_within_blocks<A, block_v<A> / 2>(rows);
+  exchange_bits_of_blocks<A, block_v<A>>(rows);
 }
+
+#else
+
+template <class A>
+GATEPRO_FN void transpose(Lanes<A> (&)[1]) {}
+
+#endif

@@ -5,12 +5,16 @@
 template <class A>
 using Keys = Lanes<BitsOf<A>>;
 
+/// Bits of numbers as keys, or keys as bits: the same exchange of negatives, but for -0.0.
+template <class A>
+GATEPRO_FN Keys<A> exchange_negatives(Keys<A> bits) {
+  return select(bits < Keys<A>::splat(0), Keys<A>::splat(Order<A>::lowest) - bits, bits);
+}
+
 /// Keys of values that are not NaN.
 template <class A>
 GATEPRO_FN Keys<A> number_keys(Lanes<A> values) {
-  const Keys<A> bits = bit_cast<BitsOf<A>>(values);
-  const Keys<A> sign = bits >> int(8 * sizeof(A) - 1);
-  return ((bits & Keys<A>::splat(Order<A>::magnitude)) ^ sign) - sign;
+  return exchange_negatives<A>(bit_cast<BitsOf<A>>(values));
 }
 
 template <class A>
@@ -23,47 +27,90 @@ GATEPRO_FN Keys<A> to_keys(Lanes<A> values) {
 /// The inverse of to_keys for numbers; meaningless for the keys below -inf.
 template <class A>
 GATEPRO_FN Lanes<A> to_values(Keys<A> keys) {
-  const Keys<A> sign = keys >> int(8 * sizeof(A) - 1);
-  const Keys<A> size = (keys ^ sign) - sign;
-  return bit_cast<A>(size | (sign & Keys<A>::splat(Order<A>::lowest)));
+  return bit_cast<A>(exchange_negatives<A>(keys));
 }
 
-/// Reads `tokens` <= L rows of logits into keys_EL. Lanes past `tokens` repeat the last row.
+/// Columns [e, e + count) of L rows of logits into keys_EL, reading `readable` of each.
 template <class A>
-GATEPRO_KERNEL void load_keys(const A* logits, Index row_stride, Index tokens, Index experts,
-                              BitsOf<A>* keys_EL) {
+GATEPRO_FN void load_key_block(const A* const* rows, Index e, int readable, int count,
+                               BitsOf<A>* keys_EL) {
   constexpr int L = lanes_v<A>;
-  for (Index e = 0; e < experts; e += L) {
-    const int n = experts - e < L ? int(experts - e) : L;
+  Lanes<A> block[std::size_t(L)];
+  GATEPRO_UNROLL
+  for (int r = 0; r < L; ++r) block[r] = load_as<A>(rows[r] + e, readable);
+  transpose<A>(block);
+  GATEPRO_UNROLL
+  for (int i = 0; i < L; ++i) {
+    if (i < count) to_keys<A>(block[i]).store(keys_EL + (e + i) * L);
+  }
+}
+
+/// Reads `tokens` <= L rows of logits into keys_EL. Lanes past `tokens` repeat the last row. Up to
+/// `row_room` >= experts elements may be read from the start of each row, because whole vectors are
+/// faster than the remainder that is wanted.
+template <class A>
+GATEPRO_KERNEL void load_keys(const A* logits, Index row_stride, Index row_room, Index tokens,
+                              Index experts, BitsOf<A>* keys_EL) {
+  constexpr int L = lanes_v<A>;
+  const A* rows[std::size_t(L)];
+  for (int r = 0; r < L; ++r) rows[r] = logits + (r < tokens ? r : tokens - 1) * row_stride;
+  Index e = 0;
+  for (; e + L <= experts; e += L) load_key_block<A>(rows, e, L, L, keys_EL);
+  const int rest = int(experts - e);
+  if (rest == 0) return;
+  if (e + L <= row_room) {
+    load_key_block<A>(rows, e, L, rest, keys_EL);
+  } else {
+    load_key_block<A>(rows, e, rest, rest, keys_EL);
+  }
+}
+
+/// Writes `cols` rows of lanes as columns of the first `tokens` of L rows in memory. The elements
+/// have the size of A.
+template <class A>
+GATEPRO_KERNEL void store_lanes(const void* values_CL, Index cols, Index tokens, void* to,
+                                Index row_stride) {
+  constexpr int L = lanes_v<A>;
+  for (Index c = 0; c < cols; c += L) {
+    const int n = cols - c < L ? int(cols - c) : L;
     Lanes<A> block[std::size_t(L)];
     GATEPRO_UNROLL
-    for (int r = 0; r < L; ++r) {
-      const Index row = r < tokens ? r : tokens - 1;
-      block[r] = load_as<A>(logits + row * row_stride + e, n);
+    for (int i = 0; i < L; ++i) {
+      const Index col = i < n ? c + i : c;
+      block[i] = Lanes<A>::load(static_cast<const A*>(values_CL) + col * L);
     }
     transpose<A>(block);
     GATEPRO_UNROLL
-    for (int i = 0; i < L; ++i) {
-      if (i < n) to_keys<A>(block[i]).store(keys_EL + (e + i) * L);
+    for (int r = 0; r < L; ++r) {
+      if (r < tokens) store_first<A>(block[r], static_cast<A*>(to) + r * row_stride + c, n);
     }
   }
 }
 
-/// ranked_EL = keys_EL, with the losers' keys lowered: to the key of their logit minus lambda, or
-/// to Order::loser. An expert loses if its key is strictly below that of any rival; NaNs never do.
-template <class A, bool eliminate>
-GATEPRO_FN void compete_as(const BitsOf<A>* keys_EL, Index experts, const std::int32_t* rival_begin,
-                           const std::int32_t* rivals, A lambda, BitsOf<A>* ranked_EL) {
+/// The largest key of the rivals of expert `e`.
+template <class A, bool several>
+GATEPRO_FN Keys<A> best_rival(const BitsOf<A>* keys_EL, const RivalView& rivals, Index e) {
+  constexpr int L = lanes_v<A>;
+  if constexpr (several) {
+    Keys<A> best = Keys<A>::splat(Order<A>::lowest);
+    for (std::int32_t i = rivals.begin[e]; i < rivals.begin[e + 1]; ++i) {
+      best = larger(best, Keys<A>::load(keys_EL + Index(rivals.ids[i]) * L));
+    }
+    return best;
+  } else {
+    return Keys<A>::load(keys_EL + Index(rivals.only[e]) * L);
+  }
+}
+
+template <class A, bool eliminate, bool several>
+GATEPRO_FN void compete_as(const BitsOf<A>* keys_EL, Index experts, const RivalView& rivals,
+                           A lambda, BitsOf<A>* ranked_EL) {
   using O = Order<A>;
   constexpr int L = lanes_v<A>;
   const Lanes<A> penalty = Lanes<A>::splat(lambda);
   for (Index e = 0; e < experts; ++e) {
     const Keys<A> own = Keys<A>::load(keys_EL + e * L);
-    Keys<A> best = Keys<A>::splat(O::lowest);
-    for (std::int32_t i = rival_begin[e]; i < rival_begin[e + 1]; ++i) {
-      const Keys<A> rival = Keys<A>::load(keys_EL + Index(rivals[i]) * L);
-      best = larger(best, rival);
-    }
+    const Keys<A> best = best_rival<A, several>(keys_EL, rivals, e);
     Keys<A> lowered = Keys<A>::splat(O::loser);
     if constexpr (!eliminate) lowered = number_keys<A>(to_values<A>(own) - penalty);
     const Keys<A> loses = (own < best) & (own > Keys<A>::splat(O::nan));
@@ -71,14 +118,50 @@ GATEPRO_FN void compete_as(const BitsOf<A>* keys_EL, Index experts, const std::i
   }
 }
 
+/// ranked_EL = keys_EL, with the losers' keys lowered: to the key of their logit minus lambda, or
+/// to Order::loser. An expert loses if its key is strictly below that of any rival; NaNs never do.
 template <class A>
-GATEPRO_KERNEL void compete(const BitsOf<A>* keys_EL, Index experts,
-                            const std::int32_t* rival_begin, const std::int32_t* rivals,
+GATEPRO_KERNEL void compete(const BitsOf<A>* keys_EL, Index experts, const RivalView& rivals,
                             bool eliminate, A lambda, BitsOf<A>* ranked_EL) {
-  if (eliminate) {
-    compete_as<A, true>(keys_EL, experts, rival_begin, rivals, lambda, ranked_EL);
+  const bool several = rivals.only == nullptr;
+  if (eliminate && several) {
+    compete_as<A, true, true>(keys_EL, experts, rivals, lambda, ranked_EL);
+  } else if (eliminate) {
+    compete_as<A, true, false>(keys_EL, experts, rivals, lambda, ranked_EL);
+  } else if (several) {
+    compete_as<A, false, true>(keys_EL, experts, rivals, lambda, ranked_EL);
   } else {
-    compete_as<A, false>(keys_EL, experts, rival_begin, rivals, lambda, ranked_EL);
+    compete_as<A, false, false>(keys_EL, experts, rivals, lambda, ranked_EL);
+  }
+}
+
+/// The penalised logits of up to L tokens: values of the ranked keys that differ from the logits',
+/// elsewhere the logits' own bits.
+template <class A>
+GATEPRO_KERNEL void store_penalised(const BitsOf<A>* keys_EL, const BitsOf<A>* ranked_EL,
+                                    Index experts, Index tokens, const A* logits,
+                                    Index logits_stride, A* out, Index out_stride) {
+  constexpr int L = lanes_v<A>;
+  // No penalised logit is a NaN: NaNs pay nothing.
+  const Lanes<A> not_paid = bit_cast<A>(Keys<A>::splat(Order<A>::quiet_nan_bits));
+  for (Index e = 0; e < experts; e += L) {
+    const int n = experts - e < L ? int(experts - e) : L;
+    Lanes<A> block[std::size_t(L)];
+    GATEPRO_UNROLL
+    for (int i = 0; i < L; ++i) {
+      const Index expert = i < n ? e + i : e;
+      const Keys<A> ranked = Keys<A>::load(ranked_EL + expert * L);
+      const auto same = ranked == Keys<A>::load(keys_EL + expert * L);
+      block[i] = select(same, not_paid, to_values<A>(ranked));
+    }
+    transpose<A>(block);
+    GATEPRO_UNROLL
+    for (int r = 0; r < L; ++r) {
+      if (r >= tokens) break;
+      const Lanes<A> own = load_as<A>(logits + r * logits_stride + e, n);
+      const auto paid_nothing = bit_cast<BitsOf<A>>(block[r]) == bit_cast<BitsOf<A>>(not_paid);
+      store_first<A>(select(paid_nothing, own, block[r]), out + r * out_stride + e, n);
+    }
   }
 }
 
@@ -99,45 +182,140 @@ GATEPRO_FN void insert(Keys<A> key, Keys<A> id, int k, Keys<A>* top_keys, Keys<A
   top_ids[0] = select(ahead, id, top_ids[0]);
 }
 
-/// The K largest keys of each lane by maxima and minima alone, less than half the work of `insert`:
-/// the low bits of each key make room for the id, counted down, so that the lower id wins a tie.
-/// Returns false, with nothing written, if that may have cost an order: if two neighbours among the
-/// K + 1 best differ in those bits at most, in a lane whose keys use them. (Logits rounded to
-/// bfloat16 leave them zero; their ties are true ties.)
-template <class A, int K>
-GATEPRO_FN bool top_k_packed(const BitsOf<A>* keys_EL, Index experts, BitsOf<A>* top_keys_KL,
-                             BitsOf<A>* top_ids_KL) {
-  constexpr int L = lanes_v<A>;
-  BitsOf<A> low = 0;
-  while (low + 1 < experts) low = BitsOf<A>(2 * low + 1);
-  const Keys<A> low_bits = Keys<A>::splat(low);
-  const Keys<A> high_bits = Keys<A>::splat(BitsOf<A>(~low));
-  Keys<A> top[std::size_t(K + 1)];
-  GATEPRO_UNROLL
-  for (int j = 0; j <= K; ++j) top[j] = Keys<A>::splat(Order<A>::lowest);
-  Keys<A> used_bits = Keys<A>::splat(0);
-  for (Index e = 0; e < experts; ++e) {
-    const Keys<A> key = Keys<A>::load(keys_EL + e * L);
+/// Puts the larger key of each pair of positions (I, J) first.
+template <class A, int I, int J, int... More>
+GATEPRO_FN void order_pairs(Keys<A>* v) {
+  const Keys<A> first = larger(v[I], v[J]);
+  v[J] = smaller(v[I], v[J]);
+  v[I] = first;
+  if constexpr (sizeof...(More) > 0) order_pairs<A, More...>(v);
+}
+
+/// Sorts 8 keys, descending: the shortest network, 19 exchanges.
+template <class A>
+GATEPRO_FN void sort_8(Keys<A>* v) {
+  order_pairs<A, 0, 2, 1, 3, 4, 6, 5, 7>(v);
+  order_pairs<A, 0, 4, 1, 5, 2, 6, 3, 7>(v);
+  order_pairs<A, 0, 1, 2, 3, 4, 5, 6, 7>(v);
+  order_pairs<A, 2, 4, 3, 5, 1, 4, 3, 6, 1, 2, 3, 4, 5, 6>(v);
+}
+
+/// Sorts 8 keys that rise and then fall, or the reverse.
+template <class A>
+GATEPRO_FN void merge_8(Keys<A>* v) {
+  order_pairs<A, 0, 4, 1, 5, 2, 6, 3, 7>(v);
+  order_pairs<A, 0, 2, 1, 3, 4, 6, 5, 7>(v);
+  order_pairs<A, 0, 1, 2, 3, 4, 5, 6, 7>(v);
+}
+
+/// Keys whose low bits are replaced by the expert's id, counted down: a lower id wins a tie. Read
+/// in order of the experts.
+template <class A>
+struct PackedKeys {
+  Keys<A> last_id;
+  Keys<A> low_bits;
+  Keys<A> next_id;
+  Keys<A> used_bits = Keys<A>::splat(0);  ///< The union of all keys read.
+
+  GATEPRO_FN explicit PackedKeys(Index experts) {
+    BitsOf<A> low = 0;
+    while (low + 1 < experts) low = BitsOf<A>(2 * low + 1);
+    low_bits = Keys<A>::splat(low);
+    last_id = Keys<A>::splat(BitsOf<A>(experts - 1));
+    next_id = last_id;
+  }
+
+  GATEPRO_FN Keys<A> high_bits() const { return low_bits ^ Keys<A>::splat(-1); }
+
+  GATEPRO_FN Keys<A> read(const BitsOf<A>* key_L) {
+    const Keys<A> key = Keys<A>::load(key_L);
     used_bits = used_bits | key;
-    const Keys<A> packed = (key & high_bits) | Keys<A>::splat(BitsOf<A>(experts - 1 - e));
+    const Keys<A> packed = (key & high_bits()) | next_id;
+    next_id = next_id - Keys<A>::splat(1);
+    return packed;
+  }
+
+  GATEPRO_FN Keys<A> id(Keys<A> packed) const { return last_id - (packed & low_bits); }
+};
+
+/// The Slots largest packed keys in descending order, then the next one: by insertion, one key at
+/// a time, where the lists are short.
+template <class A, int Slots>
+GATEPRO_FN void insert_packed(PackedKeys<A>& packed, const BitsOf<A>* keys_EL, Index experts,
+                              Keys<A>* top) {
+  for (Index e = 0; e < experts; ++e) {
+    const Keys<A> key = packed.read(keys_EL + e * lanes_v<A>);
     GATEPRO_UNROLL
-    for (int j = K; j > 0; --j) top[j] = larger(top[j], smaller(top[j - 1], packed));
-    top[0] = larger(top[0], packed);
+    for (int j = Slots; j > 0; --j) top[j] = larger(top[j], smaller(top[j - 1], key));
+    top[0] = larger(top[0], key);
+  }
+}
+
+/// Merges 8 keys with the best 8 so far. The larger of two opposite ends are the best 8 of both;
+/// the smaller are lost, but for the best of them.
+template <class A>
+GATEPRO_FN void merge_packed(Keys<A>* next, Keys<A>* top) {
+  sort_8<A>(next);
+  GATEPRO_UNROLL
+  for (int j = 0; j < 8; ++j) {
+    top[8] = larger(top[8], smaller(top[j], next[7 - j]));
+    top[j] = larger(top[j], next[7 - j]);
+  }
+  merge_8<A>(top);
+}
+
+/// The same as insert_packed for 8 slots, 8 keys at a time.
+template <class A>
+GATEPRO_FN void merge_packed(PackedKeys<A>& packed, const BitsOf<A>* keys_EL, Index experts,
+                             Keys<A>* top) {
+  constexpr int L = lanes_v<A>;
+  Keys<A> next[8];
+  Index e = 0;
+  for (; e + 8 <= experts; e += 8) {
+    GATEPRO_UNROLL
+    for (int j = 0; j < 8; ++j) next[j] = packed.read(keys_EL + (e + j) * L);
+    merge_packed<A>(next, top);
+  }
+  if (e == experts) return;
+  GATEPRO_UNROLL
+  for (int j = 0; j < 8; ++j) {
+    next[j] = Keys<A>::splat(Order<A>::lowest);
+    if (e + j < experts) next[j] = packed.read(keys_EL + (e + j) * L);
+  }
+  merge_packed<A>(next, top);
+}
+
+/// The k <= Slots largest keys of each lane by maxima and minima alone, less than half the work of
+/// `insert`. Returns false, with nothing written, if packing may have cost an order: if two
+/// neighbours among the k + 1 best differ in the replaced bits at most, in a lane whose keys use
+/// them. (Logits rounded to bfloat16 leave them zero; their ties are true ties.)
+template <class A, int Slots>
+GATEPRO_FN bool top_k_packed(const BitsOf<A>* keys_EL, Index experts, Index k,
+                             BitsOf<A>* top_keys_KL, BitsOf<A>* top_ids_KL) {
+  constexpr int L = lanes_v<A>;
+  PackedKeys<A> packed(experts);
+  Keys<A> top[std::size_t(Slots + 1)];
+  GATEPRO_UNROLL
+  for (int j = 0; j <= Slots; ++j) top[j] = Keys<A>::splat(Order<A>::lowest);
+  if constexpr (Slots == 8) {
+    merge_packed<A>(packed, keys_EL, experts, top);
+  } else {
+    insert_packed<A, Slots>(packed, keys_EL, experts, top);
   }
   const Keys<A> zero = Keys<A>::splat(0);
   Keys<A> in_doubt = zero;
   GATEPRO_UNROLL
-  for (int j = 0; j < K; ++j) in_doubt = in_doubt | (((top[j] ^ top[j + 1]) & high_bits) == zero);
-  in_doubt = in_doubt & ((used_bits & low_bits) > zero);
-  BitsOf<A> doubts[std::size_t(L)];
-  in_doubt.store(doubts);
-  BitsOf<A> any = 0;
-  for (int lane = 0; lane < L; ++lane) any = any | doubts[lane];
-  if (any != 0) return false;
+  for (int j = 0; j < Slots; ++j) {
+    const auto equal = ((top[j] ^ top[j + 1]) & packed.high_bits()) == zero;
+    if (j < k) in_doubt = in_doubt | equal;
+  }
+  in_doubt = in_doubt & ((packed.used_bits & packed.low_bits) > zero);
+  if (any_lane(in_doubt)) return false;
   GATEPRO_UNROLL
-  for (int j = 0; j < K; ++j) {
+  for (int j = 0; j < Slots; ++j) {
+    if (j >= k) break;
     BitsOf<A>* ids = top_ids_KL + j * L;
-    (Keys<A>::splat(BitsOf<A>(experts - 1)) - (top[j] & low_bits)).store(ids);
+    packed.id(top[j]).store(ids);
     for (int lane = 0; lane < L; ++lane) {
       top_keys_KL[j * L + lane] = keys_EL[Index(ids[lane]) * L + lane];
     }
@@ -145,67 +323,77 @@ GATEPRO_FN bool top_k_packed(const BitsOf<A>* keys_EL, Index experts, BitsOf<A>*
   return true;
 }
 
-/// The k largest keys of each lane, in descending order, with their ids; K is k where it is small
-/// enough for the lists to stay in registers, else 0.
-template <class A, int K>
-GATEPRO_FN void top_k_as(const BitsOf<A>* keys_EL, Index experts, Index k, BitsOf<A>* top_keys_KL,
-                         BitsOf<A>* top_ids_KL) {
+/// The same, exactly, by insertion into lists that stay in registers.
+template <class A, int Slots>
+GATEPRO_FN void top_k_inserted(const BitsOf<A>* keys_EL, Index experts, Index k,
+                               BitsOf<A>* top_keys_KL, BitsOf<A>* top_ids_KL) {
   constexpr int L = lanes_v<A>;
-  if constexpr (K > 0) {
-    if (top_k_packed<A, K>(keys_EL, experts, top_keys_KL, top_ids_KL)) return;
-    Keys<A> top_keys[std::size_t(K)], top_ids[std::size_t(K)];
-    GATEPRO_UNROLL
-    for (int j = 0; j < K; ++j) {
-      top_keys[j] = Keys<A>::splat(Order<A>::empty);
-      top_ids[j] = Keys<A>::splat(0);
+  Keys<A> top_keys[std::size_t(Slots)], top_ids[std::size_t(Slots)];
+  GATEPRO_UNROLL
+  for (int j = 0; j < Slots; ++j) {
+    top_keys[j] = Keys<A>::splat(Order<A>::empty);
+    top_ids[j] = Keys<A>::splat(0);
+  }
+  for (Index e = 0; e < experts; ++e) {
+    insert<A>(Keys<A>::load(keys_EL + e * L), Keys<A>::splat(BitsOf<A>(e)), Slots, top_keys,
+              top_ids);
+  }
+  GATEPRO_UNROLL
+  for (int j = 0; j < Slots; ++j) {
+    if (j >= k) break;
+    top_keys[j].store(top_keys_KL + j * L);
+    top_ids[j].store(top_ids_KL + j * L);
+  }
+}
+
+/// The same for any k: the lists stand in memory.
+template <class A>
+GATEPRO_FN void top_k_in_memory(const BitsOf<A>* keys_EL, Index experts, Index k,
+                                BitsOf<A>* top_keys_KL, BitsOf<A>* top_ids_KL) {
+  constexpr int L = lanes_v<A>;
+  for (Index j = 0; j < k; ++j) Keys<A>::splat(Order<A>::empty).store(top_keys_KL + j * L);
+  for (Index e = 0; e < experts; ++e) {
+    const Keys<A> key = Keys<A>::load(keys_EL + e * L);
+    const Keys<A> id = Keys<A>::splat(BitsOf<A>(e));
+    auto ahead = key > Keys<A>::load(top_keys_KL + (k - 1) * L);
+    if (!any_lane(ahead)) continue;
+    for (Index j = k - 1; j >= 0; --j) {
+      BitsOf<A>* slot_key = top_keys_KL + j * L;
+      BitsOf<A>* slot_id = top_ids_KL + j * L;
+      const Index above = j > 0 ? j - 1 : 0;
+      const Keys<A> key_above = Keys<A>::load(top_keys_KL + above * L);
+      const auto ahead_of_next = j > 0 ? key > key_above : key < key;
+      select(ahead, select(ahead_of_next, key_above, key), Keys<A>::load(slot_key)).store(slot_key);
+      select(ahead, select(ahead_of_next, Keys<A>::load(top_ids_KL + above * L), id),
+             Keys<A>::load(slot_id))
+          .store(slot_id);
+      ahead = ahead_of_next;
     }
-    for (Index e = 0; e < experts; ++e) {
-      insert<A>(Keys<A>::load(keys_EL + e * L), Keys<A>::splat(BitsOf<A>(e)), K, top_keys, top_ids);
-    }
-    GATEPRO_UNROLL
-    for (int j = 0; j < K; ++j) {
-      top_keys[j].store(top_keys_KL + j * L);
-      top_ids[j].store(top_ids_KL + j * L);
-    }
-  } else {
-    for (Index j = 0; j < k; ++j) Keys<A>::splat(Order<A>::empty).store(top_keys_KL + j * L);
-    for (Index e = 0; e < experts; ++e) {
-      const Keys<A> key = Keys<A>::load(keys_EL + e * L);
-      const Keys<A> id = Keys<A>::splat(BitsOf<A>(e));
-      auto ahead = key > Keys<A>::load(top_keys_KL + (k - 1) * L);
-      for (Index j = k - 1; j >= 0; --j) {
-        BitsOf<A>* slot_key = top_keys_KL + j * L;
-        BitsOf<A>* slot_id = top_ids_KL + j * L;
-        const Index above = j > 0 ? j - 1 : 0;
-        const Keys<A> key_above = Keys<A>::load(top_keys_KL + above * L);
-        const auto ahead_of_next = j > 0 ? key > key_above : key < key;
-        select(ahead, select(ahead_of_next, key_above, key), Keys<A>::load(slot_key))
-            .store(slot_key);
-        select(ahead, select(ahead_of_next, Keys<A>::load(top_ids_KL + above * L), id),
-               Keys<A>::load(slot_id))
-            .store(slot_id);
-        ahead = ahead_of_next;
-      }
-    }
+  }
+}
+
+/// The k largest keys of each lane, in descending order, with their ids.
+template <class A, int Slots>
+GATEPRO_FN void top_k_in_registers(const BitsOf<A>* keys_EL, Index experts, Index k,
+                                   BitsOf<A>* top_keys_KL, BitsOf<A>* top_ids_KL) {
+  if (!top_k_packed<A, Slots>(keys_EL, experts, k, top_keys_KL, top_ids_KL)) {
+    top_k_inserted<A, Slots>(keys_EL, experts, k, top_keys_KL, top_ids_KL);
   }
 }
 
 template <class A>
 GATEPRO_KERNEL void top_k(const BitsOf<A>* keys_EL, Index experts, Index k, BitsOf<A>* top_keys_KL,
                           BitsOf<A>* top_ids_KL) {
-  switch (k) {
-    case 1:
-      return top_k_as<A, 1>(keys_EL, experts, k, top_keys_KL, top_ids_KL);
-    case 2:
-      return top_k_as<A, 2>(keys_EL, experts, k, top_keys_KL, top_ids_KL);
-    case 4:
-      return top_k_as<A, 4>(keys_EL, experts, k, top_keys_KL, top_ids_KL);
-    case 6:
-      return top_k_as<A, 6>(keys_EL, experts, k, top_keys_KL, top_ids_KL);
-    case 8:
-      return top_k_as<A, 8>(keys_EL, experts, k, top_keys_KL, top_ids_KL);
-    default:
-      return top_k_as<A, 0>(keys_EL, experts, k, top_keys_KL, top_ids_KL);
+  if (k == 1) {
+    top_k_in_registers<A, 1>(keys_EL, experts, k, top_keys_KL, top_ids_KL);
+  } else if (k == 2) {
+    top_k_in_registers<A, 2>(keys_EL, experts, k, top_keys_KL, top_ids_KL);
+  } else if (k <= 4) {
+    top_k_in_registers<A, 4>(keys_EL, experts, k, top_keys_KL, top_ids_KL);
+  } else if (k <= 8) {
+    top_k_in_registers<A, 8>(keys_EL, experts, k, top_keys_KL, top_ids_KL);
+  } else {
+    top_k_in_memory<A>(keys_EL, experts, k, top_keys_KL, top_ids_KL);
   }
 }
 

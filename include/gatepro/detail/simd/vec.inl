@@ -87,6 +87,34 @@ GATEPRO_FN Vec<T, N> interleave_high(Vec<T, N> a, Vec<T, N> b) {
   return shuffle(a, b, interleaved<N / 2, N>(std::make_integer_sequence<int, N>{}));
 }
 
+/// Elements of a block of 128 bits. Shuffles within blocks, and of whole blocks, are cheap.
+template <class T>
+inline constexpr int block_v = 16 / int(sizeof(T));
+
+template <class T, int Half, int... I>
+constexpr auto zipped(std::integer_sequence<int, I...>) {
+  constexpr int N = int(sizeof...(I)), B = block_v<T>;
+  return std::integer_sequence<int, (I % 2 * N + I / B * B + I % B / 2 + Half * B / 2)...>{};
+}
+
+/// In each block: a0 b0 a1 b1 ... of its lower (Half = 0) or upper (1) half.
+template <int Half, class T, int N>
+GATEPRO_FN Vec<T, N> zip(Vec<T, N> a, Vec<T, N> b) {
+  return shuffle(a, b, zipped<T, Half>(std::make_integer_sequence<int, N>{}));
+}
+
+template <class T, int Odd, int... I>
+constexpr auto alternate(std::integer_sequence<int, I...>) {
+  constexpr int B = block_v<T>;
+  return std::integer_sequence<int, ((2 * (I / B) + Odd) * B + I % B)...>{};
+}
+
+/// The even (Odd = 0) or odd (1) blocks of a, then those of b.
+template <int Odd, class T, int N>
+GATEPRO_FN Vec<T, N> alternate_blocks(Vec<T, N> a, Vec<T, N> b) {
+  return shuffle(a, b, alternate<T, Odd>(std::make_integer_sequence<int, N>{}));
+}
+
 #else  // One value at a time, with the same meaning: for compilers without vector extensions.
 
 template <class T, int N>
