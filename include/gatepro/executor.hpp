@@ -63,6 +63,17 @@ void for_each_block(const Executor& executor, int workers, std::ptrdiff_t blocks
   });
 }
 
+/// Calls `body(i)` for every row in [0, rows), each of which writes memory of its own.
+template <class Executor, class Body>
+void for_each_row(std::ptrdiff_t rows, const Executor& executor, int workers, const Body& body) {
+  constexpr std::ptrdiff_t block_rows = 64;
+  const std::ptrdiff_t blocks = (rows + block_rows - 1) / block_rows;
+  for_each_block(executor, workers, blocks, [&](int, std::ptrdiff_t block) {
+    const std::ptrdiff_t end = block + 1 < blocks ? (block + 1) * block_rows : rows;
+    for (std::ptrdiff_t row = block * block_rows; row < end; ++row) body(row);
+  });
+}
+
 }  // namespace GATEPRO_ABI
 }  // namespace detail
 

@@ -16,6 +16,7 @@
 #include "gatepro/gate_logits.hpp"
 #include "gatepro/load_balancing_loss.hpp"
 #include "gatepro/loss_weight.hpp"
+#include "gatepro/noise.hpp"
 #include "gatepro/options.hpp"
 #include "gatepro/partner_pairing.hpp"
 #include "gatepro/penalty_statistics.hpp"

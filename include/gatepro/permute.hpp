@@ -16,19 +16,6 @@ namespace gatepro {
 namespace detail {
 inline namespace GATEPRO_ABI {
 
-/// Rows or tokens that a worker draws at once.
-inline constexpr Index permute_block = 64;
-
-/// Calls `body(i)` for all i in [0, count).
-template <class Executor, class Body>
-void for_each_row(Index count, const Executor& executor, int workers, const Body& body) {
-  const Index blocks = (count + permute_block - 1) / permute_block;
-  for_each_block(executor, workers, blocks, [&](int, Index block) {
-    const Index end = std::min(count, (block + 1) * permute_block);
-    for (Index i = block * permute_block; i < end; ++i) body(i);
-  });
-}
-
 /// True unless the element says "none": -1, or the largest value of an unsigned type.
 template <class Id>
 bool is_some(Id id) {
