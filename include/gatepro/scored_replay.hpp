@@ -63,7 +63,8 @@ RoutingReport replay_scored(detail::non_deduced_t<MatrixView<const A>> logits_TE
     const auto mine = layout.scratch(worker);
     const detail::ScoredGroup<A>& group = mine.group;
     detail::load_recorded_ids(group, expert_ids_TK, first, count);
-    detail::kernels<A>().load_keys(logits_TE.row(first), logits_TE.row_stride, count, experts,
+    detail::kernels<A>().load_keys(logits_TE.row(first), logits_TE.row_stride,
+                                   detail::row_room(logits_TE, first, count), count, experts,
                                    group.routing.keys_EL);
     const auto* ranked_EL =
         detail::rank_by_record(group, experts, competition, penalised_TK, first, count);

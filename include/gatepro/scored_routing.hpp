@@ -52,8 +52,7 @@ void mark_penalised(const ScoredGroup<A>& group, Index experts,
   std::fill_n(routing.other_keys_KL, selection.rule.top_k * lanes, 0);
   if (!competition.active) return;
   // In elimination every loser's key changes; a small lambda may vanish in rounding.
-  kernels<A>().compete(routing.keys_EL, experts, competition.rivals.begin, competition.rivals.ids,
-                       true, A(0), group.other_EL);
+  kernels<A>().compete(routing.keys_EL, experts, competition.rivals, true, A(0), group.other_EL);
   for (Index j = 0; j < selection.rule.top_k; ++j) {
     for (Index i = j * lanes; i < (j + 1) * lanes; ++i) {
       const Index from = static_cast<Index>(routing.top_ids_KL[i]) * lanes + i - j * lanes;
@@ -135,7 +134,8 @@ RoutingReport route_scored(detail::non_deduced_t<MatrixView<const A>> logits_TE,
   detail::for_each_group<A>(tokens, executor, workers, [&](int worker, Index first, Index count) {
     const auto mine = layout.scratch(worker);
     const detail::RoutingGroup<A>& routing = mine.group.routing;
-    detail::kernels<A>().load_keys(logits_TE.row(first), logits_TE.row_stride, count, experts,
+    detail::kernels<A>().load_keys(logits_TE.row(first), logits_TE.row_stride,
+                                   detail::row_room(logits_TE, first, count), count, experts,
                                    routing.keys_EL);
     const auto* ranked_EL = detail::rank_group(routing, experts, selection.competition);
     detail::choose_group(mine.group, ranked_EL, count, experts, selection);

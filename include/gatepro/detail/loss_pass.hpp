@@ -117,8 +117,8 @@ class LossLayout {
   static void load(const LossArguments<A>& arguments, const LossGroup<A>& group, Index first,
                    Index count) {
     const MatrixView<const A>& logits_TE = arguments.logits_TE;
-    kernels<A>().load_keys(logits_TE.row(first), logits_TE.row_stride, count, logits_TE.cols,
-                           group.keys_EL);
+    kernels<A>().load_keys(logits_TE.row(first), logits_TE.row_stride,
+                           row_room(logits_TE, first, count), count, logits_TE.cols, group.keys_EL);
   }
 
   /// Adds the gradients of the tokens that are not padding, and returns the sum of their values.
