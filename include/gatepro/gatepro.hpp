@@ -7,6 +7,7 @@
 #include "gatepro/capacity.hpp"
 #include "gatepro/competition.hpp"
 #include "gatepro/cosine_similarity.hpp"
+#include "gatepro/count_unpenalised.hpp"
 #include "gatepro/detail/simd/dispatch.hpp"
 #include "gatepro/dispatch_plan.hpp"
 #include "gatepro/error.hpp"
