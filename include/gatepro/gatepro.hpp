@@ -13,6 +13,7 @@
 #include "gatepro/error.hpp"
 #include "gatepro/executor.hpp"
 #include "gatepro/expert_bias.hpp"
+#include "gatepro/forced_routing.hpp"
 #include "gatepro/gate_backward.hpp"
 #include "gatepro/gate_logits.hpp"
 #include "gatepro/load_balancing_loss.hpp"
