@@ -28,6 +28,7 @@
 #include "gatepro/scalar.hpp"
 #include "gatepro/scored_replay.hpp"
 #include "gatepro/scored_routing.hpp"
+#include "gatepro/scores_backward.hpp"
 #include "gatepro/similarity_cache.hpp"
 #include "gatepro/softmax.hpp"
 #include "gatepro/tokens_per_expert.hpp"

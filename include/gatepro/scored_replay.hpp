@@ -72,7 +72,7 @@ RoutingReport replay_scored(detail::non_deduced_t<MatrixView<const A>> logits_TE
       detail::kernels<A>().scores(ranked_EL, experts, rule.scores.function, group.scores_EL,
                                   group.sum_L, nullptr);
     }
-    detail::gather_selected(group, ranked_EL, rule);
+    detail::gather_ranked(group, ranked_EL, rule);
     detail::weigh_group(group, rule);
     detail::finish_group(mine, rule.top_k, is_padding_T, first, count);
     detail::store_scored_weights(group, first, count, weights_TK, scores_TK);

@@ -48,17 +48,14 @@ void mark_penalised(const ScoredGroup<A>& group, Index experts,
                     const ActiveSelection<A>& selection) {
   const RoutingGroup<A>& routing = group.routing;
   const ActiveCompetition<A>& competition = selection.competition;
-  const Index lanes = kernels<A>().lanes;
-  std::fill_n(routing.other_keys_KL, selection.rule.top_k * lanes, 0);
+  const Index size = selection.rule.top_k * kernels<A>().lanes;
+  std::fill_n(routing.other_keys_KL, size, 0);
   if (!competition.active) return;
   // In elimination every loser's key changes; a small lambda may vanish in rounding.
   kernels<A>().compete(routing.keys_EL, experts, competition.rivals, true, A(0), group.other_EL);
-  for (Index j = 0; j < selection.rule.top_k; ++j) {
-    for (Index i = j * lanes; i < (j + 1) * lanes; ++i) {
-      const Index from = static_cast<Index>(routing.top_ids_KL[i]) * lanes + i - j * lanes;
-      routing.other_keys_KL[i] = group.other_EL[from] == Order<A>::loser ? 1 : 0;
-    }
-  }
+  gather_selected(routing, selection.rule.top_k, group.other_EL, routing.other_keys_KL);
+  std::transform(routing.other_keys_KL, routing.other_keys_KL + size, routing.other_keys_KL,
+                 [](auto key) { return key == Order<A>::loser ? 1 : 0; });
 }
 
 }  // namespace GATEPRO_ABI

@@ -81,19 +81,26 @@ const typename Order<A>::Key* choice_of(const typename Order<A>::Key* ranked_EL,
   return choice_EL;
 }
 
-/// Copies the ranked keys and scores of the experts in top_ids_KL.
-template <class A>
-void gather_selected(const ScoredGroup<A>& group, const typename Order<A>::Key* ranked_EL,
-                     const SelectionRule& rule) {
+/// of_selected_KL = of_all_EL of the experts in top_ids_KL.
+template <class A, class T>
+void gather_selected(const RoutingGroup<A>& routing, Index top_k, const T* of_all_EL,
+                     T* of_selected_KL) {
   const Index lanes = kernels<A>().lanes;
-  for (Index j = 0; j < rule.top_k; ++j) {
+  for (Index j = 0; j < top_k; ++j) {
     for (Index lane = 0; lane < lanes; ++lane) {
-      const Index to = j * lanes + lane;
-      const Index from = static_cast<Index>(group.routing.top_ids_KL[to]) * lanes + lane;
-      group.selected_KL[to] = ranked_EL[from];
-      if (!scores_after_top_k(rule)) group.scores_KL[to] = group.scores_EL[from];
+      const Index e = static_cast<Index>(routing.top_ids_KL[j * lanes + lane]);
+      of_selected_KL[j * lanes + lane] = of_all_EL[e * lanes + lane];
     }
   }
+}
+
+/// Copies the ranked keys of the experts in top_ids_KL, and their scores where they exist.
+template <class A>
+void gather_ranked(const ScoredGroup<A>& group, const typename Order<A>::Key* ranked_EL,
+                   const SelectionRule& rule) {
+  gather_selected(group.routing, rule.top_k, ranked_EL, group.selected_KL);
+  if (scores_after_top_k(rule)) return;
+  gather_selected<A, A>(group.routing, rule.top_k, group.scores_EL, group.scores_KL);
 }
 
 /// Chooses the best K: top_ids_KL, selected_KL, scores_KL. Losers that fill the slots of missing
@@ -110,7 +117,7 @@ void choose_group(const ScoredGroup<A>& group, const typename Order<A>::Key* ran
     choice_EL = group.choice_EL;
   }
   kernels<A>().top_k(choice_EL, experts, rule.top_k, routing.top_keys_KL, routing.top_ids_KL);
-  gather_selected(group, ranked_EL, rule);
+  gather_ranked(group, ranked_EL, rule);
   if (!selection.competition.eliminate || !holds_losers(routing, tokens, rule.top_k)) return;
   const auto* order_EL = choice_of<A>(routing.keys_EL, experts, selection, group.other_scores_EL,
                                       group.sum_L, group.other_EL);
