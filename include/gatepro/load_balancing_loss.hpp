@@ -166,6 +166,35 @@ Choices<Id> middle_choices(const Choices<Id>& choices, Index first, Index count)
   return middle;
 }
 
+/// scratch.valid_S. Returns the number of sequences with a token that is not padding.
+template <class A>
+std::int64_t count_sequences(const VectorView<const std::uint8_t>& is_padding_T,
+                             const VectorView<const std::int64_t>& begin_S1,
+                             const SequenceLossScratch<A>& scratch) {
+  std::int64_t sequences = 0;
+  for (Index s = 0; s + 1 < begin_S1.size; ++s) {
+    scratch.valid_S[s] = count_valid(is_padding_T, static_cast<Index>(begin_S1[s]),
+                                     static_cast<Index>(begin_S1[s + 1]));
+    sequences += scratch.valid_S[s] != 0 ? 1 : 0;
+  }
+  return sequences;
+}
+
+/// The prices of sequence s, by the choices of its own tokens; zeros if it has none.
+template <class A, class Id>
+void price_sequence(const Choices<Id>& choices, const VectorView<const std::int64_t>& begin_S1,
+                    Index s, Index experts, double mean_over, Index* counts_E,
+                    const SequenceLossScratch<A>& scratch) {
+  A* price_E = scratch.price_SE + s * experts;
+  std::fill_n(price_E, experts, A(0));
+  if (scratch.valid_S[s] == 0) return;
+  const Index first = static_cast<Index>(begin_S1[s]);
+  const Index count = static_cast<Index>(begin_S1[s + 1]) - first;
+  count_choices(middle_choices(choices, first, count), experts, counts_E);
+  const auto valid = static_cast<double>(scratch.valid_S[s]);
+  set_prices(counts_E, experts, choices.expert_ids_TK.cols, valid, valid * mean_over, price_E);
+}
+
 }  // namespace GATEPRO_ABI
 }  // namespace detail
 
@@ -302,31 +331,19 @@ double sequence_load_balancing_loss(
   if (!(weight.coefficient > 0)) return 0;
 
   const detail::SequenceLossScratch<A> scratch(arena, tokens, experts, sequences, workers);
-  std::int64_t sequences_here = 0;
-  for (Index s = 0; s < sequences; ++s) {
-    scratch.valid_S[s] =
-        detail::count_valid(is_padding_T, sequence_begin_S1[s], sequence_begin_S1[s + 1]);
-    sequences_here += scratch.valid_S[s] != 0 ? 1 : 0;
-  }
+  const std::int64_t sequences_here =
+      detail::count_sequences(is_padding_T, sequence_begin_S1, scratch);
   if (sequences_here == 0) return 0;
   const auto mean_over =
       static_cast<double>(weight.mean_over != 0 ? weight.mean_over : sequences_here);
   const detail::Choices<Id> choices{expert_ids_TK, is_padding_T};
   detail::for_each_block(executor, workers, sequences, [&](int worker, Index s) {
-    A* price_E = scratch.price_SE + s * experts;
-    std::fill_n(price_E, experts, A(0));
-    if (scratch.valid_S[s] == 0) return;
-    const Index first = static_cast<Index>(sequence_begin_S1[s]);
-    const Index count = static_cast<Index>(sequence_begin_S1[s + 1]) - first;
-    Index* counts_E = scratch.counts(worker);
-    detail::count_choices(detail::middle_choices(choices, first, count), experts, counts_E);
-    const auto valid = static_cast<double>(scratch.valid_S[s]);
-    detail::set_prices(counts_E, experts, expert_ids_TK.cols, valid, valid * mean_over, price_E);
+    detail::price_sequence(choices, sequence_begin_S1, s, experts, mean_over,
+                           scratch.counts(worker), scratch);
   });
   const auto price_of = [&](Index first) {
-    const auto* begin = sequence_begin_S1.data;
-    const auto* next = std::upper_bound(begin, begin + sequence_begin_S1.size, std::int64_t{first});
-    return scratch.price_SE + (next - begin - 1) * experts;
+    const auto s = detail::upper_border(sequence_begin_S1, first) - sequence_begin_S1.data - 1;
+    return scratch.price_SE + s * experts;
   };
   return detail::balance_pass(arguments, sequence_begin_S1, function, weight, scratch.layout,
                               executor, price_of);

@@ -59,6 +59,11 @@ inline std::int64_t count_valid(const VectorView<const std::uint8_t>& is_padding
   return std::count(is_padding_T.data + first, is_padding_T.data + end, std::uint8_t{0});
 }
 
+/// Where the first of the ascending borders above t is.
+inline const std::int64_t* upper_border(const VectorView<const std::int64_t>& borders, Index t) {
+  return std::upper_bound(borders.data, borders.data + borders.size, std::int64_t{t});
+}
+
 /// The shapes that all losses have in common.
 template <class A>
 void check_loss_arguments(const char* where, const LossArguments<A>& arguments) {
@@ -94,8 +99,7 @@ class LossLayout {
       const LossGroup<A> group = groups_(worker);
       const Index end = first + count;
       for (Index next = first; first < end; first = next) {
-        next = std::min<Index>(
-            end, *std::upper_bound(borders.data, borders.data + borders.size, std::int64_t{first}));
+        next = std::min(end, static_cast<Index>(*upper_border(borders, first)));
         load(arguments, group, first, next - first);
         body(group, first);
         sums_[first / block_tokens] += store(arguments, group, first, next - first);
