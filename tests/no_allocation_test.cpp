@@ -196,7 +196,47 @@ void expect_no_cost() {
   }
 }
 
+// Losses, counts and the bias, in a step with micro-batches.
+template <class A>
+void expect_no_cost_of_balancing() {
+  constexpr Index tokens = 300, experts = 20, top_k = 3;
+  const auto logits = random_matrix<A>(tokens, experts, 5);
+  RowMatrix<A> dlogits = RowMatrix<A>::Zero(tokens, experts);
+  RowMatrix<std::int32_t> ids(tokens, top_k);
+  for (Index t = 0; t < tokens; ++t) ids.row(t) << 0, 5, 19;
+  std::int64_t counted[experts];
+  constexpr std::int64_t borders[] = {0, 70, tokens};
+  constexpr std::uint8_t no_padding[tokens] = {};
+  const gatepro::VectorView<std::int64_t> counts(counted, experts);
+  const gatepro::VectorView<const std::int64_t> begin(borders, 3);
+  const gatepro::VectorView<const std::uint8_t> padding(no_padding, tokens);
+  gatepro::BalanceAccumulator sums(experts);
+  gatepro::ExpertBias<A> bias(experts);
+  const gatepro::LossWeight weight{1e-2};
+  auto memory = routing_data::poisoned_workspace(std::size_t{1} << 20);
+  for (const auto function :
+       {gatepro::ScoreFunction::softmax_after_top_k, gatepro::ScoreFunction::sqrt_softplus}) {
+    EXPECT_EQ(cost_of([&] {
+                gatepro::count_unpenalised(gatepro::view(logits), function, top_k, padding, counts,
+                                           memory);
+                sums.add({counts, tokens});
+                bias.accumulate(counts);
+                gatepro::load_balancing_loss(gatepro::view(logits), function, top_k, sums.latest(),
+                                             weight, padding, dlogits, memory);
+                gatepro::sequence_load_balancing_loss(gatepro::view(logits),
+                                                      gatepro::strided_view(ids), begin, function,
+                                                      weight, padding, dlogits, memory);
+                gatepro::z_loss(gatepro::view(logits), weight, padding, dlogits, memory);
+                bias.step(gatepro::NoReduce(), 1e-3);
+                sums.reset();
+              }),
+              0);
+  }
+}
+
 TEST(NoAllocation, Float) { expect_no_cost<float, float>(); }
 TEST(NoAllocation, HalfWithDoubleWeights) { expect_no_cost<gatepro::half, double>(); }
+TEST(NoAllocation, BalancingInFloat) { expect_no_cost_of_balancing<float>(); }
+TEST(NoAllocation, BalancingInDouble) { expect_no_cost_of_balancing<double>(); }
 
 }  // namespace
