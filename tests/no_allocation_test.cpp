@@ -234,9 +234,66 @@ void expect_no_cost_of_balancing() {
   }
 }
 
+// From noise to the experts and back.
+template <class A>
+void expect_no_cost_of_dispatch() {
+  constexpr Index tokens = 300, experts = 20, top_k = 3, hidden = 33;
+  constexpr std::size_t rows = 4 * experts + tokens * top_k;
+  auto x = random_matrix<A>(tokens, hidden, 6);
+  auto logits = random_matrix<A>(tokens, experts, 7);
+  auto weights = random_matrix<A>(tokens, top_k, 8);
+  RowMatrix<A> sorted = RowMatrix<A>::Zero(rows, hidden), y = x, dweights = weights;
+  RowMatrix<std::int32_t> ids(tokens, top_k), row_of_choice(tokens, top_k);
+  RowMatrix<std::uint8_t> kept(tokens, top_k);
+  std::vector<std::int32_t> choice_of_row(rows), token_of_row(rows);
+  std::vector<std::int64_t> counts(experts);
+  std::vector<A> sums(tokens);
+  gatepro::DispatchPlan<> plan;
+  plan.choice_of_row_N = choice_of_row;
+  plan.token_of_row_N = token_of_row;
+  plan.row_TK = row_of_choice;
+  const auto row_TK = gatepro::strided_view(row_of_choice);
+  const auto weights_TK = gatepro::strided_view(weights);
+  auto memory = routing_data::poisoned_workspace(std::size_t{1} << 20);
+  for (const auto policy : {gatepro::DropPolicy::probability, gatepro::DropPolicy::choice_major}) {
+    EXPECT_EQ(cost_of([&] {
+                gatepro::jitter_tokens(gatepro::view(x), 0.1, {1, 2}, 0, gatepro::view(y));
+                gatepro::jitter_backward(gatepro::view(y), 0.1, {1, 2}, 0, gatepro::view(x));
+                gatepro::add_logit_noise(0.1, {1, 2}, 0, gatepro::view(logits));
+                gatepro::random_logits({1, 2}, 0, gatepro::view(logits));
+                gatepro::round_robin_logits(0, top_k, gatepro::view(logits));
+                gatepro::round_robin_ids(0, experts, gatepro::strided_view(ids));
+                const Index capacity = gatepro::expert_capacity(tokens, top_k, experts, {0.9});
+                gatepro::drop_over_capacity(gatepro::strided_view(ids), {}, capacity, policy,
+                                            weights_TK, gatepro::strided_view(kept),
+                                            gatepro::VectorView<std::int64_t>(counts), memory);
+                gatepro::renormalise_kept(gatepro::strided_view(kept), 1, weights_TK,
+                                          gatepro::VectorView<A>(sums));
+                gatepro::plan_dispatch(gatepro::strided_view(ids), gatepro::strided_view(kept), {},
+                                       experts, {gatepro::DispatchOrder::token_major, 4}, plan,
+                                       memory);
+                gatepro::permute(gatepro::view(x), plan.token_of_row_N, gatepro::view(sorted));
+                gatepro::combine(gatepro::view(sorted), row_TK, weights_TK, gatepro::view(y));
+                gatepro::combine_backward_weights(gatepro::view(sorted), row_TK, gatepro::view(y),
+                                                  gatepro::strided_view(dweights));
+                gatepro::combine_backward_rows(plan.choice_of_row_N, weights_TK, gatepro::view(y),
+                                               gatepro::view(sorted));
+                gatepro::permute_backward(row_TK, gatepro::view(sorted), gatepro::view(x));
+                gatepro::renormalise_kept_backward(
+                    gatepro::strided_view(kept), 1, weights_TK, gatepro::VectorView<const A>(sums),
+                    gatepro::strided_view(dweights), gatepro::strided_view(dweights));
+                gatepro::drop_backward(gatepro::strided_view(kept), gatepro::strided_view(dweights),
+                                       gatepro::strided_view(dweights));
+              }),
+              0);
+  }
+}
+
 TEST(NoAllocation, Float) { expect_no_cost<float, float>(); }
 TEST(NoAllocation, HalfWithDoubleWeights) { expect_no_cost<gatepro::half, double>(); }
 TEST(NoAllocation, BalancingInFloat) { expect_no_cost_of_balancing<float>(); }
+TEST(NoAllocation, DispatchInFloat) { expect_no_cost_of_dispatch<float>(); }
+TEST(NoAllocation, DispatchInDouble) { expect_no_cost_of_dispatch<double>(); }
 TEST(NoAllocation, BalancingInDouble) { expect_no_cost_of_balancing<double>(); }
 
 }  // namespace

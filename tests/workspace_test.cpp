@@ -6,8 +6,10 @@
 #include <functional>
 #include <vector>
 
+#include "gatepro/capacity.hpp"
 #include "gatepro/competition.hpp"
 #include "gatepro/cosine_similarity.hpp"
+#include "gatepro/dispatch_plan.hpp"
 #include "gatepro/gate_backward.hpp"
 #include "gatepro/gate_logits.hpp"
 #include "gatepro/softmax.hpp"
@@ -138,6 +140,35 @@ TEST(Workspace, GateBackward) {
       });
 }
 
+TEST(Workspace, DropOverCapacity) {
+  constexpr Index tokens = 50, experts = 5, top_k = 2;
+  const auto ids_TK = data::random_ids<std::int32_t>(tokens, experts, top_k, 12);
+  for (auto policy : {gatepro::DropPolicy::probability, gatepro::DropPolicy::position}) {
+    const std::size_t bytes =
+        gatepro::drop_over_capacity_workspace<float>(tokens, experts, top_k, policy);
+    expect_query_suffices<float>(bytes, [&](Workspace workspace) {
+      auto weights_TK = data::random_matrix<float>(tokens, top_k, 13);
+      RowMatrix<std::uint8_t> kept_TK(tokens, top_k);
+      std::vector<std::int64_t> counts(experts);
+      gatepro::drop_over_capacity(gatepro::strided_view(ids_TK), {}, 7, policy,
+                                  gatepro::strided_view(weights_TK), gatepro::strided_view(kept_TK),
+                                  gatepro::VectorView<std::int64_t>(counts), workspace, executor);
+      return weights_TK;
+    });
+  }
+}
+
+TEST(Workspace, PlanDispatch) {
+  const auto ids_TK = data::random_ids<std::int32_t>(50, 5, 2, 14);
+  expect_query_suffices<float>(gatepro::plan_dispatch_workspace(5), [&](Workspace workspace) {
+    RowMatrix<std::int32_t> row_TK(50, 2);
+    gatepro::DispatchPlan<> plan;
+    plan.row_TK = gatepro::strided_view(row_TK);
+    gatepro::plan_dispatch(gatepro::strided_view(ids_TK), {}, {}, 5, {}, plan, workspace);
+    return RowMatrix<float>(row_TK.cast<float>());
+  });
+}
+
 // A query says a size; the stage says what is wrong with the shape.
 TEST(Workspace, QueriesOfEmptyShapesHaveAnAnswer) {
   EXPECT_NO_THROW((gatepro::gate_logits_workspace<float, float>(0, 0)));
@@ -147,6 +178,9 @@ TEST(Workspace, QueriesOfEmptyShapesHaveAnAnswer) {
   EXPECT_NO_THROW(gatepro::softmax_selected_workspace<float>(0));
   EXPECT_NO_THROW(gatepro::gate_backward_tokens_workspace<float>(0));
   EXPECT_NO_THROW(gatepro::gate_backward_weights_workspace<float>(0, 0, 0));
+  EXPECT_NO_THROW(
+      gatepro::drop_over_capacity_workspace<float>(0, 0, 0, gatepro::DropPolicy::probability));
+  EXPECT_NO_THROW(gatepro::plan_dispatch_workspace(0));
 }
 
 }  // namespace
