@@ -35,7 +35,7 @@ struct BalanceCounts {
 /// order. It may throw; nothing has changed then.
 struct NoReduce {
   /// Does nothing.
-  void operator()(std::int64_t* /*counts*/, Index /*size*/) const noexcept {}
+  GATEPRO_ALWAYS_INLINE void operator()(std::int64_t* /*counts*/, Index /*size*/) const noexcept {}
 };
 
 namespace detail {
