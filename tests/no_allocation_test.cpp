@@ -11,6 +11,7 @@
 #include <system_error>
 #include <thread>
 
+#include "support/complete_data.hpp"
 #include "support/routing_data.hpp"
 
 namespace {
@@ -287,6 +288,34 @@ void expect_no_cost_of_dispatch() {
               }),
               0);
   }
+}
+
+TEST(NoAllocation, CompleteRouter) {
+  constexpr Index tokens = 300, hidden = 40, experts = 8, top_k = 3;
+  const auto x = random_matrix<float>(tokens, hidden, 1);
+  const auto w = random_matrix<float>(experts, hidden, 2);
+  const auto dweights = random_matrix<float>(tokens, top_k, 3);
+  gatepro::CompleteRouter<float> router(complete_data::full_config(hidden, experts, top_k));
+  router.refresh(w, 0);
+  gatepro::CompleteBuffers buffers(router, tokens);
+  const std::vector<std::int64_t> sequences = {0, tokens};
+  gatepro::RoutingRecord<> record;
+  gatepro::ForwardInputs<> in;
+  in.sequence_begin_S1 = sequences;
+  in.record = &record;
+  router.forward(x, w, in, buffers);  // the record grows once
+  RowMatrix<float> dx = RowMatrix<float>::Zero(tokens, hidden);
+  RowMatrix<float> dw = RowMatrix<float>::Zero(experts, hidden);
+  EXPECT_EQ(cost_of([&] { router.forward(x, w, in, buffers); }), 0);
+  EXPECT_EQ(cost_of([&] {
+              router.backward(x, w, in, buffers, gatepro::strided_view(dweights), {}, dx, dw);
+            }),
+            0);
+  in.record = nullptr;
+  in.replay = &record;
+  in.pass = gatepro::Pass::recompute;
+  EXPECT_EQ(cost_of([&] { router.forward(x, w, in, buffers); }), 0);
+  EXPECT_EQ(cost_of([&] { router.end_step(); }), 0);
 }
 
 TEST(NoAllocation, Float) { expect_no_cost<float, float>(); }

@@ -1,0 +1,366 @@
+// SPDX-License-Identifier: MIT
+// The complete router: joins all stages, owns what training changes.
+#ifndef GATEPRO_COMPLETE_ROUTER_HPP
+#define GATEPRO_COMPLETE_ROUTER_HPP
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+#include "gatepro/complete_routing.hpp"
+#include "gatepro/detail/complete_backward.hpp"
+#include "gatepro/detail/complete_checks.hpp"
+#include "gatepro/detail/complete_forward.hpp"
+#include "gatepro/expert_bias.hpp"
+#include "gatepro/router.hpp"
+#include "gatepro/router_state.hpp"
+
+namespace gatepro {
+inline namespace GATEPRO_ABI {
+
+/// A router with all that training stacks have around it: score functions, expert bias, groups,
+/// losses, padding, capacity, noise, record and replay, checkpoints; with GatePro's competition on
+/// the raw logits in front. docs/features.md draws the order of the steps.
+///
+/// `X`, `W`, `Id` as in Router. What is not switched on in CompleteConfig costs nothing, and with
+/// the defaults results are Router's, bit for bit, forward and backward. Each step is also a stage
+/// function of its own; this class only joins them, in one call per step over [T, E] logits.
+///
+/// One optimizer step is: forwards and backwards, `end_step(reduce)`, `refresh(w, step)`. Forward
+/// advances counters in Pass::training only. Forward, end_step, refresh, restore and the setters
+/// write and must be alone; backward and the other const calls may run beside each other. No per
+/// batch call allocates, apart from a RoutingRecord that has to grow.
+template <class X = float, class W = X, class Id = std::int32_t>
+class CompleteRouter {
+ public:
+  /// The scalar of tokens.
+  using Token = X;
+  /// The type of logits, weights, biases and gradients: double if X or W is, else float.
+  using Accumulator = accumulator_t<X, W>;
+  /// The type of expert ids.
+  using ExpertId = Id;
+  /// Views of the results of a forward.
+  using Routing = CompleteRoutingView<X, Accumulator, Id>;
+  /// What a forward needs besides tokens and weights.
+  using Inputs = ForwardInputs<Id>;
+
+  /// Throws Error for settings that do not fit together.
+  explicit CompleteRouter(const CompleteConfig& config)
+      : config_(detail::checked_complete<Accumulator>(config)),
+        router_(config.router),
+        bias_(config.router.num_experts),
+        balance_(config.router.num_experts) {}
+
+  /// The settings.
+  const CompleteConfig& config() const { return config_; }
+  /// The plain router inside: its partners and similarities.
+  const Router<X, W, Id>& plain() const { return router_; }
+  /// The expert bias; zeros if BiasRule is off.
+  const ExpertBias<Accumulator>& bias() const { return bias_; }
+  /// The loads that losses count: of the last training forward, and of all since end_step.
+  const BalanceAccumulator& balance() const { return balance_; }
+
+  /// Changes the competition for all later forwards; see Router::set_competition.
+  void set_competition(const Competition& competition) {
+    router_.set_competition(competition);
+    config_.router.competition = competition;
+  }
+  /// Changes when partners are recomputed; see Router::set_refresh_schedule.
+  void set_refresh_schedule(const RefreshSchedule& schedule) {
+    router_.set_refresh_schedule(schedule);
+    config_.router.refresh = schedule;
+  }
+  /// Recomputes partners if due; see Router::refresh.
+  template <class Executor = SerialExecutor>
+  bool refresh(MatrixView<const W> w_EH, std::int64_t step, const Executor& executor = {}) {
+    return router_.refresh(w_EH, step, executor);
+  }
+  /// Recomputes partners at once; see Router::refresh_now.
+  template <class Executor = SerialExecutor>
+  void refresh_now(MatrixView<const W> w_EH, std::int64_t step, const Executor& executor = {}) {
+    router_.refresh_now(w_EH, step, executor);
+  }
+  /// Takes partners from outside; see SimilarityCache::set_partners.
+  void set_partners(StridedView<const std::int32_t> partners_EM, std::int64_t step) {
+    router_.set_partners(partners_EM, step);
+  }
+
+  /// Bytes of the outputs of T tokens.
+  std::size_t outputs_bytes(Index num_tokens) const {
+    return detail::measure(
+        [&](detail::Arena& arena) { detail::carve_outputs<X, A, Id>(arena, config_, num_tokens); });
+  }
+  /// Bytes of workspace for forward and backward of up to T tokens in up to `max_sequences`
+  /// sequences, with up to `workers` workers.
+  std::size_t workspace(Index num_tokens, int workers = 1, Index max_sequences = 1) const {
+    const detail::CompleteShape shape{num_tokens, max_sequences, workers};
+    return std::max(detail::forward_bytes<X, W>(config_, shape),
+                    detail::backward_bytes<X, W>(config_, shape));
+  }
+
+  /// Routes T tokens.
+  ///
+  /// x_TH: T x H. w_EH: E x H. `in`: mask, sequences, pass, record. `out`: T rows, from
+  /// `CompleteBuffers::view` or with members of one's own. `reduce` sums int64 counts over ranks,
+  /// see NoReduce; it is called once per training forward, and only if a loss is on. Returns what
+  /// backward must know.
+  ///
+  /// A token's results do not depend on T, padding or the executor, nor, without noise, on its
+  /// position; through a bias, a capacity or losses tokens meet in integers only. Throws Error for
+  /// shapes, settings, a record that does not fit, a workspace below workspace(...), or competition
+  /// without partners, before any write; what `reduce` throws leaves the counters as they were.
+  template <class Reduce = NoReduce, class Executor = SerialExecutor>
+  CompleteReport forward(MatrixView<const X> x_TH, MatrixView<const W> w_EH, const Inputs& in,
+                         const Routing& out, Workspace workspace, const Reduce& reduce = {},
+                         const Executor& executor = {}) {
+    detail::check_complete_tokens("CompleteRouter::forward", config_, x_TH, w_EH);
+    check_forward(in, out, x_TH.rows, workspace, executor);
+    const std::int64_t position = noise_position(in);
+    const auto seen_TH =
+        detail::jitter(config_.noise, in.pass, position, x_TH, out.jittered_TH, executor);
+    gate_logits(seen_TH, w_EH, out.logits_TE, workspace, executor);
+    return route(in, out, position, workspace, reduce, executor);
+  }
+
+  /// The same for logits that the trainer computed: they stand in out.logits_TE, where noise is
+  /// added to them. Jitter is then the trainer's.
+  template <class Reduce = NoReduce, class Executor = SerialExecutor>
+  CompleteReport forward_logits(const Inputs& in, const Routing& out, Workspace workspace,
+                                const Reduce& reduce = {}, const Executor& executor = {}) {
+    check_forward(in, out, out.logits_TE.rows, workspace, executor);
+    return route(in, out, noise_position(in), workspace, reduce, executor);
+  }
+
+  /// The same as forward, into buffers that own the results.
+  template <class Reduce = NoReduce, class Executor = SerialExecutor>
+  const CompleteReport& forward(MatrixView<const X> x_TH, MatrixView<const W> w_EH,
+                                const Inputs& in, CompleteBuffers<CompleteRouter>& buffers,
+                                const Reduce& reduce = {}, const Executor& executor = {}) {
+    buffers.resize(x_TH.rows);
+    buffers.set_report(
+        forward(x_TH, w_EH, in, buffers.view(), buffers.workspace(), reduce, executor));
+    return buffers.report();
+  }
+
+  /// Gradients of a forward: dx_TH += dlogits W, dw_EH += dlogits^T X, losses included unless the
+  /// forward was an evaluation.
+  ///
+  /// x_TH, w_EH, in, out: as in the forward; report: what it returned. dweights_TK: T x K, the
+  /// gradient of the trainer's loss with respect to out.weights_TK; what it holds for padding and
+  /// dropped choices does not matter. `more`: loss scale and the trainer's own gradients. dx_TH
+  /// (T x H), dw_EH (E x H): added to; either may be not given.
+  ///
+  /// Throws Error for shapes, ids outside [0, E), a workspace below workspace(...), or weights that
+  /// are constant where nothing else has a gradient (see RouterConfig::allow_zero_gradient), before
+  /// any write.
+  template <class Executor = SerialExecutor>
+  void backward(MatrixView<const X> x_TH, MatrixView<const W> w_EH, const Inputs& in,
+                const Routing& out, const CompleteReport& report,
+                StridedView<const Accumulator> dweights_TK, const BackwardInputs<Accumulator>& more,
+                MatrixView<Accumulator> dx_TH, MatrixView<Accumulator> dw_EH, Workspace workspace,
+                const Executor& executor = {}) const {
+    const char* where = "CompleteRouter::backward";
+    detail::check_complete_tokens(where, config_, x_TH, w_EH);
+    detail::check_matrix(where, "logits_TE", out.logits_TE, x_TH.rows, config_.router.num_experts);
+    detail::check_optional_matrix(where, "dx_TH", dx_TH, x_TH.rows, x_TH.cols);
+    detail::check_optional_matrix(where, "dw_EH", dw_EH, w_EH.rows, w_EH.cols);
+    detail::check_outputs_differ(where, {dx_TH.data, dw_EH.data});
+    const auto gradients =
+        checked_gradients(in, out, report, dweights_TK, more, workspace, executor);
+
+    const auto dlogits_TE = detail::logit_gradients(config_, router_.similarity().rivals(), in, out,
+                                                    dweights_TK, more, gradients, executor);
+    if (dx_TH.given()) {
+      detail::backward_to_tokens(config_, report, out, dlogits_TE, w_EH, dx_TH, gradients,
+                                 executor);
+    }
+    if (dw_EH.given()) {
+      const auto seen_TH =
+          detail::sees_jitter(config_.noise, in.pass) ? MatrixView<const X>(out.jittered_TH) : x_TH;
+      gate_backward_weights(out.expert_ids_TK, gradients.dselected_TK, dlogits_TE, seen_TH,
+                            ExpertRange{0, dw_EH.rows}, dw_EH, gradients.stages, executor);
+    }
+  }
+
+  /// The gradient of the raw logits alone, for trainers with a GEMM of their own: dlogits_TE
+  /// (T x E) is added to. The rest as in backward.
+  template <class Executor = SerialExecutor>
+  void backward_logits(const Inputs& in, const Routing& out, const CompleteReport& report,
+                       StridedView<const Accumulator> dweights_TK,
+                       const BackwardInputs<Accumulator>& more, MatrixView<Accumulator> dlogits_TE,
+                       Workspace workspace, const Executor& executor = {}) const {
+    detail::check_matrix("CompleteRouter::backward_logits", "dlogits_TE", dlogits_TE,
+                         out.logits_TE.rows, config_.router.num_experts);
+    const auto gradients =
+        checked_gradients(in, out, report, dweights_TK, more, workspace, executor);
+    const auto dense_TE = detail::logit_gradients(config_, router_.similarity().rivals(), in, out,
+                                                  dweights_TK, more, gradients, executor);
+    detail::add_logit_gradients<Accumulator>(out.expert_ids_TK, gradients.dselected_TK, dense_TE,
+                                             dlogits_TE);
+  }
+
+  /// The same with outputs, report and workspace of the buffers that the forward wrote.
+  template <class Executor = SerialExecutor>
+  void backward(MatrixView<const X> x_TH, MatrixView<const W> w_EH, const Inputs& in,
+                CompleteBuffers<CompleteRouter>& buffers,
+                StridedView<const Accumulator> dweights_TK, const BackwardInputs<Accumulator>& more,
+                MatrixView<Accumulator> dx_TH, MatrixView<Accumulator> dw_EH,
+                const Executor& executor = {}) const {
+    backward(x_TH, w_EH, in, buffers.view(), buffers.report(), dweights_TK, more, dx_TH, dw_EH,
+             buffers.workspace(), executor);
+  }
+
+  /// Ends an optimizer step: moves the bias by the load of all ranks, and forgets the loads that
+  /// losses accumulated. `reduce` is called once if there is a bias, else not at all. Throws what
+  /// it throws; nothing has changed then.
+  template <class Reduce = NoReduce>
+  void end_step(const Reduce& reduce = {}) {
+    if (config_.bias.enabled) bias_.step(reduce, config_.bias.update_rate, config_.bias.centre);
+    balance_.reset();
+  }
+
+  /// What a checkpoint needs. Allocates.
+  RouterState state() const;
+  /// Takes a checkpoint of a router with the same settings. Throws Error if it does not fit, and
+  /// nothing has changed then. Allocates.
+  void restore(const RouterState& state);
+
+ private:
+  using A = Accumulator;
+
+  template <class Executor>
+  void check_forward(const Inputs& in, const Routing& out, Index tokens, Workspace scratch,
+                     const Executor& executor) const {
+    detail::check_complete_forward(config_, router_.similarity().rivals(), in, out, tokens);
+    detail::Arena("CompleteRouter::forward", scratch,
+                  detail::forward_bytes<X, W>(config_, shape_of(in, tokens, executor)));
+  }
+
+  /// All checks of a backward but those of tokens and weights, then the division of the workspace.
+  template <class Executor>
+  detail::CompleteGradients<A> checked_gradients(const Inputs& in, const Routing& out,
+                                                 const CompleteReport& report,
+                                                 const StridedView<const A>& dweights_TK,
+                                                 const BackwardInputs<A>& more, Workspace scratch,
+                                                 const Executor& executor) const {
+    const char* where = "CompleteRouter::backward";
+    detail::check_complete_backward(config_, in, out, report, dweights_TK, more);
+    const detail::CompleteShape shape = shape_of(in, out.logits_TE.rows, executor);
+    detail::Arena arena(where, scratch, detail::backward_bytes<X, W>(config_, shape));
+    return detail::carve_gradients<A>(arena, config_, shape);
+  }
+
+  template <class Executor>
+  detail::CompleteShape shape_of(const Inputs& in, Index tokens, const Executor& executor) const {
+    detail::check_executor<Executor>();
+    return {tokens, std::max<Index>(1, in.sequence_begin_S1.size - 1),
+            detail::checked_workers("CompleteRouter", executor)};
+  }
+
+  std::int64_t noise_position(const Inputs& in) const {
+    return in.pass == Pass::recompute ? in.replay->noise_position : noise_position_;
+  }
+
+  VectorView<const A> choice_bias() const {
+    return config_.bias.enabled ? bias_.values() : VectorView<const A>();
+  }
+
+  /// From logits to the report, and on to the counters.
+  template <class Reduce, class Executor>
+  CompleteReport route(const Inputs& in, const Routing& out, std::int64_t position,
+                       Workspace workspace, const Reduce& reduce, const Executor& executor) {
+    detail::prepare_record(in, out);
+    detail::add_noise(config_.noise, in.pass, position, out.logits_TE, executor);
+    CompleteReport report = detail::choose(config_, router_.similarity().rivals(), choice_bias(),
+                                           position, in, out, workspace, executor);
+    report.noise_position = position;
+    if (config_.losses.any() && in.pass != Pass::evaluation) {
+      count_for_losses(in, out, report.valid_tokens, workspace, reduce, executor);
+      report.losses =
+          detail::complete_losses(config_, in, out, detail::accumulated_load(out.totals), 1.0,
+                                  MatrixView<A>(), workspace, executor);
+    }
+    if (in.pass == Pass::training) {
+      if (config_.bias.enabled) bias_.accumulate(out.tokens_per_expert_E);
+      noise_position_ += out.logits_TE.rows;
+    }
+    if (config_.capacity) detail::drop(config_, in, out, workspace, executor, report);
+    detail::fill_record(in, out, position);
+    return report;
+  }
+
+  /// Sets out.totals: the loads that the losses compare with, those of the record if there is one.
+  template <class Reduce, class Executor>
+  void count_for_losses(const Inputs& in, const Routing& out, std::int64_t tokens,
+                        Workspace workspace, const Reduce& reduce, const Executor& executor) {
+    const VectorView<std::int64_t> counts_E(out.totals.data, config_.router.num_experts);
+    detail::count_for_losses(config_, in.is_padding_T, out, counts_E, workspace, executor);
+    if (in.pass == Pass::recompute) {
+      std::copy(in.replay->totals.begin(), in.replay->totals.end(), out.totals.data);
+      return;
+    }
+    balance_.add({counts_E, tokens}, reduce);
+    detail::store_totals(balance_, out.totals);
+  }
+
+  CompleteConfig config_;
+  Router<X, W, Id> router_;
+  ExpertBias<Accumulator> bias_;
+  BalanceAccumulator balance_;
+  std::int64_t noise_position_ = 0;
+};
+
+template <class X, class W, class Id>
+RouterState CompleteRouter<X, W, Id>::state() const {
+  RouterState state;
+  const auto& cache = router_.similarity();
+  const auto partners_EM = cache.partners();
+  state.partners_EM.assign(partners_EM.data,
+                           partners_EM.data + partners_EM.rows * partners_EM.cols);
+  if (cache.has_partners()) state.partners_step = cache.last_refresh_step();
+  if (config_.bias.enabled) {
+    const auto values = bias_.values();
+    const auto counts = bias_.counts();
+    state.expert_bias_E.assign(values.data, values.data + values.size);
+    state.bias_counts_E.assign(counts.data, counts.data + counts.size);
+  }
+  const BalanceCounts total = balance_.total();
+  state.balance_counts_E.assign(total.tokens_per_expert_E.data,
+                                total.tokens_per_expert_E.data + total.tokens_per_expert_E.size);
+  state.balance_tokens = total.tokens;
+  state.noise_position = noise_position_;
+  return state;
+}
+
+template <class X, class W, class Id>
+void CompleteRouter<X, W, Id>::restore(const RouterState& state) {
+  const char* where = "CompleteRouter::restore";
+  CompleteRouter fresh(config_);  // so that a state that does not fit changes nothing
+  if (!state.partners_EM.empty()) {
+    const Index experts = config_.router.num_experts;
+    const Index m = config_.router.pairing.partners_per_expert;
+    detail::require(static_cast<Index>(state.partners_EM.size()) == experts * m, where,
+                    "num_experts * partners_per_expert partners, or none",
+                    {{"partners", state.partners_EM.size()}, {"needed", experts * m}});
+    fresh.set_partners({state.partners_EM.data(), experts, m, m, 1}, state.partners_step);
+  }
+  detail::require(config_.bias.enabled || state.expert_bias_E.empty(), where,
+                  "no bias in the state of a router without one",
+                  {{"biases", state.expert_bias_E.size()}});
+  if (config_.bias.enabled) {
+    const std::vector<A> bias_E(state.expert_bias_E.begin(), state.expert_bias_E.end());
+    fresh.bias_.restore(bias_E, state.bias_counts_E);
+  }
+  fresh.balance_.restore({state.balance_counts_E, state.balance_tokens});
+  detail::require(state.noise_position >= 0, where, "noise_position >= 0",
+                  {{"noise_position", state.noise_position}});
+  fresh.noise_position_ = state.noise_position;
+  *this = std::move(fresh);
+}
+
+}  // namespace GATEPRO_ABI
+}  // namespace gatepro
+
+#endif  // GATEPRO_COMPLETE_ROUTER_HPP

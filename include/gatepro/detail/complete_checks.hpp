@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: MIT
+// The checks of a complete router, all before any write.
+#ifndef GATEPRO_DETAIL_COMPLETE_CHECKS_HPP
+#define GATEPRO_DETAIL_COMPLETE_CHECKS_HPP
+
+#include <cstdint>
+
+#include "gatepro/competition.hpp"
+#include "gatepro/complete_routing.hpp"
+#include "gatepro/detail/complete_losses.hpp"
+#include "gatepro/detail/selection_checks.hpp"
+
+namespace gatepro {
+namespace detail {
+inline namespace GATEPRO_ABI {
+
+inline void check_loss_rule(const char* where, const LossRule& rule) {
+  for (const double coefficient : {rule.batch, rule.sequence, rule.global, rule.z}) {
+    require(is_finite(coefficient) && coefficient >= 0, where, "loss coefficients finite and >= 0",
+            {{"coefficient", coefficient}});
+  }
+}
+
+inline void check_noise_rule(const char* where, const NoiseRule& rule) {
+  require(rule.jitter >= 0 && rule.jitter < 1, where, "0 <= jitter < 1", {{"jitter", rule.jitter}});
+  require(is_finite(rule.logit_sigma) && rule.logit_sigma >= 0, where,
+          "logit_sigma finite and >= 0", {{"logit_sigma", rule.logit_sigma}});
+}
+
+/// What Router does not check.
+template <class A>
+const CompleteConfig& checked_complete(const CompleteConfig& config) {
+  const char* where = "CompleteRouter";
+  check_selection<A>(where, config.selection(), config.router.num_experts);
+  check_loss_rule(where, config.losses);
+  check_noise_rule(where, config.noise);
+  const double rate = config.bias.update_rate;
+  require(is_finite(rate) && rate >= 0, where, "update_rate finite and >= 0",
+          {{"update_rate", rate}});
+  if (config.capacity) check_capacity_rule(where, *config.capacity);
+  return config;
+}
+
+template <class X, class W>
+void check_complete_tokens(const char* where, const CompleteConfig& config,
+                           const MatrixView<const X>& x_TH, const MatrixView<const W>& w_EH) {
+  check_matrix(where, "x_TH", x_TH, x_TH.rows, config.router.hidden_size);
+  check_matrix(where, "w_EH", w_EH, config.router.num_experts, config.router.hidden_size);
+}
+
+/// Vectors as long as they say, ids in range and distinct, and what a recomputation needs.
+template <class Id>
+void check_replay(const char* where, const CompleteConfig& config, const ForwardInputs<Id>& in,
+                  Index tokens) {
+  require(in.replay != nullptr || in.pass != Pass::recompute, where,
+          "a record to replay in Pass::recompute");
+  if (in.replay == nullptr) return;
+  const RoutingRecord<Id>& record = *in.replay;
+  const auto size = static_cast<std::size_t>(tokens * config.router.top_k);
+  require(record.tokens == tokens && record.top_k == config.router.top_k &&
+              record.expert_ids_TK.size() == size && record.penalised_TK.size() == size,
+          where, "a record of as many tokens and choices",
+          {{"tokens", record.tokens},
+           {"top_k", record.top_k},
+           {"ids", record.expert_ids_TK.size()},
+           {"tokens needed", tokens},
+           {"top_k needed", config.router.top_k}});
+  const auto ids_TK = record.expert_ids();
+  check_ids(where, "recorded ids", ids_TK, config.router.num_experts);
+  for (Index t = 0; t < tokens; ++t) {
+    for (Index j = 1; j < ids_TK.cols; ++j) {
+      for (Index i = 0; i < j; ++i) {
+        require(ids_TK(t, i) != ids_TK(t, j), where, "recorded ids that are distinct in each token",
+                {{"id", ids_TK(t, j)}, {"token", t}});
+      }
+    }
+  }
+  if (in.pass != Pass::recompute || !config.losses.any()) return;
+  const auto totals = static_cast<std::size_t>(2 * (config.router.num_experts + 1));
+  require(record.totals.size() == totals, where,
+          "a record that a training forward with losses has filled",
+          {{"totals", record.totals.size()}, {"totals needed", totals}});
+}
+
+template <class Id>
+void check_complete_inputs(const char* where, const CompleteConfig& config,
+                           const ForwardInputs<Id>& in, Index tokens) {
+  check_optional_vector(where, "is_padding_T", in.is_padding_T, tokens);
+  require(in.tokens_in_mean >= 0 && in.sequences_in_mean >= 0, where,
+          "tokens_in_mean and sequences_in_mean >= 0",
+          {{"tokens_in_mean", in.tokens_in_mean}, {"sequences_in_mean", in.sequences_in_mean}});
+  if (config.losses.sequence > 0 && in.pass != Pass::evaluation) {
+    check_sequences(where, in.sequence_begin_S1, tokens);
+  }
+}
+
+template <class X, class A, class Id>
+void check_complete_outputs(const char* where, const CompleteConfig& config,
+                            const CompleteRoutingView<X, A, Id>& out, Index tokens) {
+  const Index experts = config.router.num_experts;
+  const Index top_k = config.router.top_k;
+  check_matrix(where, "logits_TE", out.logits_TE, tokens, experts);
+  check_strided(where, "expert_ids_TK", out.expert_ids_TK, tokens, top_k);
+  check_strided(where, "weights_TK", out.weights_TK, tokens, top_k);
+  check_strided(where, "scores_TK", out.scores_TK, tokens, top_k);
+  check_strided(where, "penalised_TK", out.penalised_TK, tokens, top_k);
+  check_vector(where, "tokens_per_expert_E", out.tokens_per_expert_E, experts);
+  if (config.losses.any()) {
+    check_vector(where, "totals", out.totals, 2 * (experts + 1));
+    if (counts_unpenalised_ids(config.losses)) {
+      check_strided(where, "counted_ids_TK", out.counted_ids_TK, tokens, top_k);
+    }
+  }
+  if (config.capacity) {
+    check_strided(where, "kept_TK", out.kept_TK, tokens, top_k);
+    check_vector(where, "kept_per_expert_E", out.kept_per_expert_E, experts);
+    if (config.capacity->renormalise) check_vector(where, "kept_sums_T", out.kept_sums_T, tokens);
+  }
+  if (config.noise.jitter > 0) {
+    check_matrix(where, "jittered_TH", out.jittered_TH, tokens, config.router.hidden_size);
+  }
+  check_outputs_differ(
+      where, {out.logits_TE.data, out.expert_ids_TK.data, out.weights_TK.data, out.scores_TK.data,
+              out.penalised_TK.data, out.tokens_per_expert_E.data, out.totals.data,
+              out.counted_ids_TK.data, out.kept_TK.data, out.kept_per_expert_E.data,
+              out.kept_sums_T.data, out.jittered_TH.data});
+}
+
+/// Everything that a forward of `tokens` logits rows takes.
+template <class X, class A, class Id>
+void check_complete_forward(const CompleteConfig& config, const RivalTable& rivals,
+                            const ForwardInputs<Id>& in, const CompleteRoutingView<X, A, Id>& out,
+                            Index tokens) {
+  const char* where = "CompleteRouter::forward";
+  check_complete_inputs(where, config, in, tokens);
+  check_complete_outputs(where, config, out, tokens);
+  check_replay(where, config, in, tokens);
+  checked_competition<A>(where, config.router.competition, rivals, config.router.num_experts);
+}
+
+}  // namespace GATEPRO_ABI
+}  // namespace detail
+}  // namespace gatepro
+
+#endif  // GATEPRO_DETAIL_COMPLETE_CHECKS_HPP

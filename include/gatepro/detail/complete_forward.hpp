@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: MIT
+// The steps of a complete router's forward, each on what the step before it wrote.
+#ifndef GATEPRO_DETAIL_COMPLETE_FORWARD_HPP
+#define GATEPRO_DETAIL_COMPLETE_FORWARD_HPP
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+
+#include "gatepro/detail/complete_losses.hpp"
+#include "gatepro/forced_routing.hpp"
+#include "gatepro/gate_logits.hpp"
+#include "gatepro/noise.hpp"
+#include "gatepro/scored_replay.hpp"
+#include "gatepro/scored_routing.hpp"
+
+namespace gatepro {
+namespace detail {
+
+/// What sizes a workspace besides the settings.
+struct CompleteShape {
+  Index tokens = 0;
+  Index sequences = 1;
+  int workers = 1;
+};
+
+inline namespace GATEPRO_ABI {
+
+/// Bytes of workspace for all steps of a forward, which use it one after the other.
+template <class X, class W>
+std::size_t forward_bytes(const CompleteConfig& config, const CompleteShape& shape) {
+  using A = accumulator_t<X, W>;
+  const RouterConfig& router = config.router;
+  const std::size_t drop =
+      config.capacity ? drop_over_capacity_workspace<A>(shape.tokens, router.num_experts,
+                                                        router.top_k, config.capacity->policy)
+                      : 0;
+  return std::max(
+      {gate_logits_workspace<X, W>(router.num_experts, router.hidden_size, shape.workers),
+       route_scored_workspace<A>(router.num_experts, config.selection(), shape.workers),
+       replay_scored_workspace<A>(router.num_experts, config.selection(), shape.workers),
+       complete_losses_workspace<A>(config, shape.tokens, shape.sequences, shape.workers), drop});
+}
+
+inline bool sees_jitter(const NoiseRule& rule, Pass pass) {
+  return rule.jitter > 0 && pass != Pass::evaluation;
+}
+
+/// The tokens as the router sees them: x_TH itself, or jittered_TH filled from it.
+template <class X, class Executor>
+MatrixView<const X> jitter(const NoiseRule& rule, Pass pass, std::int64_t position,
+                           const MatrixView<const X>& x_TH, const MatrixView<X>& jittered_TH,
+                           const Executor& executor) {
+  if (!sees_jitter(rule, pass)) return x_TH;
+  jitter_tokens(x_TH, rule.jitter, NoiseKey{rule.seed, 0}, position, jittered_TH, executor);
+  return jittered_TH;
+}
+
+/// Noise on the logits, or made-up logits in their place.
+template <class A, class Executor>
+void add_noise(const NoiseRule& rule, Pass pass, std::int64_t position,
+               const MatrixView<A>& logits_TE, const Executor& executor) {
+  if (pass == Pass::evaluation) return;
+  const NoiseKey key{rule.seed, 0};
+  if (rule.forced == ForcedRouting::random) {
+    random_logits(key, position, logits_TE, executor);
+  } else if (rule.logit_sigma > 0) {
+    add_logit_noise(rule.logit_sigma, key, position, logits_TE, executor);
+  }
+}
+
+/// Room in the record, so that what throws throws before anything is written.
+template <class X, class A, class Id>
+void prepare_record(const ForwardInputs<Id>& in, const CompleteRoutingView<X, A, Id>& out) {
+  if (in.record == nullptr) return;
+  const auto size = static_cast<std::size_t>(out.expert_ids_TK.rows * out.expert_ids_TK.cols);
+  in.record->expert_ids_TK.resize(size);
+  in.record->penalised_TK.resize(size);
+  in.record->totals.resize(static_cast<std::size_t>(out.totals.size));
+}
+
+template <class X, class A, class Id>
+void fill_record(const ForwardInputs<Id>& in, const CompleteRoutingView<X, A, Id>& out,
+                 std::int64_t position) {
+  if (in.record == nullptr) return;
+  RoutingRecord<Id>& record = *in.record;
+  record.tokens = out.expert_ids_TK.rows;
+  record.top_k = out.expert_ids_TK.cols;
+  record.noise_position = position;
+  std::size_t i = 0;
+  for (Index t = 0; t < record.tokens; ++t) {
+    for (Index j = 0; j < record.top_k; ++j, ++i) {
+      record.expert_ids_TK[i] = out.expert_ids_TK(t, j);
+      record.penalised_TK[i] = out.penalised_TK(t, j);
+    }
+  }
+  // An evaluation counts nothing for losses.
+  if (in.pass == Pass::evaluation) record.totals.clear();
+  std::copy_n(out.totals.data, record.totals.size(), record.totals.begin());
+}
+
+/// The outputs take the record's choices.
+template <class X, class A, class Id>
+void load_record(const RoutingRecord<Id>& record, const CompleteRoutingView<X, A, Id>& out) {
+  const auto ids_TK = record.expert_ids();
+  const auto penalised_TK = record.penalised();
+  for (Index t = 0; t < record.tokens; ++t) {
+    for (Index j = 0; j < record.top_k; ++j) {
+      out.expert_ids_TK(t, j) = ids_TK(t, j);
+      out.penalised_TK(t, j) = penalised_TK(t, j);
+    }
+  }
+}
+
+/// The outputs take choices that the logits had no part in. False if the router is to choose.
+template <class X, class A, class Id>
+bool load_choices(const CompleteConfig& config, std::int64_t position, const ForwardInputs<Id>& in,
+                  const CompleteRoutingView<X, A, Id>& out) {
+  if (in.replay != nullptr) {
+    load_record(*in.replay, out);
+    return true;
+  }
+  const bool forced = config.noise.forced == ForcedRouting::round_robin;
+  if (!forced || in.pass == Pass::evaluation) return false;
+  round_robin_ids(position, config.router.num_experts, out.expert_ids_TK);
+  for (Index t = 0; t < out.penalised_TK.rows; ++t) {
+    for (Index j = 0; j < out.penalised_TK.cols; ++j) out.penalised_TK(t, j) = 0;
+  }
+  return true;
+}
+
+/// Logits to ids, weights and counts: chosen, or as recorded.
+template <class X, class A, class Id, class Executor>
+CompleteReport choose(const CompleteConfig& config, const RivalTable& rivals,
+                      const VectorView<const A>& bias_E, std::int64_t position,
+                      const ForwardInputs<Id>& in, const CompleteRoutingView<X, A, Id>& out,
+                      Workspace workspace, const Executor& executor) {
+  RoutingReport found;
+  if (load_choices(config, position, in, out)) {
+    found =
+        replay_scored(out.logits_TE, rivals, config.selection(), in.is_padding_T, out.expert_ids_TK,
+                      out.penalised_TK, out.weights_TK, out.scores_TK, workspace, executor);
+    count_valid_choices(out.expert_ids_TK, in.is_padding_T, out.tokens_per_expert_E);
+  } else {
+    const ScoredRoutingView<A, Id> routed{out.expert_ids_TK, out.weights_TK, out.scores_TK,
+                                          out.penalised_TK, out.tokens_per_expert_E};
+    found = route_scored(out.logits_TE, rivals, config.selection(), bias_E, in.is_padding_T, routed,
+                         workspace, executor);
+  }
+  CompleteReport report;
+  report.pass = in.pass;
+  report.nonfinite_rows = found.nonfinite_rows;
+  report.tokens_short_of_survivors = found.tokens_short_of_survivors;
+  report.valid_tokens = count_valid(in.is_padding_T, 0, out.logits_TE.rows);
+  return report;
+}
+
+/// Takes choices over capacity away, and scales up what is left if asked.
+template <class X, class A, class Id, class Executor>
+void drop(const CompleteConfig& config, const ForwardInputs<Id>& in,
+          const CompleteRoutingView<X, A, Id>& out, Workspace workspace, const Executor& executor,
+          CompleteReport& report) {
+  const RouterConfig& router = config.router;
+  report.capacity = expert_capacity(static_cast<Index>(report.valid_tokens), router.top_k,
+                                    router.num_experts, *config.capacity);
+  const DropReport dropped = drop_over_capacity(
+      out.expert_ids_TK, in.is_padding_T, report.capacity, config.capacity->policy, out.weights_TK,
+      out.kept_TK, out.kept_per_expert_E, workspace, executor);
+  report.dropped_choices = dropped.dropped_choices;
+  report.tokens_without_expert = dropped.tokens_without_expert;
+  if (config.capacity->renormalise) {
+    renormalise_kept<A>(out.kept_TK, config.scores.scale, out.weights_TK, out.kept_sums_T);
+  }
+}
+
+}  // namespace GATEPRO_ABI
+}  // namespace detail
+}  // namespace gatepro
+
+#endif  // GATEPRO_DETAIL_COMPLETE_FORWARD_HPP

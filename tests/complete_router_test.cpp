@@ -1,0 +1,732 @@
+// SPDX-License-Identifier: MIT
+// The complete router: all combinations of its features against a naive reference in double, and
+// with the defaults the plain router, bit for bit.
+#include <gatepro/gatepro.hpp>
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "support/complete_data.hpp"
+#include "support/complete_reference.hpp"
+#include "support/errors.hpp"
+#include "support/executors.hpp"
+#include "support/type_names.hpp"
+
+namespace {
+
+using complete_data::Outcome;
+using complete_data::zeros;
+using gatepro::CapacityRule;
+using gatepro::Competition;
+using gatepro::CompleteConfig;
+using gatepro::CompleteRouter;
+using gatepro::CountSource;
+using gatepro::DropPolicy;
+using gatepro::ForwardInputs;
+using gatepro::GroupScore;
+using gatepro::Index;
+using gatepro::RowMatrix;
+using gatepro::ScoreFunction;
+using routing_data::random_matrix;
+using routing_data::same_bits;
+using routing_data::to_reference;
+
+// ---- The whole product ---------------------------------------------------------------------
+
+constexpr Index tokens = 7, experts = 8, top_k = 3;
+
+std::vector<CompleteConfig> all_combinations() {
+  std::vector<std::optional<CapacityRule>> capacities = {std::nullopt};
+  for (DropPolicy policy :
+       {DropPolicy::probability, DropPolicy::position, DropPolicy::choice_major}) {
+    for (bool renormalise : {false, true}) {
+      CapacityRule rule;
+      rule.factor = 0.75;
+      rule.policy = policy;
+      rule.renormalise = renormalise;
+      capacities.emplace_back(rule);
+    }
+  }
+  const gatepro::GroupLimit groups[] = {
+      {}, {4, 2, GroupScore::share_of_top_k}, {4, 2, GroupScore::top_2}};
+  std::vector<CompleteConfig> all;
+  CompleteConfig config{{/*hidden_size=*/1, experts, top_k}};
+  config.losses = {0.3, 0.2, 0.1, 0.05, CountSource::dispatched};
+  for (ScoreFunction f : {ScoreFunction::softmax_after_top_k, ScoreFunction::softmax_before_top_k,
+                          ScoreFunction::sigmoid, ScoreFunction::sqrt_softplus}) {
+    for (bool renormalise : {false, true}) {
+      config.scores = {f, renormalise, 2.5};
+      for (bool bias : {false, true}) {
+        config.bias.enabled = bias;
+        for (const auto& group : groups) {
+          config.groups = group;
+          for (const auto& capacity : capacities) {
+            config.capacity = capacity;
+            for (const Competition& competition :
+                 {Competition::off(), Competition::penalty(0.7), Competition::eliminate()}) {
+              config.router.competition = competition;
+              for (CountSource counts : {CountSource::dispatched, CountSource::unpenalised}) {
+                config.losses.counts = counts;
+                all.push_back(config);
+              }
+            }
+          }
+        }
+      }
+    }
+  }
+  return all;
+}
+
+std::string name_of(const CompleteConfig& c) {
+  std::string name = "f" + std::to_string(static_cast<int>(c.scores.function));
+  name += c.scores.renormalise ? " renormalise" : "";
+  name += c.bias.enabled ? " bias" : "";
+  name += " groups " + std::to_string(c.groups.num_groups) + "/" +
+          std::to_string(static_cast<int>(c.groups.score));
+  name += " competition " + std::to_string(static_cast<int>(c.router.competition.mode));
+  name += c.losses.counts == CountSource::unpenalised ? " unpenalised" : "";
+  if (c.capacity) {
+    name += " drop " + std::to_string(static_cast<int>(c.capacity->policy));
+    name += c.capacity->renormalise ? " renormalise" : "";
+  }
+  return name;
+}
+
+template <class A>
+class CompleteProductTest : public testing::Test {
+ public:
+  using R = CompleteRouter<A>;
+  using Reference = complete_reference::Batch;
+
+  CompleteProductTest()
+      : logits_TE_(random_matrix<A>(tokens, experts, 11, 2)),
+        dweights_TK_(random_matrix<A>(tokens, top_k, 12)),
+        bias_E_(random_matrix<A>(1, experts, 13, 0.2)) {}
+
+  void run(const CompleteConfig& config, bool masked) {
+    SCOPED_TRACE(name_of(config) + (masked ? " masked" : ""));
+    const std::vector<std::uint8_t> padding = {0, 0, masked, 0, 0, masked, 0};
+    ForwardInputs<> in;
+    in.is_padding_T = padding;
+    in.sequence_begin_S1 = sequences_;
+    R router = trained_router(config);
+    gatepro::CompleteBuffers<R> buffers(router, tokens, 1, 3);
+    auto out = buffers.view();
+    for (Index t = 0; t < tokens; ++t) {
+      std::copy_n(logits_TE_.row(t).data(), experts, out.logits_TE.row(t));
+    }
+    const auto report = router.forward_logits(in, out, buffers.workspace());
+
+    const complete_reference::Rules rules = rules_of(config);
+    const complete_reference::Flags padding_T(padding.begin(), padding.end());
+    const reference::Matrix l_TE = to_reference(logits_TE_);
+    const Reference expected = complete_reference::route(l_TE, rules, padding_T, config);
+    expect_forward(config, rules, l_TE, padding_T, expected, out, report);
+
+    gatepro::BackwardInputs<A> more;
+    more.gradient_scale = 0.5;
+    RowMatrix<A> dlogits_TE = zeros<A>(tokens, experts);
+    router.backward_logits(in, out, report, dweights_TK_, more, dlogits_TE, buffers.workspace());
+    expect_gradients(config, rules, l_TE, padding_T, expected, dlogits_TE);
+  }
+
+ private:
+  static constexpr double eps = static_cast<double>(std::numeric_limits<A>::epsilon());
+  static constexpr double gradient_tolerance = sizeof(A) == 8 ? 1e-9 : 2e-5;
+
+  /// Partners in pairs, and a bias, as a checkpoint brings them.
+  R trained_router(const CompleteConfig& config) const {
+    R router(config);
+    gatepro::RouterState state = router.state();
+    state.partners_EM = partners_;
+    if (config.bias.enabled) state.expert_bias_E.assign(bias_E_.data(), bias_E_.data() + experts);
+    router.restore(state);
+    return router;
+  }
+
+  complete_reference::Rules rules_of(const CompleteConfig& config) const {
+    complete_reference::Rules rules;
+    rules.top_k = top_k;
+    rules.scores = config.scores;
+    rules.groups = config.groups;
+    rules.competition = config.router.competition;
+    rules.competition.lambda = static_cast<double>(static_cast<A>(rules.competition.lambda));
+    rules.bias_E.assign(experts, 0);
+    if (config.bias.enabled) rules.bias_E.assign(bias_E_.data(), bias_E_.data() + experts);
+    for (int partner : partners_) rules.rivals.push_back({partner});
+    return rules;
+  }
+
+  void expect_forward(const CompleteConfig& config, const complete_reference::Rules& rules,
+                      const reference::Matrix& l_TE, const complete_reference::Flags& padding_T,
+                      const Reference& expected, const typename R::Routing& out,
+                      const gatepro::CompleteReport& report) const {
+    gatepro::LossValues losses;
+    Index short_tokens = 0;
+    for (std::size_t t = 0; t < l_TE.size(); ++t) {
+      const auto& choice = expected.choices_T[t];
+      short_tokens += choice.short_of_survivors && !padding_T[t] ? 1 : 0;
+      const auto weights =
+          complete_reference::final_weights(l_TE[t], t, expected, rules, padding_T, config);
+      for (std::size_t j = 0; j < weights.size(); ++j) {
+        const Index row = static_cast<Index>(t), col = static_cast<Index>(j);
+        const int id = choice.ids[j];
+        ASSERT_EQ(out.expert_ids_TK(row, col), id) << "token " << t << ", choice " << j;
+        ASSERT_EQ(out.penalised_TK(row, col) != 0, choice.lost_E[static_cast<std::size_t>(id)]);
+        ASSERT_NEAR(static_cast<double>(out.weights_TK(row, col)), weights[j], 100 * eps);
+        if (weights[j] == 0) {
+          ASSERT_EQ(out.weights_TK(row, col), 0);
+        }
+        if (config.capacity) {
+          ASSERT_EQ(out.kept_TK(row, col) != 0, expected.kept_TK[t][j]);
+        }
+      }
+      const auto terms =
+          complete_reference::loss_terms(l_TE[t], t, expected, padding_T, sequences_, config);
+      losses.batch += terms.batch;
+      losses.sequence += terms.sequence;
+      losses.global += terms.global;
+      losses.z += terms.z;
+    }
+    EXPECT_EQ(complete_data::copy(out.tokens_per_expert_E), expected.counts_E);
+    EXPECT_EQ(report.valid_tokens, expected.tokens);
+    EXPECT_EQ(report.tokens_short_of_survivors, short_tokens);
+    EXPECT_EQ(report.nonfinite_rows, 0);
+    EXPECT_NEAR(report.losses.batch, losses.batch, 100 * eps);
+    EXPECT_NEAR(report.losses.sequence, losses.sequence, 100 * eps);
+    EXPECT_NEAR(report.losses.global, losses.global, 100 * eps);
+    EXPECT_NEAR(report.losses.z, losses.z, 100 * eps);
+  }
+
+  /// Differences of what the trainer minimises: weights . dweights + losses / 2.
+  void expect_gradients(const CompleteConfig& config, const complete_reference::Rules& rules,
+                        const reference::Matrix& l_TE, const complete_reference::Flags& padding_T,
+                        const Reference& expected, const RowMatrix<A>& dlogits_TE) const {
+    for (std::size_t t = 0; t < l_TE.size(); ++t) {
+      const auto objective = [&](const complete_reference::Row& l) {
+        double sum =
+            0.5 *
+            complete_reference::loss_terms(l, t, expected, padding_T, sequences_, config).sum();
+        const auto weights =
+            complete_reference::final_weights(l, t, expected, rules, padding_T, config);
+        for (std::size_t j = 0; j < weights.size(); ++j) {
+          sum += weights[j] *
+                 static_cast<double>(dweights_TK_(static_cast<Index>(t), static_cast<Index>(j)));
+        }
+        return sum;
+      };
+      const auto gradient = complete_reference::gradient(objective, l_TE[t]);
+      for (std::size_t e = 0; e < gradient.size(); ++e) {
+        const A actual = dlogits_TE(static_cast<Index>(t), static_cast<Index>(e));
+        ASSERT_NEAR(static_cast<double>(actual), gradient[e], gradient_tolerance)
+            << "token " << t << ", expert " << e;
+        if (padding_T[t]) {
+          ASSERT_EQ(actual, 0);
+        }
+      }
+    }
+  }
+
+  RowMatrix<A> logits_TE_, dweights_TK_, bias_E_;
+  std::vector<std::int32_t> partners_ = {1, 0, 3, 2, 5, 4, 7, 6};
+  std::vector<std::int64_t> sequences_ = {0, 2, 2, tokens};
+};
+
+using Accumulators = testing::Types<float, double>;
+TYPED_TEST_SUITE(CompleteProductTest, Accumulators, TypeNames);
+
+TYPED_TEST(CompleteProductTest, EveryCombinationMatchesTheReference) {
+  for (const CompleteConfig& config : all_combinations()) {
+    this->run(config, /*masked=*/false);
+    this->run(config, /*masked=*/true);
+    if (this->HasFailure()) return;  // one combination is enough to read
+  }
+}
+
+// ---- The defaults ----------------------------------------------------------------------------
+
+template <class Scalars>
+class CompleteDefaultsTest : public testing::Test {};
+using InputTypes =
+    testing::Types<routing_data::Inputs<float, float>, routing_data::Inputs<double, double>,
+                   routing_data::Inputs<gatepro::bfloat16, float>>;
+TYPED_TEST_SUITE(CompleteDefaultsTest, InputTypes, InputNames);
+
+TYPED_TEST(CompleteDefaultsTest, AreThePlainRouterBitForBit) {
+  using X = typename TypeParam::X;
+  using W = typename TypeParam::W;
+  using R = CompleteRouter<X, W>;
+  using A = typename R::Accumulator;
+  constexpr Index T = 300, H = 24, E = 20, K = 4;
+  const auto x_TH = random_matrix<X>(T, H, 1);
+  const auto w_EH = random_matrix<W>(E, H, 2);
+  const auto dweights_TK = random_matrix<A>(T, K, 3);
+  const auto dw_EH = random_matrix<A>(E, H, 4);
+  for (const Competition& competition : {Competition::off(), Competition::penalty(1e-4),
+                                         Competition::penalty(0.5), Competition::eliminate()}) {
+    gatepro::RouterConfig config{H, E, K};
+    config.competition = competition;
+    gatepro::Router<X, W> plain(config);
+    R complete({config});
+    plain.refresh(w_EH, 0);
+    complete.refresh(w_EH, 0);
+
+    const auto expected = routing_data::forward(plain, x_TH, w_EH);
+    const auto gradients =
+        routing_data::backward(plain, x_TH, w_EH, expected, dweights_TK, RowMatrix<A>(),
+                               routing_data::Gradients<A>{zeros<A>(T, H), dw_EH});
+    const Outcome<R> actual =
+        complete_data::step(complete, x_TH, w_EH, {}, dweights_TK, RowMatrix<A>(dw_EH));
+    EXPECT_TRUE(same_bits(actual.ids_TK, expected.ids_TK));
+    EXPECT_TRUE(same_bits(actual.weights_TK, expected.weights_TK));
+    EXPECT_TRUE(same_bits(actual.logits_TE, expected.logits_TE));
+    EXPECT_EQ(actual.counts_E, expected.tokens_per_expert_E);
+    EXPECT_EQ(actual.report.tokens_short_of_survivors, expected.report.tokens_short_of_survivors);
+    EXPECT_TRUE(same_bits(actual.dx_TH, gradients.dx_TH));
+    EXPECT_TRUE(same_bits(actual.dw_EH, gradients.dw_EH));
+  }
+}
+
+TEST(CompleteRouter, CompetitionIsSwitchedAtRunTime) {
+  const auto x_TH = random_matrix<float>(40, 8, 1);
+  const auto w_EH = random_matrix<float>(6, 8, 2);
+  CompleteConfig config{{8, 6, 2}};
+  config.scores.function = ScoreFunction::sigmoid;
+  config.router.competition = Competition::off();
+  CompleteRouter<float> never(config), switched(config);
+  switched.refresh(w_EH, 0);
+  const auto off = complete_data::forward(never, x_TH, w_EH);
+  switched.set_competition(Competition::eliminate());
+  EXPECT_FALSE(same_bits(complete_data::forward(switched, x_TH, w_EH).weights_TK, off.weights_TK));
+  switched.set_competition(Competition::penalty(0));
+  EXPECT_TRUE(same_bits(complete_data::forward(switched, x_TH, w_EH).weights_TK, off.weights_TK));
+}
+
+// ---- How the work is cut ---------------------------------------------------------------------
+
+TEST(CompleteRouter, BitsDoNotDependOnTheExecutor) {
+  constexpr Index T = 700, H = 16, E = 12, K = 3;
+  const auto x_TH = random_matrix<float>(T, H, 1);
+  const auto w_EH = random_matrix<float>(E, H, 2);
+  const auto dweights_TK = random_matrix<float>(T, K, 3);
+  const std::vector<std::int64_t> sequences = {0, 100, 101, T};
+  ForwardInputs<> in;
+  in.sequence_begin_S1 = sequences;
+  const auto run = [&](const auto& executor) {
+    CompleteRouter<float> router(complete_data::full_config(H, E, K));
+    router.refresh(w_EH, 0);
+    return complete_data::step(router, x_TH, w_EH, in, dweights_TK, zeros<float>(E, H), {},
+                               gatepro::NoReduce{}, executor);
+  };
+  const auto serial = run(gatepro::SerialExecutor{});
+  complete_data::expect_same_outcome(run(ThreadExecutor(3)), serial);
+  complete_data::expect_same_outcome(run(LastWorkerFirst(5)), serial);
+}
+
+/// Tokens at the places of `keep`, others full of what must not matter.
+RowMatrix<float> spread(const RowMatrix<float>& m, const std::vector<std::uint8_t>& padding) {
+  RowMatrix<float> result = RowMatrix<float>::Constant(static_cast<Index>(padding.size()), m.cols(),
+                                                       std::numeric_limits<float>::quiet_NaN());
+  Index from = 0;
+  for (std::size_t t = 0; t < padding.size(); ++t) {
+    if (padding[t] == 0) result.row(static_cast<Index>(t)) = m.row(from++);
+  }
+  return result;
+}
+
+TEST(CompleteRouter, PaddingInfluencesNothing) {
+  constexpr Index T = 30, H = 16, E = 12, K = 3;
+  std::vector<std::uint8_t> padding(50);
+  for (std::size_t t = 0; t < 20; ++t) padding[(t * t + t / 2) % 50] = 1;
+  const Index padded = static_cast<Index>(padding.size());
+  const Index masked = std::count(padding.begin(), padding.end(), 1);
+  const auto short_x_TH = random_matrix<float>(padded - masked, H, 1);
+  const auto short_dweights_TK = random_matrix<float>(padded - masked, K, 3);
+  ASSERT_GE(short_x_TH.rows(), T);
+  const auto w_EH = random_matrix<float>(E, H, 2);
+  CompleteConfig config = complete_data::full_config(H, E, K);
+  config.noise = {};  // noise depends on the position
+  CompleteRouter<float> without(config), with(config);
+  without.refresh(w_EH, 0);
+  with.refresh(w_EH, 0);
+  const std::vector<std::int64_t> one_sequence = {0, short_x_TH.rows()};
+  const std::vector<std::int64_t> padded_sequence = {0, padded};
+  ForwardInputs<> in, padded_in;
+  in.sequence_begin_S1 = one_sequence;
+  padded_in.sequence_begin_S1 = padded_sequence;
+  padded_in.is_padding_T = padding;
+  const auto expected =
+      complete_data::step(without, short_x_TH, w_EH, in, short_dweights_TK, zeros<float>(E, H));
+  const auto actual = complete_data::step(with, spread(short_x_TH, padding), w_EH, padded_in,
+                                          spread(short_dweights_TK, padding), zeros<float>(E, H));
+  without.end_step();
+  with.end_step();
+  Index from = 0;
+  for (Index t = 0; t < padded; ++t) {
+    if (padding[static_cast<std::size_t>(t)] != 0) {
+      EXPECT_EQ(actual.weights_TK.row(t), zeros<float>(1, K));
+      EXPECT_EQ(actual.dx_TH.row(t), zeros<float>(1, H));
+      continue;
+    }
+    EXPECT_TRUE(same_bits<float>(actual.weights_TK.row(t), expected.weights_TK.row(from)));
+    EXPECT_TRUE(same_bits<float>(actual.dx_TH.row(t), expected.dx_TH.row(from)));
+    EXPECT_TRUE(same_bits<std::int32_t>(actual.ids_TK.row(t), expected.ids_TK.row(from)));
+    EXPECT_TRUE(same_bits<std::uint8_t>(actual.kept_TK.row(t), expected.kept_TK.row(from)));
+    ++from;
+  }
+  EXPECT_TRUE(same_bits(actual.dw_EH, expected.dw_EH));
+  EXPECT_EQ(actual.counts_E, expected.counts_E);
+  EXPECT_EQ(actual.kept_E, expected.kept_E);
+  EXPECT_EQ(actual.totals, expected.totals);
+  EXPECT_EQ(actual.report.capacity, expected.report.capacity);
+  EXPECT_EQ(actual.report.dropped_choices, expected.report.dropped_choices);
+  const auto near = [](double a, double b) { EXPECT_NEAR(a, b, 1e-12 * b); };
+  near(actual.report.losses.batch, expected.report.losses.batch);
+  near(actual.report.losses.sequence, expected.report.losses.sequence);
+  near(actual.report.losses.global, expected.report.losses.global);
+  near(actual.report.losses.z, expected.report.losses.z);
+  EXPECT_EQ(with.state().expert_bias_E, without.state().expert_bias_E);
+}
+
+// ---- A whole layer ---------------------------------------------------------------------------
+
+/// Tokens to experts and back; expert e multiplies by e + 1.
+struct Layer {
+  using R = CompleteRouter<double>;
+  static constexpr Index T = 24, H = 6, E = 8, K = 3;
+
+  Layer(const RowMatrix<double>& x, const RowMatrix<double>& w)
+      : x_TH(x), w_EH(w), router(config()) {
+    router.refresh(w_EH, 0);
+    padding[5] = padding[17] = 1;
+    in.is_padding_T = padding;
+    in.sequence_begin_S1 = sequences;
+    report = router.forward(x_TH, w_EH, in, buffers);
+    const auto out = buffers.view();
+    gatepro::DispatchPlan<std::int32_t> plan;
+    plan.offsets_E1 = offsets_E1;
+    plan.token_of_row_N = token_of_row_N;
+    plan.choice_of_row_N = choice_of_row_N;
+    plan.row_TK = {row_TK.data(), T, K};
+    auto memory = routing_data::poisoned_workspace(gatepro::plan_dispatch_workspace(E));
+    rows = gatepro::plan_dispatch(out.expert_ids_TK, out.kept_TK, in.is_padding_T, E, {}, plan,
+                                  memory);
+    sent_NH.resize(rows, H);
+    gatepro::permute(x_TH, gatepro::VectorView<const std::int32_t>(token_of_row_N.data(), rows),
+                     gatepro::view(sent_NH));
+    scale_by_expert(sent_NH, returned_NH);
+    y_TH = zeros<double>(T, H);
+    gatepro::combine(gatepro::view(returned_NH), plan.row_TK, out.weights_TK, gatepro::view(y_TH));
+  }
+
+  static CompleteConfig config() {
+    CompleteConfig config = complete_data::full_config(H, E, K);
+    config.router.competition = Competition::penalty(0.3);
+    config.losses = {0.3, 0.2, 0.1, 0.05, CountSource::dispatched};
+    return config;
+  }
+  void scale_by_expert(const RowMatrix<double>& from, RowMatrix<double>& to) const {
+    to = from;
+    for (Index e = 0; e < E; ++e) {
+      for (auto r = offsets_E1[static_cast<std::size_t>(e)];
+           r < offsets_E1[static_cast<std::size_t>(e) + 1]; ++r) {
+        to.row(r) *= static_cast<double>(e + 1);
+      }
+    }
+  }
+  /// sum of y dy + losses.
+  double objective(const RowMatrix<double>& dy_TH) const {
+    return y_TH.cwiseProduct(dy_TH).sum() + report.losses.sum();
+  }
+  void backward(const RowMatrix<double>& dy_TH, RowMatrix<double>& dx_TH,
+                RowMatrix<double>& dw_EH) {
+    const auto out = buffers.view();
+    const gatepro::StridedView<const std::int32_t> row(row_TK.data(), T, K, K, 1);
+    RowMatrix<double> dweights_TK = zeros<double>(T, K), dreturned_NH = zeros<double>(rows, H);
+    gatepro::combine_backward_weights(gatepro::view(returned_NH), row, dy_TH,
+                                      gatepro::strided_view(dweights_TK));
+    gatepro::combine_backward_rows(
+        gatepro::VectorView<const std::int32_t>(choice_of_row_N.data(), rows), out.weights_TK,
+        dy_TH, gatepro::view(dreturned_NH));
+    RowMatrix<double> dsent_NH;
+    scale_by_expert(dreturned_NH, dsent_NH);
+    gatepro::permute_backward(row, dsent_NH, gatepro::view(dx_TH));
+    router.backward(x_TH, w_EH, in, buffers, gatepro::strided_view(dweights_TK), {}, dx_TH, dw_EH);
+  }
+
+  RowMatrix<double> x_TH, w_EH, sent_NH, returned_NH, y_TH;
+  std::vector<std::uint8_t> padding = std::vector<std::uint8_t>(T, 0);
+  std::vector<std::int64_t> sequences = {0, 10, T};
+  R router;
+  gatepro::CompleteBuffers<R> buffers{router, T, 1, 2};
+  ForwardInputs<> in;
+  gatepro::CompleteReport report;
+  std::vector<std::int64_t> offsets_E1 = std::vector<std::int64_t>(E + 1);
+  std::vector<std::int32_t> token_of_row_N = std::vector<std::int32_t>(T * K);
+  std::vector<std::int32_t> choice_of_row_N = std::vector<std::int32_t>(T * K);
+  std::vector<std::int32_t> row_TK = std::vector<std::int32_t>(T * K);
+  Index rows = 0;
+};
+
+TEST(CompleteRouter, GradientsOfAWholeLayerMatchDifferences) {
+  const auto x_TH = random_matrix<double>(Layer::T, Layer::H, 1);
+  const auto w_EH = random_matrix<double>(Layer::E, Layer::H, 2);
+  const auto dy_TH = random_matrix<double>(Layer::T, Layer::H, 3);
+  Layer layer(x_TH, w_EH);
+  ASSERT_GT(layer.report.dropped_choices, 0) << "the test needs drops";
+  RowMatrix<double> dx_TH = zeros<double>(Layer::T, Layer::H);
+  RowMatrix<double> dw_EH = zeros<double>(Layer::E, Layer::H);
+  layer.backward(dy_TH, dx_TH, dw_EH);
+  const auto difference = [&](bool of_x, Index r, Index c, double h) {
+    RowMatrix<double> above[] = {x_TH, w_EH}, below[] = {x_TH, w_EH};
+    above[of_x ? 0 : 1](r, c) += h;
+    below[of_x ? 0 : 1](r, c) -= h;
+    return (Layer(above[0], above[1]).objective(dy_TH) -
+            Layer(below[0], below[1]).objective(dy_TH)) /
+           (2 * h);
+  };
+  const auto expect_near = [&](bool of_x, Index r, Index c, double actual) {
+    // The error of order h^2 taken out.
+    const double expected = (4 * difference(of_x, r, c, 1e-4) - difference(of_x, r, c, 2e-4)) / 3;
+    EXPECT_NEAR(actual, expected, 1e-9 * std::max(1.0, std::abs(expected))) << r << ", " << c;
+  };
+  for (Index t = 0; t < Layer::T; t += 3)
+    expect_near(true, t, t % Layer::H, dx_TH(t, t % Layer::H));
+  for (Index e = 0; e < Layer::E; ++e) expect_near(false, e, e % Layer::H, dw_EH(e, e % Layer::H));
+}
+
+/// Megatron-LM's test_aux_loss: without a gradient from the weights only the losses move the
+/// router.
+TEST(CompleteRouter, OnlyLossesMoveTheRouterWhenNothingElseDoes) {
+  constexpr Index T = 20, H = 6, E = 8, K = 2;
+  const auto x_TH = random_matrix<float>(T, H, 1);
+  const auto w_EH = random_matrix<float>(E, H, 2);
+  for (int loss = 0; loss < 5; ++loss) {
+    CompleteConfig config{{H, E, K}};
+    config.scores.function = ScoreFunction::softmax_before_top_k;
+    double* coefficients[] = {&config.losses.batch, &config.losses.sequence, &config.losses.global,
+                              &config.losses.z};
+    if (loss < 4) *coefficients[loss] = 0.1;
+    CompleteRouter<float> router(config);
+    router.refresh(w_EH, 0);
+    const std::vector<std::int64_t> sequences = {0, T};
+    ForwardInputs<> in;
+    in.sequence_begin_S1 = sequences;
+    const auto outcome =
+        complete_data::step(router, x_TH, w_EH, in, zeros<float>(T, K), zeros<float>(E, H));
+    EXPECT_EQ(outcome.dw_EH.cwiseAbs().maxCoeff() > 0, loss < 4);
+    EXPECT_EQ(outcome.dx_TH.cwiseAbs().maxCoeff() > 0, loss < 4);
+    EXPECT_EQ(outcome.report.losses.sum() > 0, loss < 4);
+  }
+}
+
+TEST(CompleteRouter, LogitsFromOutsideGiveTheSameBits) {
+  constexpr Index T = 50, H = 6, E = 8, K = 3;
+  const auto x_TH = random_matrix<float>(T, H, 1);
+  const auto w_EH = random_matrix<float>(E, H, 2);
+  CompleteConfig config = complete_data::full_config(H, E, K);
+  config.noise.jitter = 0;
+  config.losses.sequence = 0;
+  CompleteRouter<float> router(config), same(config);
+  router.refresh(w_EH, 0);
+  same.refresh(w_EH, 0);
+  const auto expected = complete_data::forward(router, x_TH, w_EH);
+  gatepro::CompleteBuffers buffers(same, T);
+  auto memory =
+      routing_data::poisoned_workspace(gatepro::gate_logits_workspace<float, float>(E, H));
+  gatepro::gate_logits(gatepro::view(x_TH), gatepro::view(w_EH), buffers.view().logits_TE, memory);
+  buffers.set_report(same.forward_logits({}, buffers.view(), buffers.workspace()));
+  complete_data::expect_same_outcome(complete_data::outcome_of(buffers), expected);
+}
+
+TEST(CompleteRouter, ForcedRoutingsAreBalanced) {
+  constexpr Index T = 64, H = 6, E = 8, K = 2;
+  RowMatrix<float> x_TH = random_matrix<float>(T, H, 1);
+  const auto w_EH = random_matrix<float>(E, H, 2);
+  x_TH.rowwise() += 3 * w_EH.row(0);  // everybody likes expert 0
+  CompleteConfig config{{H, E, K}};
+  config.scores.function = ScoreFunction::sigmoid;
+  config.noise.seed = 3;
+  const auto violation = [&](gatepro::ForcedRouting forced, gatepro::Pass pass) {
+    config.noise.forced = forced;
+    CompleteRouter<float> router(config);
+    router.refresh(w_EH, 0);
+    ForwardInputs<> in;
+    in.pass = pass;
+    const auto outcome = complete_data::forward(router, x_TH, w_EH, in);
+    EXPECT_TRUE(routing_data::valid_ids(outcome.ids_TK, E));
+    return gatepro::max_violation(outcome.counts_E);
+  };
+  using gatepro::ForcedRouting;
+  using gatepro::Pass;
+  const double free = violation(ForcedRouting::none, Pass::training);
+  EXPECT_GT(free, 2);
+  EXPECT_EQ(violation(ForcedRouting::round_robin, Pass::training), 0);
+  EXPECT_LT(violation(ForcedRouting::random, Pass::training), 0.8);
+  EXPECT_EQ(violation(ForcedRouting::round_robin, Pass::evaluation), free);
+}
+
+TEST(CompleteRouter, BadSettingsAndInputsAreRefused) {
+  const CompleteConfig good = complete_data::full_config(6, 8, 3);
+  const auto refused = [&](const auto& spoil, const char* rule) {
+    CompleteConfig bad = good;
+    spoil(bad);
+    expect_error([&] { CompleteRouter<float> router(bad); }, {rule});
+  };
+  refused([](auto& c) { c.router.top_k = 9; }, "1 <= top_k <= num_experts");
+  refused([](auto& c) { c.router.hidden_size = 0; }, "hidden_size >= 1");
+  refused([](auto& c) { c.router.competition = Competition::penalty(-1); }, "lambda");
+  refused([](auto& c) { c.groups.num_groups = 3; }, "multiple of num_groups");
+  refused([](auto& c) { c.groups.groups_per_token = 4; }, "groups_per_token <= top_k");
+  refused([](auto& c) { c.scores.scale = 0; }, "scale");
+  refused([](auto& c) { c.bias.update_rate = -1; }, "update_rate");
+  refused([](auto& c) { c.losses.z = -1; }, "loss coefficients");
+  refused([](auto& c) { c.losses.batch = std::nan(""); }, "loss coefficients");
+  refused([](auto& c) { c.capacity->factor = 0; }, "factor");
+  refused([](auto& c) { c.noise.jitter = 1; }, "jitter");
+  refused([](auto& c) { c.noise.logit_sigma = -1; }, "logit_sigma");
+
+  constexpr Index T = 10;
+  CompleteRouter<float> router(good);
+  const auto x_TH = random_matrix<float>(T, 6, 1);
+  const auto w_EH = random_matrix<float>(8, 6, 2);
+  const auto dweights_TK = random_matrix<float>(T, 3, 3);
+  const std::vector<std::int64_t> sequences = {0, T};
+  const std::vector<std::uint8_t> short_padding(T - 1);
+  ForwardInputs<> in;
+  in.sequence_begin_S1 = sequences;
+  gatepro::CompleteBuffers buffers(router, T);
+  const auto state = router.state();
+  const auto forward = [&](const ForwardInputs<>& inputs) {
+    return [&, inputs] { router.forward(x_TH, w_EH, inputs, buffers); };
+  };
+  expect_error(forward(in), {"partners"});
+  router.refresh(w_EH, 0);
+  expect_error(forward({}), {"sequence_begin_S1"});
+  ForwardInputs<> bad = in;
+  bad.is_padding_T = short_padding;
+  expect_error(forward(bad), {"is_padding_T"});
+  bad = in;
+  bad.tokens_in_mean = -1;
+  expect_error(forward(bad), {"tokens_in_mean"});
+  auto out = buffers.view();
+  expect_error(
+      [&] {
+        router.forward(x_TH, w_EH, in, out, gatepro::Workspace(buffers.workspace().data, 100));
+      },
+      {"workspace"});
+  out.kept_TK = {};
+  expect_error([&] { router.forward(x_TH, w_EH, in, out, buffers.workspace()); }, {"kept_TK"});
+  EXPECT_EQ(router.state().noise_position, state.noise_position) << "no counter moved";
+
+  forward(in)();
+  RowMatrix<float> dx_TH = zeros<float>(T, 6), dw_EH = zeros<float>(8, 6);
+  ForwardInputs<> other = in;
+  other.pass = gatepro::Pass::evaluation;
+  expect_error(
+      [&] {
+        router.backward(x_TH, w_EH, other, buffers, gatepro::strided_view(dweights_TK), {}, dx_TH,
+                        dw_EH);
+      },
+      {"the same forward"});
+  EXPECT_EQ(dx_TH, zeros<float>(T, 6));
+}
+
+/// Megatron-LM#894: softmax over one expert teaches the router nothing.
+TEST(CompleteRegression, OneNormalisedExpertWithoutALossIsRefused) {
+  const auto x_TH = random_matrix<float>(10, 6, 1);
+  const auto w_EH = random_matrix<float>(8, 6, 2);
+  for (bool renormalise : {false, true}) {
+    for (ScoreFunction f : {ScoreFunction::softmax_after_top_k, ScoreFunction::sigmoid}) {
+      for (double z : {0.0, 1e-3}) {
+        CompleteConfig config{{6, 8, 1}};
+        config.scores = {f, renormalise, 1};
+        config.losses.z = z;
+        CompleteRouter<float> router(config);
+        router.refresh(w_EH, 0);
+        const auto step = [&] {
+          complete_data::step(router, x_TH, w_EH, {}, RowMatrix<float>(x_TH.leftCols(1)),
+                              zeros<float>(8, 6));
+        };
+        const bool constant = renormalise || f == ScoreFunction::softmax_after_top_k;
+        if (constant && z == 0) {
+          expect_error(step, {"constant"});
+        } else {
+          step();
+        }
+      }
+    }
+  }
+}
+
+// ---- Bugs that users of other stacks reported --------------------------------------------------
+
+/// vllm#39391, sglang#30079: a NaN logit row gave experts twice, or none.
+TEST(CompleteRegression, NanRowsGiveDistinctIdsInRange) {
+  constexpr Index T = 9, E = 8, K = 3;
+  for (ScoreFunction f : {ScoreFunction::softmax_after_top_k, ScoreFunction::softmax_before_top_k,
+                          ScoreFunction::sigmoid, ScoreFunction::sqrt_softplus}) {
+    CompleteConfig config = complete_data::full_config(4, E, K);
+    config.scores.function = f;
+    config.noise = {};
+    config.losses = {};
+    CompleteRouter<float> router(config);
+    const auto w_EH = random_matrix<float>(E, 4, 1);
+    router.refresh(w_EH, 0);
+    gatepro::CompleteBuffers buffers(router, T);
+    auto out = buffers.view();
+    const auto logits_TE = random_matrix<float>(T, E, 2);
+    const float nan = std::numeric_limits<float>::quiet_NaN();
+    for (Index t = 0; t < T; ++t) {
+      for (Index e = 0; e < E; ++e)
+        out.logits_TE(t, e) = t == 4 || e < t - 4 ? nan : logits_TE(t, e);
+    }
+    router.forward_logits({}, out, buffers.workspace());
+    const auto ids_TK = complete_data::copy<std::int32_t>(out.expert_ids_TK);
+    EXPECT_TRUE(routing_data::valid_ids(ids_TK, E));
+    for (Index j = 0; j < K; ++j) {
+      // A choice that was dropped weighs 0 whatever it held.
+      EXPECT_TRUE(std::isnan(out.weights_TK(4, j)) || out.kept_TK(4, j) == 0);
+      EXPECT_FALSE(std::isnan(out.weights_TK(0, j)));
+    }
+  }
+}
+
+/// transformers#45440, vllm#13474: experts of masked groups got the score 0, which beats a
+/// negative one.
+TEST(CompleteRegression, MaskedGroupsNeverBeatNegativeBias) {
+  constexpr Index T = 20, E = 8, K = 4;
+  CompleteConfig config{{4, E, K}};
+  config.router.competition = Competition::off();
+  config.scores.function = ScoreFunction::sigmoid;
+  config.bias.enabled = true;
+  for (GroupScore score : {GroupScore::share_of_top_k, GroupScore::top_2}) {
+    config.groups = {4, 2, score};
+    CompleteRouter<float> router(config);
+    gatepro::RouterState state = router.state();
+    state.expert_bias_E.assign(E, -5);  // every choice value is negative
+    router.restore(state);
+    gatepro::CompleteBuffers buffers(router, T);
+    auto out = buffers.view();
+    const auto logits_TE = random_matrix<float>(T, E, 2);
+    for (Index t = 0; t < T; ++t) std::copy_n(logits_TE.row(t).data(), E, out.logits_TE.row(t));
+    router.forward_logits({}, out, buffers.workspace());
+    for (Index t = 0; t < T; ++t) {
+      std::vector<bool> used(4, false);
+      for (Index j = 0; j < K; ++j) {
+        used[static_cast<std::size_t>(out.expert_ids_TK(t, j) / 2)] = true;
+      }
+      EXPECT_EQ(std::count(used.begin(), used.end(), true), 2) << "token " << t;
+    }
+  }
+}
+
+}  // namespace

@@ -1,0 +1,444 @@
+// SPDX-License-Identifier: MIT
+// What a complete router keeps over a training run: counters, checkpoints, records; and that a step
+// gives the same gradients however it is cut into ranks and micro-batches.
+#include <gatepro/complete_router.hpp>
+
+#include <gtest/gtest.h>
+
+#include <cstdint>
+#include <vector>
+
+#include "support/complete_data.hpp"
+#include "support/complete_reference.hpp"
+#include "support/ranks.hpp"
+
+namespace {
+
+using complete_data::expect_same_outcome;
+using complete_data::expect_same_state;
+using complete_data::Outcome;
+using complete_data::rows;
+using complete_data::zeros;
+using gatepro::Competition;
+using gatepro::CompleteConfig;
+using gatepro::CountSource;
+using gatepro::ForwardInputs;
+using gatepro::Index;
+using gatepro::Pass;
+using gatepro::RefreshSchedule;
+using gatepro::RowMatrix;
+using routing_data::random_matrix;
+using routing_data::same_bits;
+
+using R = gatepro::CompleteRouter<float>;
+constexpr Index T = 60, H = 16, E = 12, K = 3;
+
+const std::vector<std::int64_t>& sequences() {
+  static const std::vector<std::int64_t> begin = {0, 20, 45, T};
+  return begin;
+}
+
+ForwardInputs<> inputs(Pass pass = Pass::training) {
+  ForwardInputs<> in;
+  in.pass = pass;
+  in.sequence_begin_S1 = sequences();
+  return in;
+}
+
+RowMatrix<float> tokens_of_step(std::int64_t step, unsigned micro_batch = 0) {
+  return random_matrix<float>(T, H, static_cast<unsigned>(1000 + 10 * step) + micro_batch);
+}
+
+/// A toy trainer: two micro-batches per step, plain gradient descent.
+struct Trainer {
+  explicit Trainer(const CompleteConfig& config)
+      : router(config), w_EH(random_matrix<float>(E, H, 2)) {}
+
+  void micro_batch(std::int64_t step, unsigned number) {
+    last = complete_data::step(router, tokens_of_step(step, number), w_EH, inputs(), dweights_TK,
+                               dw_EH);
+    dw_EH = last.dw_EH;
+  }
+  void finish(std::int64_t step) {
+    router.end_step();
+    w_EH -= 0.3F * dw_EH;
+    dw_EH.setZero();
+    router.refresh(w_EH, step + 1);
+  }
+  void train(std::int64_t first, std::int64_t end) {
+    for (std::int64_t step = first; step < end; ++step) {
+      micro_batch(step, 0);
+      micro_batch(step, 1);
+      finish(step);
+    }
+  }
+
+  R router;
+  RowMatrix<float> w_EH;
+  RowMatrix<float> dw_EH = zeros<float>(E, H);
+  RowMatrix<float> dweights_TK = random_matrix<float>(T, K, 3);
+  Outcome<R> last;
+};
+
+// ---- Checkpoints -------------------------------------------------------------------------------
+
+TEST(CompleteState, AResumedRunIsBitIdenticalUnderEverySchedule) {
+  for (const RefreshSchedule& schedule :
+       {RefreshSchedule::every_step(), RefreshSchedule::every(3), RefreshSchedule::on_demand(),
+        RefreshSchedule::frozen()}) {
+    CompleteConfig config = complete_data::full_config(H, E, K);
+    config.router.refresh = schedule;
+    for (std::int64_t cut = 1; cut < 6; ++cut) {
+      Trainer whole(config);
+      whole.router.refresh_now(whole.w_EH, 0);
+      whole.train(0, cut);
+      whole.micro_batch(cut, 0);  // a checkpoint in the middle of a step
+
+      Trainer resumed(config);
+      resumed.w_EH = whole.w_EH;
+      resumed.dw_EH = whole.dw_EH;
+      resumed.router.restore(whole.router.state());
+      expect_same_state(resumed.router.state(), whole.router.state());
+
+      for (Trainer* trainer : {&whole, &resumed}) {
+        trainer->micro_batch(cut, 1);
+        trainer->finish(cut);
+        trainer->train(cut + 1, 7);
+      }
+      expect_same_outcome(resumed.last, whole.last);
+      expect_same_state(resumed.router.state(), whole.router.state());
+      EXPECT_TRUE(same_bits(resumed.w_EH, whole.w_EH));
+    }
+  }
+}
+
+TEST(CompleteState, RestoresTheTimeBeforeTheFirstRefresh) {
+  CompleteConfig config = complete_data::full_config(H, E, K);
+  config.router.refresh = RefreshSchedule::frozen();
+  const R fresh(config);
+  R router(config);
+  const auto w_EH = random_matrix<float>(E, H, 2);
+  router.refresh(w_EH, 5);
+  router.restore(fresh.state());
+  expect_same_state(router.state(), fresh.state());
+  EXPECT_TRUE(router.refresh(w_EH, 6)) << "due, since there are no partners";
+}
+
+TEST(CompleteState, WhatDoesNotFitIsRefusedAndChangesNothing) {
+  Trainer trainer(complete_data::full_config(H, E, K));
+  trainer.router.refresh(trainer.w_EH, 0);
+  trainer.train(0, 2);
+  const gatepro::RouterState good = trainer.router.state();
+  const auto refused = [&](const auto& spoil) {
+    gatepro::RouterState bad = good;
+    spoil(bad);
+    EXPECT_THROW(trainer.router.restore(bad), gatepro::Error);
+    expect_same_state(trainer.router.state(), good);
+  };
+  refused([](auto& s) { s.partners_EM.pop_back(); });
+  refused([](auto& s) { s.partners_EM[0] = static_cast<std::int32_t>(E); });
+  refused([](auto& s) { s.expert_bias_E.clear(); });
+  refused([](auto& s) { s.expert_bias_E[1] = std::numeric_limits<double>::infinity(); });
+  refused([](auto& s) { s.bias_counts_E[1] = -1; });
+  refused([](auto& s) { s.bias_counts_E.push_back(0); });
+  refused([](auto& s) { s.balance_counts_E.pop_back(); });
+  refused([](auto& s) { s.balance_tokens = -1; });
+  R without_bias(CompleteConfig{{H, E, K}});
+  EXPECT_THROW(without_bias.restore(good), gatepro::Error);
+}
+
+// ---- Evaluation and recomputation
+// ----------------------------------------------------------------
+
+/// torchtitan#4148: an evaluation leaked into the counts of training.
+TEST(CompleteRegression, EvaluationCountsNothing) {
+  Trainer trainer(complete_data::full_config(H, E, K));
+  trainer.router.refresh(trainer.w_EH, 0);
+  trainer.train(0, 2);
+  trainer.micro_batch(2, 0);
+  const gatepro::RouterState before = trainer.router.state();
+  const auto x_TH = tokens_of_step(7);
+  int reductions = 0;
+  const auto reduce = [&](std::int64_t*, Index) { ++reductions; };
+  const auto first =
+      complete_data::forward(trainer.router, x_TH, trainer.w_EH, inputs(Pass::evaluation), reduce);
+  const auto second =
+      complete_data::forward(trainer.router, x_TH, trainer.w_EH, inputs(Pass::evaluation), reduce);
+  expect_same_state(trainer.router.state(), before);
+  EXPECT_EQ(reductions, 0);
+  EXPECT_TRUE(same_bits(first.weights_TK, second.weights_TK)) << "no noise";
+  EXPECT_EQ(first.report.losses.sum(), 0);
+}
+
+/// torchtitan#1593, Automodel#3247: recomputation counted tokens twice, and a bias divided by 2.
+TEST(CompleteRegression, RecomputationCountsNothingTwice) {
+  Trainer trainer(complete_data::full_config(H, E, K));
+  trainer.router.refresh(trainer.w_EH, 0);
+  trainer.train(0, 2);
+  trainer.micro_batch(2, 0);
+  gatepro::RoutingRecord<> record;
+  auto in = inputs();
+  in.record = &record;
+  const auto x_TH = tokens_of_step(2, 1);
+  const auto original = complete_data::step(trainer.router, x_TH, trainer.w_EH, in,
+                                            trainer.dweights_TK, zeros<float>(E, H));
+  // Other forwards may come in between.
+  trainer.micro_batch(3, 0);
+  const gatepro::RouterState before = trainer.router.state();
+  auto again = inputs(Pass::recompute);
+  again.replay = &record;
+  int reductions = 0;
+  const auto reduce = [&](std::int64_t*, Index) { ++reductions; };
+  const auto recomputed = complete_data::step(trainer.router, x_TH, trainer.w_EH, again,
+                                              trainer.dweights_TK, zeros<float>(E, H), {}, reduce);
+  expect_same_outcome(recomputed, original);
+  expect_same_state(trainer.router.state(), before);
+  EXPECT_EQ(reductions, 0);
+}
+
+/// torchtitan#3336, Automodel#2635: near-ties fell the other way in recomputation.
+TEST(CompleteRegression, RecomputationCannotFlipNearTies) {
+  for (const Competition& competition : {Competition::penalty(0.5), Competition::eliminate()}) {
+    CompleteConfig config{{H, E, K}};
+    config.router.competition = competition;
+    R router(config);
+    const auto w_EH = random_matrix<float>(E, H, 2);
+    const auto x_TH = tokens_of_step(0);
+    router.refresh(w_EH, 0);
+    gatepro::RoutingRecord<> record;
+    ForwardInputs<> in;
+    in.record = &record;
+    const auto original = complete_data::forward(router, x_TH, w_EH, in);
+    // Another machine or kernel: logits that differ enough to change choices and losers.
+    const RowMatrix<float> other_w_EH = w_EH + random_matrix<float>(E, H, 9, 0.1);
+    ForwardInputs<> again;
+    again.pass = Pass::recompute;
+    again.replay = &record;
+    const auto recomputed = complete_data::forward(router, x_TH, other_w_EH, again);
+    EXPECT_TRUE(same_bits(recomputed.ids_TK, original.ids_TK));
+    EXPECT_TRUE(same_bits(recomputed.penalised_TK, original.penalised_TK));
+    EXPECT_EQ(recomputed.counts_E, original.counts_E);
+    const auto free = complete_data::forward(router, x_TH, other_w_EH);
+    EXPECT_FALSE(same_bits(free.ids_TK, original.ids_TK)) << "the test needs other logits";
+    for (Index t = 0; t < T; ++t) {
+      for (Index j = 0; j < K; ++j) {
+        const bool loses = competition.mode == gatepro::CompetitionMode::eliminate &&
+                           original.penalised_TK(t, j) != 0;
+        EXPECT_EQ(recomputed.weights_TK(t, j) == 0, loses) << "token " << t;
+      }
+    }
+  }
+}
+
+/// Megatron-LM's router replay: also a routing that nobody would choose is honoured.
+TEST(CompleteRecord, ARoutingMadeElsewhereIsFollowed) {
+  CompleteConfig config{{H, E, K}};
+  config.router.competition = Competition::off();
+  config.scores = {gatepro::ScoreFunction::sigmoid, true, 1};
+  R router(config);
+  const auto w_EH = random_matrix<float>(E, H, 2);
+  const auto x_TH = tokens_of_step(0);
+  gatepro::RoutingRecord<> record;
+  record.tokens = T;
+  record.top_k = K;
+  record.penalised_TK.assign(static_cast<std::size_t>(T * K), 0);
+  for (Index t = 0; t < T; ++t) {
+    for (Index j = 0; j < K; ++j) {
+      record.expert_ids_TK.push_back(static_cast<std::int32_t>((5 * t + j) % E));
+    }
+  }
+  ForwardInputs<> in;
+  in.replay = &record;
+  const auto outcome = complete_data::forward(router, x_TH, w_EH, in);
+  for (Index t = 0; t < T; ++t) {
+    double sum = 0, scores[K];
+    for (Index j = 0; j < K; ++j) {
+      const auto id = static_cast<std::int32_t>((5 * t + j) % E);
+      ASSERT_EQ(outcome.ids_TK(t, j), id);
+      scores[j] = 1 / (1 + std::exp(-static_cast<double>(outcome.logits_TE(t, id))));
+      sum += scores[j];
+    }
+    for (Index j = 0; j < K; ++j) EXPECT_NEAR(outcome.weights_TK(t, j), scores[j] / sum, 1e-6);
+  }
+}
+
+TEST(CompleteRecord, WhatDoesNotFitIsRefused) {
+  R router(complete_data::full_config(H, E, K));
+  const auto w_EH = random_matrix<float>(E, H, 2);
+  const auto x_TH = tokens_of_step(0);
+  router.refresh(w_EH, 0);
+  gatepro::RoutingRecord<> good;
+  auto in = inputs();
+  in.record = &good;
+  complete_data::forward(router, x_TH, w_EH, in);
+  const auto refused = [&](const auto& spoil) {
+    gatepro::RoutingRecord<> bad = good;
+    spoil(bad);
+    auto again = inputs(Pass::recompute);
+    again.replay = &bad;
+    EXPECT_THROW(complete_data::forward(router, x_TH, w_EH, again), gatepro::Error);
+  };
+  refused([](auto& r) { r.expert_ids_TK[4] = static_cast<std::int32_t>(E); });
+  refused([](auto& r) { r.expert_ids_TK[4] = -1; });
+  refused([](auto& r) { r.expert_ids_TK[4] = r.expert_ids_TK[3]; });
+  refused([](auto& r) { r.expert_ids_TK.pop_back(); });
+  refused([](auto& r) { r.penalised_TK.pop_back(); });
+  refused([](auto& r) { --r.tokens; });
+  refused([](auto& r) { --r.top_k; });
+  refused([](auto& r) { r.totals.clear(); });
+  auto nothing = inputs(Pass::recompute);
+  EXPECT_THROW(complete_data::forward(router, x_TH, w_EH, nothing), gatepro::Error);
+}
+
+// ---- Ranks and micro-batches
+// ---------------------------------------------------------------------
+
+/// What does not depend on the forward's own borders: no capacity, no loss of the batch alone.
+CompleteConfig config_of_a_step() {
+  CompleteConfig config = complete_data::full_config(H, E, K);
+  config.capacity.reset();
+  config.losses.batch = 0;
+  return config;
+}
+
+TEST(CompleteTraining, TheGlobalLossComparesWithAllForwardsSinceEndStep) {
+  CompleteConfig config{{H, E, K}};
+  config.losses.batch = config.losses.global = 0.1;
+  R router(config);
+  const auto w_EH = random_matrix<float>(E, H, 2);
+  router.refresh(w_EH, 0);
+  const auto first = complete_data::forward(router, tokens_of_step(0), w_EH);
+  EXPECT_EQ(first.report.losses.global, first.report.losses.batch);
+
+  const auto x_TH = tokens_of_step(1);
+  const auto dweights_TK = random_matrix<float>(T, K, 3);
+  const auto second = complete_data::step(router, x_TH, w_EH, {}, dweights_TK, zeros<float>(E, H));
+  double expected = 0;
+  for (Index t = 0; t < T; ++t) {
+    const auto logits = routing_data::to_reference(second.logits_TE)[static_cast<std::size_t>(t)];
+    const auto scores = complete_reference::loss_scores(logits, config.scores.function);
+    for (std::size_t e = 0; e < scores.size(); ++e) {
+      const double counts = static_cast<double>(first.counts_E[e] + second.counts_E[e]);
+      expected += 0.1 * E / (K * 2.0 * T * T) * counts * scores[e];
+    }
+  }
+  EXPECT_NEAR(second.report.losses.global, expected, 1e-6);
+  EXPECT_NE(second.report.losses.global, second.report.losses.batch);
+  // The gradient compares with the same load.
+  gatepro::BackwardInputs<float> more;
+  more.global_load = router.balance().total();
+  R same(config);
+  same.refresh(w_EH, 0);
+  complete_data::forward(same, tokens_of_step(0), w_EH);
+  const auto given =
+      complete_data::step(same, x_TH, w_EH, {}, dweights_TK, zeros<float>(E, H), more);
+  EXPECT_TRUE(same_bits(given.dw_EH, second.dw_EH));
+
+  router.end_step();
+  const auto third = complete_data::forward(router, x_TH, w_EH);
+  EXPECT_EQ(third.report.losses.global, third.report.losses.batch);
+}
+
+/// Megatron-LM#7213: the global loss divided accumulated counts by the tokens of one micro-batch.
+TEST(CompleteRegression, GradientsDoNotDependOnTheMicroBatchSplit) {
+  for (CountSource counts : {CountSource::dispatched, CountSource::unpenalised}) {
+    CompleteConfig config = config_of_a_step();
+    config.losses.counts = counts;
+    const auto x_TH = tokens_of_step(0);
+    const auto w_EH = random_matrix<float>(E, H, 2);
+    const auto dweights_TK = random_matrix<float>(T, K, 3);
+    R whole_router(config);
+    whole_router.refresh(w_EH, 0);
+    const auto whole =
+        complete_data::step(whole_router, x_TH, w_EH, inputs(), dweights_TK, zeros<float>(E, H));
+
+    // Unequal micro-batches: all forwards, then all backwards, as a pipeline does.
+    R router(config);
+    router.refresh(w_EH, 0);
+    const Index borders[] = {0, 20, T};
+    const std::vector<std::int64_t> begin[] = {{0, 20}, {0, 25, 40}};
+    std::vector<gatepro::CompleteBuffers<R>> buffers;
+    std::vector<ForwardInputs<>> in(2);
+    double z = 0;
+    for (std::size_t i = 0; i < 2; ++i) {
+      buffers.emplace_back(router, T, 1, 2);
+      in[i].sequence_begin_S1 = begin[i];
+      in[i].tokens_in_mean = T;
+      in[i].sequences_in_mean = 3;
+      const auto part = rows(x_TH, borders[i], borders[i + 1] - borders[i]);
+      z += router.forward(part, w_EH, in[i], buffers[i]).losses.z;
+    }
+    EXPECT_NEAR(z, whole.report.losses.z, 1e-12 * z);
+    gatepro::BackwardInputs<float> more;
+    more.global_load = router.balance().total();
+    RowMatrix<float> dw_EH = zeros<float>(E, H);
+    for (std::size_t i = 0; i < 2; ++i) {
+      const Index first = borders[i], count = borders[i + 1] - borders[i];
+      RowMatrix<float> dx_TH = zeros<float>(count, H);
+      const auto part = rows(x_TH, first, count);
+      const auto dpart = rows(dweights_TK, first, count);
+      router.backward(part, w_EH, in[i], buffers[i], gatepro::strided_view(dpart), more, dx_TH,
+                      dw_EH);
+      EXPECT_TRUE(same_bits(dx_TH, rows(whole.dx_TH, first, count)));
+    }
+    EXPECT_TRUE(same_bits(dw_EH, whole.dw_EH));
+    router.end_step();
+    whole_router.end_step();
+    expect_same_state(router.state(), whole_router.state());
+  }
+}
+
+/// Megatron-LM#5047, #1652: gradients of the losses depended on the number of shards.
+TEST(CompleteRegression, GradientsDoNotDependOnTheNumberOfRanks) {
+  CompleteConfig config = config_of_a_step();
+  config.losses.batch = 1e-2;
+  config.noise = {};  // ranks draw different noise
+  const auto x_TH = tokens_of_step(0);
+  const auto w_EH = random_matrix<float>(E, H, 2);
+  const auto dweights_TK = random_matrix<float>(T, K, 3);
+  R one(config);
+  one.refresh(w_EH, 0);
+  const auto whole =
+      complete_data::step(one, x_TH, w_EH, inputs(), dweights_TK, zeros<float>(E, H));
+  one.end_step();
+
+  const Index borders[] = {0, 20, 45, T};  // a sequence per rank
+  std::vector<Outcome<R>> parts(3);
+  std::vector<gatepro::RouterState> states(3);
+  run_ranks(3, [&](int rank, const auto& reduce) {
+    const Index first = borders[rank], count = borders[rank + 1] - first;
+    R router(config);
+    router.refresh(w_EH, 0);
+    const std::vector<std::int64_t> begin = {0, count};
+    ForwardInputs<> in;
+    in.sequence_begin_S1 = begin;
+    in.sequences_in_mean = 3;
+    const auto mine = static_cast<std::size_t>(rank);
+    parts[mine] =
+        complete_data::step(router, rows(x_TH, first, count), w_EH, in,
+                            rows(dweights_TK, first, count), zeros<float>(E, H), {}, reduce);
+    router.end_step(reduce);
+    states[mine] = router.state();
+  });
+  gatepro::LossValues losses;
+  RowMatrix<double> dw_EH = zeros<double>(E, H);
+  for (std::size_t rank = 0; rank < 3; ++rank) {
+    const Index first = borders[rank];
+    const auto& part = parts[rank];
+    EXPECT_TRUE(same_bits(part.dx_TH, rows(whole.dx_TH, first, part.dx_TH.rows())));
+    EXPECT_EQ(part.totals, whole.totals);
+    EXPECT_EQ(states[rank].expert_bias_E, one.state().expert_bias_E);
+    dw_EH += part.dw_EH.cast<double>();
+    losses.batch += part.report.losses.batch;
+    losses.global += part.report.losses.global;
+    losses.sequence += part.report.losses.sequence;
+    losses.z += part.report.losses.z;
+  }
+  EXPECT_LT((dw_EH - whole.dw_EH.cast<double>()).cwiseAbs().maxCoeff(), 1e-5);
+  EXPECT_NEAR(losses.batch, whole.report.losses.batch, 1e-12);
+  EXPECT_NEAR(losses.global, whole.report.losses.global, 1e-12);
+  EXPECT_NEAR(losses.sequence, whole.report.losses.sequence, 1e-12);
+  EXPECT_NEAR(losses.z, whole.report.losses.z, 1e-12);
+}
+
+}  // namespace

@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: MIT
+// Runs of the complete router that its tests share.
+#ifndef GATEPRO_TESTS_SUPPORT_COMPLETE_DATA_HPP
+#define GATEPRO_TESTS_SUPPORT_COMPLETE_DATA_HPP
+
+#include <gtest/gtest.h>
+
+#include <cstdint>
+#include <gatepro/complete_router.hpp>
+#include <vector>
+
+#include "support/routing_data.hpp"
+
+namespace complete_data {
+
+using gatepro::Index;
+using gatepro::RowMatrix;
+
+/// The results of a forward and a backward, copied out of the buffers.
+template <class R>
+struct Outcome {
+  using A = typename R::Accumulator;
+  using Id = typename R::ExpertId;
+  gatepro::CompleteReport report;
+  RowMatrix<Id> ids_TK;
+  RowMatrix<A> weights_TK, logits_TE;
+  RowMatrix<std::uint8_t> penalised_TK, kept_TK;
+  std::vector<std::int64_t> counts_E, kept_E, totals;
+  RowMatrix<A> dx_TH, dw_EH;  // empty without a backward
+};
+
+template <class T, class View>
+RowMatrix<T> copy(const View& view) {
+  RowMatrix<T> m(view.rows, view.cols);
+  for (Index r = 0; r < view.rows; ++r) {
+    for (Index c = 0; c < view.cols; ++c) m(r, c) = view(r, c);
+  }
+  return m;
+}
+template <class T>
+std::vector<T> copy(const gatepro::VectorView<T>& view) {
+  return std::vector<T>(view.data, view.data + view.size);
+}
+
+template <class R>
+Outcome<R> outcome_of(gatepro::CompleteBuffers<R>& buffers) {
+  const auto out = buffers.view();
+  Outcome<R> outcome;
+  outcome.report = buffers.report();
+  outcome.ids_TK = copy<typename R::ExpertId>(out.expert_ids_TK);
+  outcome.weights_TK = copy<typename R::Accumulator>(out.weights_TK);
+  outcome.logits_TE = copy<typename R::Accumulator>(out.logits_TE);
+  outcome.penalised_TK = copy<std::uint8_t>(out.penalised_TK);
+  outcome.kept_TK = copy<std::uint8_t>(out.kept_TK);
+  outcome.counts_E = copy(out.tokens_per_expert_E);
+  outcome.kept_E = copy(out.kept_per_expert_E);
+  outcome.totals = copy(out.totals);
+  return outcome;
+}
+
+inline Index sequences_of(gatepro::VectorView<const std::int64_t> begin_S1) {
+  return begin_S1.size > 1 ? begin_S1.size - 1 : 1;
+}
+
+template <class R, class MX, class MW, class Reduce = gatepro::NoReduce,
+          class Executor = gatepro::SerialExecutor>
+Outcome<R> forward(R& router, const MX& x_TH, const MW& w_EH, const typename R::Inputs& in = {},
+                   const Reduce& reduce = {}, const Executor& executor = {}) {
+  gatepro::CompleteBuffers<R> buffers(router, x_TH.rows(), executor.workers(),
+                                      sequences_of(in.sequence_begin_S1));
+  router.forward(x_TH, w_EH, in, buffers, reduce, executor);
+  return outcome_of(buffers);
+}
+
+/// A forward and a backward; gradients are added to zeros, dW to `dw_EH`.
+template <class R, class MX, class MW, class A = typename R::Accumulator,
+          class Reduce = gatepro::NoReduce, class Executor = gatepro::SerialExecutor>
+Outcome<R> step(R& router, const MX& x_TH, const MW& w_EH, const typename R::Inputs& in,
+                const RowMatrix<A>& dweights_TK, RowMatrix<A> dw_EH,
+                const gatepro::BackwardInputs<A>& more = {}, const Reduce& reduce = {},
+                const Executor& executor = {}) {
+  gatepro::CompleteBuffers<R> buffers(router, x_TH.rows(), executor.workers(),
+                                      sequences_of(in.sequence_begin_S1));
+  router.forward(x_TH, w_EH, in, buffers, reduce, executor);
+  Outcome<R> outcome = outcome_of(buffers);
+  outcome.dx_TH = RowMatrix<A>::Zero(x_TH.rows(), x_TH.cols());
+  outcome.dw_EH = dw_EH;
+  router.backward(x_TH, w_EH, in, buffers, dweights_TK, more, outcome.dx_TH, outcome.dw_EH,
+                  executor);
+  return outcome;
+}
+
+template <class T>
+RowMatrix<T> zeros(Index rows, Index cols) {
+  return RowMatrix<T>::Zero(rows, cols);
+}
+
+/// Everything that a token gets.
+template <class R>
+void expect_same_outcome(const Outcome<R>& a, const Outcome<R>& b) {
+  using routing_data::same_bits;
+  EXPECT_TRUE(same_bits(a.ids_TK, b.ids_TK));
+  EXPECT_TRUE(same_bits(a.weights_TK, b.weights_TK));
+  EXPECT_TRUE(same_bits(a.logits_TE, b.logits_TE));
+  EXPECT_TRUE(same_bits(a.penalised_TK, b.penalised_TK));
+  EXPECT_TRUE(same_bits(a.kept_TK, b.kept_TK));
+  EXPECT_TRUE(same_bits(a.dx_TH, b.dx_TH));
+  EXPECT_TRUE(same_bits(a.dw_EH, b.dw_EH));
+  EXPECT_EQ(a.counts_E, b.counts_E);
+  EXPECT_EQ(a.kept_E, b.kept_E);
+  EXPECT_EQ(a.totals, b.totals);
+  EXPECT_EQ(a.report.losses.sum(), b.report.losses.sum());
+}
+
+/// Every counter that training moves.
+inline void expect_same_state(const gatepro::RouterState& a, const gatepro::RouterState& b) {
+  EXPECT_EQ(a.partners_EM, b.partners_EM);
+  EXPECT_EQ(a.partners_step, b.partners_step);
+  EXPECT_EQ(a.expert_bias_E, b.expert_bias_E);
+  EXPECT_EQ(a.bias_counts_E, b.bias_counts_E);
+  EXPECT_EQ(a.balance_counts_E, b.balance_counts_E);
+  EXPECT_EQ(a.balance_tokens, b.balance_tokens);
+  EXPECT_EQ(a.noise_position, b.noise_position);
+}
+
+/// Rows [first, first + count) of a matrix.
+template <class T>
+RowMatrix<T> rows(const RowMatrix<T>& m, Index first, Index count) {
+  return m.middleRows(first, count);
+}
+
+/// Everything on at once.
+inline gatepro::CompleteConfig full_config(Index hidden, Index experts, Index top_k) {
+  gatepro::CompleteConfig config{{hidden, experts, top_k}};
+  config.router.competition = gatepro::Competition::eliminate();
+  config.scores = {gatepro::ScoreFunction::sigmoid, true, 2.5};
+  config.groups = {4, 2, gatepro::GroupScore::top_2};
+  config.bias = {true, 1e-2, true};
+  config.losses = {1e-2, 2e-2, 3e-2, 1e-3, gatepro::CountSource::dispatched};
+  config.capacity = gatepro::CapacityRule{};
+  config.capacity->factor = 1.25;
+  config.noise.jitter = 0.02;
+  config.noise.logit_sigma = 0.1;
+  config.noise.seed = 7;
+  return config;
+}
+
+}  // namespace complete_data
+
+#endif  // GATEPRO_TESTS_SUPPORT_COMPLETE_DATA_HPP
