@@ -318,6 +318,43 @@ TEST(NoAllocation, CompleteRouter) {
   EXPECT_EQ(cost_of([&] { router.end_step(); }), 0);
 }
 
+TEST(NoAllocation, ScoredRouting) {
+  const Index tokens = 300, experts = 12, top_k = 4;
+  const auto logits = random_matrix<float>(tokens, experts, 5);
+  const auto dweights = random_matrix<float>(tokens, top_k, 6);
+  const std::vector<double> bias(static_cast<std::size_t>(experts), -0.5);
+  const std::vector<std::uint8_t> is_padding(static_cast<std::size_t>(tokens), 0);
+  std::vector<std::int32_t> partners{1, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10};
+  const gatepro::RivalTable rivals(
+      gatepro::StridedView<const std::int32_t>(partners.data(), experts, 1), false);
+  RowMatrix<std::int64_t> ids(tokens, top_k);
+  RowMatrix<float> weights(tokens, top_k), scores(tokens, top_k), dselected(tokens, top_k);
+  RowMatrix<std::uint8_t> penalised(tokens, top_k);
+  RowMatrix<float> dlogits = RowMatrix<float>::Zero(tokens, experts);
+  const gatepro::GroupLimit groups{3, 2, gatepro::GroupScore::top_2};
+  for (auto function :
+       {gatepro::ScoreFunction::softmax_after_top_k, gatepro::ScoreFunction::softmax_before_top_k,
+        gatepro::ScoreFunction::sigmoid, gatepro::ScoreFunction::sqrt_softplus}) {
+    const gatepro::SelectionRule rule{
+        top_k, {function, false, 1}, groups, Competition::eliminate()};
+    std::vector<std::byte> memory(gatepro::route_scored_workspace<float>(experts, rule));
+    EXPECT_EQ(
+        cost_of([&] {
+          gatepro::route_scored_workspace<float>(experts, rule, 4);
+          gatepro::route_scored(
+              logits, rivals, rule, gatepro::VectorView<const double>(bias), is_padding,
+              gatepro::ScoredRoutingView<float, std::int64_t>{ids, weights, scores, penalised},
+              memory);
+          gatepro::replay_scored(logits, rivals, rule, is_padding, gatepro::strided_view(ids),
+                                 penalised, gatepro::strided_view(weights), scores, memory);
+          gatepro::scores_backward(logits, rivals, rule, gatepro::strided_view(ids), penalised,
+                                   scores, is_padding, dweights, gatepro::strided_view(dselected),
+                                   dlogits, memory);
+        }),
+        0);
+  }
+}
+
 TEST(NoAllocation, Float) { expect_no_cost<float, float>(); }
 TEST(NoAllocation, HalfWithDoubleWeights) { expect_no_cost<gatepro::half, double>(); }
 TEST(NoAllocation, BalancingInFloat) { expect_no_cost_of_balancing<float>(); }

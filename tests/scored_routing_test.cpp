@@ -201,6 +201,18 @@ TYPED_TEST(ScoredRoutingTest, SaturatedSigmoidsTieByTheLowestId) {
   EXPECT_EQ(route<A>(logits_TE, rule, extras).ids_TK(0, 0), 5);
 }
 
+// Scores that all underflow are divided by 1e-20, not by 0.
+TYPED_TEST(ScoredRoutingTest, ScoresOfZeroWeighZero) {
+  using A = TypeParam;
+  const RowMatrix<A> logits_TE = RowMatrix<A>::Constant(3, 5, A(-1e4));
+  for (ScoreFunction function : {ScoreFunction::sigmoid, ScoreFunction::sqrt_softplus}) {
+    const SelectionRule rule{2, {function, true, 3}, {}, Competition::off()};
+    const auto got = route<A>(logits_TE, rule);
+    EXPECT_TRUE((got.weights_TK.array() == 0).all());
+    EXPECT_EQ(got.report.nonfinite_rows, 0);
+  }
+}
+
 // huggingface/transformers, vLLM and others filled masked groups with 0, above score + bias < 0.
 TEST(Regression, MaskedGroupsNeverBeatNegativeBiasedExperts) {
   const Index experts = 16, tokens = 129;

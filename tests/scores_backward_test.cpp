@@ -209,6 +209,28 @@ TYPED_TEST(ScoresBackwardTest, NoWeightNoGradient) {
   EXPECT_GT(minus_infinities, 0);
 }
 
+// Masked tokens get none, also if their forward did not know of the mask.
+TYPED_TEST(ScoresBackwardTest, PaddingCountsInTheBackwardAlone) {
+  using A = TypeParam;
+  const RowMatrix<A> logits_TE = data::random_matrix<A>(9, 6, 23);
+  const RowMatrix<A> dweights_TK = data::random_matrix<A>(9, 3, 24);
+  const auto is_padding = scored_data::padding(9, 3);
+  for (const SelectionRule& rule : scored_data::rules_of(3, {})) {
+    const auto forward = scored_data::route<A>(logits_TE, rule);
+    const Gradient<A> all = gradient(logits_TE, rule, forward, dweights_TK);
+    const Gradient<A> got = gradient(logits_TE, rule, forward, dweights_TK, is_padding);
+    for (Index t = 0; t < 9; ++t) {
+      const bool padded = is_padding[static_cast<std::size_t>(t)] != 0;
+      for (Index j = 0; j < 3; ++j) {
+        EXPECT_EQ(got.dselected_TK(t, j), padded ? 0 : all.dselected_TK(t, j));
+      }
+      for (Index e = 0; e < 6; ++e) {
+        EXPECT_EQ(got.dlogits_TE(t, e), padded ? 0 : all.dlogits_TE(t, e));
+      }
+    }
+  }
+}
+
 // NaN tokens have NaN gradients, and only they.
 TYPED_TEST(ScoresBackwardTest, NonfiniteTokensShow) {
   using A = TypeParam;
