@@ -214,6 +214,22 @@ TYPED_TEST(CapacityTest, AllToOneExpert) {
   }
 }
 
+// A factor that asks for more slots than there are tokens neither fails nor drops.
+TYPED_TEST(CapacityTest, CapacityIsNeverAboveTheTokens) {
+  for (Index tokens : {0, 1, 3}) {
+    const auto ids_TK = data::random_ids<std::int32_t>(tokens, 8, 2, 1);
+    const auto weights_TK = data::random_matrix<TypeParam>(tokens, 2, 2);
+    for (DropPolicy policy : policies) {
+      const Index capacity = expert_capacity(tokens, 2, 8, {64.0, 4, 16, policy});
+      EXPECT_EQ(capacity, tokens);
+      const auto out = drop(ids_TK, weights_TK, 8, {}, capacity, policy);
+      EXPECT_EQ(out.report.dropped_choices, 0);
+      EXPECT_TRUE(data::same_bits(out.weights_TK, weights_TK));
+      EXPECT_TRUE((out.kept_TK.array() == 1).all());
+    }
+  }
+}
+
 // The batch with masked tokens is the batch without them.
 TYPED_TEST(CapacityTest, MaskedTokensChangeNothingForTheOthers) {
   constexpr Index tokens = 90, experts = 7, top_k = 3;
