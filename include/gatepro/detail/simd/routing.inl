@@ -8,7 +8,8 @@ using Keys = Lanes<BitsOf<A>>;
 /// Bits of numbers as keys, or keys as bits: the same exchange of negatives, but for -0.0.
 template <class A>
 GATEPRO_FN Keys<A> exchange_negatives(Keys<A> bits) {
-  return select(bits < Keys<A>::splat(0), Keys<A>::splat(Order<A>::lowest) - bits, bits);
+  const Keys<A> exchanged = wrapping_difference(Keys<A>::splat(Order<A>::lowest), bits);
+  return select(bits < Keys<A>::splat(0), exchanged, bits);
 }
 
 /// Keys of values that are not NaN.
