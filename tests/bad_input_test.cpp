@@ -415,7 +415,7 @@ TEST_F(BadCall, Buffers) {
   // Made for one worker.
   gatepro::RoutingBuffers one(router, tokens);
   struct ManyWorkers : gatepro::SerialExecutor {
-    int workers() const { return 64; }
+    int workers() const { return 4096; }
   };
   expect_error([&] { router.forward(x, w, one, ManyWorkers{}); },
                {"Router::forward", "workspace as large"});
