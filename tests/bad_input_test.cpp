@@ -5,6 +5,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
 #include <functional>
 #include <limits>
@@ -216,7 +217,8 @@ class BadCall : public testing::Test {
   RowMatrix<float> dx = RowMatrix<float>::Constant(tokens, hidden, 77);
   RowMatrix<float> dw = RowMatrix<float>::Constant(experts, hidden, 77);
   Outcome outcome{router, tokens};
-  std::vector<std::byte> memory = std::vector<std::byte>(1 << 20);
+  std::vector<std::byte> memory = std::vector<std::byte>(
+      std::max(router.forward_workspace(), router.backward_workspace(tokens)));
 };
 
 TEST_F(BadCall, TheUnspoiltCallsWork) {
