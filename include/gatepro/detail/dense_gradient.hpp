@@ -81,14 +81,14 @@ void merge_row(const StridedView<Id>& expert_ids_TK, const StridedView<const A>&
 template <class A, class Row>
 void copy_to_panels(const Row& row, Index rows, Index cols, A* panels) {
   using Source = std::remove_const_t<std::remove_pointer_t<decltype(row(0))>>;
-  constexpr Index ahead = 12;
+  constexpr Index ahead = 4;
   const auto widen = kernels<A>().widen[source_index<Source>()];
   const Index panel = panel_cols<A>();
   for (Index r = 0; r < rows; ++r) {
-    if (r + ahead < rows) prefetch(row(r + ahead), cols);
     for (Index c = 0; c < cols; c += panel) {
       A* to = panels + c * rows + r * panel;
       const Index width = std::min(panel, cols - c);
+      if (r + ahead < rows) prefetch(row(r + ahead) + c, width);
       widen(row(r) + c, width, to);
       std::fill(to + width, to + panel, A(0));
     }

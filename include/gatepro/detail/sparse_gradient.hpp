@@ -79,11 +79,11 @@ void prefetch([[maybe_unused]] const T* from, [[maybe_unused]] Index count) {
 /// next. Rows a power of two apart would share a few sets of the cache; a slice does not.
 template <class Source, class A>
 void copy_slices(const MatrixView<const Source>& from, A* slices) {
-  constexpr Index ahead = 12;
+  constexpr Index ahead = 3;
   for (Index r = 0; r < from.rows; ++r) {
-    if (r + ahead < from.rows) prefetch(from.row(r + ahead), from.cols);
     for (Index c = 0; c < from.cols; c += slice_cols<A>()) {
       const Index cols = std::min(slice_cols<A>(), from.cols - c);
+      if (r + ahead < from.rows) prefetch(from.row(r + ahead) + c, cols);
       kernels<A>().widen[source_index<Source>()](from.row(r) + c, cols,
                                                  slices + c * from.rows + r * cols);
     }
@@ -161,8 +161,8 @@ void add_selected_to_tokens(const StridedView<Id>& expert_ids_TK,
   Index counts[gradient_chunk];
   Index entries = 0;
   const auto list_of = [&](Index t) {
-    return RowList<A>{scratch.lists.coefficients + t * experts, scratch.lists.rows + t * experts,
-                      0};
+    const Index at = t * expert_ids_TK.cols;
+    return RowList<A>{scratch.lists.coefficients + at, scratch.lists.rows + at, 0};
   };
   for (Index t = 0; t < dx_TH.rows; ++t) {
     RowList<A> list = list_of(t);
