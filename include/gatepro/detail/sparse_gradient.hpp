@@ -21,7 +21,7 @@ struct ExpertRange {
 
 namespace detail {
 
-/// Tokens whose gradients are sorted, and whose columns are copied, together.
+/// Tokens whose gradients to W are sorted, and whose columns are copied, together.
 inline constexpr Index gradient_chunk = 256;
 
 /// Rows with coefficients, as the add_rows kernel takes them.
@@ -123,10 +123,17 @@ RowList<A> sorted_entries(const SortedGradients<A>& sorted, Index experts, Index
   return {sorted.coefficients + begin[e], sorted.rows + begin[e], begin[e + 1] - begin[e]};
 }
 
-/// Tokens whose gradients are made together: their lists of up to E entries fit 64 Ki entries, but
-/// at least 48 tokens.
+/// Tokens whose gradients are made together, at most: the copy of W serves them all.
+inline constexpr Index most_gradient_tokens = 512;
+
+/// Tokens whose gradients are made together, at least, if there are as many.
+inline constexpr Index least_gradient_tokens = 48;
+
+/// The most for E experts: lists of up to E entries each fit 128 Ki entries, if that is not less
+/// than the least.
 inline Index gradient_tokens(Index experts) {
-  return std::clamp<Index>(65536 / std::max<Index>(experts, 1), 48, gradient_chunk);
+  return std::clamp(131072 / std::max<Index>(experts, 1), least_gradient_tokens,
+                    most_gradient_tokens);
 }
 
 /// A worker's scratch for gradients to tokens.
@@ -158,7 +165,7 @@ void add_selected_to_tokens(const StridedView<Id>& expert_ids_TK,
                             const MatrixView<const Source>& w_EH, const MatrixView<A>& dx_TH,
                             const TokenListScratch<A>& scratch) {
   const Index experts = w_EH.rows;
-  Index counts[gradient_chunk];
+  Index counts[most_gradient_tokens];
   Index entries = 0;
   const auto list_of = [&](Index t) {
     const Index at = t * expert_ids_TK.cols;
