@@ -5,11 +5,12 @@
 template <class A>
 using Keys = Lanes<BitsOf<A>>;
 
-/// Bits of numbers as keys, or keys as bits: the same exchange of negatives, but for -0.0.
+/// Bits of numbers as keys, or keys as bits: the same exchange of negatives, but for -0.0. Without
+/// a comparison, of which fewer can start in a cycle.
 template <class A>
 GATEPRO_FN Keys<A> exchange_negatives(Keys<A> bits) {
-  const Keys<A> exchanged = wrapping_difference(Keys<A>::splat(Order<A>::lowest), bits);
-  return select(bits < Keys<A>::splat(0), exchanged, bits);
+  const Keys<A> sign = bits >> (8 * int(sizeof(A)) - 1);
+  return (bits ^ (sign & Keys<A>::splat(Order<A>::magnitude))) - sign;
 }
 
 /// Keys of values that are not NaN.
@@ -18,11 +19,15 @@ GATEPRO_FN Keys<A> number_keys(Lanes<A> values) {
   return exchange_negatives<A>(bit_cast<BitsOf<A>>(values));
 }
 
+/// Keys of any values. Without a shift, which would wait for the shuffles of a transpose.
 template <class A>
 GATEPRO_FN Keys<A> to_keys(Lanes<A> values) {
   using O = Order<A>;
-  const Keys<A> size = bit_cast<BitsOf<A>>(values) & Keys<A>::splat(O::magnitude);
-  return select(size > Keys<A>::splat(O::infinity), Keys<A>::splat(O::nan), number_keys<A>(values));
+  const Keys<A> bits = bit_cast<BitsOf<A>>(values);
+  const Keys<A> zero = Keys<A>::splat(0);
+  const Keys<A> size = bits & Keys<A>::splat(O::magnitude);
+  const Keys<A> key = select(bits < zero, zero - size, size);
+  return select(size > Keys<A>::splat(O::infinity), Keys<A>::splat(O::nan), key);
 }
 
 /// The inverse of to_keys for numbers; meaningless for the keys below -inf.
@@ -111,11 +116,11 @@ GATEPRO_FN void compete_as(const BitsOf<A>* keys_EL, Index experts, const RivalV
   const Lanes<A> penalty = Lanes<A>::splat(lambda);
   for (Index e = 0; e < experts; ++e) {
     const Keys<A> own = Keys<A>::load(keys_EL + e * L);
-    const Keys<A> best = best_rival<A, several>(keys_EL, rivals, e);
+    // A NaN, which ranks lower than all of these, keeps its key.
     Keys<A> lowered = Keys<A>::splat(O::loser);
     if constexpr (!eliminate) lowered = number_keys<A>(to_values<A>(own) - penalty);
-    const Keys<A> loses = (own < best) & (own > Keys<A>::splat(O::nan));
-    select(loses, lowered, own).store(ranked_EL + e * L);
+    const auto loses = own < best_rival<A, several>(keys_EL, rivals, e);
+    select(loses, smaller(lowered, own), own).store(ranked_EL + e * L);
   }
 }
 
@@ -216,7 +221,6 @@ struct PackedKeys {
   Keys<A> last_id;
   Keys<A> low_bits;
   Keys<A> next_id;
-  Keys<A> used_bits = Keys<A>::splat(0);  ///< The union of all keys read.
 
   GATEPRO_FN explicit PackedKeys(Index experts) {
     BitsOf<A> low = 0;
@@ -229,9 +233,7 @@ struct PackedKeys {
   GATEPRO_FN Keys<A> high_bits() const { return low_bits ^ Keys<A>::splat(-1); }
 
   GATEPRO_FN Keys<A> read(const BitsOf<A>* key_L) {
-    const Keys<A> key = Keys<A>::load(key_L);
-    used_bits = used_bits | key;
-    const Keys<A> packed = (key & high_bits()) | next_id;
+    const Keys<A> packed = (Keys<A>::load(key_L) & high_bits()) | next_id;
     next_id = next_id - Keys<A>::splat(1);
     return packed;
   }
@@ -286,10 +288,39 @@ GATEPRO_FN void merge_packed(PackedKeys<A>& packed, const BitsOf<A>* keys_EL, In
   merge_packed<A>(next, top);
 }
 
+/// Lanes whose keys use any of `bits`.
+template <class A>
+GATEPRO_FN typename Keys<A>::Mask lanes_using(Keys<A> bits, const BitsOf<A>* keys_EL,
+                                              Index experts) {
+  Keys<A> used = Keys<A>::splat(0);
+  for (Index e = 0; e < experts; ++e) used = used | Keys<A>::load(keys_EL + e * lanes_v<A>);
+  return (used & bits) > Keys<A>::splat(0);
+}
+
+/// Puts k keys in descending order. Only neighbours change places, and only if the second is
+/// larger, so equal keys keep theirs.
+template <class A>
+GATEPRO_FN void settle_order(Index k, BitsOf<A>* keys_KL, BitsOf<A>* ids_KL) {
+  constexpr int L = lanes_v<A>;
+  for (Index last = L; last < k * L; last += L) {
+    for (Index second = last; second > 0; second -= L) {
+      const Index first = second - L;
+      const Keys<A> key = Keys<A>::load(keys_KL + first), next = Keys<A>::load(keys_KL + second);
+      const Keys<A> id = Keys<A>::load(ids_KL + first), next_id = Keys<A>::load(ids_KL + second);
+      const auto ahead = next > key;
+      larger(key, next).store(keys_KL + first);
+      smaller(key, next).store(keys_KL + second);
+      select(ahead, next_id, id).store(ids_KL + first);
+      select(ahead, id, next_id).store(ids_KL + second);
+    }
+  }
+}
+
 /// The k <= Slots largest keys of each lane by maxima and minima alone, less than half the work of
-/// `insert`. Returns false, with nothing written, if packing may have cost an order: if two
-/// neighbours among the k + 1 best differ in the replaced bits at most, in a lane whose keys use
-/// them. (Logits rounded to bfloat16 leave them zero; their ties are true ties.)
+/// `insert`. Neighbours that differ in the replaced bits at most may be in the wrong order, unless
+/// their lane's keys use none of these. (Logits rounded to bfloat16 do not; their ties are true
+/// ties.) Among the selected, that is put right. If it may have cost the last its place, returns
+/// false.
 template <class A, int Slots>
 GATEPRO_FN bool top_k_packed(const BitsOf<A>* keys_EL, Index experts, Index k,
                              BitsOf<A>* top_keys_KL, BitsOf<A>* top_ids_KL) {
@@ -304,14 +335,18 @@ GATEPRO_FN bool top_k_packed(const BitsOf<A>* keys_EL, Index experts, Index k,
     insert_packed<A, Slots>(packed, keys_EL, experts, top);
   }
   const Keys<A> zero = Keys<A>::splat(0);
-  Keys<A> in_doubt = zero;
+  Keys<A> order_in_doubt = zero, last_in_doubt = zero;
   GATEPRO_UNROLL
   for (int j = 0; j < Slots; ++j) {
     const auto equal = ((top[j] ^ top[j + 1]) & packed.high_bits()) == zero;
-    if (j < k) in_doubt = in_doubt | equal;
+    if (j + 1 < k) order_in_doubt = order_in_doubt | equal;
+    if (j + 1 == k) last_in_doubt = equal;
   }
-  in_doubt = in_doubt & ((packed.used_bits & packed.low_bits) > zero);
-  if (any_lane(in_doubt)) return false;
+  const bool settle = any_lane(order_in_doubt);
+  if (any_lane(last_in_doubt) &&
+      any_lane(last_in_doubt & lanes_using<A>(packed.low_bits, keys_EL, experts))) {
+    return false;
+  }
   GATEPRO_UNROLL
   for (int j = 0; j < Slots; ++j) {
     if (j >= k) break;
@@ -321,6 +356,7 @@ GATEPRO_FN bool top_k_packed(const BitsOf<A>* keys_EL, Index experts, Index k,
       top_keys_KL[j * L + lane] = keys_EL[Index(ids[lane]) * L + lane];
     }
   }
+  if (settle) settle_order<A>(k, top_keys_KL, top_ids_KL);
   return true;
 }
 
@@ -405,7 +441,7 @@ GATEPRO_FN Lanes<A> exp_nonpositive(Lanes<A> x) {
   using V = Lanes<A>;
   constexpr bool single = sizeof(A) == 4;
   constexpr int degree = single ? 7 : 13;
-  constexpr A floor = single ? A(-104) : A(-746);
+  constexpr A most = single ? A(104) : A(746);
   constexpr A ln2_high = single ? A(0.693359375) : A(0.693147180369123816490);
   constexpr A ln2_low = single ? A(-2.12194440e-4) : A(1.90821492927058770002e-10);
   constexpr double inverse_factorial[14] = {1.0,
@@ -422,7 +458,9 @@ GATEPRO_FN Lanes<A> exp_nonpositive(Lanes<A> x) {
                                             1.0 / 39916800,
                                             1.0 / 479001600,
                                             1.0 / 6227020800};
-  x = select(number_keys<A>(x) > number_keys<A>(V::splat(floor)), x, V::splat(floor));
+  const Keys<A> size = bit_cast<BitsOf<A>>(x) & Keys<A>::splat(Order<A>::magnitude);
+  x = bit_cast<A>(smaller(size, bit_cast<BitsOf<A>>(V::splat(most))) |
+                  Keys<A>::splat(Order<A>::lowest));
   const V scaled = mul_add(x, V::splat(A(1.44269504088896340736)), V::splat(A(-0.5)));
   const Keys<A> n = convert<BitsOf<A>>(scaled);
   const V whole = convert<A>(n);

@@ -115,14 +115,6 @@ GATEPRO_FN Vec<T, N> alternate_blocks(Vec<T, N> a, Vec<T, N> b) {
   return shuffle(a, b, alternate<T, Odd>(std::make_integer_sequence<int, N>{}));
 }
 
-/// a - b of integers that may leave their range, which is undefined for signed ones.
-template <class T, int N>
-GATEPRO_FN Vec<T, N> wrapping_difference(Vec<T, N> a, Vec<T, N> b) {
-  using Raw = typename Vec<T, N>::Raw;
-  typedef std::make_unsigned_t<T> Unsigned __attribute__((vector_size(N * sizeof(T))));
-  return {(Raw)((Unsigned)a.raw - (Unsigned)b.raw)};
-}
-
 #else  // One value at a time, with the same meaning: for compilers without vector extensions.
 
 template <class T, int N>
@@ -169,12 +161,6 @@ GATEPRO_FN Vec<To, N> bit_cast(Vec<T, N> v) {
 template <class To, class T, int N>
 GATEPRO_FN Vec<To, N> convert(Vec<T, N> v) {
   return {static_cast<To>(v.raw)};
-}
-
-template <class T, int N>
-GATEPRO_FN Vec<T, N> wrapping_difference(Vec<T, N> a, Vec<T, N> b) {
-  using Unsigned = std::make_unsigned_t<T>;
-  return {static_cast<T>(static_cast<Unsigned>(a.raw) - static_cast<Unsigned>(b.raw))};
 }
 
 #endif
