@@ -239,6 +239,11 @@ struct PackedKeys {
   }
 
   GATEPRO_FN Keys<A> id(Keys<A> packed) const { return last_id - (packed & low_bits); }
+
+  /// Lanes whose keys differ in the replaced bits at most.
+  GATEPRO_FN typename Keys<A>::Mask tie(Keys<A> a, Keys<A> b) const {
+    return ((a ^ b) & high_bits()) == Keys<A>::splat(0);
+  }
 };
 
 /// The Slots largest packed keys in descending order, then the next one: by insertion, one key at
@@ -254,30 +259,42 @@ GATEPRO_FN void insert_packed(PackedKeys<A>& packed, const BitsOf<A>* keys_EL, I
   }
 }
 
-/// Merges 8 keys with the best 8 so far. The larger of two opposite ends are the best 8 of both;
-/// the smaller are lost, but for the best of them.
+/// Moves the 8 larger keys of two descending lists of 8 to the first. Both then rise and fall.
 template <class A>
-GATEPRO_FN void merge_packed(Keys<A>* next, Keys<A>* top) {
-  sort_8<A>(next);
+GATEPRO_FN void split_8(Keys<A>* first, Keys<A>* second) {
   GATEPRO_UNROLL
   for (int j = 0; j < 8; ++j) {
-    top[8] = larger(top[8], smaller(top[j], next[7 - j]));
-    top[j] = larger(top[j], next[7 - j]);
+    const Keys<A> key = first[j];
+    first[j] = larger(key, second[7 - j]);
+    second[7 - j] = smaller(key, second[7 - j]);
   }
-  merge_8<A>(top);
 }
 
-/// The same as insert_packed for 8 slots, 8 keys at a time.
+/// Merges 8 keys with the best 8 * blocks so far; top[8 * blocks] is the best of the others. What a
+/// block passes on needs no sorting. By the 0-1 principle: if the next block holds a 1, this one
+/// holds only 1s, and passes on what it got.
+template <class A>
+GATEPRO_FN void merge_packed(Keys<A>* next, int blocks, Keys<A>* top) {
+  sort_8<A>(next);
+  for (int block = 0; block < blocks; ++block) {
+    split_8<A>(top + 8 * block, next);
+    merge_8<A>(top + 8 * block);
+  }
+  GATEPRO_UNROLL
+  for (int j = 0; j < 8; ++j) top[8 * blocks] = larger(top[8 * blocks], next[j]);
+}
+
+/// The same as insert_packed for 8 * blocks slots, 8 keys at a time.
 template <class A>
 GATEPRO_FN void merge_packed(PackedKeys<A>& packed, const BitsOf<A>* keys_EL, Index experts,
-                             Keys<A>* top) {
+                             int blocks, Keys<A>* top) {
   constexpr int L = lanes_v<A>;
   Keys<A> next[8];
   Index e = 0;
   for (; e + 8 <= experts; e += 8) {
     GATEPRO_UNROLL
     for (int j = 0; j < 8; ++j) next[j] = packed.read(keys_EL + (e + j) * L);
-    merge_packed<A>(next, top);
+    merge_packed<A>(next, blocks, top);
   }
   if (e == experts) return;
   GATEPRO_UNROLL
@@ -285,7 +302,7 @@ GATEPRO_FN void merge_packed(PackedKeys<A>& packed, const BitsOf<A>* keys_EL, In
     next[j] = Keys<A>::splat(Order<A>::lowest);
     if (e + j < experts) next[j] = packed.read(keys_EL + (e + j) * L);
   }
-  merge_packed<A>(next, top);
+  merge_packed<A>(next, blocks, top);
 }
 
 /// Lanes whose keys use any of `bits`.
@@ -316,48 +333,49 @@ GATEPRO_FN void settle_order(Index k, BitsOf<A>* keys_KL, BitsOf<A>* ids_KL) {
   }
 }
 
-/// The k <= Slots largest keys of each lane by maxima and minima alone, less than half the work of
-/// `insert`. Neighbours that differ in the replaced bits at most may be in the wrong order, unless
-/// their lane's keys use none of these. (Logits rounded to bfloat16 do not; their ties are true
-/// ties.) Among the selected, that is put right. If it may have cost the last its place, returns
-/// false.
-template <class A, int Slots>
-GATEPRO_FN bool top_k_packed(const BitsOf<A>* keys_EL, Index experts, Index k,
+/// Writes the first k of k + 1 packed keys: exact keys and ids. Neighbours that differ in the
+/// replaced bits at most may be in the wrong order, unless their lane's keys use none of these.
+/// (Logits rounded to bfloat16 do not; their ties are true ties.) Among the selected, that is put
+/// right. If it may have cost the last its place, returns false, with nothing written.
+template <class A>
+GATEPRO_FN bool store_packed(const PackedKeys<A>& packed, const Keys<A>* top,
+                             const BitsOf<A>* keys_EL, Index experts, Index k,
                              BitsOf<A>* top_keys_KL, BitsOf<A>* top_ids_KL) {
   constexpr int L = lanes_v<A>;
-  PackedKeys<A> packed(experts);
-  Keys<A> top[std::size_t(Slots + 1)];
-  GATEPRO_UNROLL
-  for (int j = 0; j <= Slots; ++j) top[j] = Keys<A>::splat(Order<A>::lowest);
-  if constexpr (Slots == 8) {
-    merge_packed<A>(packed, keys_EL, experts, top);
-  } else {
-    insert_packed<A, Slots>(packed, keys_EL, experts, top);
-  }
-  const Keys<A> zero = Keys<A>::splat(0);
-  Keys<A> order_in_doubt = zero, last_in_doubt = zero;
-  GATEPRO_UNROLL
-  for (int j = 0; j < Slots; ++j) {
-    const auto equal = ((top[j] ^ top[j + 1]) & packed.high_bits()) == zero;
-    if (j + 1 < k) order_in_doubt = order_in_doubt | equal;
-    if (j + 1 == k) last_in_doubt = equal;
-  }
-  const bool settle = any_lane(order_in_doubt);
+  const auto last_in_doubt = packed.tie(top[k - 1], top[k]);
   if (any_lane(last_in_doubt) &&
       any_lane(last_in_doubt & lanes_using<A>(packed.low_bits, keys_EL, experts))) {
     return false;
   }
-  GATEPRO_UNROLL
-  for (int j = 0; j < Slots; ++j) {
-    if (j >= k) break;
+  Keys<A> order_in_doubt = Keys<A>::splat(0);
+  for (Index j = 0; j < k; ++j) {
+    if (j > 0) order_in_doubt = order_in_doubt | packed.tie(top[j - 1], top[j]);
     BitsOf<A>* ids = top_ids_KL + j * L;
     packed.id(top[j]).store(ids);
+    GATEPRO_UNROLL
     for (int lane = 0; lane < L; ++lane) {
       top_keys_KL[j * L + lane] = keys_EL[Index(ids[lane]) * L + lane];
     }
   }
-  if (settle) settle_order<A>(k, top_keys_KL, top_ids_KL);
+  if (any_lane(order_in_doubt)) settle_order<A>(k, top_keys_KL, top_ids_KL);
   return true;
+}
+
+/// The k <= Slots largest keys of each lane by maxima and minima alone, less than half the work of
+/// `insert`. False, with nothing written, if that may have cost an expert its place.
+template <class A, int Slots>
+GATEPRO_FN bool top_k_packed(const BitsOf<A>* keys_EL, Index experts, Index k,
+                             BitsOf<A>* top_keys_KL, BitsOf<A>* top_ids_KL) {
+  PackedKeys<A> packed(experts);
+  Keys<A> top[std::size_t(Slots + 1)];
+  for (int j = 0; j <= Slots; ++j) top[j] = Keys<A>::splat(Order<A>::lowest);
+  if constexpr (Slots < 8) {
+    insert_packed<A, Slots>(packed, keys_EL, experts, top);
+  } else {
+    const int blocks = Slots == 8 ? 1 : int(k + 7) / 8;
+    merge_packed<A>(packed, keys_EL, experts, blocks, top);
+  }
+  return store_packed<A>(packed, top, keys_EL, experts, k, top_keys_KL, top_ids_KL);
 }
 
 /// The same, exactly, by insertion into lists that stay in registers.
@@ -421,15 +439,15 @@ GATEPRO_FN void top_k_in_registers(const BitsOf<A>* keys_EL, Index experts, Inde
 template <class A>
 GATEPRO_KERNEL void top_k(const BitsOf<A>* keys_EL, Index experts, Index k, BitsOf<A>* top_keys_KL,
                           BitsOf<A>* top_ids_KL) {
-  if (k == 1) {
-    top_k_in_registers<A, 1>(keys_EL, experts, k, top_keys_KL, top_ids_KL);
-  } else if (k == 2) {
+  constexpr Index most_packed = 32;
+  if (k <= 2) {
     top_k_in_registers<A, 2>(keys_EL, experts, k, top_keys_KL, top_ids_KL);
   } else if (k <= 4) {
     top_k_in_registers<A, 4>(keys_EL, experts, k, top_keys_KL, top_ids_KL);
   } else if (k <= 8) {
     top_k_in_registers<A, 8>(keys_EL, experts, k, top_keys_KL, top_ids_KL);
-  } else {
+  } else if (k > most_packed ||
+             !top_k_packed<A, most_packed>(keys_EL, experts, k, top_keys_KL, top_ids_KL)) {
     top_k_in_memory<A>(keys_EL, experts, k, top_keys_KL, top_ids_KL);
   }
 }
