@@ -15,10 +15,10 @@ using gatepro::Index;
 using gatepro::RowMatrix;
 using gatepro::ScoreFunction;
 using gatepro::detail::Isa;
-using gatepro::detail::Kernels;
 using gatepro::detail::kernels_for;
 using gatepro::detail::key_of;
 using gatepro::detail::Order;
+using gatepro::detail::score_kernels_for;
 
 template <class A>
 using KeyOf = typename Order<A>::Key;
@@ -57,9 +57,9 @@ struct Scores {
 
 /// The kernel on the keys of T tokens, E experts each. Memory is exactly as large as promised.
 template <class A>
-Scores<A> scores_of_keys(const Kernels<A>& kernel, const RowMatrix<KeyOf<A>>& keys_TE,
-                         ScoreFunction function, bool log_sum_exp = true) {
-  const Index lanes = kernel.lanes, tokens = keys_TE.rows(), experts = keys_TE.cols();
+Scores<A> scores_of_keys(Isa isa, const RowMatrix<KeyOf<A>>& keys_TE, ScoreFunction function,
+                         bool log_sum_exp = true) {
+  const Index lanes = kernels_for<A>(isa).lanes, tokens = keys_TE.rows(), experts = keys_TE.cols();
   Scores<A> result{RowMatrix<A>(tokens, experts), RowMatrix<A>(tokens, 1),
                    RowMatrix<A>::Constant(tokens, 1, A(77))};
   RowMatrix<KeyOf<A>> keys_EL(experts, lanes);
@@ -68,8 +68,8 @@ Scores<A> scores_of_keys(const Kernels<A>& kernel, const RowMatrix<KeyOf<A>>& ke
     for (Index lane = 0; lane < lanes; ++lane) {
       keys_EL.col(lane) = keys_TE.row(std::min(first + lane, tokens - 1)).transpose();
     }
-    kernel.scores(keys_EL.data(), experts, function, scores_EL.data(), sum_L.data(),
-                  log_sum_exp ? log_sum_exp_L.data() : nullptr);
+    score_kernels_for<A>(isa).scores(keys_EL.data(), experts, function, scores_EL.data(),
+                                     sum_L.data(), log_sum_exp ? log_sum_exp_L.data() : nullptr);
     for (Index lane = 0; lane < lanes && first + lane < tokens; ++lane) {
       result.scores_TE.row(first + lane) = scores_EL.col(lane).transpose();
       result.sums_T1(first + lane) = sum_L(lane);
@@ -87,16 +87,16 @@ RowMatrix<KeyOf<A>> keys_of(const RowMatrix<A>& logits_TE) {
 }
 
 template <class A>
-Scores<A> scores(const Kernels<A>& kernel, const RowMatrix<A>& logits_TE, ScoreFunction function) {
-  return scores_of_keys<A>(kernel, keys_of(logits_TE), function);
+Scores<A> scores(Isa isa, const RowMatrix<A>& logits_TE, ScoreFunction function) {
+  return scores_of_keys<A>(isa, keys_of(logits_TE), function);
 }
 
-template <class A, class Body>
+template <class Body>
 void for_each_isa(const Body& body) {
   for (Isa isa : {Isa::portable, Isa::avx2, Isa::avx512}) {
     if (isa > gatepro::detail::best_isa()) continue;
     SCOPED_TRACE(gatepro::detail::name_of(isa));
-    body(kernels_for<A>(isa));
+    body(isa);
   }
 }
 
@@ -130,8 +130,8 @@ TYPED_TEST(ScoreKernelsTest, SigmoidAndSqrtSoftplusAreWithinFourUlp) {
   using A = TypeParam;
   const RowMatrix<A> logits_TE = logits_of_every_size<A>();
   for (ScoreFunction function : {ScoreFunction::sigmoid, ScoreFunction::sqrt_softplus}) {
-    for_each_isa<A>([&](const Kernels<A>& kernel) {
-      const Scores<A> got = scores(kernel, logits_TE, function);
+    for_each_isa([&](Isa isa) {
+      const Scores<A> got = scores(isa, logits_TE, function);
       double worst = 0;
       for (Index t = 0; t < logits_TE.rows(); ++t) {
         const Exact want = exact_score(function, static_cast<Exact>(logits_TE(t)));
@@ -152,11 +152,11 @@ TYPED_TEST(ScoreKernelsTest, ExactValues) {
   logits_TE << 0, -inf, inf, large, -large, 100;
   sigmoids_TE << A(0.5), 0, 1, 1, 0, 1;
   roots_TE << std::sqrt(std::log(A(2))), 0, inf, std::sqrt(large), 0, 10;
-  for_each_isa<A>([&](const Kernels<A>& kernel) {
-    RowMatrix<A> got_TE = scores(kernel, logits_TE, ScoreFunction::sigmoid).scores_TE;
+  for_each_isa([&](Isa isa) {
+    RowMatrix<A> got_TE = scores(isa, logits_TE, ScoreFunction::sigmoid).scores_TE;
     got_TE(5) = got_TE(5) >= 1 - std::numeric_limits<A>::epsilon() ? A(1) : got_TE(5);
     EXPECT_TRUE(data::same_bits(got_TE, sigmoids_TE));
-    got_TE = scores(kernel, logits_TE, ScoreFunction::sqrt_softplus).scores_TE;
+    got_TE = scores(isa, logits_TE, ScoreFunction::sqrt_softplus).scores_TE;
     EXPECT_LE(ulps(got_TE(0), static_cast<Exact>(roots_TE(0))), 2);
     got_TE(0) = roots_TE(0);
     EXPECT_TRUE(data::same_bits(got_TE, roots_TE));
@@ -169,9 +169,9 @@ TYPED_TEST(ScoreKernelsTest, SoftmaxSumsAndLogSumExpsOfRows) {
   for (Index experts : {1, 2, 7, 64, 300}) {
     for (double scale : {1e-3, 1.0, 30.0}) {
       const RowMatrix<A> logits_TE = data::random_matrix<A>(37, experts, 3) * static_cast<A>(scale);
-      for_each_isa<A>([&](const Kernels<A>& kernel) {
+      for_each_isa([&](Isa isa) {
         for (ScoreFunction function : all_functions) {
-          const Scores<A> got = scores(kernel, logits_TE, function);
+          const Scores<A> got = scores(isa, logits_TE, function);
           for (Index t = 0; t < logits_TE.rows(); ++t) {
             const Exact top = static_cast<Exact>(logits_TE.row(t).maxCoeff());
             Exact sum = 0, sum_of_exps = 0;
@@ -208,9 +208,8 @@ TYPED_TEST(ScoreKernelsTest, LogSumExpOfEqualLogits) {
   for (Index experts : {1, 2, 3, 4, 5, 127, 128, 129}) {
     const RowMatrix<A> logits_TE = RowMatrix<A>::Zero(1, experts);
     const Exact want = std::log(static_cast<Exact>(experts));
-    for_each_isa<A>([&](const Kernels<A>& kernel) {
-      const A got =
-          scores(kernel, logits_TE, ScoreFunction::softmax_before_top_k).log_sum_exps_T1(0);
+    for_each_isa([&](Isa isa) {
+      const A got = scores(isa, logits_TE, ScoreFunction::softmax_before_top_k).log_sum_exps_T1(0);
       if (experts == 1) {
         EXPECT_EQ(got, 0);
       } else {
@@ -236,9 +235,9 @@ TYPED_TEST(ScoreKernelsTest, NonfiniteLanes) {
   softmaxes_TE << half, half, 0, bad, half, half, bad, bad, bad, bad, bad, bad, bad, bad, bad, bad,
       bad, bad;
   softmax_sums_T1 << 1, bad, bad, bad, bad, bad;
-  for_each_isa<A>([&](const Kernels<A>& kernel) {
+  for_each_isa([&](Isa isa) {
     for (ScoreFunction function : all_functions) {
-      const Scores<A> got = scores(kernel, logits_TE, function);
+      const Scores<A> got = scores(isa, logits_TE, function);
       for (Index t = 0; t < 6; ++t) EXPECT_EQ(std::isnan(got.log_sum_exps_T1(t)), t != 0) << t;
       if (is_softmax(function)) {
         EXPECT_TRUE(data::same_bits(got.scores_TE, softmaxes_TE));
@@ -271,10 +270,10 @@ TYPED_TEST(ScoreKernelsTest, LosersScoreZero) {
     keys_TE(t, t % 6) = Order<A>::loser;
     without_TE(t, t % 6) = -data::infinity<A>();
   }
-  for_each_isa<A>([&](const Kernels<A>& kernel) {
+  for_each_isa([&](Isa isa) {
     for (ScoreFunction function : all_functions) {
-      const Scores<A> got = scores_of_keys<A>(kernel, keys_TE, function);
-      const Scores<A> want = scores(kernel, without_TE, function);
+      const Scores<A> got = scores_of_keys<A>(isa, keys_TE, function);
+      const Scores<A> want = scores(isa, without_TE, function);
       EXPECT_TRUE(data::same_bits(got.scores_TE, want.scores_TE));
       EXPECT_TRUE(data::same_bits(got.sums_T1, want.sums_T1));
       EXPECT_TRUE(data::same_bits(got.log_sum_exps_T1, want.log_sum_exps_T1));
@@ -287,15 +286,15 @@ TYPED_TEST(ScoreKernelsTest, LosersScoreZero) {
 TYPED_TEST(ScoreKernelsTest, LanesAndOutputsAreIndependent) {
   using A = TypeParam;
   const RowMatrix<A> logits_TE = data::special_matrix<A>(67, 5, 4, 8);
-  for_each_isa<A>([&](const Kernels<A>& kernel) {
+  for_each_isa([&](Isa isa) {
     for (ScoreFunction function : all_functions) {
-      const Scores<A> all = scores(kernel, logits_TE, function);
-      const Scores<A> without_log = scores_of_keys<A>(kernel, keys_of(logits_TE), function, false);
+      const Scores<A> all = scores(isa, logits_TE, function);
+      const Scores<A> without_log = scores_of_keys<A>(isa, keys_of(logits_TE), function, false);
       EXPECT_TRUE(data::same_bits(without_log.scores_TE, all.scores_TE));
       EXPECT_TRUE(data::same_bits(without_log.sums_T1, all.sums_T1));
       for (Index t = 0; t < 67; ++t) {
         const RowMatrix<A> row = logits_TE.row(t);
-        const Scores<A> alone = scores(kernel, row, function);
+        const Scores<A> alone = scores(isa, row, function);
         const RowMatrix<A> in_batch = all.scores_TE.row(t);
         ASSERT_TRUE(data::same_bits(alone.scores_TE, in_batch)) << t;
         ASSERT_EQ(data::bits_of(alone.sums_T1(0)), data::bits_of(all.sums_T1(t)));

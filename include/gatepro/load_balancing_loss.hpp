@@ -21,7 +21,8 @@ inline constexpr double score_sum_floor = 1e-20;
 template <class A>
 void normalised_scores(const LossGroup<A>& group, Index experts, ScoreFunction function) {
   const Index lanes = kernels<A>().lanes;
-  kernels<A>().scores(group.keys_EL, experts, function, group.scores_EL, group.sum_L, nullptr);
+  score_kernels<A>().scores(group.keys_EL, experts, function, group.scores_EL, group.sum_L,
+                            nullptr);
   const bool softmax = function == ScoreFunction::softmax_after_top_k ||
                        function == ScoreFunction::softmax_before_top_k;
   if (softmax) return;  // They sum to 1, and sum_L is 1, or NaN.
@@ -57,8 +58,8 @@ void scores_to_slopes(const LossGroup<A>& group, Index experts, ScoreFunction fu
   if (function == ScoreFunction::sigmoid) {
     for (Index i = 0; i < count; ++i) group.scores_EL[i] *= A(1) - group.scores_EL[i];
   } else if (function == ScoreFunction::sqrt_softplus) {
-    kernels<A>().scores(group.keys_EL, experts, ScoreFunction::sigmoid, group.gradient_EL,
-                        group.other_sum_L, nullptr);
+    score_kernels<A>().scores(group.keys_EL, experts, ScoreFunction::sigmoid, group.gradient_EL,
+                              group.other_sum_L, nullptr);
     for (Index i = 0; i < count; ++i) {
       group.scores_EL[i] = sqrt_softplus_slope(group.scores_EL[i], group.gradient_EL[i]);
     }

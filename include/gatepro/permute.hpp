@@ -51,7 +51,8 @@ void check_plan_list(const char* where, const char* name, const VectorView<Id>& 
 template <class Source, class A>
 void add_row(A coefficient, const Source* row, Index width, A* out) {
   const Index first = 0;
-  kernels<A>().add_rows[source_index<Source>()](&coefficient, &first, 1, row, width, width, out);
+  gradient_kernels<A>().add_rows[source_index<Source>()](&coefficient, &first, 1, row, width, width,
+                                                         out);
 }
 
 /// The dot product of two rows, in the same order for any width and instruction set: lane i sums

@@ -69,8 +69,8 @@ RoutingReport replay_scored(detail::non_deduced_t<MatrixView<const A>> logits_TE
     const auto* ranked_EL =
         detail::rank_by_record(group, experts, competition, penalised_TK, first, count);
     if (!detail::scores_after_top_k(rule)) {
-      detail::kernels<A>().scores(ranked_EL, experts, rule.scores.function, group.scores_EL,
-                                  group.sum_L, nullptr);
+      detail::score_kernels<A>().scores(ranked_EL, experts, rule.scores.function, group.scores_EL,
+                                        group.sum_L, nullptr);
     }
     detail::gather_ranked(group, ranked_EL, rule);
     detail::weigh_group(group, rule);

@@ -66,8 +66,8 @@ void selected_sigmoids(const ScoredGroup<A>& group, Index top_k, bool of_minus_l
     const auto key = std::max(group.selected_KL[i], -O::infinity);
     keys_KL[i] = of_minus_logit ? -key : key;
   }
-  kernels<A>().scores(keys_KL, top_k, ScoreFunction::sigmoid, group.scores_KL, group.sum_L,
-                      nullptr);
+  score_kernels<A>().scores(keys_KL, top_k, ScoreFunction::sigmoid, group.scores_KL, group.sum_L,
+                            nullptr);
 }
 
 /// From dscores to dlogits for one token, where each score follows from one logit: times
@@ -148,8 +148,8 @@ const typename Order<A>::Key* prepare_scores_backward(
                          group.routing.keys_EL);
   const auto* ranked_EL = rank_by_record(group, experts, competition, penalised_TK, first, tokens);
   if (has_dense_gradient(rule)) {
-    kernels<A>().scores(ranked_EL, experts, rule.scores.function, group.scores_EL, group.sum_L,
-                        nullptr);
+    score_kernels<A>().scores(ranked_EL, experts, rule.scores.function, group.scores_EL,
+                              group.sum_L, nullptr);
   } else {
     gather_selected(group.routing, rule.top_k, ranked_EL, group.selected_KL);
     selected_sigmoids(group, rule.top_k, rule.scores.function == ScoreFunction::sigmoid);

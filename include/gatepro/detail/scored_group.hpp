@@ -73,11 +73,11 @@ const typename Order<A>::Key* choice_of(const typename Order<A>::Key* ranked_EL,
   const bool by_logit = scores_after_top_k(selection.rule);
   if (by_logit && selection.bias_E == nullptr) return ranked_EL;
   if (!by_logit) {
-    kernels<A>().scores(ranked_EL, experts, selection.rule.scores.function, scores_EL, sum_L,
-                        nullptr);
+    score_kernels<A>().scores(ranked_EL, experts, selection.rule.scores.function, scores_EL, sum_L,
+                              nullptr);
   }
-  kernels<A>().choice_keys(ranked_EL, experts, by_logit ? nullptr : scores_EL, selection.bias_E,
-                           choice_EL);
+  score_kernels<A>().choice_keys(ranked_EL, experts, by_logit ? nullptr : scores_EL,
+                                 selection.bias_E, choice_EL);
   return choice_EL;
 }
 

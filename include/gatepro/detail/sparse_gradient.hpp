@@ -189,12 +189,12 @@ void add_selected_to_tokens(const StridedView<Id>& expert_ids_TK,
       const RowList<A> list = list_of(t);
       if (t + 4 < dx_TH.rows) prefetch(dx_TH.row(t + 4) + c, cols);
       if (slice_weights) {
-        kernels<A>().add_rows[source_index<A>()](list.coefficients, list.rows, counts[t],
-                                                 scratch.slice, cols, cols, dx_TH.row(t) + c);
+        gradient_kernels<A>().add_rows[source_index<A>()](
+            list.coefficients, list.rows, counts[t], scratch.slice, cols, cols, dx_TH.row(t) + c);
       } else {
-        kernels<A>().add_rows[source_index<Source>()](list.coefficients, list.rows, counts[t],
-                                                      w_EH.data, w_EH.row_stride, cols,
-                                                      dx_TH.row(t));
+        gradient_kernels<A>().add_rows[source_index<Source>()](list.coefficients, list.rows,
+                                                               counts[t], w_EH.data,
+                                                               w_EH.row_stride, cols, dx_TH.row(t));
       }
     }
   }
@@ -237,8 +237,9 @@ void add_sorted_to_weights(const SortedGradients<A>& sorted, const MatrixView<co
       const Index cols = std::min(slice_cols<A>(), x_TH.cols - c);
       for (Index e = range.begin; e < range.end; ++e) {
         const auto list = sorted_entries(sorted, dw_EH.rows, first / gradient_chunk, e);
-        kernels<A>().add_rows[source_index<A>()](list.coefficients, list.rows, list.count,
-                                                 slices + c * rows, cols, cols, dw_EH.row(e) + c);
+        gradient_kernels<A>().add_rows[source_index<A>()](list.coefficients, list.rows, list.count,
+                                                          slices + c * rows, cols, cols,
+                                                          dw_EH.row(e) + c);
       }
     }
   }

@@ -42,19 +42,36 @@ inline Isa isa_from_environment(Isa best) {
   for (Isa isa : {Isa::portable, Isa::avx2, Isa::avx512}) {
     if (name == name_of(isa)) return isa < best ? isa : best;
   }
-  fail("GATEPRO_ISA", "one of portable, avx2, avx512 in the environment variable; it is \"" + name +
-                          "\"", {});
+  fail("GATEPRO_ISA",
+       "one of portable, avx2, avx512 in the environment variable; it is \"" + name + "\"", {});
 }
+
+#if GATEPRO_X86_TARGETS
+#define GATEPRO_TABLE(isa, table) \
+  ((isa) == Isa::avx512 ? avx512::table : (isa) == Isa::avx2 ? avx2::table : portable::table)
+#else
+#define GATEPRO_TABLE(isa, table) (static_cast<void>(isa), portable::table)
+#endif
 
 /// The kernels of one set, which the machine must have.
 template <class A>
-const Kernels<A>& kernels_for([[maybe_unused]] Isa isa) {
-#if GATEPRO_X86_TARGETS
-  if (isa == Isa::avx512) return avx512::kernels<A>;
-  if (isa == Isa::avx2) return avx2::kernels<A>;
-#endif
-  return portable::kernels<A>;
+const Kernels<A>& kernels_for(Isa isa) {
+  return GATEPRO_TABLE(isa, kernels<A>);
 }
+
+/// Likewise.
+template <class A>
+const ScoreKernels<A>& score_kernels_for(Isa isa) {
+  return GATEPRO_TABLE(isa, score_kernels<A>);
+}
+
+/// Likewise.
+template <class A>
+const GradientKernels<A>& gradient_kernels_for(Isa isa) {
+  return GATEPRO_TABLE(isa, gradient_kernels<A>);
+}
+
+#undef GATEPRO_TABLE
 
 /// The set in use. Throws an Error if GATEPRO_ISA names none.
 inline Isa chosen_isa() {
@@ -66,6 +83,18 @@ inline Isa chosen_isa() {
 template <class A>
 const Kernels<A>& kernels() {
   return kernels_for<A>(chosen_isa());
+}
+
+/// Likewise.
+template <class A>
+const ScoreKernels<A>& score_kernels() {
+  return score_kernels_for<A>(chosen_isa());
+}
+
+/// Likewise.
+template <class A>
+const GradientKernels<A>& gradient_kernels() {
+  return gradient_kernels_for<A>(chosen_isa());
 }
 
 }  // namespace GATEPRO_ABI

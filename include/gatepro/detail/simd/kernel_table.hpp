@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The kernels of one instruction set, as a table of functions. The .inl files say what each does.
+// The kernels of one instruction set, as tables of functions. The .inl files say what each does.
 #ifndef GATEPRO_DETAIL_SIMD_KERNEL_TABLE_HPP
 #define GATEPRO_DETAIL_SIMD_KERNEL_TABLE_HPP
 
@@ -35,6 +35,7 @@ template <class X, class A>
 inline constexpr bool reads_directly_v = std::is_same_v<X, A> ||
                                          (std::is_same_v<X, bfloat16> && std::is_same_v<A, float>);
 
+/// What every router needs.
 template <class A>
 struct Kernels {
   using Key = typename Order<A>::Key;
@@ -45,8 +46,6 @@ struct Kernels {
                     Index expert_vectors, A* out, Index out_stride, bool first);
   using GateFew = void(const void* x, Index x_stride, Index tokens, const A* packed, Index depth,
                        A* out, Index out_stride, bool first);
-  using AddRows = void(const A* coefficients, const Index* rows, Index count, const void* base,
-                       Index stride, Index width, A* out);
 
   int lanes;          ///< Tokens of a routing group; experts of a packed vector.
   int panel_vectors;  ///< Vectors of experts that the gate kernel takes at once.
@@ -63,13 +62,26 @@ struct Kernels {
                           const A* logits, Index logits_stride, A* out, Index out_stride);
   void (*top_k)(const Key* keys_EL, Index experts, Index k, Key* top_keys_KL, Key* top_ids_KL);
   void (*softmax)(const Key* keys_KL, Index k, A* weights_KL, Key* nonfinite_L);
+  Key (*largest_magnitude)(const A* row, Index count);
+  void (*scale)(A* row, Index count, A first, A second);
+  void (*normalise)(A* cosines, Index count, A own_inverse, const A* inverse_norms);
+};
+
+/// Compiled only where scores or losses over all experts are used.
+template <class A>
+struct ScoreKernels {
+  using Key = typename Order<A>::Key;
   void (*scores)(const Key* keys_EL, Index experts, ScoreFunction function, A* scores_EL, A* sum_L,
                  A* log_sum_exp_L);
   void (*choice_keys)(const Key* ranked_EL, Index experts, const A* scores_EL, const A* bias_E,
                       Key* choice_EL);
-  Key (*largest_magnitude)(const A* row, Index count);
-  void (*scale)(A* row, Index count, A first, A second);
-  void (*normalise)(A* cosines, Index count, A own_inverse, const A* inverse_norms);
+};
+
+/// Compiled only where gradients are used, or rows permuted.
+template <class A>
+struct GradientKernels {
+  using AddRows = void(const A* coefficients, const Index* rows, Index count, const void* base,
+                       Index stride, Index width, A* out);
   AddRows* add_rows[4];
 };
 

@@ -34,9 +34,13 @@ inline constexpr Kernels<A> kernels{
     store_penalised<A>,
     top_k<A>,
     softmax<A>,
-    scores<A>,
-    choice_keys<A>,
     largest_magnitude<A>,
     scale<A>,
-    normalise<A>,
+    normalise<A>};
+
+template <class A>
+inline constexpr ScoreKernels<A> score_kernels{scores<A>, choice_keys<A>};
+
+template <class A>
+inline constexpr GradientKernels<A> gradient_kernels{
     {add_rows<A, float>, add_rows<A, double>, add_rows<A, bfloat16>, add_rows<A, half>}};
