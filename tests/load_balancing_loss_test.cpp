@@ -401,7 +401,7 @@ TYPED_TEST(BalanceLossTest, TheGradientIsScaledAndTheValueIsNot) {
 TYPED_TEST(BalanceLossTest, NothingToDo) {
   using A = TypeParam;
   const RowMatrix<A> none(0, 4), bad_TE = RowMatrix<A>::Constant(3, 4, data::marked_nan<A>());
-  const Counts zero(4, 0), some{3, 3, 0, 0};
+  const Counts zero(4, 0), some{3, 2, 1, 0};
   const Ids no_ids(0, 2), ids_TK = data::random_ids<std::int32_t>(3, 4, 2, 33);
   const Mask all(3, 1);
   const auto softmax = ScoreFunction::softmax_before_top_k;
@@ -425,7 +425,7 @@ TYPED_TEST(BalanceLossTest, BadInput) {
   const RowMatrix<A> logits_TE = RowMatrix<A>::Zero(3, 4);
   RowMatrix<A> dlogits_TE = RowMatrix<A>::Zero(3, 4), wide_TE = RowMatrix<A>::Zero(3, 5);
   const Mask short_mask(2, 0), mask(3, 0);
-  const Counts good{3, 3, 0, 0}, five(5, 0), negative{3, 3, 0, -1}, large{4, 2, 0, 0},
+  const Counts good{3, 2, 1, 0}, five(5, 0), negative{3, 3, 0, -1}, large{4, 2, 0, 0},
       many{3, 3, 1, 0};
   auto memory = data::scratch(gatepro::load_balancing_loss_workspace<A>(3, 4));
   const auto call = [&](Index top_k, const BalanceCounts& counts, const LossWeight& weight,
