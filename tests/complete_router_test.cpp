@@ -528,6 +528,24 @@ TEST(CompleteRouter, OnlyLossesMoveTheRouterWhenNothingElseDoes) {
   }
 }
 
+TEST(CompleteRouter, NoTokensAreNoFault) {
+  gatepro::CompleteConfig config{{16, 8, 2}};
+  config.router.competition = gatepro::Competition::eliminate();
+  config.losses.batch = 1e-2;
+  config.losses.z = 1e-3;
+  config.capacity = gatepro::CapacityRule{};
+  gatepro::CompleteRouter<float> router(config);
+  gatepro::CompleteBuffers buffers(router, 4);
+  const RowMatrix<float> none(0, 16), w_EH = random_matrix<float>(8, 16, 1), no_weights(0, 2);
+  RowMatrix<float> dx_TH(0, 16), dw_EH = RowMatrix<float>::Zero(8, 16);
+  router.refresh(w_EH, 0);
+  const auto& report = router.forward(none, w_EH, {}, buffers);
+  EXPECT_EQ(report.losses.z, 0);
+  EXPECT_EQ(report.losses.batch, 0);
+  router.backward(none, w_EH, {}, buffers, no_weights, {}, dx_TH, dw_EH);
+  EXPECT_TRUE(dw_EH.isZero(0));
+}
+
 TEST(CompleteRouter, LogitsFromOutsideGiveTheSameBits) {
   constexpr Index T = 50, H = 6, E = 8, K = 3;
   const auto x_TH = random_matrix<float>(T, H, 1);

@@ -253,7 +253,7 @@ DropReport drop_over_capacity(StridedView<Id> expert_ids_TK,
   detail::check_strided(where, "weights_TK", weights_TK, tokens, top_k);
   detail::check_strided(where, "kept_TK", kept_TK, tokens, top_k);
   detail::check_vector(where, "tokens_per_expert_E", tokens_per_expert_E, experts);
-  detail::check_outputs_differ(where, {weights_TK.data, kept_TK.data, tokens_per_expert_E.data});
+  detail::check_outputs_differ(where, {weights_TK, kept_TK, tokens_per_expert_E});
   detail::check_ids(where, "expert_ids_TK", expert_ids_TK, experts);
   const int workers = detail::checked_workers(where, executor);
   detail::Arena arena(where, workspace,
@@ -310,7 +310,7 @@ void renormalise_kept(StridedView<const std::uint8_t> kept_TK, double total,
   detail::check_strided(where, "kept_TK", kept_TK, kept_TK.rows, kept_TK.cols);
   detail::check_strided(where, "weights_TK", weights_TK, kept_TK.rows, kept_TK.cols);
   detail::check_vector(where, "sums_T", sums_T, kept_TK.rows);
-  detail::check_outputs_differ(where, {weights_TK.data, sums_T.data});
+  detail::check_outputs_differ(where, {weights_TK, sums_T});
   for (Index t = 0; t < kept_TK.rows; ++t) {
     sums_T[t] = detail::sum_kept<A>(weights_TK, kept_TK, t);
     for (Index j = 0; j < kept_TK.cols; ++j) {

@@ -99,7 +99,7 @@ void apply_competition(detail::non_deduced_t<MatrixView<const A>> logits_TE,
   } else {
     detail::check_optional_matrix(where, "loser_TE", loser_TE, tokens, experts);
   }
-  detail::check_outputs_differ(where, {penalised_TE.data, loser_TE.data});
+  detail::check_outputs_differ(where, {penalised_TE, loser_TE});
   const int workers = detail::checked_workers(where, executor);
   detail::Arena arena(where, workspace, apply_competition_workspace<A>(experts, workers));
 

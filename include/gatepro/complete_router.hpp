@@ -166,7 +166,7 @@ class CompleteRouter {
     detail::check_matrix(where, "logits_TE", out.logits_TE, x_TH.rows, config_.router.num_experts);
     detail::check_optional_matrix(where, "dx_TH", dx_TH, x_TH.rows, x_TH.cols);
     detail::check_optional_matrix(where, "dw_EH", dw_EH, w_EH.rows, w_EH.cols);
-    detail::check_outputs_differ(where, {dx_TH.data, dw_EH.data});
+    detail::check_outputs_differ(where, {dx_TH, dw_EH});
     const auto gradients =
         checked_gradients(in, out, report, dweights_TK, more, workspace, executor);
 

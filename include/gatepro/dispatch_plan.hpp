@@ -144,9 +144,8 @@ void check_plan(const char* where, const DispatchPlan<Id>& plan, Index tokens, I
   check_row_list(where, "token_of_row_N", plan.token_of_row_N, rows);
   check_optional_choices(where, "row_TK", plan.row_TK, tokens, top_k);
   check_optional_choices(where, "position_TK", plan.position_TK, tokens, top_k);
-  check_outputs_differ(
-      where, {plan.tokens_per_expert_E.data, plan.offsets_E1.data, plan.choice_of_row_N.data,
-              plan.token_of_row_N.data, plan.row_TK.data, plan.position_TK.data});
+  check_outputs_differ(where, {plan.tokens_per_expert_E, plan.offsets_E1, plan.choice_of_row_N,
+                               plan.token_of_row_N, plan.row_TK, plan.position_TK});
 }
 
 /// Counts and offsets to the plan, first rows to the scratch.

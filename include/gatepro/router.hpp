@@ -188,7 +188,7 @@ class Router {
     detail::check_optional_matrix(where, "dlogits_TE", dlogits_TE, tokens, experts);
     detail::check_optional_matrix(where, "dx_TH", dx_TH, tokens, hidden);
     detail::check_optional_matrix(where, "dw_EH", dw_EH, experts, hidden);
-    detail::check_outputs_differ(where, {dx_TH.data, dw_EH.data});
+    detail::check_outputs_differ(where, {dx_TH, dw_EH});
     const int workers = detail::checked_workers(where, executor);
     detail::Arena arena(where, workspace, backward_workspace(tokens, workers));
     const StridedView<Accumulator> dselected_TK(arena.take<A>(tokens * config_.top_k), tokens,
@@ -258,9 +258,8 @@ class Router {
     detail::check_strided(where, "weights_TK", out.weights_TK, tokens, config_.top_k);
     detail::check_optional_vector(where, "tokens_per_expert_E", out.tokens_per_expert_E, experts);
     detail::check_optional_matrix(where, "logits_TE", out.logits_TE, tokens, experts);
-    detail::check_outputs_differ(
-        where, {out.expert_ids_TK.data, out.weights_TK.data, out.tokens_per_expert_E.data,
-                out.logits_TE.data, out.statistics});
+    detail::check_outputs_differ(where, {out.expert_ids_TK, out.weights_TK, out.tokens_per_expert_E,
+                                         out.logits_TE, out.statistics});
     competition(where);
     const int workers = detail::checked_workers(where, executor);
     detail::Arena arena(where, workspace, forward_workspace(workers));

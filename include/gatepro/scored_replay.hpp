@@ -50,7 +50,7 @@ RoutingReport replay_scored(detail::non_deduced_t<MatrixView<const A>> logits_TE
   detail::check_optional_strided(where, "penalised_TK", penalised_TK, tokens, rule.top_k);
   detail::check_strided(where, "weights_TK", weights_TK, tokens, rule.top_k);
   detail::check_optional_strided(where, "scores_TK", scores_TK, tokens, rule.top_k);
-  detail::check_outputs_differ(where, {weights_TK.data, scores_TK.data});
+  detail::check_outputs_differ(where, {weights_TK, scores_TK});
   const auto competition = detail::checked_competition<A>(where, rule.competition, rivals, experts);
   const int workers = detail::checked_workers(where, executor);
   detail::Arena arena(where, workspace, replay_scored_workspace<A>(experts, rule, workers));

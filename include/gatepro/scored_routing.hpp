@@ -113,9 +113,8 @@ RoutingReport route_scored(detail::non_deduced_t<MatrixView<const A>> logits_TE,
   detail::check_optional_strided(where, "scores_TK", out.scores_TK, tokens, rule.top_k);
   detail::check_optional_strided(where, "penalised_TK", out.penalised_TK, tokens, rule.top_k);
   detail::check_optional_vector(where, "tokens_per_expert_E", out.tokens_per_expert_E, experts);
-  detail::check_outputs_differ(where,
-                               {out.expert_ids_TK.data, out.weights_TK.data, out.scores_TK.data,
-                                out.penalised_TK.data, out.tokens_per_expert_E.data});
+  detail::check_outputs_differ(where, {out.expert_ids_TK, out.weights_TK, out.scores_TK,
+                                       out.penalised_TK, out.tokens_per_expert_E});
   detail::ActiveSelection<A> selection;
   selection.rule = rule;
   selection.competition = detail::checked_competition<A>(where, rule.competition, rivals, experts);

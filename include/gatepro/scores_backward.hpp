@@ -221,7 +221,7 @@ void scores_backward(detail::non_deduced_t<MatrixView<const A>> logits_TE, const
   detail::check_strided(where, "dweights_TK", dweights_TK, tokens, rule.top_k);
   detail::check_strided(where, "dselected_logits_TK", dselected_logits_TK, tokens, rule.top_k);
   detail::check_optional_matrix(where, "dlogits_TE", dlogits_TE, tokens, experts);
-  detail::check_outputs_differ(where, {dselected_logits_TK.data, dlogits_TE.data});
+  detail::check_outputs_differ(where, {dselected_logits_TK, dlogits_TE});
   const auto competition = detail::checked_competition<A>(where, rule.competition, rivals, experts);
   const int workers = detail::checked_workers(where, executor);
   detail::Arena arena(where, workspace, scores_backward_workspace<A>(experts, rule, workers));

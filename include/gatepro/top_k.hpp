@@ -85,7 +85,7 @@ Index select_top_k(detail::non_deduced_t<MatrixView<const A>> logits_TE,
   detail::check_optional_matrix(where, "loser_TE", loser_TE, tokens, experts);
   detail::check_strided(where, "expert_ids_TK", expert_ids_TK, tokens, top_k);
   detail::check_strided(where, "selected_logits_TK", selected_logits_TK, tokens, top_k);
-  detail::check_outputs_differ(where, {expert_ids_TK.data, selected_logits_TK.data});
+  detail::check_outputs_differ(where, {expert_ids_TK, selected_logits_TK});
   const int workers = detail::checked_workers(where, executor);
   detail::Arena arena(where, workspace, select_top_k_workspace<A>(experts, top_k, workers));
 

@@ -120,10 +120,9 @@ void check_complete_outputs(const char* where, const CompleteConfig& config,
     check_matrix(where, "jittered_TH", out.jittered_TH, tokens, config.router.hidden_size);
   }
   check_outputs_differ(
-      where, {out.logits_TE.data, out.expert_ids_TK.data, out.weights_TK.data, out.scores_TK.data,
-              out.penalised_TK.data, out.tokens_per_expert_E.data, out.totals.data,
-              out.counted_ids_TK.data, out.kept_TK.data, out.kept_per_expert_E.data,
-              out.kept_sums_T.data, out.jittered_TH.data});
+      where, {out.logits_TE, out.expert_ids_TK, out.weights_TK, out.scores_TK, out.penalised_TK,
+              out.tokens_per_expert_E, out.totals, out.counted_ids_TK, out.kept_TK,
+              out.kept_per_expert_E, out.kept_sums_T, out.jittered_TH});
 }
 
 /// Everything that a forward of `tokens` logits rows takes.
