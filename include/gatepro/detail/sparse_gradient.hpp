@@ -80,12 +80,13 @@ void prefetch([[maybe_unused]] const T* from, [[maybe_unused]] Index count) {
 template <class Source, class A>
 void copy_slices(const MatrixView<const Source>& from, A* slices) {
   constexpr Index ahead = 3;
+  const auto widen = kernels<A>().widen[source_index<Source>()];
+  const Index most = slice_cols<A>();
   for (Index r = 0; r < from.rows; ++r) {
-    for (Index c = 0; c < from.cols; c += slice_cols<A>()) {
-      const Index cols = std::min(slice_cols<A>(), from.cols - c);
+    for (Index c = 0; c < from.cols; c += most) {
+      const Index cols = std::min(most, from.cols - c);
       if (r + ahead < from.rows) prefetch(from.row(r + ahead) + c, cols);
-      kernels<A>().widen[source_index<Source>()](from.row(r) + c, cols,
-                                                 slices + c * from.rows + r * cols);
+      widen(from.row(r) + c, cols, slices + c * from.rows + r * cols);
     }
   }
 }
@@ -182,20 +183,18 @@ void add_selected_to_tokens(const StridedView<Id>& expert_ids_TK,
   // A slice pays off if its rows are used more than once. Bits do not depend on it.
   const bool slice_weights = entries >= 2 * experts;
   const Index most = slice_weights ? slice_cols<A>() : w_EH.cols;
+  const auto& kernels = gradient_kernels<A>();
+  const auto add_rows =
+      kernels.add_rows[slice_weights ? source_index<A>() : source_index<Source>()];
   for (Index c = 0; c < w_EH.cols; c += most) {
     const Index cols = std::min(most, w_EH.cols - c);
     if (slice_weights) copy_slices(w_EH.middle_cols(c, cols), scratch.slice);
+    const void* base = slice_weights ? static_cast<const void*>(scratch.slice) : w_EH.data;
+    const Index stride = slice_weights ? cols : w_EH.row_stride;
     for (Index t = 0; t < dx_TH.rows; ++t) {
       const RowList<A> list = list_of(t);
       if (t + 4 < dx_TH.rows) prefetch(dx_TH.row(t + 4) + c, cols);
-      if (slice_weights) {
-        gradient_kernels<A>().add_rows[source_index<A>()](
-            list.coefficients, list.rows, counts[t], scratch.slice, cols, cols, dx_TH.row(t) + c);
-      } else {
-        gradient_kernels<A>().add_rows[source_index<Source>()](list.coefficients, list.rows,
-                                                               counts[t], w_EH.data,
-                                                               w_EH.row_stride, cols, dx_TH.row(t));
-      }
+      add_rows(list.coefficients, list.rows, counts[t], base, stride, cols, dx_TH.row(t) + c);
     }
   }
 }
@@ -230,16 +229,17 @@ SortedGradients<A> carve_sorted(Arena& arena, Index tokens, Index experts, Index
 template <class Source, class A>
 void add_sorted_to_weights(const SortedGradients<A>& sorted, const MatrixView<const Source>& x_TH,
                            ExpertRange range, const MatrixView<A>& dw_EH, A* slices) {
+  const auto add_rows = gradient_kernels<A>().add_rows[source_index<A>()];
+  const Index most = slice_cols<A>();
   for (Index first = 0; first < x_TH.rows; first += gradient_chunk) {
     const Index rows = std::min(gradient_chunk, x_TH.rows - first);
     copy_slices(x_TH.middle_rows(first, rows), slices);
-    for (Index c = 0; c < x_TH.cols; c += slice_cols<A>()) {
-      const Index cols = std::min(slice_cols<A>(), x_TH.cols - c);
+    for (Index c = 0; c < x_TH.cols; c += most) {
+      const Index cols = std::min(most, x_TH.cols - c);
       for (Index e = range.begin; e < range.end; ++e) {
         const auto list = sorted_entries(sorted, dw_EH.rows, first / gradient_chunk, e);
-        gradient_kernels<A>().add_rows[source_index<A>()](list.coefficients, list.rows, list.count,
-                                                          slices + c * rows, cols, cols,
-                                                          dw_EH.row(e) + c);
+        add_rows(list.coefficients, list.rows, list.count, slices + c * rows, cols, cols,
+                 dw_EH.row(e) + c);
       }
     }
   }
