@@ -75,8 +75,9 @@ void gate_backward_tokens(StridedView<Id> expert_ids_TK,
   detail::Arena arena(where, workspace, gate_backward_tokens_workspace<A>(experts, workers));
 
   const MatrixView<const Source> weights_EH = w_EH;
-  const Index block_tokens = std::clamp(tokens / (4 * workers), detail::least_gradient_tokens,
-                                        detail::gradient_tokens(experts));
+  const Index share = workers == 1 ? tokens : tokens / (4 * workers);
+  const Index block_tokens =
+      std::clamp(share, detail::least_gradient_tokens, detail::gradient_tokens(experts));
   const auto for_each_token_block = [&](const auto& carve, const auto& add) {
     const detail::PerWorker scratch(arena, workers, carve);
     const Index blocks = (tokens + block_tokens - 1) / block_tokens;
