@@ -155,6 +155,47 @@ TYPED_TEST(KernelsTest, LoadKeysTransposes) {
   });
 }
 
+// Any number of tokens and columns, rows with and without a gap.
+TYPED_TEST(KernelsTest, StoreLanesTransposes) {
+  using A = TypeParam;
+  this->for_each_isa([&](const Kernels<A>& kernel, Isa) {
+    const Index lanes = kernel.lanes;
+    for (Index tokens = 1; tokens <= lanes; ++tokens) {
+      for (Index cols = 1; cols <= 2 * lanes + 1; ++cols) {
+        for (const Index gap : {0, 3}) {
+          const RowMatrix<A> values_CL = data::random_matrix<A>(cols, lanes, 7);
+          const Index stride = cols + gap;
+          // Exactly as large as needed, so that a sanitizer sees a write past the end.
+          std::vector<A> to(static_cast<std::size_t>(tokens * stride - gap), A(77));
+          kernel.store_lanes(values_CL.data(), cols, tokens, to.data(), stride);
+          for (std::size_t i = 0; i < to.size(); ++i) {
+            const Index t = static_cast<Index>(i) / stride;
+            const Index c = static_cast<Index>(i) % stride;
+            ASSERT_EQ(to[i], c < cols ? values_CL(c, t) : A(77))
+                << tokens << " x " << cols << " at " << t << ", " << c;
+          }
+        }
+      }
+    }
+  });
+}
+
+TYPED_TEST(KernelsTest, CountsTheIdsOfTheFirstTokens) {
+  this->for_each_isa([&](const Kernels<TypeParam>& kernel, Isa) {
+    const Index lanes = kernel.lanes, experts = 5, top_k = 3;
+    for (Index tokens = 1; tokens <= lanes; ++tokens) {
+      std::vector<KeyOf<TypeParam>> ids_KL;
+      std::vector<std::int64_t> expected(experts, 1), counts(experts, 1);
+      for (Index i = 0; i < top_k * lanes; ++i) {
+        ids_KL.push_back(static_cast<KeyOf<TypeParam>>(i * i % experts));
+        if (i % lanes < tokens) ++expected[static_cast<std::size_t>(i * i % experts)];
+      }
+      kernel.count_ids(ids_KL.data(), top_k, tokens, counts.data());
+      ASSERT_EQ(counts, expected) << tokens;
+    }
+  });
+}
+
 template <class A, class Source>
 void expect_all_patterns_widen(const Kernels<A>& kernel) {
   std::vector<Source> patterns(65536);

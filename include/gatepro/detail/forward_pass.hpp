@@ -124,14 +124,9 @@ class ForwardPass {
 
  private:
   void store(const ForwardScratch<A>& mine, Index first, Index tokens) const {
-    const Index lanes = kernels<A>().lanes;
     store_group(mine.group.top_ids_KL, out_.expert_ids_TK.middle_rows(first, tokens));
     store_group(mine.group.weights_KL, out_.weights_TK.middle_rows(first, tokens));
-    for (Index j = 0; j < top_k_; ++j) {
-      for (Index lane = 0; lane < tokens; ++lane) {
-        ++mine.tokens_per_expert_E[mine.group.top_ids_KL[j * lanes + lane]];
-      }
-    }
+    kernels<A>().count_ids(mine.group.top_ids_KL, top_k_, tokens, mine.tokens_per_expert_E);
   }
 
   const ForwardLayout<X, A>& layout_;

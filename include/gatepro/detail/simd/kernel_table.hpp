@@ -56,6 +56,7 @@ struct Kernels {
   void (*load_keys)(const A* logits, Index row_stride, Index row_room, Index tokens, Index experts,
                     Key* keys_EL);
   void (*store_lanes)(const void* values_CL, Index cols, Index tokens, void* to, Index row_stride);
+  void (*count_ids)(const Key* ids_KL, Index k, Index tokens, std::int64_t* tokens_per_expert_E);
   void (*compete)(const Key* keys_EL, Index experts, const RivalView& rivals, bool eliminate,
                   A lambda, Key* ranked_EL);
   void (*store_penalised)(const Key* keys_EL, const Key* ranked_EL, Index experts, Index tokens,

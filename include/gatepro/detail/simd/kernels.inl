@@ -30,6 +30,7 @@ inline constexpr Kernels<A> kernels{
     {gate_few<A, A>, gate_few<A, Direct16<A>>},
     load_keys<A>,
     store_lanes<A>,
+    count_ids<A>,
     compete<A>,
     store_penalised<A>,
     top_k<A>,

@@ -33,21 +33,25 @@ GATEPRO_FN Keys<A> to_keys(Lanes<A> values) {
 /// The inverse of to_keys for numbers; meaningless for the keys below -inf.
 template <class A>
 GATEPRO_FN Lanes<A> to_values(Keys<A> keys) {
-  return bit_cast<A>(exchange_negatives<A>(keys));
+  const Keys<A> size = larger(keys, Keys<A>::splat(0) - keys);
+  return bit_cast<A>(size | (keys & Keys<A>::splat(Order<A>::lowest)));
 }
 
-/// Columns [e, e + count) of L rows of logits into keys_EL, reading `readable` of each.
+/// `count` <= L columns of L rows of logits into keys_EL, reading `readable` of each. Rows past
+/// `last` repeat it.
 template <class A>
-GATEPRO_FN void load_key_block(const A* const* rows, Index e, int readable, int count,
+GATEPRO_FN void load_key_block(const A* logits, Index row_stride, int last, int readable, int count,
                                BitsOf<A>* keys_EL) {
   constexpr int L = lanes_v<A>;
   Lanes<A> block[std::size_t(L)];
   GATEPRO_UNROLL
-  for (int r = 0; r < L; ++r) block[r] = load_as<A>(rows[r] + e, readable);
+  for (int r = 0; r < L; ++r) {
+    block[r] = loaded_once(load_as<A>(logits + (r < last ? r : last) * row_stride, readable));
+  }
   transpose<A>(block);
   GATEPRO_UNROLL
   for (int i = 0; i < L; ++i) {
-    if (i < count) to_keys<A>(block[i]).store(keys_EL + (e + i) * L);
+    if (i < count) to_keys<A>(block[i]).store(keys_EL + i * L);
   }
 }
 
@@ -58,17 +62,60 @@ template <class A>
 GATEPRO_KERNEL void load_keys(const A* logits, Index row_stride, Index row_room, Index tokens,
                               Index experts, BitsOf<A>* keys_EL) {
   constexpr int L = lanes_v<A>;
-  const A* rows[std::size_t(L)];
-  for (int r = 0; r < L; ++r) rows[r] = logits + (r < tokens ? r : tokens - 1) * row_stride;
   Index e = 0;
-  for (; e + L <= experts; e += L) load_key_block<A>(rows, e, L, L, keys_EL);
-  const int rest = int(experts - e);
-  if (rest == 0) return;
-  if (e + L <= row_room) {
-    load_key_block<A>(rows, e, L, rest, keys_EL);
-  } else {
-    load_key_block<A>(rows, e, rest, rest, keys_EL);
+  if (tokens == L) {
+    for (; e + L <= experts; e += L) {
+      load_key_block<A>(logits + e, row_stride, L - 1, L, L, keys_EL + e * L);
+    }
+    if (e < experts && e + L <= row_room) {
+      load_key_block<A>(logits + e, row_stride, L - 1, L, int(experts - e), keys_EL + e * L);
+      return;
+    }
   }
+  for (; e < experts; e += L) {
+    const int count = experts - e < L ? int(experts - e) : L;
+    load_key_block<A>(logits + e, row_stride, int(tokens - 1), count, count, keys_EL + e * L);
+  }
+}
+
+/// Interleaves the first half of N rows of lanes with the second half, log2(N) times. Read one
+/// after the other, the rows then hold the first lane's N values, the second lane's, and so on.
+template <class A, int N, int Rest = N>
+GATEPRO_FN void to_token_major(Lanes<A> (&rows)[std::size_t(N)]) {
+  if constexpr (N == lanes_v<A>) {
+    transpose<A>(rows);  // the same, in cheaper shuffles
+  } else if constexpr (Rest > 1) {
+    Lanes<A> first[std::size_t(N / 2)];
+    GATEPRO_UNROLL
+    for (int i = 0; i < N / 2; ++i) first[i] = rows[i];
+    GATEPRO_UNROLL
+    for (int i = 0; i < N / 2; ++i) {
+      const Lanes<A> second = rows[N / 2 + i];
+      rows[2 * i] = interleave_low(first[i], second);
+      rows[2 * i + 1] = interleave_high(first[i], second);
+    }
+    to_token_major<A, N, Rest / 2>(rows);
+  }
+}
+
+/// Writes `cols` <= N rows of lanes as columns of the first `tokens` of L rows in memory.
+template <class A, int N>
+GATEPRO_FN void store_columns(const A* values_CL, int cols, Index tokens, A* to, Index row_stride) {
+  constexpr int L = lanes_v<A>;
+  if constexpr (N > 1) {
+    if (cols <= N / 2) return store_columns<A, N / 2>(values_CL, cols, tokens, to, row_stride);
+  }
+  Lanes<A> rows[std::size_t(N)];
+  GATEPRO_UNROLL
+  for (int i = 0; i < N; ++i) rows[i] = Lanes<A>::load(values_CL + (i < cols ? i : 0) * L);
+  to_token_major<A, N>(rows);
+  A gapless[std::size_t(N * L)];
+  const bool has_gaps = cols < N || row_stride != N || tokens < L;
+  A* target = has_gaps ? gapless : to;
+  GATEPRO_UNROLL
+  for (int i = 0; i < N; ++i) rows[i].store(target + i * L);
+  if (!has_gaps) return;
+  for (Index r = 0; r < tokens; ++r) copy_pieces<N>(gapless + r * N, to + r * row_stride, cols);
 }
 
 /// Writes `cols` rows of lanes as columns of the first `tokens` of L rows in memory. The elements
@@ -79,23 +126,29 @@ GATEPRO_KERNEL void store_lanes(const void* values_CL, Index cols, Index tokens,
   constexpr int L = lanes_v<A>;
   for (Index c = 0; c < cols; c += L) {
     const int n = cols - c < L ? int(cols - c) : L;
-    Lanes<A> block[std::size_t(L)];
-    GATEPRO_UNROLL
-    for (int i = 0; i < L; ++i) {
-      const Index col = i < n ? c + i : c;
-      block[i] = Lanes<A>::load(static_cast<const A*>(values_CL) + col * L);
-    }
-    transpose<A>(block);
-    GATEPRO_UNROLL
-    for (int r = 0; r < L; ++r) {
-      if (r < tokens) store_first<A>(block[r], static_cast<A*>(to) + r * row_stride + c, n);
+    store_columns<A, L>(static_cast<const A*>(values_CL) + c * L, n, tokens,
+                        static_cast<A*>(to) + c, row_stride);
+  }
+}
+
+/// Adds 1 to the count of each id of the first `tokens` tokens.
+template <class A>
+GATEPRO_KERNEL void count_ids(const BitsOf<A>* ids_KL, Index k, Index tokens,
+                              std::int64_t* tokens_per_expert_E) {
+  constexpr int L = lanes_v<A>;
+  for (const BitsOf<A>* ids = ids_KL; ids < ids_KL + k * L; ids += L) {
+    if (tokens == L) {
+      GATEPRO_UNROLL
+      for (int lane = 0; lane < L; ++lane) ++tokens_per_expert_E[ids[lane]];
+    } else {
+      for (Index lane = 0; lane < tokens; ++lane) ++tokens_per_expert_E[ids[lane]];
     }
   }
 }
 
 /// The largest key of the rivals of expert `e`.
 template <class A, bool several>
-GATEPRO_FN Keys<A> best_rival(const BitsOf<A>* keys_EL, const RivalView& rivals, Index e) {
+GATEPRO_FN Keys<A> best_rival(const BitsOf<A>* keys_EL, RivalView rivals, Index e) {
   constexpr int L = lanes_v<A>;
   if constexpr (several) {
     Keys<A> best = Keys<A>::splat(Order<A>::lowest);
@@ -109,11 +162,12 @@ GATEPRO_FN Keys<A> best_rival(const BitsOf<A>* keys_EL, const RivalView& rivals,
 }
 
 template <class A, bool eliminate, bool several>
-GATEPRO_FN void compete_as(const BitsOf<A>* keys_EL, Index experts, const RivalView& rivals,
-                           A lambda, BitsOf<A>* ranked_EL) {
+GATEPRO_FN void compete_as(const BitsOf<A>* keys_EL, Index experts, RivalView rivals, A lambda,
+                           BitsOf<A>* ranked_EL) {
   using O = Order<A>;
   constexpr int L = lanes_v<A>;
   const Lanes<A> penalty = Lanes<A>::splat(lambda);
+  GATEPRO_UNROLL_2
   for (Index e = 0; e < experts; ++e) {
     const Keys<A> own = Keys<A>::load(keys_EL + e * L);
     // A NaN, which ranks lower than all of these, keeps its key.
@@ -476,9 +530,9 @@ GATEPRO_FN Lanes<A> exp_nonpositive(Lanes<A> x) {
                                             1.0 / 39916800,
                                             1.0 / 479001600,
                                             1.0 / 6227020800};
-  const Keys<A> size = bit_cast<BitsOf<A>>(x) & Keys<A>::splat(Order<A>::magnitude);
-  x = bit_cast<A>(smaller(size, bit_cast<BitsOf<A>>(V::splat(most))) |
-                  Keys<A>::splat(Order<A>::lowest));
+  // With the sign of 0 set, the bits of the smaller number are the larger integer.
+  const Keys<A> bits = bit_cast<BitsOf<A>>(x) | Keys<A>::splat(Order<A>::lowest);
+  x = bit_cast<A>(smaller(bits, bit_cast<BitsOf<A>>(V::splat(-most))));
   const V scaled = mul_add(x, V::splat(A(1.44269504088896340736)), V::splat(A(-0.5)));
   const Keys<A> n = convert<BitsOf<A>>(scaled);
   const V whole = convert<A>(n);
@@ -487,13 +541,12 @@ GATEPRO_FN Lanes<A> exp_nonpositive(Lanes<A> x) {
   V sum = V::splat(A(inverse_factorial[degree]));
   GATEPRO_UNROLL
   for (int i = degree - 1; i >= 0; --i) sum = mul_add(sum, r, V::splat(A(inverse_factorial[i])));
-  // Two factors, because 2^n alone may be denormal.
-  constexpr int mantissa = Order<A>::mantissa_bits;
-  const Keys<A> bias = Keys<A>::splat(Order<A>::exponent_bias);
-  const Keys<A> half = n >> 1;
-  const V first = bit_cast<A>((half + bias) << mantissa);
-  const V second = bit_cast<A>((n - half + bias) << mantissa);
-  return sum * first * second;
+  // Two factors, because 2^n alone may be denormal. The first, 2^(n + shift), is normal.
+  constexpr BitsOf<A> shift = single ? 64 : 512;
+  constexpr A unshift = single ? A(0x1p-64) : A(0x1p-512);
+  const Keys<A> exponent = n + Keys<A>::splat(Order<A>::exponent_bias + shift);
+  const V power = bit_cast<A>(exponent << Order<A>::mantissa_bits);
+  return sum * power * V::splat(unshift);
 }
 
 /// Softmax over the k keys of each lane. -inf and losers weigh exactly 0. A lane that holds a NaN

@@ -26,10 +26,13 @@
 #endif
 #if !GATEPRO_VECTOR_EXTENSIONS
 #define GATEPRO_UNROLL
+#define GATEPRO_UNROLL_2
 #elif defined(__clang__)
 #define GATEPRO_UNROLL _Pragma("clang loop unroll(full)")
+#define GATEPRO_UNROLL_2 _Pragma("clang loop unroll_count(2)")
 #else
 #define GATEPRO_UNROLL _Pragma("GCC unroll 16")
+#define GATEPRO_UNROLL_2 _Pragma("GCC unroll 2")
 #endif
 
 #if GATEPRO_VECTOR_EXTENSIONS && (defined(__x86_64__) || defined(__i386__))
@@ -89,5 +92,6 @@ namespace portable {
 #undef GATEPRO_FN
 #undef GATEPRO_KERNEL
 #undef GATEPRO_UNROLL
+#undef GATEPRO_UNROLL_2
 
 #endif  // GATEPRO_DETAIL_SIMD_TARGETS_HPP
