@@ -593,6 +593,22 @@ TEST_F(BadStage, CosineSimilarityAndPairing) {
                {where, "workers=0"});
   EXPECT_TRUE((s.array() == 77).all());
 
+  const auto search = [&](const Pairing& pairing, MatrixView<std::int32_t> out,
+                          MatrixView<float> similarity, Workspace scratch) {
+    return [=] { gatepro::find_partners(w_v, pairing, out, similarity, scratch); };
+  };
+  const char* search_where = "find_partners";
+  expect_error(search({6, -1, false}, partners, {}, workspace()),
+               {search_where, "partners_per_expert=6"});
+  expect_error(search({}, {}, {}, workspace()), {search_where, "partners_EM"});
+  expect_error(search({2, -1, false}, partners, {}, workspace()),
+               {search_where, "partners_EM", "cols needed=2"});
+  expect_error(search({}, partners, {s.data(), 6, 5}, workspace()),
+               {search_where, "similarity_EE", "cols=5"});
+  expect_error(search({}, partners, s, no_workspace()), {search_where, "workspace"});
+  EXPECT_TRUE((s.array() == 77).all());
+  EXPECT_TRUE((partners.array() == 77).all());
+
   const auto pair = [&](MatrixView<const float> similarity, const Pairing& pairing,
                         MatrixView<std::int32_t> out) {
     return [=] { gatepro::pair_partners(similarity, pairing, out); };

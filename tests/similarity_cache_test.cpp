@@ -331,6 +331,22 @@ TEST(SimilarityCache, AFailedRefreshLeavesEverything) {
   EXPECT_TRUE(cache.similarity().given());
 }
 
+TEST(SimilarityCache, KeepsNoSimilarityIfToldSo) {
+  Pairing pairing;
+  pairing.keep_similarity = false;
+  Cache cache(3, pairing, RefreshSchedule::every_step());
+  Cache keeping(3, {}, RefreshSchedule::every_step());
+  for (const RowMatrix<float>* w : {&first_weights(), &second_weights()}) {
+    cache.refresh_now(view(*w), 1);
+    keeping.refresh_now(view(*w), 1);
+    EXPECT_EQ(partners_of(cache), partners_of(keeping));
+    EXPECT_EQ(cache.partners_changed(), keeping.partners_changed());
+    EXPECT_FALSE(cache.similarity().given());
+    EXPECT_EQ(cache.mean_pairwise_similarity(), 0);
+    EXPECT_EQ(cache.mean_partner_similarity(), 0);
+  }
+}
+
 // The number of columns of W may change between refreshes; the scratch follows.
 TEST(SimilarityCache, AnyHiddenSize) {
   Cache cache(5, {}, RefreshSchedule::every_step());

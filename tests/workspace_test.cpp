@@ -12,6 +12,7 @@
 #include "gatepro/dispatch_plan.hpp"
 #include "gatepro/gate_backward.hpp"
 #include "gatepro/gate_logits.hpp"
+#include "gatepro/partner_search.hpp"
 #include "gatepro/softmax.hpp"
 #include "gatepro/top_k.hpp"
 #include "support/data.hpp"
@@ -68,6 +69,17 @@ TEST(Workspace, CosineSimilarity) {
     RowMatrix<double> s_EE(48 * 3, 48 * 3);
     gatepro::cosine_similarity(gatepro::view(w_EH), gatepro::view(s_EE), workspace, executor);
     return s_EE;
+  });
+}
+
+TEST(Workspace, FindPartners) {
+  const auto w_EH = data::random_matrix<float>(48 * 3, 9, 3);
+  const std::size_t bytes = gatepro::find_partners_workspace<float>(48 * 3, 9, 2, workers);
+  expect_query_suffices<float>(bytes, [&](Workspace workspace) {
+    RowMatrix<std::int32_t> partners_EM(48 * 3, 2);
+    gatepro::find_partners(gatepro::view(w_EH), {2, -1, false}, gatepro::view(partners_EM), {},
+                           workspace, executor);
+    return RowMatrix<float>(partners_EM.cast<float>());
   });
 }
 
@@ -173,6 +185,7 @@ TEST(Workspace, PlanDispatch) {
 TEST(Workspace, QueriesOfEmptyShapesHaveAnAnswer) {
   EXPECT_NO_THROW((gatepro::gate_logits_workspace<float, float>(0, 0)));
   EXPECT_NO_THROW(gatepro::cosine_similarity_workspace<float>(0, 0));
+  EXPECT_NO_THROW(gatepro::find_partners_workspace<float>(0, 0, 0));
   EXPECT_NO_THROW(gatepro::apply_competition_workspace<float>(0));
   EXPECT_NO_THROW(gatepro::select_top_k_workspace<float>(0, 0));
   EXPECT_NO_THROW(gatepro::softmax_selected_workspace<float>(0));

@@ -24,6 +24,7 @@
 #include "gatepro/noise.hpp"
 #include "gatepro/options.hpp"
 #include "gatepro/partner_pairing.hpp"
+#include "gatepro/partner_search.hpp"
 #include "gatepro/penalty_statistics.hpp"
 #include "gatepro/permute.hpp"
 #include "gatepro/router.hpp"

@@ -82,6 +82,7 @@ struct Pairing {
   Index partners_per_expert = 1;  ///< m: the m most similar experts are rivals. 1 <= m <= E - 1.
   double min_similarity = -1;     ///< tau: a pair competes iff S >= tau; in [-1, 1], -1 for all.
   bool both_sides = false;        ///< The loser of {i, j*(i)} pays, whoever named whom.
+  bool keep_similarity = true;    ///< Store S, E x E, beside the partners.
 };
 
 /// When the similarity cache recomputes itself from the router weights.

@@ -28,24 +28,40 @@ inline void check_pairing(const char* where, const Pairing& pairing, Index num_e
           "-1 <= min_similarity <= 1", {{"min_similarity", pairing.min_similarity}});
 }
 
+/// The key of the least similarity that makes partners. NaN, which ranks lower, never does.
+template <class A>
+typename Order<A>::Key least_partner_key(const Pairing& pairing) {
+  return std::max(key_of(static_cast<A>(pairing.min_similarity)), -Order<A>::infinity);
+}
+
+/// Where expert `j` belongs among `count` partners that rank by key, then lowest id.
+/// `key_at(place)` is the key of a partner.
+template <class Key, class KeyAt>
+Index place_among_partners(Key key, Index j, const std::int32_t* partners, Index count,
+                           const KeyAt& key_at) {
+  Index at = count;
+  while (at > 0 && (key_at(at - 1) < key || (key_at(at - 1) == key && j < partners[at - 1]))) --at;
+  return at;
+}
+
 /// The m experts most similar to expert i, best first; `i` where there are fewer.
 template <class A>
 void pair_expert(const MatrixView<const A>& similarity_EE, Index i, typename Order<A>::Key least,
                  const MatrixView<std::int32_t>& partners_EM) {
   const Index m = partners_EM.cols;
   std::int32_t* partners = partners_EM.row(i);
+  const auto key_at = [&](Index place) { return key_of(similarity_EE(i, partners[place])); };
   Index found = 0;
   // Equal to the last of m partners is not enough: that one's id is lower.
   auto enough = least;
   for (Index j = 0; j < similarity_EE.cols; ++j) {
     const auto key = key_of(similarity_EE(i, j));
     if (key < enough || j == i) continue;
-    Index at = std::min(found, m - 1);
-    while (at > 0 && key_of(similarity_EE(i, partners[at - 1])) < key) --at;
+    const Index at = place_among_partners(key, j, partners, found, key_at);
     found = std::min(found + 1, m);
     std::copy_backward(partners + at, partners + found - 1, partners + found);
     partners[at] = static_cast<std::int32_t>(j);
-    if (found == m) enough = key_of(similarity_EE(i, partners[m - 1])) + 1;
+    if (found == m) enough = key_at(m - 1) + 1;
   }
   std::fill(partners + found, partners + m, static_cast<std::int32_t>(i));
 }
@@ -75,8 +91,7 @@ void pair_partners(MatrixView<S> similarity_EE, const Pairing& pairing,
   detail::check_pairing(where, pairing, experts);
   detail::check_matrix(where, "similarity_EE", similarity_EE, experts, experts);
   detail::check_matrix(where, "partners_EM", partners_EM, experts, pairing.partners_per_expert);
-  const auto least =
-      std::max(detail::key_of(static_cast<A>(pairing.min_similarity)), -detail::Order<A>::infinity);
+  const auto least = detail::least_partner_key<A>(pairing);
   for (Index i = 0; i < experts; ++i) {
     detail::pair_expert<A>(similarity_EE, i, least, partners_EM);
   }

@@ -9,8 +9,7 @@
 #include <utility>
 #include <vector>
 
-#include "gatepro/cosine_similarity.hpp"
-#include "gatepro/partner_pairing.hpp"
+#include "gatepro/partner_search.hpp"
 
 namespace gatepro {
 inline namespace GATEPRO_ABI {
@@ -20,7 +19,8 @@ inline namespace GATEPRO_ABI {
 ///
 /// Refreshing and set_partners are the only writers: they must not run beside any other call on
 /// the same cache. They leave the old state whole if they throw. Const calls may run concurrently.
-/// Memory: two E x E matrices once refreshed, and the scratch of the last refresh.
+/// Memory: two E x E matrices once refreshed, unless Pairing::keep_similarity is false, and the
+/// scratch of the last refresh.
 template <class A>
 class SimilarityCache {
  public:
@@ -79,7 +79,7 @@ class SimilarityCache {
     return true;
   }
 
-  /// Recomputes S and the partners from w_EH (E x H), whatever the schedule says.
+  /// Recomputes the partners, and S if it is kept, from w_EH (E x H), whatever the schedule says.
   ///
   /// Throws Error for the shape, and what the executor or the allocator throw. Allocates at first
   /// use, and when H grows. Cost: about E^2 H operations. Bits do not depend on the executor.
@@ -88,18 +88,21 @@ class SimilarityCache {
     check_weights(w_EH);
     using Weight = detail::value_t<W>;
     const int workers = detail::checked_workers("SimilarityCache", executor);
+    const Index m = pairing_.partners_per_expert;
     scratch_.resize(std::max(scratch_.size(),
-                             cosine_similarity_workspace<Weight>(experts_, w_EH.cols, workers)));
-    spare_.similarity.resize(static_cast<std::size_t>(detail::checked_product(
-        "SimilarityCache", "E * E within the address space", experts_, experts_)));
+                             find_partners_workspace<Weight>(experts_, w_EH.cols, m, workers)));
     spare_.partners.resize(partner_count());
-    const MatrixView<A> similarity_EE(spare_.similarity.data(), experts_, experts_);
-    spare_.report = cosine_similarity(w_EH, similarity_EE, Workspace(scratch_), executor);
-    const MatrixView<std::int32_t> partners_EM(spare_.partners.data(), experts_,
-                                               pairing_.partners_per_expert);
-    pair_partners(similarity_EE, pairing_, partners_EM);
+    const MatrixView<std::int32_t> partners_EM(spare_.partners.data(), experts_, m);
+    MatrixView<A> similarity_EE;
+    if (pairing_.keep_similarity) {
+      spare_.similarity.resize(static_cast<std::size_t>(detail::checked_product(
+          "SimilarityCache", "E * E within the address space", experts_, experts_)));
+      similarity_EE = {spare_.similarity.data(), experts_, experts_};
+    }
+    spare_.report =
+        find_partners(w_EH, pairing_, partners_EM, similarity_EE, Workspace(scratch_), executor);
     spare_.rivals = RivalTable(partners_EM, pairing_.both_sides);
-    spare_.has_similarity = true;
+    spare_.has_similarity = pairing_.keep_similarity;
     adopt_spare(step);
   }
 
@@ -126,7 +129,7 @@ class SimilarityCache {
     if (!has_partners()) return {};
     return {state_.partners.data(), experts_, pairing_.partners_per_expert};
   }
-  /// S, E x E; not given before a refresh or after set_partners.
+  /// S, E x E; not given before a refresh, after set_partners, or if it is not kept.
   MatrixView<const A> similarity() const {
     if (!state_.has_similarity) return {};
     return {state_.similarity.data(), experts_, experts_};

@@ -391,6 +391,7 @@ gatepro::RouterConfig choose_config(FuzzedDataProvider& data) {
   config.pairing.partners_per_expert = data.ConsumeIntegralInRange<Index>(
       1, std::max<Index>(1, std::min<Index>(config.num_experts - 1, 4)));
   config.pairing.both_sides = data.ConsumeBool();
+  config.pairing.keep_similarity = data.ConsumeBool();
   const double lambdas[] = {1e-4, 0, 0.3, 1e4, 1e30};
   const double thresholds[] = {-1, 0, 0.5, 1};
   config.competition.mode =

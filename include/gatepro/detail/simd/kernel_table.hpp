@@ -64,7 +64,7 @@ struct Kernels {
   void (*top_k)(const Key* keys_EL, Index experts, Index k, Key* top_keys_KL, Key* top_ids_KL);
   void (*softmax)(const Key* keys_KL, Index k, A* weights_KL, Key* nonfinite_L);
   Key (*largest_magnitude)(const A* row, Index count);
-  void (*scale)(A* row, Index count, A first, A second);
+  A (*scale)(A* row, Index count, A first, A second);
   void (*normalise)(A* cosines, Index count, A own_inverse, const A* inverse_norms);
 };
 

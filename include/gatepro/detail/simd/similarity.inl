@@ -18,15 +18,39 @@ GATEPRO_KERNEL BitsOf<A> largest_magnitude(const A* row, Index count) {
   return result;
 }
 
-/// row[i] = row[i] * first * second.
+/// `count` <= L elements times first * second. Adds their squares to `squares`.
 template <class A>
-GATEPRO_KERNEL void scale(A* row, Index count, A first, A second) {
+GATEPRO_FN void scale_vector(A* row, int count, A first, A second, Lanes<A>& squares) {
+  const Lanes<A> once = load_as<A>(row, count) * Lanes<A>::splat(first);
+  const Lanes<A> scaled = once * Lanes<A>::splat(second);
+  store_first<A>(scaled, row, count);
+  squares = mul_add(scaled, scaled, squares);
+}
+
+/// row[i] = row[i] * first * second. Returns the sum of the squares.
+template <class A>
+GATEPRO_KERNEL A scale(A* row, Index count, A first, A second) {
   constexpr int L = lanes_v<A>;
-  for (Index i = 0; i < count; i += L) {
-    const int n = count - i < L ? int(count - i) : L;
-    const Lanes<A> scaled = load_as<A>(row + i, n) * Lanes<A>::splat(first);
-    store_first<A>(scaled * Lanes<A>::splat(second), row + i, n);
+  constexpr int chains = 4;  // one would wait for each addition
+  Lanes<A> squares[std::size_t(chains)];
+  GATEPRO_UNROLL
+  for (int c = 0; c < chains; ++c) squares[c] = Lanes<A>::splat(A(0));
+  Index i = 0;
+  for (; i + chains * L <= count; i += chains * L) {
+    GATEPRO_UNROLL
+    for (int c = 0; c < chains; ++c) {
+      scale_vector<A>(row + i + c * L, L, first, second, squares[c]);
+    }
   }
+  for (; i < count; i += L) {
+    const int n = count - i < L ? int(count - i) : L;
+    scale_vector<A>(row + i, n, first, second, squares[0]);
+  }
+  A lanes[std::size_t(L)];
+  ((squares[0] + squares[1]) + (squares[2] + squares[3])).store(lanes);
+  A sum = 0;
+  for (int lane = 0; lane < L; ++lane) sum += lanes[lane];
+  return sum;
 }
 
 /// Cosines from products: cosines[j] *= own_inverse * inverse_norms[j], in [-1, 1]. A negative
