@@ -5,6 +5,7 @@
 
 #include <atomic>
 #include <cstddef>
+#include <initializer_list>
 #include <type_traits>
 #include <utility>
 
@@ -22,7 +23,11 @@ namespace gatepro {
 /// ```
 /// `run` may call the bodies in any order and on any threads, and returns when all have returned.
 /// Bodies do not throw, and results never depend on the executor: workers draw blocks of fixed
-/// size from a common counter and each block writes memory of its own.
+/// size from a common counter and each block writes memory of its own. It may also have
+/// ```cpp
+/// double least_work() const;             // multiply-adds that are worth starting a worker for
+/// ```
+/// Then the gate, the similarity and the backward leave workers idle where there is less for each.
 struct SerialExecutor {
   /// One.
   int workers() const noexcept { return 1; }
@@ -46,7 +51,27 @@ struct is_executor<E, std::void_t<decltype(int(std::declval<const E&>().workers(
                                   decltype(std::declval<const E&>().run(1, ExecutorProbe{}))>>
     : std::true_type {};
 
+template <class E, class = void>
+struct has_least_work : std::false_type {};
+template <class E>
+struct has_least_work<E, std::void_t<decltype(double(std::declval<const E&>().least_work()))>>
+    : std::true_type {};
+
 inline namespace GATEPRO_ABI {
+
+/// Of `workers`, as many as get work that is worth starting them for, but at least one. The work
+/// is a product, in multiply-adds.
+template <class Executor>
+int useful_workers([[maybe_unused]] const Executor& executor, int workers,
+                   [[maybe_unused]] std::initializer_list<std::ptrdiff_t> factors) {
+  if constexpr (has_least_work<Executor>::value) {
+    double work = 1;
+    for (const std::ptrdiff_t factor : factors) work *= static_cast<double>(factor);
+    const double most = work / executor.least_work();
+    if (most < workers) return most < 1 ? 1 : static_cast<int>(most);
+  }
+  return workers;
+}
 
 /// Calls `body(worker, block)` for every block in [0, blocks). A worker runs one block at a time,
 /// so it may keep scratch memory of its own.

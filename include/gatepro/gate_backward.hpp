@@ -75,18 +75,22 @@ void gate_backward_tokens(StridedView<Id> expert_ids_TK,
   detail::Arena arena(where, workspace, gate_backward_tokens_workspace<A>(experts, workers));
 
   const MatrixView<const Source> weights_EH = w_EH;
-  const Index share = workers == 1 ? tokens : tokens / (4 * workers);
+  const bool dense = dlogits_TE.given();
+  const int busy = detail::useful_workers(
+      executor, workers,
+      {tokens, dx_TH.cols, dense ? experts : detail::sparse_work * expert_ids_TK.cols});
+  const Index share = busy == 1 ? tokens : tokens / (4 * busy);
   const Index block_tokens =
       std::clamp(share, detail::least_gradient_tokens, detail::gradient_tokens(experts));
   const auto for_each_token_block = [&](const auto& carve, const auto& add) {
     const detail::PerWorker scratch(arena, workers, carve);
     const Index blocks = (tokens + block_tokens - 1) / block_tokens;
-    detail::for_each_block(executor, workers, blocks, [&](int worker, Index block) {
+    detail::for_each_block(executor, busy, blocks, [&](int worker, Index block) {
       const Index first = block * block_tokens;
       add(first, std::min(block_tokens, tokens - first), scratch(worker));
     });
   };
-  if (dlogits_TE.given()) {
+  if (dense) {
     for_each_token_block(detail::CarveDense<A>{block_tokens, experts},
                          [&](Index first, Index count, const detail::DenseScratch<A>& scratch) {
                            detail::add_dense_to_tokens(

@@ -38,6 +38,25 @@ void store_logits(const A* tile_TE, const MatrixView<A>& logits_TE) {
   }
 }
 
+/// Tokens of a tile: tile_tokens, or fewer to give each worker as many tiles, but not so few that
+/// reading W takes longer than the products. Bits do not depend on it.
+inline Index tile_rows(Index tokens, Index workers) {
+  if (workers == 1) return tile_tokens;
+  constexpr Index kernel_rows = 6, least_rows = tile_tokens / 2;
+  const Index round = workers * tile_tokens;
+  const Index tiles = std::max<Index>(1, (tokens + round - 1) / round) * workers;
+  const Index share = (tokens + tiles - 1) / tiles;
+  const Index rows = (share + kernel_rows - 1) / kernel_rows * kernel_rows;
+  return std::clamp(rows, least_rows, tile_tokens);
+}
+
+/// How many of `workers` the product with E x H weights keeps busy. Each reads all of W, which
+/// takes about as long as the products of a tile.
+template <class Executor>
+int gate_workers(const Executor& executor, int workers, Index tokens, Index experts, Index hidden) {
+  return useful_workers(executor, workers, {tokens - tile_tokens, experts, hidden});
+}
+
 /// All tiles of X against packed weights. `finish(worker, first_token, count, tile_TE)` gets each
 /// tile of logits while it is in cache.
 template <class X, class A, class Scratch, class Executor, class Finish>
@@ -45,10 +64,11 @@ void for_each_gated_tile(const MatrixView<const X>& x_TH, const PackedView<A>& p
                          const Scratch& scratch, const Executor& executor, int workers,
                          const Finish& finish) {
   const Index stride = padded_experts<A>(packed.experts);
-  const Index tiles = (x_TH.rows + tile_tokens - 1) / tile_tokens;
+  const Index rows = tile_rows(x_TH.rows, workers);
+  const Index tiles = (x_TH.rows + rows - 1) / rows;
   for_each_block(executor, workers, tiles, [&](int worker, Index tile) {
-    const Index first = tile * tile_tokens;
-    const Index count = std::min(tile_tokens, x_TH.rows - first);
+    const Index first = tile * rows;
+    const Index count = std::min(rows, x_TH.rows - first);
     const GateScratch<A> mine = scratch(worker);
     gate_tile<X, A>(x_TH.middle_rows(first, count), packed, mine.widened, mine.logits_TE, stride);
     finish(worker, first, count, static_cast<const A*>(mine.logits_TE));
@@ -61,7 +81,8 @@ void gate_into(const MatrixView<const X>& x_TH, const PackedView<A>& packed,
                int workers) {
   const auto carve = [&](Arena& a) { return carve_gate<X, A>(a, packed.experts); };
   const PerWorker scratch(arena, workers, carve);
-  for_each_gated_tile(x_TH, packed, scratch, executor, workers,
+  const int busy = gate_workers(executor, workers, x_TH.rows, packed.experts, packed.hidden);
+  for_each_gated_tile(x_TH, packed, scratch, executor, busy,
                       [&](int, Index first, Index count, const A* tile_TE) {
                         store_logits(tile_TE, logits_TE.middle_rows(first, count));
                       });
@@ -176,8 +197,8 @@ void gate_logits(MatrixView<X> x_TH, MatrixView<W> w_EH, MatrixView<A> logits_TE
   detail::Arena arena(where, workspace,
                       gate_logits_workspace<Token, Weight>(w_EH.rows, w_EH.cols, workers));
   A* memory = arena.take<A>(detail::packed_size<A>(w_EH.rows, w_EH.cols));
-  const auto packed =
-      detail::pack<Weight>(MatrixView<const Weight>(w_EH), memory, executor, workers);
+  const int busy = detail::gate_workers(executor, workers, x_TH.rows, w_EH.rows, w_EH.cols);
+  const auto packed = detail::pack<Weight>(MatrixView<const Weight>(w_EH), memory, executor, busy);
   detail::gate_into<Token, A>(x_TH, packed, logits_TE, arena, executor, workers);
 }
 

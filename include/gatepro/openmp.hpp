@@ -20,17 +20,26 @@ inline namespace GATEPRO_ABI {
 /// Results are the same bits as with SerialExecutor, for any number of threads. Inside a caller's
 /// parallel region OpenMP's own nesting rules hold (by default: one thread). It changes no OpenMP
 /// or Eigen setting. Copies are independent; const calls may run concurrently.
+///
+/// A thread is started for `least_work` multiply-adds or more. The default, some 30 us of one core,
+/// suits threads that spin between regions, as they do by default; with OMP_WAIT_POLICY=passive a
+/// larger one may be faster (docs/performance.md).
 class OpenMPExecutor {
  public:
   /// As many workers as OpenMP would start here.
   OpenMPExecutor() : OpenMPExecutor(omp_get_max_threads()) {}
-  /// A fixed number of workers; an Error if it is below 1.
-  explicit OpenMPExecutor(int threads) : threads_(threads) {
+  /// A fixed number of workers. Throws Error if it is below 1, or the least work not above 0.
+  explicit OpenMPExecutor(int threads, double least_work = 4194304)
+      : threads_(threads), least_work_(least_work) {
     detail::require(threads >= 1, "OpenMPExecutor", "threads >= 1", {{"threads", threads}});
+    detail::require(least_work > 0, "OpenMPExecutor", "least_work > 0",
+                    {{"least_work", least_work}});
   }
 
   /// The number of workers.
   int workers() const noexcept { return threads_; }
+  /// Multiply-adds that are worth starting a thread for.
+  double least_work() const noexcept { return least_work_; }
 
   /// Calls `body(w)` once for each w in [0, count), concurrently where threads are to be had.
   template <class Body>
@@ -42,6 +51,7 @@ class OpenMPExecutor {
 
  private:
   int threads_;
+  double least_work_;
 };
 
 }  // namespace GATEPRO_ABI

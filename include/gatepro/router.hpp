@@ -98,7 +98,8 @@ class Router {
                         Workspace workspace, const Executor& executor = {}) const {
     check_weights(w_EH);
     const Layout plan = checked_layout("Router::forward", x_TH, out, workspace, executor);
-    const auto packed = detail::pack<W>(w_EH, plan.packed, executor, plan.workers);
+    const int busy = busy_workers(x_TH.rows, plan, executor);
+    const auto packed = detail::pack<W>(w_EH, plan.packed, executor, busy);
     return gate_and_route(x_TH, packed, out, plan, executor);
   }
 
@@ -136,7 +137,10 @@ class Router {
     const Layout plan = checked_layout(where, out, logits_TE.rows, workspace, executor);
     return with_pass(plan, out, [&](const auto& pass) {
       const Index tiles = (logits_TE.rows + detail::tile_tokens - 1) / detail::tile_tokens;
-      detail::for_each_block(executor, plan.workers, tiles, [&](int worker, Index tile) {
+      constexpr Index work = 32;  // comparisons, mostly
+      const int busy = detail::useful_workers(executor, plan.workers,
+                                              {work, logits_TE.rows, config_.num_experts});
+      detail::for_each_block(executor, busy, tiles, [&](int worker, Index tile) {
         const Index first = tile * detail::tile_tokens;
         const Index count = std::min(detail::tile_tokens, logits_TE.rows - first);
         pass.route(worker, first, count, logits_TE.row(first), logits_TE.row_stride,
@@ -284,13 +288,20 @@ class Router {
   }
 
   template <class Executor>
+  int busy_workers(Index tokens, const Layout& plan, const Executor& executor) const {
+    return detail::gate_workers(executor, plan.workers, tokens, config_.num_experts,
+                                config_.hidden_size);
+  }
+
+  template <class Executor>
   RoutingReport gate_and_route(const MatrixView<const X>& x_TH, const detail::PackedView<A>& packed,
                                const Routing& out, const Layout& plan,
                                const Executor& executor) const {
     const Index stride = detail::padded_experts<A>(config_.num_experts);
     return with_pass(plan, out, [&](const auto& pass) {
       detail::for_each_gated_tile(
-          x_TH, packed, [&](int worker) { return plan.gate(worker); }, executor, plan.workers,
+          x_TH, packed, [&](int worker) { return plan.gate(worker); }, executor,
+          busy_workers(x_TH.rows, plan, executor),
           [&](int worker, Index first, Index count, const A* tile_TE) {
             if (out.logits_TE.given()) {
               detail::store_logits(tile_TE, out.logits_TE.middle_rows(first, count));

@@ -81,16 +81,17 @@ void for_each_cosine_tile(const MatrixView<const W>& w_EH, const CosineRows<A>& 
   const Index experts = w_EH.rows;
   const auto carve = [experts](Arena& a) { return carve_gate<A, A>(a, experts); };
   const PerWorker scratch(arena, workers, carve);
-  for_each_block(executor, workers, experts, [&](int, Index i) {
+  const int busy = useful_workers(executor, workers, {experts, experts / 2, w_EH.cols});
+  for_each_block(executor, busy, experts, [&](int, Index i) {
     rows.inverse_norm_E[i] = scale_row(w_EH.row(i), w_EH.cols, rows.scaled_EH.row(i));
   });
   const MatrixView<const A> scaled_EH = rows.scaled_EH;
-  const auto packed = pack<A>(scaled_EH, rows.packed, executor, workers);
+  const auto packed = pack<A>(scaled_EH, rows.packed, executor, busy);
   const Index lanes = kernels<A>().lanes;
   const Index panel = kernels<A>().panel_vectors * lanes;
   const Index stride = padded_experts<A>(experts);
   const Index tiles = (experts + tile_tokens - 1) / tile_tokens;
-  for_each_block(executor, workers, tiles, [&](int worker, Index tile) {
+  for_each_block(executor, busy, tiles, [&](int worker, Index tile) {
     const Index first = tile * tile_tokens;
     const Index count = std::min(tile_tokens, experts - first);
     const Index from = first / panel * panel;

@@ -208,17 +208,18 @@ void add_dense_to_weights(const StridedView<Id>& expert_ids_TK,
   const PerWorker scratch(arena, workers, CarveDense<A>::of_lanes(dw_EH.rows));
   const Index lanes = kernels<A>().lanes;
   const Index all_panels = (dw_EH.cols + panel_cols<A>() - 1) / panel_cols<A>();
-  const Index panels_each = std::clamp<Index>(all_panels / workers, 1, most_panels);
+  const int busy = useful_workers(executor, workers, {x_TH.rows, dw_EH.rows, dw_EH.cols});
+  const Index panels_each = std::clamp<Index>(all_panels / busy, 1, most_panels);
   const Index most = panels_each * panel_cols<A>();
   for (Index first = 0; first < x_TH.rows; first += gradient_chunk) {
     list_tokens(dselected_TK, dlogits_TE, first, std::min(gradient_chunk, x_TH.rows - first),
                 chunk);
     const Index groups = (chunk.count + lanes - 1) / lanes;
-    for_each_block(executor, workers, groups, [&](int worker, Index i) {
+    for_each_block(executor, busy, groups, [&](int worker, Index i) {
       transpose_gradients(expert_ids_TK, dselected_TK, dlogits_TE, i * lanes, chunk,
                           scratch(worker).merged_TE);
     });
-    for_each_block(executor, workers, (dw_EH.cols + most - 1) / most, [&](int worker, Index i) {
+    for_each_block(executor, busy, (dw_EH.cols + most - 1) / most, [&](int worker, Index i) {
       const Index cols = std::min(most, dw_EH.cols - i * most);
       add_chunk_to_weights(chunk, x_TH.middle_cols(i * most, cols), range,
                            dw_EH.middle_cols(i * most, cols), scratch(worker));

@@ -199,6 +199,9 @@ void add_selected_to_tokens(const StridedView<Id>& expert_ids_TK,
   }
 }
 
+/// What a product of the sparse backward costs, in multiply-adds of the gate: it waits for memory.
+inline constexpr Index sparse_work = 4;
+
 /// Slices of X that a worker copies in one go: longer runs of a row come faster from memory.
 inline constexpr Index most_slices = 8;
 
@@ -256,13 +259,15 @@ void add_selected_to_weights(const StridedView<Id>& expert_ids_TK,
   const auto sorted = carve_sorted<A>(arena, x_TH.rows, dw_EH.rows, expert_ids_TK.cols);
   const PerWorker slices(arena, workers, CarveSlices<A>{});
   const Index chunks = (x_TH.rows + gradient_chunk - 1) / gradient_chunk;
-  for_each_block(executor, workers, chunks, [&](int, Index chunk) {
+  const int busy =
+      useful_workers(executor, workers, {sparse_work, x_TH.rows, expert_ids_TK.cols, dw_EH.cols});
+  for_each_block(executor, busy, chunks, [&](int, Index chunk) {
     sort_chunk(expert_ids_TK, dselected_TK, dw_EH.rows, chunk, sorted);
   });
   const Index all_slices = (dw_EH.cols + slice_cols<A>() - 1) / slice_cols<A>();
-  const Index slices_each = std::clamp<Index>(all_slices / workers, 1, most_slices);
+  const Index slices_each = std::clamp<Index>(all_slices / busy, 1, most_slices);
   const Index most = slices_each * slice_cols<A>();
-  for_each_block(executor, workers, (dw_EH.cols + most - 1) / most, [&](int worker, Index i) {
+  for_each_block(executor, busy, (dw_EH.cols + most - 1) / most, [&](int worker, Index i) {
     const Index cols = std::min(most, dw_EH.cols - i * most);
     add_sorted_to_weights(sorted, x_TH.middle_cols(i * most, cols), range,
                           dw_EH.middle_cols(i * most, cols), slices(worker));

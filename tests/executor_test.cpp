@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: MIT
+// Workers are started for enough work only, and how many are does not change a bit.
+#include <gatepro/gatepro.hpp>
+#ifdef _OPENMP
+#include <gatepro/openmp.hpp>
+#endif
+
+#include <algorithm>
+#include <limits>
+
+#include "support/executors.hpp"
+#include "support/routing_data.hpp"
+
+namespace {
+
+using gatepro::Index;
+using gatepro::RowMatrix;
+using routing_data::random_matrix;
+using TestedRouter = gatepro::Router<float>;
+
+constexpr Index hidden = 40, experts = 20, top_k = 3;
+
+/// Seven workers on one thread, for `least` multiply-adds each; notes how many were started at
+/// once.
+struct NotingExecutor {
+  double least;
+  int* most;
+  int workers() const { return 7; }
+  double least_work() const { return least; }
+  template <class Body>
+  void run(int count, Body body) const {
+    *most = std::max(*most, count);
+    for (int worker = 0; worker < count; ++worker) body(worker);
+  }
+};
+
+/// All that a trainer does with a router, and the most workers that any part of it started.
+template <class Executor>
+int most_started(Executor executor, Index tokens, bool dense) {
+  gatepro::RouterConfig config{hidden, experts, top_k};
+  config.competition = gatepro::Competition::penalty(0.3);
+  const RowMatrix<float> x = random_matrix<float>(tokens, hidden, 1);
+  const RowMatrix<float> w = random_matrix<float>(experts, hidden, 2);
+  const RowMatrix<float> dweights = random_matrix<float>(tokens, top_k, 3);
+  RowMatrix<float> dlogits;
+  if (dense) dlogits = random_matrix<float>(tokens, experts, 4);
+  const routing_data::Gradients<float> start{RowMatrix<float>::Zero(tokens, hidden),
+                                             RowMatrix<float>::Zero(experts, hidden)};
+  int most = 0;
+  executor.most = &most;
+  const auto run = [&](const auto& with) {
+    TestedRouter router(config);
+    router.refresh_now(gatepro::view(w), 0, with);
+    const auto outcome = routing_data::forward(router, x, w, with);
+    return std::make_pair(
+        outcome, routing_data::backward(router, x, w, outcome, dweights, dlogits, start, with));
+  };
+  const auto got = run(executor);
+  const auto want = run(gatepro::SerialExecutor{});
+  routing_data::expect_same_outcome(got.first, want.first);
+  EXPECT_TRUE(routing_data::same_bits(got.second.dx_TH, want.second.dx_TH));
+  EXPECT_TRUE(routing_data::same_bits(got.second.dw_EH, want.second.dw_EH));
+  return most;
+}
+
+TEST(Executor, WorkersAreStartedForEnoughWork) {
+  for (const bool dense : {false, true}) {
+    for (const Index tokens : {1, 49, 500}) {
+      EXPECT_EQ(most_started(NotingExecutor{1e9, nullptr}, tokens, dense), 1);
+    }
+    EXPECT_EQ(most_started(NotingExecutor{1, nullptr}, 500, dense), 7);
+    // (500 - 48) * 20 * 40 multiply-adds in the gate, fewer elsewhere.
+    EXPECT_EQ(most_started(NotingExecutor{361600 / 3., nullptr}, 500, false), 3);
+  }
+}
+
+TEST(Executor, NobodyNeedsToKnowAboutWork) {
+  EXPECT_EQ(gatepro::detail::useful_workers(ThreadExecutor(5), 5, {1, 1}), 5);
+  EXPECT_EQ(gatepro::detail::useful_workers(NotingExecutor{10, nullptr}, 5, {6, 5}), 3);
+  EXPECT_EQ(gatepro::detail::useful_workers(NotingExecutor{10, nullptr}, 5, {0, 5}), 1);
+}
+
+// More than an Index can count.
+TEST(Executor, HugeWorkIsEnough) {
+  constexpr Index huge = std::numeric_limits<Index>::max();
+  EXPECT_EQ(gatepro::detail::useful_workers(NotingExecutor{1, nullptr}, 5, {huge, huge, huge}), 5);
+}
+
+// Tiles are cut so that the workers get as many.
+TEST(Executor, AnyNumberOfTokensAndWorkersGivesTheSameBits) {
+  const RowMatrix<float> w = random_matrix<float>(experts, hidden, 2);
+  TestedRouter router(gatepro::RouterConfig{hidden, experts, top_k});
+  router.refresh_now(gatepro::view(w), 0);
+  for (const Index tokens : {1, 23, 48, 49, 95, 100, 145, 290, 400}) {
+    const RowMatrix<float> x = random_matrix<float>(tokens, hidden, 1);
+    const auto want = routing_data::forward(router, x, w, gatepro::SerialExecutor{});
+    for (const int workers : {2, 3, 7}) {
+      routing_data::expect_same_outcome(
+          routing_data::forward(router, x, w, LastWorkerFirst(workers)), want);
+    }
+  }
+}
+
+TEST(Executor, TileRows) {
+  EXPECT_EQ(gatepro::detail::tile_rows(4096, 1), 48);
+  EXPECT_EQ(gatepro::detail::tile_rows(4096, 2), 48);
+  EXPECT_EQ(gatepro::detail::tile_rows(49, 2), 30);
+  EXPECT_EQ(gatepro::detail::tile_rows(144, 2), 36);
+  EXPECT_EQ(gatepro::detail::tile_rows(10, 2), 24);
+  EXPECT_EQ(gatepro::detail::tile_rows(0, 2), 24);
+  EXPECT_EQ(gatepro::detail::tile_rows(512, 16), 36);
+}
+
+#ifdef _OPENMP
+TEST(OpenMPExecutor, RefusesNoThreadsAndNoWork) {
+  using gatepro::OpenMPExecutor;
+  EXPECT_EQ(OpenMPExecutor(3, 5).workers(), 3);
+  EXPECT_EQ(OpenMPExecutor(3, 5).least_work(), 5);
+  EXPECT_THROW(OpenMPExecutor(0), gatepro::Error);
+  EXPECT_THROW(OpenMPExecutor(1, 0), gatepro::Error);
+  EXPECT_THROW(OpenMPExecutor(1, -1), gatepro::Error);
+  EXPECT_THROW(OpenMPExecutor(1, std::numeric_limits<double>::quiet_NaN()), gatepro::Error);
+}
+#endif
+
+}  // namespace
