@@ -27,13 +27,14 @@ Stage router_stage();
 Stage refresh_stage();
 Stage backward_stage();
 Stage compile_time_stage();
+Stage complete_stage();
 Stage limits_stage();
 Stage small_batches_stage();
 
 inline std::vector<Stage> all_stages() {
-  return {gate_stage(),         selection_stage(), penalty_stage(),
-          router_stage(),       refresh_stage(),   backward_stage(),
-          compile_time_stage(), limits_stage(),    small_batches_stage()};
+  return {gate_stage(),    selection_stage(),    penalty_stage(),      router_stage(),
+          refresh_stage(), backward_stage(),     compile_time_stage(), complete_stage(),
+          limits_stage(),  small_batches_stage()};
 }
 
 }  // namespace bench
