@@ -104,6 +104,43 @@ TYPED_TEST(ScoredRoutingTest, HardValuesMatchTheReference) {
   }
 }
 
+// With one rival and with several. A NaN loses to nobody, and nobody to a NaN.
+TYPED_TEST(ScoredRoutingTest, MarksThoseWhoLostToAnyRival) {
+  using A = TypeParam;
+  const A nan = data::marked_nan<A>();
+  const A levels[] = {0, A(-0.0), 1, A(1.25), nan, -1};
+  const Index tokens = 70, experts = 7;
+  RowMatrix<A> logits_TE(tokens, experts);
+  for (Index i = 0; i < logits_TE.size(); ++i) {
+    logits_TE.data()[i] = levels[data::random_below(6, 5, static_cast<std::uint64_t>(i))];
+  }
+  SelectionRule rule;
+  rule.top_k = experts;
+  rule.competition = Competition::penalty(1e-30);  // vanishes in rounding
+  for (const Index rivals_each : {1, 3}) {
+    RowMatrix<std::int32_t> rivals_EM(experts, rivals_each);
+    for (Index i = 0; i < rivals_EM.size(); ++i) {
+      rivals_EM.data()[i] =
+          static_cast<std::int32_t>((i / rivals_each + 1 + i % rivals_each * 2) % experts);
+    }
+    Outcome<A, std::int32_t> got(tokens, experts, experts);
+    auto memory = data::scratch(gatepro::route_scored_workspace<A>(experts, rule));
+    gatepro::route_scored(gatepro::view(logits_TE),
+                          gatepro::RivalTable(gatepro::strided_view(rivals_EM), false), rule,
+                          gatepro::VectorView<const A>(), {}, got.view(), memory);
+    for (Index t = 0; t < tokens; ++t) {
+      for (Index j = 0; j < experts; ++j) {
+        const Index e = got.ids_TK(t, j);
+        bool lost = false;
+        for (Index m = 0; m < rivals_each; ++m) {
+          lost = lost || logits_TE(t, e) < logits_TE(t, rivals_EM(e, m));  // false for NaNs
+        }
+        ASSERT_EQ(got.penalised_TK(t, j), lost ? 1 : 0) << t << ", " << e;
+      }
+    }
+  }
+}
+
 TYPED_TEST(ScoredRoutingTest, IdsAreDistinctForAnyBits) {
   using A = TypeParam;
   const RowMatrix<A> logits_TE = data::special_matrix<A>(203, 12, 4, 2);

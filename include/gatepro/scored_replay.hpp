@@ -74,7 +74,7 @@ RoutingReport replay_scored(detail::non_deduced_t<MatrixView<const A>> logits_TE
     }
     detail::gather_ranked(group, ranked_EL, rule);
     detail::weigh_group(group, rule);
-    detail::finish_group(mine, rule.top_k, is_padding_T, first, count);
+    detail::finish_group(mine, rule, is_padding_T, first, count);
     detail::store_scored_weights(group, first, count, weights_TK, scores_TK);
   });
   return layout.finish({});

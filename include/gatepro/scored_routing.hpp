@@ -42,20 +42,35 @@ void check_expert_bias(const char* where, const VectorView<B>& bias_E, Index exp
   }
 }
 
+/// True if an expert lost to a rival, also where its penalty vanished in rounding. keys_E: those of
+/// one token, `lanes` apart. Without branches, which would be mispredicted.
+template <class Key>
+bool has_lost(const Key* keys_E, Index lanes, const RivalView& rivals, Key e, Key nan) {
+  const Key own = keys_E[e * lanes];
+  const bool is_number = own != nan;
+  if (rivals.only != nullptr) return is_number & (own < keys_E[rivals.only[e] * lanes]);
+  bool below = false;
+  for (std::int32_t r = rivals.begin[e]; r < rivals.begin[e + 1]; ++r) {
+    below |= own < keys_E[rivals.ids[r] * lanes];
+  }
+  return is_number & below;
+}
+
 /// other_keys_KL = 1 where the selected expert had lost, else 0.
 template <class A>
-void mark_penalised(const ScoredGroup<A>& group, Index experts,
-                    const ActiveSelection<A>& selection) {
+void mark_penalised(const ScoredGroup<A>& group, const ActiveSelection<A>& selection) {
   const RoutingGroup<A>& routing = group.routing;
-  const ActiveCompetition<A>& competition = selection.competition;
-  const Index size = selection.rule.top_k * kernels<A>().lanes;
+  const Index lanes = kernels<A>().lanes;
+  const Index size = selection.rule.top_k * lanes;
   std::fill_n(routing.other_keys_KL, size, 0);
-  if (!competition.active) return;
-  // In elimination every loser's key changes; a small lambda may vanish in rounding.
-  kernels<A>().compete(routing.keys_EL, experts, competition.rivals, true, A(0), group.other_EL);
-  gather_selected(routing, selection.rule.top_k, group.other_EL, routing.other_keys_KL);
-  std::transform(routing.other_keys_KL, routing.other_keys_KL + size, routing.other_keys_KL,
-                 [](auto key) { return key == Order<A>::loser ? 1 : 0; });
+  if (!selection.competition.active) return;
+  for (Index lane = 0; lane < lanes; ++lane) {
+    for (Index i = lane; i < size; i += lanes) {
+      const bool lost = has_lost(routing.keys_EL + lane, lanes, selection.competition.rivals,
+                                 routing.top_ids_KL[i], Order<A>::nan);
+      routing.other_keys_KL[i] = lost ? 1 : 0;
+    }
+  }
 }
 
 }  // namespace GATEPRO_ABI
@@ -136,11 +151,11 @@ RoutingReport route_scored(detail::non_deduced_t<MatrixView<const A>> logits_TE,
     const auto* ranked_EL = detail::rank_group(routing, experts, selection.competition);
     detail::choose_group(mine.group, ranked_EL, count, experts, selection);
     detail::weigh_group(mine.group, rule);
-    detail::finish_group(mine, rule.top_k, is_padding_T, first, count);
+    detail::finish_group(mine, rule, is_padding_T, first, count);
     detail::store_group(routing.top_ids_KL, out.expert_ids_TK.middle_rows(first, count));
     detail::store_scored_weights(mine.group, first, count, out.weights_TK, out.scores_TK);
     if (!out.penalised_TK.given()) return;
-    detail::mark_penalised(mine.group, experts, selection);
+    detail::mark_penalised(mine.group, selection);
     detail::store_group(routing.other_keys_KL, out.penalised_TK.middle_rows(first, count));
   });
   return layout.finish(out.tokens_per_expert_E);

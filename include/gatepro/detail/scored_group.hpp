@@ -117,7 +117,11 @@ void choose_group(const ScoredGroup<A>& group, const typename Order<A>::Key* ran
     choice_EL = group.choice_EL;
   }
   kernels<A>().top_k(choice_EL, experts, rule.top_k, routing.top_keys_KL, routing.top_ids_KL);
-  gather_ranked(group, ranked_EL, rule);
+  if (choice_EL == ranked_EL) {
+    std::copy_n(routing.top_keys_KL, rule.top_k * kernels<A>().lanes, group.selected_KL);
+  } else {
+    gather_ranked(group, ranked_EL, rule);
+  }
   if (!selection.competition.eliminate || !holds_losers(routing, tokens, rule.top_k)) return;
   const auto* order_EL = choice_of<A>(routing.keys_EL, experts, selection, group.other_scores_EL,
                                       group.sum_L, group.other_EL);
@@ -151,6 +155,10 @@ void scale_scores(const ScoredGroup<A>& group, const ScoreRule& scores, Index to
   const Index lanes = kernels<A>().lanes;
   const A scale = static_cast<A>(scores.scale);
   const bool divide = scores.renormalise && scores.function != ScoreFunction::softmax_after_top_k;
+  if (!divide && scale == A(1)) {
+    std::copy_n(group.scores_KL, top_k * lanes, group.routing.weights_KL);
+    return;
+  }
   for (Index lane = 0; lane < lanes; ++lane) {
     A sum = 0;
     for (Index j = 0; j < top_k; ++j) sum += group.scores_KL[j * lanes + lane];

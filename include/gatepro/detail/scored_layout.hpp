@@ -83,23 +83,33 @@ std::size_t scored_workspace(const char* where, Index experts, const SelectionRu
   return measure([&](Arena& arena) { ScoredLayout<A>(arena, experts, rule, workers); });
 }
 
+/// Counts one token: its experts, and whether it needs attention.
+template <class A>
+void count_token(const ScoredScratch<A>& mine, Index top_k, Index lane) {
+  const ScoredGroup<A>& group = mine.group;
+  bool short_of_survivors = false;
+  for (Index i = lane; i < top_k * kernels<A>().lanes; i += kernels<A>().lanes) {
+    ++mine.tokens_per_expert_E[group.routing.top_ids_KL[i]];
+    short_of_survivors = short_of_survivors || group.selected_KL[i] == Order<A>::loser;
+  }
+  mine.report->tokens_short_of_survivors += short_of_survivors ? 1 : 0;
+  mine.report->nonfinite_rows += group.routing.nonfinite_L[lane] != 0 ? 1 : 0;
+}
+
 /// Zeroes the weights of padding, and counts the rest.
 template <class A>
-void finish_group(const ScoredScratch<A>& mine, Index top_k,
+void finish_group(const ScoredScratch<A>& mine, const SelectionRule& rule,
                   const VectorView<const std::uint8_t>& is_padding_T, Index first, Index tokens) {
   const ScoredGroup<A>& group = mine.group;
-  const Index lanes = kernels<A>().lanes;
-  fill_lanes(group, top_k, A(0),
+  if (!is_padding_T.given() && rule.competition.mode != CompetitionMode::eliminate) {
+    kernels<A>().count_ids(group.routing.top_ids_KL, rule.top_k, tokens, mine.tokens_per_expert_E);
+    mine.report->nonfinite_rows += count_nonfinite(group.routing, tokens);
+    return;
+  }
+  fill_lanes(group, rule.top_k, A(0),
              [&](Index lane) { return lane < tokens && is_masked(is_padding_T, first + lane); });
   for (Index lane = 0; lane < tokens; ++lane) {
-    if (is_masked(is_padding_T, first + lane)) continue;
-    bool short_of_survivors = false;
-    for (Index i = lane; i < top_k * lanes; i += lanes) {
-      ++mine.tokens_per_expert_E[group.routing.top_ids_KL[i]];
-      short_of_survivors = short_of_survivors || group.selected_KL[i] == Order<A>::loser;
-    }
-    mine.report->tokens_short_of_survivors += short_of_survivors ? 1 : 0;
-    mine.report->nonfinite_rows += group.routing.nonfinite_L[lane] != 0 ? 1 : 0;
+    if (!is_masked(is_padding_T, first + lane)) count_token(mine, rule.top_k, lane);
   }
 }
 
