@@ -97,17 +97,16 @@ void count_partners(const typename Order<A>::Key* ids_KL, Index lane, Index top_
   }
 }
 
-/// Adds a routed group to `counts`. Selects once more without penalty, into group.other_*.
+/// Adds a routed group to `counts`, but for the tokens short of survivors, which the report counts.
+/// Selects once more without penalty, into group.other_*.
 /// selected_E is all zero before and after.
 template <class A>
-void observe_group(const RoutingGroup<A>& group, const GroupCounts& routed, Index tokens,
-                   Index experts, Index top_k, const ActiveCompetition<A>& competition,
-                   const FirstPartners& partners, std::uint8_t* selected_E,
-                   PenaltyStatistics& counts) {
+void observe_group(const RoutingGroup<A>& group, Index tokens, Index experts, Index top_k,
+                   const ActiveCompetition<A>& competition, const FirstPartners& partners,
+                   std::uint8_t* selected_E, PenaltyStatistics& counts) {
   const Index lanes = kernels<A>().lanes;
   kernels<A>().top_k(group.keys_EL, experts, top_k, group.other_keys_KL, group.other_ids_KL);
   counts.tokens += tokens;
-  counts.tokens_short_of_survivors += routed.short_of_survivors;
   for (Index lane = 0; lane < tokens; ++lane) {
     if (competition.active) count_penalties(group, lane, experts, competition, counts);
     count_partners<A>(group.top_ids_KL, lane, top_k, partners, selected_E,

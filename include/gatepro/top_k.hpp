@@ -99,7 +99,7 @@ Index select_top_k(detail::non_deduced_t<MatrixView<const A>> logits_TE,
                                    group.keys_EL);
     if (loser_TE.given()) detail::rank_marked_losers(group, loser_TE, first, count);
     const auto* ranked_EL = loser_TE.given() ? group.ranked_EL : group.keys_EL;
-    short_tokens += detail::select_group(group, ranked_EL, count, experts, top_k);
+    short_tokens += detail::select_group(group, ranked_EL, loser_TE.given(), count, experts, top_k);
     detail::store_group(group.top_ids_KL, expert_ids_TK.middle_rows(first, count));
     detail::store_selected_logits(group, selected_logits_TK.middle_rows(first, count));
   });

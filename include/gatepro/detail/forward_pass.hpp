@@ -90,15 +90,17 @@ class ForwardPass {
     const Index lanes = kernels<A>().lanes;
     for (Index done = 0; done < count; done += lanes) {
       const Index tokens = std::min(lanes, count - done);
-      const GroupCounts counts = route_group(mine.group, logits + done * row_stride, row_stride,
-                                             row_room, tokens, experts_, top_k_, competition_);
-      mine.report->nonfinite_rows += counts.nonfinite_rows;
-      mine.report->tokens_short_of_survivors += counts.short_of_survivors;
+      mine.report->tokens_short_of_survivors +=
+          select_from_logits(mine.group, logits + done * row_stride, row_stride, row_room, tokens,
+                             experts_, top_k_, competition_);
+      // The ids first: the softmax would wait for the keys, which were stored one by one.
+      store_ids(mine, first + done, tokens);
+      mine.report->nonfinite_rows += weigh_selected(mine.group, tokens, top_k_);
+      store_group(mine.group.weights_KL, out_.weights_TK.middle_rows(first + done, tokens));
       if constexpr (observe) {
-        observe_group(mine.group, counts, tokens, experts_, top_k_, competition_, partners_,
+        observe_group(mine.group, tokens, experts_, top_k_, competition_, partners_,
                       mine.selected_E, *mine.statistics);
       }
-      store(mine, first + done, tokens);
     }
   }
 
@@ -113,7 +115,10 @@ class ForwardPass {
       const ForwardScratch<A> mine = layout_.scratch(worker);
       report.nonfinite_rows += mine.report->nonfinite_rows;
       report.tokens_short_of_survivors += mine.report->tokens_short_of_survivors;
-      if constexpr (observe) *out_.statistics += *mine.statistics;
+      if constexpr (observe) {
+        *out_.statistics += *mine.statistics;
+        out_.statistics->tokens_short_of_survivors += mine.report->tokens_short_of_survivors;
+      }
       if (!out_.tokens_per_expert_E.given()) continue;
       for (Index e = 0; e < experts_; ++e) {
         out_.tokens_per_expert_E[e] += mine.tokens_per_expert_E[e];
@@ -123,9 +128,8 @@ class ForwardPass {
   }
 
  private:
-  void store(const ForwardScratch<A>& mine, Index first, Index tokens) const {
+  void store_ids(const ForwardScratch<A>& mine, Index first, Index tokens) const {
     store_group(mine.group.top_ids_KL, out_.expert_ids_TK.middle_rows(first, tokens));
-    store_group(mine.group.weights_KL, out_.weights_TK.middle_rows(first, tokens));
     kernels<A>().count_ids(mine.group.top_ids_KL, top_k_, tokens, mine.tokens_per_expert_E);
   }
 

@@ -103,21 +103,15 @@ Index refill_from_losers(const RoutingGroup<A>& group, const typename Order<A>::
   return short_tokens;
 }
 
-/// Selects the best K of the ranked keys. Returns the tokens that were short of survivors.
+/// Selects the best K of the ranked keys, which stand in group.ranked_EL if some may be
+/// `eliminated`. Returns the tokens that were short of survivors.
 template <class A>
 Index select_group(const RoutingGroup<A>& group, const typename Order<A>::Key* ranked_EL,
-                   Index tokens, Index experts, Index top_k) {
+                   bool eliminated, Index tokens, Index experts, Index top_k) {
   kernels<A>().top_k(ranked_EL, experts, top_k, group.top_keys_KL, group.top_ids_KL);
-  const bool competed = ranked_EL == group.ranked_EL;
-  if (!competed || !holds_losers(group, tokens, top_k)) return 0;
+  if (!eliminated || !holds_losers(group, tokens, top_k)) return 0;
   return refill_from_losers(group, group.keys_EL, group.ranked_EL, tokens, experts, top_k);
 }
-
-/// What happened to a group.
-struct GroupCounts {
-  Index short_of_survivors = 0;
-  Index nonfinite_rows = 0;
-};
 
 /// The first `tokens` tokens whose weights are NaN.
 template <class A>
@@ -127,19 +121,22 @@ Index count_nonfinite(const RoutingGroup<A>& group, Index tokens) {
   return count;
 }
 
-/// All steps, for `tokens` <= lanes rows of logits; row_room as in the load_keys kernel.
+/// From `tokens` <= lanes rows of logits to the selected; row_room as in the load_keys kernel.
+/// Returns the tokens that were short of survivors.
 template <class A>
-GroupCounts route_group(const RoutingGroup<A>& group, const A* logits, Index row_stride,
-                        Index row_room, Index tokens, Index experts, Index top_k,
-                        const ActiveCompetition<A>& competition) {
-  const Kernels<A>& kernel = kernels<A>();
-  kernel.load_keys(logits, row_stride, row_room, tokens, experts, group.keys_EL);
+Index select_from_logits(const RoutingGroup<A>& group, const A* logits, Index row_stride,
+                         Index row_room, Index tokens, Index experts, Index top_k,
+                         const ActiveCompetition<A>& competition) {
+  kernels<A>().load_keys(logits, row_stride, row_room, tokens, experts, group.keys_EL);
   const auto* ranked_EL = rank_group(group, experts, competition);
-  GroupCounts counts;
-  counts.short_of_survivors = select_group(group, ranked_EL, tokens, experts, top_k);
-  kernel.softmax(group.top_keys_KL, top_k, group.weights_KL, group.nonfinite_L);
-  counts.nonfinite_rows = count_nonfinite(group, tokens);
-  return counts;
+  return select_group(group, ranked_EL, competition.eliminate, tokens, experts, top_k);
+}
+
+/// From the selected to their weights. Returns the tokens whose weights are NaN.
+template <class A>
+Index weigh_selected(const RoutingGroup<A>& group, Index tokens, Index top_k) {
+  kernels<A>().softmax(group.top_keys_KL, top_k, group.weights_KL, group.nonfinite_L);
+  return count_nonfinite(group, tokens);
 }
 
 /// Elements that may be read from the start of each of `count` rows: rows that follow without a gap
