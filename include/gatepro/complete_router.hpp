@@ -24,9 +24,10 @@ inline namespace GATEPRO_ABI {
 /// losses, padding, capacity, noise, record and replay, checkpoints; with GatePro's competition on
 /// the raw logits in front. docs/features.md draws the order of the steps.
 ///
-/// `X`, `W`, `Id` as in Router. What is not switched on in CompleteConfig costs nothing, and with
-/// the defaults results are Router's, bit for bit, forward and backward. Each step is also a stage
-/// function of its own; this class only joins them, in one call per step over [T, E] logits.
+/// `X`, `W`, `Id` as in Router. A feature that is not switched on in CompleteConfig takes no time;
+/// docs/performance.md has a table of what each takes. With the defaults results are Router's, bit
+/// for bit, forward and backward. Each step is also a stage function of its own; this class only
+/// joins them, in one call per step over [T, E] logits.
 ///
 /// One optimizer step is: forwards and backwards, `end_step(reduce)`, `refresh(w, step)`. Forward
 /// advances counters in Pass::training only. Forward, end_step, refresh, restore and the setters
