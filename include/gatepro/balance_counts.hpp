@@ -62,11 +62,11 @@ inline void check_counts(const char* where, const char* name,
 
 inline void check_balance_counts(const char* where, const BalanceCounts& counts, Index experts) {
   check_counts(where, "tokens_per_expert_E", counts.tokens_per_expert_E, experts);
-  require(counts.tokens >= 0, where, "tokens >= 0", {{"tokens", counts.tokens}});
+  need(counts.tokens >= 0, where, "tokens >= 0", {{"tokens", counts.tokens}});
   for (Index e = 0; e < experts; ++e) {
-    require(counts.tokens_per_expert_E[e] <= counts.tokens, where,
-            "counts of the same tokens: none above their number",
-            {{"count", counts.tokens_per_expert_E[e]}, {"expert", e}, {"tokens", counts.tokens}});
+    need(counts.tokens_per_expert_E[e] <= counts.tokens, where,
+         "counts of the same tokens: none above their number",
+         {{"count", counts.tokens_per_expert_E[e]}, {"expert", e}, {"tokens", counts.tokens}});
   }
 }
 
@@ -74,8 +74,8 @@ inline void check_balance_counts(const char* where, const BalanceCounts& counts,
 inline std::int64_t checked_sum(const char* where, const VectorView<const std::int64_t>& counts) {
   std::int64_t sum = 0;
   for (Index i = 0; i < counts.size; ++i) {
-    require(counts[i] <= std::numeric_limits<std::int64_t>::max() - sum, where,
-            "counts whose sum fits int64", {{"sum", sum}, {"count", counts[i]}});
+    need(counts[i] <= (std::numeric_limits<std::int64_t>::max)() - sum, where,
+         "counts whose sum fits int64", {{"sum", sum}, {"count", counts[i]}});
     sum += counts[i];
   }
   return sum;
@@ -86,8 +86,8 @@ inline void add_counts(const char* where, const VectorView<const std::int64_t>& 
                        std::vector<std::int64_t>& sums) {
   const auto size = static_cast<std::size_t>(counts.size);
   for (std::size_t i = 0; i < size; ++i) {
-    require(sums[i] <= std::numeric_limits<std::int64_t>::max() - counts.data[i], where,
-            "counts whose sum fits int64", {{"sum", sums[i]}, {"count", counts.data[i]}});
+    need(sums[i] <= (std::numeric_limits<std::int64_t>::max)() - counts.data[i], where,
+         "counts whose sum fits int64", {{"sum", sums[i]}, {"count", counts.data[i]}});
   }
   for (std::size_t i = 0; i < size; ++i) sums[i] += counts.data[i];
 }

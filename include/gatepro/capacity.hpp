@@ -59,10 +59,10 @@ inline namespace GATEPRO_ABI {
 inline void check_capacity_rule(const char* where, const CapacityRule& rule) {
   using O = Order<double>;
   const auto factor = key_of(rule.factor);
-  require(factor > 0 && factor < O::infinity, where, "factor finite and > 0",
-          {{"factor", rule.factor}});
-  require(rule.minimum >= 0, where, "minimum >= 0", {{"minimum", rule.minimum}});
-  require(rule.alignment >= 1, where, "alignment >= 1", {{"alignment", rule.alignment}});
+  need(factor > 0 && factor < O::infinity, where, "factor finite and > 0",
+       {{"factor", rule.factor}});
+  need(rule.minimum >= 0, where, "minimum >= 0", {{"minimum", rule.minimum}});
+  need(rule.alignment >= 1, where, "alignment >= 1", {{"alignment", rule.alignment}});
 }
 
 template <class A>
@@ -150,7 +150,7 @@ DropReport count_drops(const Choices<Id>& choices, const StridedView<std::uint8_
                        Index capacity, const VectorView<std::int64_t>& tokens_per_expert_E) {
   DropReport report;
   for (Index e = 0; e < tokens_per_expert_E.size; ++e) {
-    const Index over = std::max(Index{0}, Index{tokens_per_expert_E[e]} - capacity);
+    const Index over = (std::max)(Index{0}, Index{tokens_per_expert_E[e]} - capacity);
     tokens_per_expert_E[e] -= over;
     report.dropped_choices += over;
   }
@@ -168,8 +168,8 @@ template <class A>
 void check_total(const char* where, double total) {
   const bool in_range = key_of(total) > 0 && key_of(total) < Order<double>::infinity &&
                         total <= static_cast<double>(std::numeric_limits<A>::max());
-  require(in_range && key_of(static_cast<A>(total)) > 0, where, "total finite and > 0",
-          {{"total", total}});
+  need(in_range && key_of(static_cast<A>(total)) > 0, where, "total finite and > 0",
+       {{"total", total}});
 }
 
 template <class A>
@@ -199,13 +199,13 @@ inline Index expert_capacity(Index num_tokens, Index top_k, Index num_experts,
   detail::check_num_experts(where, num_experts);
   detail::check_top_k(where, top_k, num_experts);
   detail::check_capacity_rule(where, rule);
-  detail::require(num_tokens >= 0, where, "num_tokens >= 0", {{"num_tokens", num_tokens}});
+  detail::need(num_tokens >= 0, where, "num_tokens >= 0", {{"num_tokens", num_tokens}});
   const Index choices = detail::checked_product(
       where, "num_tokens * top_k within the address space", num_tokens, top_k);
   const double share = static_cast<double>(choices) / static_cast<double>(num_experts);
-  const double slots = std::ceil(rule.factor * share * (1 - 0x1p-50));
-  if (!(slots < static_cast<double>(num_tokens))) return num_tokens;
-  const Index wanted = std::max(static_cast<Index>(slots), rule.minimum);
+  const double share_of_slots = std::ceil(rule.factor * share * (1 - 0x1p-50));
+  if (!(share_of_slots < static_cast<double>(num_tokens))) return num_tokens;
+  const Index wanted = (std::max)(static_cast<Index>(share_of_slots), rule.minimum);
   if (wanted >= num_tokens) return num_tokens;
   const Index missing = (rule.alignment - wanted % rule.alignment) % rule.alignment;
   return missing >= num_tokens - wanted ? num_tokens : wanted + missing;
@@ -247,7 +247,7 @@ DropReport drop_over_capacity(StridedView<Id> expert_ids_TK,
   const Index experts = tokens_per_expert_E.size;
   detail::check_num_experts(where, experts);
   detail::check_top_k(where, top_k, experts);
-  detail::require(capacity >= 0, where, "capacity >= 0", {{"capacity", capacity}});
+  detail::need(capacity >= 0, where, "capacity >= 0", {{"capacity", capacity}});
   detail::check_strided(where, "expert_ids_TK", expert_ids_TK, tokens, top_k);
   detail::check_optional_vector(where, "is_padding_T", is_padding_T, tokens);
   detail::check_strided(where, "weights_TK", weights_TK, tokens, top_k);

@@ -19,8 +19,8 @@ void check_competition(const char* where, const Competition& competition) {
   if (competition.mode != CompetitionMode::penalty) return;
   const bool in_range = key_of(competition.lambda) >= 0 &&
                         competition.lambda <= static_cast<double>(std::numeric_limits<A>::max());
-  require(in_range && key_of(competition.lambda) < Order<double>::infinity, where,
-          "lambda finite and >= 0", {{"lambda", competition.lambda}});
+  need(in_range && key_of(competition.lambda) < Order<double>::infinity, where,
+       "lambda finite and >= 0", {{"lambda", competition.lambda}});
 }
 
 /// The settings joined with the rivals. `rivals` must cover all experts if the competition acts.
@@ -30,9 +30,9 @@ ActiveCompetition<A> checked_competition(const char* where, const Competition& c
   check_competition<A>(where, competition);
   ActiveCompetition<A> result;
   if (!competition.active()) return result;
-  require(rivals.num_experts() == num_experts, where,
-          "partners of all experts before competition: refresh or set_partners first",
-          {{"experts with partners", rivals.num_experts()}, {"num_experts", num_experts}});
+  need(rivals.num_experts() == num_experts, where,
+       "partners of all experts before competition: refresh or set_partners first",
+       {{"experts with partners", rivals.num_experts()}, {"num_experts", num_experts}});
   result.active = true;
   result.eliminate = competition.mode == CompetitionMode::eliminate;
   result.lambda = static_cast<A>(competition.lambda);

@@ -97,8 +97,8 @@ class CompleteRouter {
   /// sequences, with up to `workers` workers.
   std::size_t workspace(Index num_tokens, int workers = 1, Index max_sequences = 1) const {
     const detail::CompleteShape shape{num_tokens, max_sequences, workers};
-    return std::max(detail::forward_bytes<X, W>(config_, shape),
-                    detail::backward_bytes<X, W>(config_, shape));
+    return (std::max)(detail::forward_bytes<X, W>(config_, shape),
+                      detail::backward_bytes<X, W>(config_, shape));
   }
 
   /// Routes T tokens.
@@ -342,21 +342,21 @@ void CompleteRouter<X, W, Id>::restore(const RouterState& state) {
   if (!state.partners_EM.empty()) {
     const Index experts = config_.router.num_experts;
     const Index m = config_.router.pairing.partners_per_expert;
-    detail::require(static_cast<Index>(state.partners_EM.size()) == experts * m, where,
-                    "num_experts * partners_per_expert partners, or none",
-                    {{"partners", state.partners_EM.size()}, {"needed", experts * m}});
+    detail::need(static_cast<Index>(state.partners_EM.size()) == experts * m, where,
+                 "num_experts * partners_per_expert partners, or none",
+                 {{"partners", state.partners_EM.size()}, {"needed", experts * m}});
     fresh.set_partners({state.partners_EM.data(), experts, m, m, 1}, state.partners_step);
   }
-  detail::require(config_.bias.enabled || state.expert_bias_E.empty(), where,
-                  "no bias in the state of a router without one",
-                  {{"biases", state.expert_bias_E.size()}});
+  detail::need(config_.bias.enabled || state.expert_bias_E.empty(), where,
+               "no bias in the state of a router without one",
+               {{"biases", state.expert_bias_E.size()}});
   if (config_.bias.enabled) {
     const std::vector<A> bias_E(state.expert_bias_E.begin(), state.expert_bias_E.end());
     fresh.bias_.restore(bias_E, state.bias_counts_E);
   }
   fresh.balance_.restore({state.balance_counts_E, state.balance_tokens});
-  detail::require(state.noise_position >= 0, where, "noise_position >= 0",
-                  {{"noise_position", state.noise_position}});
+  detail::need(state.noise_position >= 0, where, "noise_position >= 0",
+               {{"noise_position", state.noise_position}});
   fresh.noise_position_ = state.noise_position;
   *this = std::move(fresh);
 }

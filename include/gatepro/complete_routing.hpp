@@ -119,7 +119,7 @@ class CompleteBuffers {
   CompleteBuffers(const R& router, Index max_tokens, int workers = 1, Index max_sequences = 1)
       : config_(router.config()), max_tokens_(max_tokens) {
     const char* where = "CompleteBuffers";
-    detail::require(max_tokens >= 0, where, "max_tokens >= 0", {{"max_tokens", max_tokens}});
+    detail::need(max_tokens >= 0, where, "max_tokens >= 0", {{"max_tokens", max_tokens}});
     outputs_.resize(router.outputs_bytes(max_tokens));
     workspace_.resize(router.workspace(max_tokens, workers, max_sequences));
     resize(max_tokens);
@@ -127,8 +127,8 @@ class CompleteBuffers {
 
   /// Sets T for the calls that follow; an Error above max_tokens. Allocates nothing.
   void resize(Index tokens) {
-    detail::require(tokens >= 0 && tokens <= max_tokens_, "CompleteBuffers",
-                    "0 <= tokens <= max_tokens", {{"tokens", tokens}, {"max_tokens", max_tokens_}});
+    detail::need(tokens >= 0 && tokens <= max_tokens_, "CompleteBuffers",
+                 "0 <= tokens <= max_tokens", {{"tokens", tokens}, {"max_tokens", max_tokens_}});
     tokens_ = tokens;
   }
 

@@ -25,7 +25,7 @@ void store_cosines(const CosineTile<A>& tile, const MatrixView<A>& similarity_EE
     for (Index j = i; j < similarity_EE.cols; ++j) similarity_EE(i, j) = tile(i, j);
   }
   for (Index j = tile.first_expert; j < similarity_EE.rows; ++j) {
-    const Index end = std::min(tile.end_expert(), j);
+    const Index end = (std::min)(tile.end_expert(), j);
     for (Index i = tile.first_expert; i < end; ++i) similarity_EE(j, i) = tile(i, j);
   }
 }

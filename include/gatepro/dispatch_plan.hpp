@@ -71,26 +71,25 @@ inline PlanScratch carve_plan(Arena& arena, Index experts) {
 }
 
 inline void check_dispatch_rule(const char* where, const DispatchRule& rule) {
-  require(rule.alignment >= 1, where, "alignment >= 1", {{"alignment", rule.alignment}});
-  require(rule.rows_per_expert >= 0, where, "rows_per_expert >= 0",
-          {{"rows_per_expert", rule.rows_per_expert}});
-  require(rule.rows_per_expert % rule.alignment == 0, where,
-          "rows_per_expert a multiple of alignment",
-          {{"rows_per_expert", rule.rows_per_expert}, {"alignment", rule.alignment}});
+  need(rule.alignment >= 1, where, "alignment >= 1", {{"alignment", rule.alignment}});
+  need(rule.rows_per_expert >= 0, where, "rows_per_expert >= 0",
+       {{"rows_per_expert", rule.rows_per_expert}});
+  need(rule.rows_per_expert % rule.alignment == 0, where, "rows_per_expert a multiple of alignment",
+       {{"rows_per_expert", rule.rows_per_expert}, {"alignment", rule.alignment}});
 }
 
 /// a + b for sizes >= 0.
 inline Index checked_sum(const char* where, Index a, Index b) {
-  require(a <= std::numeric_limits<Index>::max() - b, where, "rows within the address space",
-          {{"rows", a}, {"more rows", b}});
+  need(a <= (std::numeric_limits<Index>::max)() - b, where, "rows within the address space",
+       {{"rows", a}, {"more rows", b}});
   return a + b;
 }
 
 /// The rows that an expert with `count` choices gets.
 inline Index rows_of_expert(const char* where, const DispatchRule& rule, Index count) {
   if (rule.rows_per_expert > 0) {
-    require(count <= rule.rows_per_expert, where, "rows_per_expert for every expert's choices",
-            {{"choices", count}, {"rows_per_expert", rule.rows_per_expert}});
+    need(count <= rule.rows_per_expert, where, "rows_per_expert for every expert's choices",
+         {{"choices", count}, {"rows_per_expert", rule.rows_per_expert}});
     return rule.rows_per_expert;
   }
   const Index missing = (rule.alignment - count % rule.alignment) % rule.alignment;
@@ -111,13 +110,12 @@ inline Index count_rows(const char* where, const DispatchRule& rule, Index exper
 template <class Id>
 void check_plan_numbers(const char* where, const DispatchRule& rule, Index largest) {
   constexpr auto most = static_cast<std::uint64_t>(std::numeric_limits<Id>::max());
-  require(static_cast<std::uint64_t>(largest) <= most, where, "rows and choices within the id type",
-          {{"largest number", largest}, {"largest id", most}});
-  require(
-      rule.dropped_position >= -1 &&
-          (rule.dropped_position < 0 || static_cast<std::uint64_t>(rule.dropped_position) <= most),
-      where, "dropped_position within the id type, or -1",
-      {{"dropped_position", rule.dropped_position}, {"largest id", most}});
+  need(static_cast<std::uint64_t>(largest) <= most, where, "rows and choices within the id type",
+       {{"largest number", largest}, {"largest id", most}});
+  need(rule.dropped_position >= -1 &&
+           (rule.dropped_position < 0 || static_cast<std::uint64_t>(rule.dropped_position) <= most),
+       where, "dropped_position within the id type, or -1",
+       {{"dropped_position", rule.dropped_position}, {"largest id", most}});
 }
 
 template <class Id>
@@ -210,14 +208,14 @@ inline Index max_dispatch_rows(Index num_tokens, Index top_k, Index num_experts,
   detail::check_num_experts(where, num_experts);
   detail::check_top_k(where, top_k, num_experts);
   detail::check_dispatch_rule(where, rule);
-  detail::require(num_tokens >= 0, where, "num_tokens >= 0", {{"num_tokens", num_tokens}});
+  detail::need(num_tokens >= 0, where, "num_tokens >= 0", {{"num_tokens", num_tokens}});
   const char* limit = "rows within the address space";
   if (rule.rows_per_expert > 0) {
     return detail::checked_product(where, limit, num_experts, rule.rows_per_expert);
   }
   const Index choices = detail::checked_product(where, limit, num_tokens, top_k);
   const Index gaps =
-      detail::checked_product(where, limit, std::min(choices, num_experts), rule.alignment - 1);
+      detail::checked_product(where, limit, (std::min)(choices, num_experts), rule.alignment - 1);
   return detail::checked_sum(where, choices, gaps);
 }
 
@@ -261,7 +259,7 @@ Index plan_dispatch(StridedView<In> expert_ids_TK, StridedView<const std::uint8_
   const Index rows = detail::count_rows(where, rule, num_experts, scratch.count_E);
   const Index all_choices =
       detail::checked_product(where, "T * K within the address space", tokens, top_k);
-  detail::check_plan_numbers<Id>(where, rule, std::max(rows, all_choices));
+  detail::check_plan_numbers<Id>(where, rule, (std::max)(rows, all_choices));
   detail::check_plan(where, plan, tokens, top_k, num_experts, rows);
 
   detail::place_experts(where, rule, num_experts, scratch, plan);

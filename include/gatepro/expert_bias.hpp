@@ -92,8 +92,8 @@ class ExpertBias {
   void step(const Reduce& reduce, double update_rate, bool centre = false) {
     detail::check_reduce<Reduce>();
     const char* where = "ExpertBias::step";
-    detail::require(detail::is_finite(update_rate) && update_rate >= 0, where,
-                    "update_rate finite and >= 0", {{"update_rate", update_rate}});
+    detail::need(detail::is_finite(update_rate) && update_rate >= 0, where,
+                 "update_rate finite and >= 0", {{"update_rate", update_rate}});
     reduced_ = counts_;
     detail::reduce_counts(where, reduce, reduced_);
     const std::int64_t total = detail::checked_sum(where, reduced_);

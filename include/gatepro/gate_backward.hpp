@@ -40,8 +40,9 @@ std::size_t gate_backward_tokens_workspace(Index num_experts, int workers = 1) {
   const auto bytes = [&](const auto& carve) {
     return detail::measure([&](detail::Arena& arena) { detail::PerWorker(arena, workers, carve); });
   };
-  return std::max(bytes(detail::CarveTokenLists<A>{num_experts}),
-                  bytes(detail::CarveDense<A>{detail::gradient_tokens(num_experts), num_experts}));
+  return (std::max)(
+      bytes(detail::CarveTokenLists<A>{num_experts}),
+      bytes(detail::CarveDense<A>{detail::gradient_tokens(num_experts), num_experts}));
 }
 
 /// dx_TH += dlogits W: the gradient to the tokens.
@@ -87,7 +88,7 @@ void gate_backward_tokens(StridedView<Id> expert_ids_TK,
     const Index blocks = (tokens + block_tokens - 1) / block_tokens;
     detail::for_each_block(executor, busy, blocks, [&](int worker, Index block) {
       const Index first = block * block_tokens;
-      add(first, std::min(block_tokens, tokens - first), scratch(worker));
+      add(first, (std::min)(block_tokens, tokens - first), scratch(worker));
     });
   };
   if (dense) {
@@ -114,14 +115,15 @@ void gate_backward_tokens(StridedView<Id> expert_ids_TK,
 template <class A>
 std::size_t gate_backward_weights_workspace(Index num_tokens, Index num_experts, Index top_k,
                                             int workers = 1) {
-  return std::max(detail::measure([&](detail::Arena& arena) {
-                    detail::carve_sorted<A>(arena, num_tokens, num_experts, top_k);
-                    detail::PerWorker(arena, workers, detail::CarveSlices<A>{});
-                  }),
-                  detail::measure([&](detail::Arena& arena) {
-                    detail::carve_chunk<A>(arena, num_experts);
-                    detail::PerWorker(arena, workers, detail::CarveDense<A>::of_lanes(num_experts));
-                  }));
+  return (std::max)(detail::measure([&](detail::Arena& arena) {
+                      detail::carve_sorted<A>(arena, num_tokens, num_experts, top_k);
+                      detail::PerWorker(arena, workers, detail::CarveSlices<A>{});
+                    }),
+                    detail::measure([&](detail::Arena& arena) {
+                      detail::carve_chunk<A>(arena, num_experts);
+                      detail::PerWorker(arena, workers,
+                                        detail::CarveDense<A>::of_lanes(num_experts));
+                    }));
 }
 
 /// dw_EH += dlogits^T X: the gradient to the router weights, for the experts of `range`.
@@ -153,9 +155,9 @@ void gate_backward_weights(StridedView<Id> expert_ids_TK,
                                 experts);
   detail::check_matrix(where, "x_TH", x_TH, tokens, dw_EH.cols);
   detail::check_matrix(where, "dw_EH", dw_EH, experts, dw_EH.cols);
-  detail::require(0 <= range.begin && range.begin <= range.end && range.end <= experts, where,
-                  "0 <= range.begin <= range.end <= num_experts",
-                  {{"begin", range.begin}, {"end", range.end}, {"num_experts", experts}});
+  detail::need(0 <= range.begin && range.begin <= range.end && range.end <= experts, where,
+               "0 <= range.begin <= range.end <= num_experts",
+               {{"begin", range.begin}, {"end", range.end}, {"num_experts", experts}});
   const int workers = detail::checked_workers(where, executor);
   const Index top_k = expert_ids_TK.cols;
   detail::Arena arena(where, workspace,

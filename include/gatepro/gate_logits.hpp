@@ -68,7 +68,7 @@ void for_each_gated_tile(const MatrixView<const X>& x_TH, const PackedView<A>& p
   const Index tiles = (x_TH.rows + rows - 1) / rows;
   for_each_block(executor, workers, tiles, [&](int worker, Index tile) {
     const Index first = tile * rows;
-    const Index count = std::min(rows, x_TH.rows - first);
+    const Index count = (std::min)(rows, x_TH.rows - first);
     const GateScratch<A> mine = scratch(worker);
     gate_tile<X, A>(x_TH.middle_rows(first, count), packed, mine.widened, mine.logits_TE, stride);
     finish(worker, first, count, static_cast<const A*>(mine.logits_TE));

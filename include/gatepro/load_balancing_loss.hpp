@@ -146,15 +146,15 @@ struct SequenceLossScratch {
 /// Ascending borders from 0 to T.
 inline void check_sequences(const char* where, const VectorView<const std::int64_t>& begin_S1,
                             Index tokens) {
-  require(begin_S1.size >= 1, where, "sequence_begin_S1 with a border per sequence, and the end",
-          {{"size", begin_S1.size}});
+  need(begin_S1.size >= 1, where, "sequence_begin_S1 with a border per sequence, and the end",
+       {{"size", begin_S1.size}});
   check_vector(where, "sequence_begin_S1", begin_S1, begin_S1.size);
-  require(begin_S1[0] == 0 && begin_S1[begin_S1.size - 1] == tokens, where,
-          "sequence_begin_S1 from 0 to the number of tokens",
-          {{"first", begin_S1[0]}, {"last", begin_S1[begin_S1.size - 1]}, {"tokens", tokens}});
+  need(begin_S1[0] == 0 && begin_S1[begin_S1.size - 1] == tokens, where,
+       "sequence_begin_S1 from 0 to the number of tokens",
+       {{"first", begin_S1[0]}, {"last", begin_S1[begin_S1.size - 1]}, {"tokens", tokens}});
   for (Index s = 1; s < begin_S1.size; ++s) {
-    require(begin_S1[s - 1] <= begin_S1[s], where, "sequence_begin_S1 that never falls",
-            {{"position", s}, {"before", begin_S1[s - 1]}, {"here", begin_S1[s]}});
+    need(begin_S1[s - 1] <= begin_S1[s], where, "sequence_begin_S1 that never falls",
+         {{"position", s}, {"before", begin_S1[s - 1]}, {"here", begin_S1[s]}});
   }
 }
 
@@ -259,9 +259,9 @@ double load_balancing_loss(MatrixView<L> logits_TE, ScoreFunction function, Inde
   detail::check_top_k(where, top_k, experts);
   detail::check_balance_counts(where, counts, experts);
   const std::int64_t choices = detail::checked_sum(where, counts.tokens_per_expert_E);
-  detail::require(choices / top_k + (choices % top_k != 0 ? 1 : 0) <= counts.tokens, where,
-                  "counts and tokens of the same batches: at most top_k choices per token",
-                  {{"choices", choices}, {"tokens", counts.tokens}, {"top_k", top_k}});
+  detail::need(choices / top_k + (choices % top_k != 0 ? 1 : 0) <= counts.tokens, where,
+               "counts and tokens of the same batches: at most top_k choices per token",
+               {{"choices", choices}, {"tokens", counts.tokens}, {"top_k", top_k}});
   detail::check_loss_weight(where, weight);
   const int workers = detail::checked_workers(where, executor);
   detail::Arena arena(where, workspace, load_balancing_loss_workspace<A>(tokens, experts, workers));

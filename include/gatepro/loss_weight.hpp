@@ -25,11 +25,11 @@ namespace detail {
 inline namespace GATEPRO_ABI {
 
 inline void check_loss_weight(const char* where, const LossWeight& weight) {
-  require(is_finite(weight.coefficient) && weight.coefficient >= 0, where,
-          "coefficient finite and >= 0", {{"coefficient", weight.coefficient}});
-  require(weight.mean_over >= 0, where, "mean_over >= 0", {{"mean_over", weight.mean_over}});
-  require(is_finite(weight.gradient_scale), where, "gradient_scale finite",
-          {{"gradient_scale", weight.gradient_scale}});
+  need(is_finite(weight.coefficient) && weight.coefficient >= 0, where,
+       "coefficient finite and >= 0", {{"coefficient", weight.coefficient}});
+  need(weight.mean_over >= 0, where, "mean_over >= 0", {{"mean_over", weight.mean_over}});
+  need(is_finite(weight.gradient_scale), where, "gradient_scale finite",
+       {{"gradient_scale", weight.gradient_scale}});
 }
 
 }  // namespace GATEPRO_ABI

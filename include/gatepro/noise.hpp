@@ -93,7 +93,7 @@ void for_each_noise(std::uint64_t key, Index first_token, Index tokens, Index co
   for_each_row(tokens, executor, workers, [&](Index t) {
     for (Index c = 0; c < cols; c += 4) {
       const FourValues four = shape(noise_bits(key, first_token + t, c / 4));
-      const Index count = std::min(Index{4}, cols - c);
+      const Index count = (std::min)(Index{4}, cols - c);
       for (Index i = 0; i < count; ++i) visit(t, c + i, four.value[i]);
     }
   });
@@ -105,13 +105,13 @@ inline float jitter_factor(double epsilon, double uniform) {
 }
 
 inline void check_first_token(const char* where, Index first_token, Index tokens) {
-  require(first_token >= 0 && tokens <= std::numeric_limits<Index>::max() - first_token, where,
-          "first_token >= 0, and token indices in range",
-          {{"first_token", first_token}, {"tokens", tokens}});
+  need(first_token >= 0 && tokens <= (std::numeric_limits<Index>::max)() - first_token, where,
+       "first_token >= 0, and token indices in range",
+       {{"first_token", first_token}, {"tokens", tokens}});
 }
 
 inline void check_epsilon(const char* where, double epsilon) {
-  require(key_of(epsilon) >= 0 && epsilon < 1, where, "0 <= epsilon < 1", {{"epsilon", epsilon}});
+  need(key_of(epsilon) >= 0 && epsilon < 1, where, "0 <= epsilon < 1", {{"epsilon", epsilon}});
 }
 
 }  // namespace GATEPRO_ABI
@@ -183,7 +183,7 @@ void add_logit_noise(double sigma, const NoiseKey& noise, Index first_token,
   detail::check_accumulator<A>();
   detail::check_executor<Executor>();
   const char* where = "add_logit_noise";
-  detail::require(
+  detail::need(
       detail::key_of(sigma) >= 0 && detail::key_of(sigma) < detail::Order<double>::infinity, where,
       "sigma finite and >= 0", {{"sigma", sigma}});
   detail::check_first_token(where, first_token, logits_TE.rows);

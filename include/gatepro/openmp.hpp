@@ -31,9 +31,8 @@ class OpenMPExecutor {
   /// A fixed number of workers. Throws Error if it is below 1, or the least work not above 0.
   explicit OpenMPExecutor(int threads, double least_work = 4194304)
       : threads_(threads), least_work_(least_work) {
-    detail::require(threads >= 1, "OpenMPExecutor", "threads >= 1", {{"threads", threads}});
-    detail::require(least_work > 0, "OpenMPExecutor", "least_work > 0",
-                    {{"least_work", least_work}});
+    detail::need(threads >= 1, "OpenMPExecutor", "threads >= 1", {{"threads", threads}});
+    detail::need(least_work > 0, "OpenMPExecutor", "least_work > 0", {{"least_work", least_work}});
   }
 
   /// The number of workers.

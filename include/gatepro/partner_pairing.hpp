@@ -21,17 +21,17 @@ inline namespace GATEPRO_ABI {
 
 inline void check_pairing(const char* where, const Pairing& pairing, Index num_experts) {
   const Index most = std::max<Index>(1, num_experts - 1);  // one expert alone has partner "none"
-  require(pairing.partners_per_expert >= 1 && pairing.partners_per_expert <= most, where,
-          "1 <= partners_per_expert <= num_experts - 1",
-          {{"partners_per_expert", pairing.partners_per_expert}, {"num_experts", num_experts}});
-  require(pairing.min_similarity >= -1 && pairing.min_similarity <= 1, where,
-          "-1 <= min_similarity <= 1", {{"min_similarity", pairing.min_similarity}});
+  need(pairing.partners_per_expert >= 1 && pairing.partners_per_expert <= most, where,
+       "1 <= partners_per_expert <= num_experts - 1",
+       {{"partners_per_expert", pairing.partners_per_expert}, {"num_experts", num_experts}});
+  need(pairing.min_similarity >= -1 && pairing.min_similarity <= 1, where,
+       "-1 <= min_similarity <= 1", {{"min_similarity", pairing.min_similarity}});
 }
 
 /// The key of the least similarity that makes partners. NaN, which ranks lower, never does.
 template <class A>
 typename Order<A>::Key least_partner_key(const Pairing& pairing) {
-  return std::max(key_of(static_cast<A>(pairing.min_similarity)), -Order<A>::infinity);
+  return (std::max)(key_of(static_cast<A>(pairing.min_similarity)), -Order<A>::infinity);
 }
 
 /// Where expert `j` belongs among `count` partners that rank by key, then lowest id.
@@ -58,7 +58,7 @@ void pair_expert(const MatrixView<const A>& similarity_EE, Index i, typename Ord
     const auto key = key_of(similarity_EE(i, j));
     if (key < enough || j == i) continue;
     const Index at = place_among_partners(key, j, partners, found, key_at);
-    found = std::min(found + 1, m);
+    found = (std::min)(found + 1, m);
     std::copy_backward(partners + at, partners + found - 1, partners + found);
     partners[at] = static_cast<std::int32_t>(j);
     if (found == m) enough = key_at(m - 1) + 1;
@@ -116,8 +116,8 @@ class RivalTable {
     detail::check_ids(where, "partners_EM", partners_EM, experts);
     const Index most = detail::checked_product(where, "a table within the address space",
                                                2 * partners_EM.cols, experts);
-    detail::require(most <= std::numeric_limits<std::int32_t>::max(), where,
-                    "2 * num_experts * partners_per_expert <= 2^31 - 1", {{"product", most}});
+    detail::need(most <= (std::numeric_limits<std::int32_t>::max)(), where,
+                 "2 * num_experts * partners_per_expert <= 2^31 - 1", {{"product", most}});
     begin_.assign(static_cast<std::size_t>(experts) + 1, 0);
     for_each_pair(partners_EM, both_sides,
                   [&](std::int32_t i, std::int32_t) { ++begin_[at(i) + 1]; });

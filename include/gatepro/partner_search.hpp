@@ -49,7 +49,7 @@ class PartnerLists {
     std::copy_backward(ids + at, ids + m - 1, ids + m);
     keys[at] = key;
     ids[at] = static_cast<std::int32_t>(j);
-    enough_E_[i] = std::max(enough_E_[i], keys[m - 1]);
+    enough_E_[i] = (std::max)(enough_E_[i], keys[m - 1]);
   }
 
   /// Takes over what another worker found.

@@ -70,7 +70,7 @@ void count_penalties(const RoutingGroup<A>& group, Index lane, Index experts,
   for (Index e = 0; e < experts; ++e) {
     auto best_rival = O::lowest;
     for (auto i = competition.rivals.begin[e]; i < competition.rivals.begin[e + 1]; ++i) {
-      best_rival = std::max(best_rival, key(competition.rivals.ids[i]));
+      best_rival = (std::max)(best_rival, key(competition.rivals.ids[i]));
     }
     if (key(e) >= best_rival || key(e) == O::nan) continue;
     ++counts.penalised_pairs;

@@ -65,7 +65,7 @@ A dot_rows(const A* a, const Source* b, Index width) {
   A wide[piece] = {};
   A tail[piece] = {};
   for (Index c = 0; c < width; c += piece) {
-    const Index count = std::min(piece, width - c);
+    const Index count = (std::min)(piece, width - c);
     kernels<A>().widen[source_index<Source>()](b + c, count, wide);
     const A* left = a + c;
     if (count < piece) {

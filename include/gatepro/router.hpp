@@ -109,10 +109,10 @@ class Router {
                         const Routing& out, Workspace workspace,
                         const Executor& executor = {}) const {
     const char* where = "Router::forward";
-    detail::require(weights.num_experts() == config_.num_experts &&
-                        weights.hidden_size() == config_.hidden_size,
-                    where, "packed weights of num_experts x hidden_size",
-                    {{"rows", weights.num_experts()}, {"cols", weights.hidden_size()}});
+    detail::need(weights.num_experts() == config_.num_experts &&
+                     weights.hidden_size() == config_.hidden_size,
+                 where, "packed weights of num_experts x hidden_size",
+                 {{"rows", weights.num_experts()}, {"cols", weights.hidden_size()}});
     const Layout plan = checked_layout(where, x_TH, out, workspace, executor);
     return gate_and_route(x_TH, weights.packed(), out, plan, executor);
   }
@@ -131,8 +131,7 @@ class Router {
   RoutingReport forward_logits(MatrixView<const Accumulator> logits_TE, const Routing& out,
                                Workspace workspace, const Executor& executor = {}) const {
     const char* where = "Router::forward_logits";
-    detail::require(!out.logits_TE.given(), where,
-                    "no logits_TE among the outputs: it is the input");
+    detail::need(!out.logits_TE.given(), where, "no logits_TE among the outputs: it is the input");
     detail::check_matrix(where, "logits_TE", logits_TE, logits_TE.rows, config_.num_experts);
     const Layout plan = checked_layout(where, out, logits_TE.rows, workspace, executor);
     return with_pass(plan, out, [&](const auto& pass) {
@@ -142,7 +141,7 @@ class Router {
                                               {work, logits_TE.rows, config_.num_experts});
       detail::for_each_block(executor, busy, tiles, [&](int worker, Index tile) {
         const Index first = tile * detail::tile_tokens;
-        const Index count = std::min(detail::tile_tokens, logits_TE.rows - first);
+        const Index count = (std::min)(detail::tile_tokens, logits_TE.rows - first);
         pass.route(worker, first, count, logits_TE.row(first), logits_TE.row_stride,
                    detail::row_room(logits_TE, first, count));
       });
@@ -177,12 +176,12 @@ class Router {
     const Index tokens = x_TH.rows;
     const Index experts = config_.num_experts;
     const Index hidden = config_.hidden_size;
-    detail::require(config_.top_k > 1 || dlogits_TE.given() || config_.allow_zero_gradient ||
-                        tokens == 0,  // an empty dlogits_TE may look like none
-                    where,
-                    "top_k > 1, a dlogits_TE, or allow_zero_gradient: softmax over one expert is "
-                    "constant, the router would learn nothing",
-                    {{"top_k", config_.top_k}});
+    detail::need(config_.top_k > 1 || dlogits_TE.given() || config_.allow_zero_gradient ||
+                     tokens == 0,  // an empty dlogits_TE may look like none
+                 where,
+                 "top_k > 1, a dlogits_TE, or allow_zero_gradient: softmax over one expert is "
+                 "constant, the router would learn nothing",
+                 {{"top_k", config_.top_k}});
     check_weights(w_EH);
     detail::check_matrix(where, "x_TH", x_TH, tokens, hidden);
     detail::check_strided(where, "weights_TK", weights_TK, tokens, config_.top_k);
@@ -228,8 +227,8 @@ class Router {
     const char* where = "Router";
     detail::check_input_scalars<X, W>();
     detail::check_id_type<Id>();
-    detail::require(config.hidden_size >= 1, where, "hidden_size >= 1",
-                    {{"hidden_size", config.hidden_size}});
+    detail::need(config.hidden_size >= 1, where, "hidden_size >= 1",
+                 {{"hidden_size", config.hidden_size}});
     detail::check_num_experts(where, config.num_experts);
     detail::check_top_k(where, config.top_k, config.num_experts);
     detail::check_competition<A>(where, config.competition);
@@ -319,7 +318,7 @@ class Router {
   }
 
   std::size_t stage_bytes(Index tokens, int workers) const {
-    return std::max(
+    return (std::max)(
         gate_backward_tokens_workspace<A>(config_.num_experts, workers),
         gate_backward_weights_workspace<A>(tokens, config_.num_experts, config_.top_k, workers));
   }

@@ -58,15 +58,15 @@ class RoutingBuffers {
   RoutingBuffers(const R& router, Index max_tokens, int workers = 1, bool keep_logits = false)
       : experts_(router.config().num_experts), top_k_(router.config().top_k) {
     const char* where = "RoutingBuffers";
-    detail::require(max_tokens >= 0, where, "max_tokens >= 0", {{"max_tokens", max_tokens}});
-    detail::require(workers >= 1, where, "workers >= 1", {{"workers", workers}});
+    detail::need(max_tokens >= 0, where, "max_tokens >= 0", {{"max_tokens", max_tokens}});
+    detail::need(workers >= 1, where, "workers >= 1", {{"workers", workers}});
     const auto count = [&](Index per_token) {
       return static_cast<std::size_t>(detail::checked_product(
           where, "max_tokens within the address space", per_token, max_tokens));
     };
     // First, because this query refuses sizes that no memory has.
-    const std::size_t scratch =
-        std::max(router.forward_workspace(workers), router.backward_workspace(max_tokens, workers));
+    const std::size_t scratch = (std::max)(router.forward_workspace(workers),
+                                           router.backward_workspace(max_tokens, workers));
     expert_ids_.resize(count(top_k_));
     weights_.resize(count(top_k_));
     if (keep_logits) logits_.resize(count(experts_));
@@ -78,8 +78,8 @@ class RoutingBuffers {
 
   /// Sets T for the calls that follow; an Error above max_tokens. Allocates nothing.
   void resize(Index tokens) {
-    detail::require(tokens >= 0 && tokens <= max_tokens_, "RoutingBuffers",
-                    "0 <= tokens <= max_tokens", {{"tokens", tokens}, {"max_tokens", max_tokens_}});
+    detail::need(tokens >= 0 && tokens <= max_tokens_, "RoutingBuffers",
+                 "0 <= tokens <= max_tokens", {{"tokens", tokens}, {"max_tokens", max_tokens_}});
     tokens_ = tokens;
   }
 

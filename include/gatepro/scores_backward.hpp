@@ -63,7 +63,7 @@ void selected_sigmoids(const ScoredGroup<A>& group, Index top_k, bool of_minus_l
   using O = Order<A>;
   auto* keys_KL = group.routing.other_keys_KL;
   for (Index i = 0; i < top_k * kernels<A>().lanes; ++i) {
-    const auto key = std::max(group.selected_KL[i], -O::infinity);
+    const auto key = (std::max)(group.selected_KL[i], -O::infinity);
     keys_KL[i] = of_minus_logit ? -key : key;
   }
   score_kernels<A>().scores(keys_KL, top_k, ScoreFunction::sigmoid, group.scores_KL, group.sum_L,
@@ -211,8 +211,8 @@ void scores_backward(detail::non_deduced_t<MatrixView<const A>> logits_TE, const
   const Index tokens = logits_TE.rows;
   const Index experts = logits_TE.cols;
   detail::check_selection<A>(where, rule, experts);
-  detail::require(!detail::has_dense_gradient(rule) || dlogits_TE.given() || tokens == 0, where,
-                  "a dlogits_TE: softmax_before_top_k reaches all experts");
+  detail::need(!detail::has_dense_gradient(rule) || dlogits_TE.given() || tokens == 0, where,
+               "a dlogits_TE: softmax_before_top_k reaches all experts");
   detail::check_matrix(where, "logits_TE", logits_TE, tokens, experts);
   detail::check_strided(where, "expert_ids_TK", expert_ids_TK, tokens, rule.top_k);
   detail::check_optional_strided(where, "penalised_TK", penalised_TK, tokens, rule.top_k);

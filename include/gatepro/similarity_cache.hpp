@@ -36,8 +36,8 @@ class SimilarityCache {
 
   /// Changes the schedule from the next question on. Throws Error for an interval below 1.
   void set_schedule(const RefreshSchedule& schedule) {
-    detail::require(schedule.interval >= 1, "SimilarityCache", "refresh interval >= 1",
-                    {{"interval", schedule.interval}});
+    detail::need(schedule.interval >= 1, "SimilarityCache", "refresh interval >= 1",
+                 {{"interval", schedule.interval}});
     schedule_ = schedule;
   }
   /// The schedule.
@@ -52,8 +52,8 @@ class SimilarityCache {
   /// Optimizer steps since then, at `step`, capped to the range of int64; meaningless before.
   std::int64_t age(std::int64_t step) const {
     using Limits = std::numeric_limits<std::int64_t>;
-    if (last_step_ < 0 && step > Limits::max() + last_step_) return Limits::max();
-    if (last_step_ > 0 && step < Limits::min() + last_step_) return Limits::min();
+    if (last_step_ < 0 && step > (Limits::max)() + last_step_) return (Limits::max)();
+    if (last_step_ > 0 && step < (Limits::min)() + last_step_) return (Limits::min)();
     return step - last_step_;
   }
 

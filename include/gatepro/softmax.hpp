@@ -19,7 +19,7 @@ void load_selected(const StridedView<const A>& selected_TK, typename Order<A>::K
   const Index lanes = kernels<A>().lanes;
   for (Index j = 0; j < selected_TK.cols; ++j) {
     for (Index lane = 0; lane < lanes; ++lane) {
-      const Index t = std::min(lane, selected_TK.rows - 1);
+      const Index t = (std::min)(lane, selected_TK.rows - 1);
       keys_KL[j * lanes + lane] = key_of(selected_TK(t, j));
     }
   }
@@ -72,7 +72,7 @@ Index softmax_selected(detail::non_deduced_t<StridedView<const A>> selected_logi
   const char* where = "softmax_selected";
   const Index tokens = selected_logits_TK.rows;
   const Index top_k = selected_logits_TK.cols;
-  detail::require(top_k >= 1, where, "1 <= top_k", {{"top_k", top_k}});
+  detail::need(top_k >= 1, where, "1 <= top_k", {{"top_k", top_k}});
   detail::check_strided(where, "selected_logits_TK", selected_logits_TK, tokens, top_k);
   detail::check_strided(where, "weights_TK", weights_TK, tokens, top_k);
   const int workers = detail::checked_workers(where, executor);

@@ -44,7 +44,7 @@ inline double max_violation(VectorView<const std::int64_t> tokens_per_expert_E) 
   std::int64_t largest = 0;
   for (Index e = 0; e < tokens_per_expert_E.size; ++e) {
     total += tokens_per_expert_E[e];
-    largest = std::max(largest, tokens_per_expert_E[e]);
+    largest = (std::max)(largest, tokens_per_expert_E[e]);
   }
   if (total == 0) return 0;
   return static_cast<double>(largest) * static_cast<double>(tokens_per_expert_E.size) /

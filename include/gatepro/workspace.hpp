@@ -37,10 +37,10 @@ class Arena {
  public:
   Arena() = default;
   Arena(const char* where, Workspace workspace, std::size_t needed) {
-    require(workspace.data != nullptr || needed == 0, where, "a workspace",
-            {{"bytes needed", needed}});
-    require(workspace.bytes >= needed, where, "a workspace as large as its query says",
-            {{"bytes", workspace.bytes}, {"bytes needed", needed}});
+    need(workspace.data != nullptr || needed == 0, where, "a workspace",
+         {{"bytes needed", needed}});
+    need(workspace.bytes >= needed, where, "a workspace as large as its query says",
+         {{"bytes", workspace.bytes}, {"bytes needed", needed}});
     const auto address = reinterpret_cast<std::uintptr_t>(workspace.data);
     base_ = static_cast<std::byte*>(workspace.data) + (alignment - address % alignment) % alignment;
   }
@@ -49,9 +49,9 @@ class Arena {
   T* take(Index count) {
     const Index bytes = checked_product("workspace", "sizes within the address space", count,
                                         static_cast<Index>(sizeof(T)));
-    constexpr Index most = std::numeric_limits<Index>::max() - 2 * static_cast<Index>(alignment);
-    require(bytes <= most - static_cast<Index>(used_), "workspace",
-            "sizes within the address space", {{"bytes", used_}, {"more bytes", bytes}});
+    constexpr Index most = (std::numeric_limits<Index>::max)() - 2 * static_cast<Index>(alignment);
+    need(bytes <= most - static_cast<Index>(used_), "workspace", "sizes within the address space",
+         {{"bytes", used_}, {"more bytes", bytes}});
     std::byte* array = base_ == nullptr ? nullptr : base_ + used_;
     used_ += (static_cast<std::size_t>(bytes) + alignment - 1) / alignment * alignment;
     return reinterpret_cast<T*>(array);

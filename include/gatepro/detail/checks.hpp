@@ -72,7 +72,7 @@ void check_matrix(const char* where, const char* name, const MatrixView<T>& m, I
   if (m.data == nullptr && m.rows > 0 && m.cols > 0) {
     fail_view(where, name, "data that is not null", {{"rows", m.rows}, {"cols", m.cols}});
   }
-  constexpr Index most = std::numeric_limits<Index>::max() / static_cast<Index>(sizeof(T));
+  constexpr Index most = (std::numeric_limits<Index>::max)() / static_cast<Index>(sizeof(T));
   if (m.rows > 1 && m.row_stride > (most - m.cols) / (m.rows - 1)) {
     fail_view(where, name, "rows * row_stride within the address space",
               {{"rows", m.rows}, {"row_stride", m.row_stride}});
@@ -99,7 +99,7 @@ void check_strided(const char* where, const char* name, const StridedView<T>& m,
   if (m.data == nullptr && m.rows > 0 && m.cols > 0) {
     fail_view(where, name, "data that is not null", {{"rows", m.rows}, {"cols", m.cols}});
   }
-  constexpr Index most = std::numeric_limits<Index>::max() / static_cast<Index>(sizeof(T)) / 2;
+  constexpr Index most = (std::numeric_limits<Index>::max)() / static_cast<Index>(sizeof(T)) / 2;
   const Index row_gaps = m.rows > 1 ? m.rows - 1 : 0;
   const Index col_gaps = m.cols > 1 ? m.cols - 1 : 0;
   const bool positive = (row_gaps == 0 || m.row_stride > 0) && (col_gaps == 0 || m.col_stride > 0);
@@ -162,22 +162,21 @@ struct OutputStart {
 inline void check_outputs_differ(const char* where, std::initializer_list<OutputStart> outputs) {
   for (auto a = outputs.begin(); a != outputs.end(); ++a) {
     for (auto b = a + 1; b != outputs.end(); ++b) {
-      require(a->address == nullptr || a->address != b->address, where,
-              "outputs in different memory",
-              {{"first output", a - outputs.begin()}, {"second output", b - outputs.begin()}});
+      need(a->address == nullptr || a->address != b->address, where, "outputs in different memory",
+           {{"first output", a - outputs.begin()}, {"second output", b - outputs.begin()}});
     }
   }
 }
 
 /// 1 <= E, and every id fits the internal and the caller's id type.
 inline void check_num_experts(const char* where, Index num_experts) {
-  require(num_experts >= 1 && num_experts <= std::numeric_limits<std::int32_t>::max(), where,
-          "1 <= num_experts <= 2^31 - 1", {{"num_experts", num_experts}});
+  need(num_experts >= 1 && num_experts <= (std::numeric_limits<std::int32_t>::max)(), where,
+       "1 <= num_experts <= 2^31 - 1", {{"num_experts", num_experts}});
 }
 
 inline void check_top_k(const char* where, Index top_k, Index num_experts) {
-  require(top_k >= 1 && top_k <= num_experts, where, "1 <= top_k <= num_experts",
-          {{"top_k", top_k}, {"num_experts", num_experts}});
+  need(top_k >= 1 && top_k <= num_experts, where, "1 <= top_k <= num_experts",
+       {{"top_k", top_k}, {"num_experts", num_experts}});
 }
 
 /// Every id of a table that the caller supplies is in range.
@@ -199,7 +198,7 @@ void check_ids(const char* where, const char* name, const StridedView<Id>& ids, 
 template <class Executor>
 int checked_workers(const char* where, const Executor& executor) {
   const int workers = executor.workers();
-  require(workers >= 1, where, "an executor with workers() >= 1", {{"workers", workers}});
+  need(workers >= 1, where, "an executor with workers() >= 1", {{"workers", workers}});
   return workers;
 }
 

@@ -36,7 +36,7 @@ inline bool has_dense_gradients(const CompleteConfig& config) {
 template <class A>
 std::size_t backward_stage_bytes(const CompleteConfig& config, const CompleteShape& shape) {
   const RouterConfig& router = config.router;
-  return std::max(
+  return (std::max)(
       {gate_backward_tokens_workspace<A>(router.num_experts, shape.workers),
        gate_backward_weights_workspace<A>(shape.tokens, router.num_experts, router.top_k,
                                           shape.workers),
@@ -75,23 +75,23 @@ void check_complete_backward(const CompleteConfig& config, const ForwardInputs<I
   const char* where = "CompleteRouter::backward";
   const Index tokens = out.logits_TE.rows;
   const Index experts = config.router.num_experts;
-  require(report.pass == in.pass, where, "the inputs and the report of the same forward",
-          {{"pass of the inputs", static_cast<int>(in.pass)},
-           {"pass of the report", static_cast<int>(report.pass)}});
+  need(report.pass == in.pass, where, "the inputs and the report of the same forward",
+       {{"pass of the inputs", static_cast<int>(in.pass)},
+        {"pass of the report", static_cast<int>(report.pass)}});
   const bool losses = config.losses.any() && in.pass != Pass::evaluation;
-  require(!config.selection().constant_weights() || losses || more.dlogits_TE.given() ||
-              config.router.allow_zero_gradient || tokens == 0,
-          where,
-          "top_k > 1, a loss, a dlogits_TE, or allow_zero_gradient: the weight of one normalised "
-          "expert is constant, the router would learn nothing",
-          {{"top_k", config.router.top_k}});
+  need(!config.selection().constant_weights() || losses || more.dlogits_TE.given() ||
+           config.router.allow_zero_gradient || tokens == 0,
+       where,
+       "top_k > 1, a loss, a dlogits_TE, or allow_zero_gradient: the weight of one normalised "
+       "expert is constant, the router would learn nothing",
+       {{"top_k", config.router.top_k}});
   check_complete_inputs(where, config, in, tokens);
   check_complete_outputs(where, config, out, tokens);
   check_strided(where, "dweights_TK", dweights_TK, tokens, config.router.top_k);
   check_ids(where, "expert_ids_TK", out.expert_ids_TK, experts);
   check_optional_matrix(where, "dlogits_TE", more.dlogits_TE, tokens, experts);
-  require(is_finite(more.gradient_scale), where, "gradient_scale finite",
-          {{"gradient_scale", more.gradient_scale}});
+  need(is_finite(more.gradient_scale), where, "gradient_scale finite",
+       {{"gradient_scale", more.gradient_scale}});
   if (more.global_load.tokens_per_expert_E.given()) {
     check_balance_counts(where, more.global_load, experts);
   }

@@ -16,15 +16,15 @@ inline namespace GATEPRO_ABI {
 
 inline void check_loss_rule(const char* where, const LossRule& rule) {
   for (const double coefficient : {rule.batch, rule.sequence, rule.global, rule.z}) {
-    require(is_finite(coefficient) && coefficient >= 0, where, "loss coefficients finite and >= 0",
-            {{"coefficient", coefficient}});
+    need(is_finite(coefficient) && coefficient >= 0, where, "loss coefficients finite and >= 0",
+         {{"coefficient", coefficient}});
   }
 }
 
 inline void check_noise_rule(const char* where, const NoiseRule& rule) {
-  require(rule.jitter >= 0 && rule.jitter < 1, where, "0 <= jitter < 1", {{"jitter", rule.jitter}});
-  require(is_finite(rule.logit_sigma) && rule.logit_sigma >= 0, where,
-          "logit_sigma finite and >= 0", {{"logit_sigma", rule.logit_sigma}});
+  need(rule.jitter >= 0 && rule.jitter < 1, where, "0 <= jitter < 1", {{"jitter", rule.jitter}});
+  need(is_finite(rule.logit_sigma) && rule.logit_sigma >= 0, where, "logit_sigma finite and >= 0",
+       {{"logit_sigma", rule.logit_sigma}});
 }
 
 /// What Router does not check.
@@ -35,8 +35,7 @@ const CompleteConfig& checked_complete(const CompleteConfig& config) {
   check_loss_rule(where, config.losses);
   check_noise_rule(where, config.noise);
   const double rate = config.bias.update_rate;
-  require(is_finite(rate) && rate >= 0, where, "update_rate finite and >= 0",
-          {{"update_rate", rate}});
+  need(is_finite(rate) && rate >= 0, where, "update_rate finite and >= 0", {{"update_rate", rate}});
   if (config.capacity) check_capacity_rule(where, *config.capacity);
   return config;
 }
@@ -52,43 +51,43 @@ void check_complete_tokens(const char* where, const CompleteConfig& config,
 template <class Id>
 void check_replay(const char* where, const CompleteConfig& config, const ForwardInputs<Id>& in,
                   Index tokens) {
-  require(in.replay != nullptr || in.pass != Pass::recompute, where,
-          "a record to replay in Pass::recompute");
+  need(in.replay != nullptr || in.pass != Pass::recompute, where,
+       "a record to replay in Pass::recompute");
   if (in.replay == nullptr) return;
   const RoutingRecord<Id>& record = *in.replay;
   const auto size = static_cast<std::size_t>(tokens * config.router.top_k);
-  require(record.tokens == tokens && record.top_k == config.router.top_k &&
-              record.expert_ids_TK.size() == size && record.penalised_TK.size() == size,
-          where, "a record of as many tokens and choices",
-          {{"tokens", record.tokens},
-           {"top_k", record.top_k},
-           {"ids", record.expert_ids_TK.size()},
-           {"tokens needed", tokens},
-           {"top_k needed", config.router.top_k}});
+  need(record.tokens == tokens && record.top_k == config.router.top_k &&
+           record.expert_ids_TK.size() == size && record.penalised_TK.size() == size,
+       where, "a record of as many tokens and choices",
+       {{"tokens", record.tokens},
+        {"top_k", record.top_k},
+        {"ids", record.expert_ids_TK.size()},
+        {"tokens needed", tokens},
+        {"top_k needed", config.router.top_k}});
   const auto ids_TK = record.expert_ids();
   check_ids(where, "recorded ids", ids_TK, config.router.num_experts);
   for (Index t = 0; t < tokens; ++t) {
     for (Index j = 1; j < ids_TK.cols; ++j) {
       for (Index i = 0; i < j; ++i) {
-        require(ids_TK(t, i) != ids_TK(t, j), where, "recorded ids that are distinct in each token",
-                {{"id", ids_TK(t, j)}, {"token", t}});
+        need(ids_TK(t, i) != ids_TK(t, j), where, "recorded ids that are distinct in each token",
+             {{"id", ids_TK(t, j)}, {"token", t}});
       }
     }
   }
   if (in.pass != Pass::recompute || !config.losses.any()) return;
   const auto totals = static_cast<std::size_t>(2 * (config.router.num_experts + 1));
-  require(record.totals.size() == totals, where,
-          "a record that a training forward with losses has filled",
-          {{"totals", record.totals.size()}, {"totals needed", totals}});
+  need(record.totals.size() == totals, where,
+       "a record that a training forward with losses has filled",
+       {{"totals", record.totals.size()}, {"totals needed", totals}});
 }
 
 template <class Id>
 void check_complete_inputs(const char* where, const CompleteConfig& config,
                            const ForwardInputs<Id>& in, Index tokens) {
   check_optional_vector(where, "is_padding_T", in.is_padding_T, tokens);
-  require(in.tokens_in_mean >= 0 && in.sequences_in_mean >= 0, where,
-          "tokens_in_mean and sequences_in_mean >= 0",
-          {{"tokens_in_mean", in.tokens_in_mean}, {"sequences_in_mean", in.sequences_in_mean}});
+  need(in.tokens_in_mean >= 0 && in.sequences_in_mean >= 0, where,
+       "tokens_in_mean and sequences_in_mean >= 0",
+       {{"tokens_in_mean", in.tokens_in_mean}, {"sequences_in_mean", in.sequences_in_mean}});
   if (config.losses.sequence > 0 && in.pass != Pass::evaluation) {
     check_sequences(where, in.sequence_begin_S1, tokens);
   }

@@ -35,7 +35,7 @@ std::size_t forward_bytes(const CompleteConfig& config, const CompleteShape& sha
       config.capacity ? drop_over_capacity_workspace<A>(shape.tokens, router.num_experts,
                                                         router.top_k, config.capacity->policy)
                       : 0;
-  return std::max(
+  return (std::max)(
       {gate_logits_workspace<X, W>(router.num_experts, router.hidden_size, shape.workers),
        route_scored_workspace<A>(router.num_experts, config.selection(), shape.workers),
        replay_scored_workspace<A>(router.num_experts, config.selection(), shape.workers),

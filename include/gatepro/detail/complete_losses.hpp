@@ -123,7 +123,7 @@ std::size_t complete_losses_workspace(const CompleteConfig& config, Index tokens
                                       int workers) {
   if (!config.losses.any()) return 0;
   const Index experts = config.router.num_experts;
-  return std::max(
+  return (std::max)(
       {measure([&](Arena& arena) { carve_unpenalised<A>(arena, config, tokens, workers); }),
        count_unpenalised_workspace<A>(experts, config.router.top_k, workers),
        load_balancing_loss_workspace<A>(tokens, experts, workers),

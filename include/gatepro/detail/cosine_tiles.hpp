@@ -93,7 +93,7 @@ void for_each_cosine_tile(const MatrixView<const W>& w_EH, const CosineRows<A>& 
   const Index tiles = (experts + tile_tokens - 1) / tile_tokens;
   for_each_block(executor, busy, tiles, [&](int worker, Index tile) {
     const Index first = tile * tile_tokens;
-    const Index count = std::min(tile_tokens, experts - first);
+    const Index count = (std::min)(tile_tokens, experts - first);
     const Index from = first / panel * panel;
     const GateScratch<A> mine = scratch(worker);
     gate_tile<A, A>(scaled_EH.middle_rows(first, count), packed, mine.widened, mine.logits_TE,

@@ -87,7 +87,7 @@ void copy_to_panels(const Row& row, Index rows, Index cols, A* panels) {
   for (Index r = 0; r < rows; ++r) {
     for (Index c = 0; c < cols; c += panel) {
       A* to = panels + c * rows + r * panel;
-      const Index width = std::min(panel, cols - c);
+      const Index width = (std::min)(panel, cols - c);
       if (r + ahead < rows) prefetch(row(r + ahead) + c, width);
       widen(row(r) + c, width, to);
       std::fill(to + width, to + panel, A(0));
@@ -119,9 +119,9 @@ template <class A>
 void add_product(const A* x, Index x_stride, Index depth, const A* panels, const MatrixView<A>& out,
                  A* edge) {
   for (Index first = 0; first < out.rows; first += tile_tokens) {
-    const Index rows = std::min(tile_tokens, out.rows - first);
+    const Index rows = (std::min)(tile_tokens, out.rows - first);
     for (Index c = 0; c < out.cols; c += panel_cols<A>()) {
-      const Index cols = std::min(panel_cols<A>(), out.cols - c);
+      const Index cols = (std::min)(panel_cols<A>(), out.cols - c);
       add_tile(x + first * x_stride, x_stride, depth, panels + c * depth,
                out.middle_rows(first, rows).middle_cols(c, cols), edge);
     }
@@ -141,9 +141,9 @@ void add_dense_to_tokens(const StridedView<Id>& expert_ids_TK,
   }
   const Index most = most_panels * panel_cols<A>();
   for (Index c = 0; c < w_EH.cols; c += most) {
-    const Index cols = std::min(most, w_EH.cols - c);
+    const Index cols = (std::min)(most, w_EH.cols - c);
     for (Index first = 0; first < experts; first += depth_block) {
-      const Index depth = std::min(depth_block, experts - first);
+      const Index depth = (std::min)(depth_block, experts - first);
       copy_to_panels<A>([&](Index e) { return w_EH.row(first + e) + c; }, depth, cols,
                         scratch.panels);
       add_product<A>(scratch.merged_TE + first, experts, depth, scratch.panels,
@@ -212,7 +212,7 @@ void add_dense_to_weights(const StridedView<Id>& expert_ids_TK,
   const Index panels_each = std::clamp<Index>(all_panels / busy, 1, most_panels);
   const Index most = panels_each * panel_cols<A>();
   for (Index first = 0; first < x_TH.rows; first += gradient_chunk) {
-    list_tokens(dselected_TK, dlogits_TE, first, std::min(gradient_chunk, x_TH.rows - first),
+    list_tokens(dselected_TK, dlogits_TE, first, (std::min)(gradient_chunk, x_TH.rows - first),
                 chunk);
     const Index groups = (chunk.count + lanes - 1) / lanes;
     for_each_block(executor, busy, groups, [&](int worker, Index i) {
@@ -220,7 +220,7 @@ void add_dense_to_weights(const StridedView<Id>& expert_ids_TK,
                           scratch(worker).merged_TE);
     });
     for_each_block(executor, busy, (dw_EH.cols + most - 1) / most, [&](int worker, Index i) {
-      const Index cols = std::min(most, dw_EH.cols - i * most);
+      const Index cols = (std::min)(most, dw_EH.cols - i * most);
       add_chunk_to_weights(chunk, x_TH.middle_cols(i * most, cols), range,
                            dw_EH.middle_cols(i * most, cols), scratch(worker));
     });

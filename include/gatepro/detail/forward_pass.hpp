@@ -89,7 +89,7 @@ class ForwardPass {
     const ForwardScratch<A> mine = layout_.scratch(worker);
     const Index lanes = kernels<A>().lanes;
     for (Index done = 0; done < count; done += lanes) {
-      const Index tokens = std::min(lanes, count - done);
+      const Index tokens = (std::min)(lanes, count - done);
       mine.report->tokens_short_of_survivors +=
           select_from_logits(mine.group, logits + done * row_stride, row_stride, row_room, tokens,
                              experts_, top_k_, competition_);

@@ -72,8 +72,8 @@ void check_loss_arguments(const char* where, const LossArguments<A>& arguments) 
   check_matrix(where, "logits_TE", logits_TE, logits_TE.rows, logits_TE.cols);
   check_optional_vector(where, "is_padding_T", arguments.is_padding_T, logits_TE.rows);
   check_optional_matrix(where, "dlogits_TE", arguments.dlogits_TE, logits_TE.rows, logits_TE.cols);
-  require(!arguments.dlogits_TE.given() || arguments.dlogits_TE.data != logits_TE.data, where,
-          "dlogits_TE in other memory than logits_TE");
+  need(!arguments.dlogits_TE.given() || arguments.dlogits_TE.data != logits_TE.data, where,
+       "dlogits_TE in other memory than logits_TE");
 }
 
 /// Sums per block of tokens, and the groups of the workers.
@@ -99,7 +99,7 @@ class LossLayout {
       const LossGroup<A> group = groups_(worker);
       const Index end = first + count;
       for (Index next = first; first < end; first = next) {
-        next = std::min(end, static_cast<Index>(*upper_border(borders, first)));
+        next = (std::min)(end, static_cast<Index>(*upper_border(borders, first)));
         load(arguments, group, first, next - first);
         body(group, first);
         sums_[first / block_tokens] += store(arguments, group, first, next - first);

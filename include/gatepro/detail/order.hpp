@@ -23,8 +23,8 @@ struct Order {
 
   static constexpr int mantissa_bits = sizeof(A) == 4 ? 23 : 52;
   static constexpr int exponent_bias = sizeof(A) == 4 ? 127 : 1023;
-  static constexpr Key lowest = std::numeric_limits<Key>::min();
-  static constexpr Key magnitude = std::numeric_limits<Key>::max();
+  static constexpr Key lowest = (std::numeric_limits<Key>::min)();
+  static constexpr Key magnitude = (std::numeric_limits<Key>::max)();
   static constexpr Key infinity = Key(2 * exponent_bias + 1) << mantissa_bits;
   static constexpr Key quiet_nan_bits = infinity | (Key(1) << (mantissa_bits - 1));
 

@@ -65,8 +65,8 @@ Index padded_depth(Index depth) {
 template <class A>
 Index packed_size(Index experts, Index hidden) {
   constexpr Index most_padding = 64;
-  require(hidden <= std::numeric_limits<Index>::max() - most_padding, "gate_logits",
-          "hidden_size within the address space", {{"hidden_size", hidden}});
+  need(hidden <= (std::numeric_limits<Index>::max)() - most_padding, "gate_logits",
+       "hidden_size within the address space", {{"hidden_size", hidden}});
   return checked_product("gate_logits", "num_experts * hidden_size within the address space",
                          padded_experts<A>(experts), padded_depth<A>(hidden));
 }
@@ -91,7 +91,7 @@ template <class W, class A>
 void pack_few(const MatrixView<const W>& w_EH, A* packed) {
   const Index rows = kernels<A>().lanes / 2;
   for (Index start = 0; start < w_EH.cols; start += depth_block) {
-    const Index depth = std::min(depth_block, w_EH.cols - start);
+    const Index depth = (std::min)(depth_block, w_EH.cols - start);
     const Index stride = padded_depth<A>(depth);
     A* block = packed + start * rows;
     for (Index e = 0; e < w_EH.rows; ++e) {
@@ -109,9 +109,9 @@ void pack_vector(const MatrixView<const W>& w_EH, Index v, A* packed) {
   const Index lanes = kernel.lanes;
   const Index vectors = expert_vectors<A>(w_EH.rows);
   const Panel panel = panel_of(v, vectors, kernel.panel_vectors);
-  const Index rows = std::min(lanes, w_EH.rows - v * lanes);
+  const Index rows = (std::min)(lanes, w_EH.rows - v * lanes);
   for (Index start = 0; start < w_EH.cols; start += depth_block) {
-    const Index depth = std::min(depth_block, w_EH.cols - start);
+    const Index depth = (std::min)(depth_block, w_EH.cols - start);
     A* block = packed + start * vectors * lanes + panel.first * lanes * depth;
     kernel.pack[source_index<W>()](w_EH.row(v * lanes) + start, w_EH.row_stride, rows, depth,
                                    block + (v - panel.first) * lanes, panel.width * lanes);
@@ -140,7 +140,7 @@ void gate_tile(const MatrixView<const X>& x_TH, const PackedView<A>& w, A* widen
   constexpr int direct = std::is_same_v<X, bfloat16> && reads_directly_v<X, A> ? 1 : 0;
   // At least once, so that logits of no columns are zero.
   for (Index start = 0; start == 0 || start < w.hidden; start += depth_block) {
-    const Index depth = std::min(depth_block, w.hidden - start);
+    const Index depth = (std::min)(depth_block, w.hidden - start);
     const void* x = x_TH.data + start;
     Index x_stride = x_TH.row_stride;
     if constexpr (!reads_directly_v<X, A>) {

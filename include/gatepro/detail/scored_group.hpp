@@ -140,7 +140,7 @@ void mark_nonfinite(const ScoredGroup<A>& group, Index top_k) {
     bool nonfinite = false;
     Key best = O::lowest;
     for (Index i = lane; i < top_k * lanes; i += lanes) {
-      best = std::max(best, group.selected_KL[i]);
+      best = (std::max)(best, group.selected_KL[i]);
       nonfinite =
           nonfinite || group.selected_KL[i] == O::nan || key_of(group.scores_KL[i]) == O::nan;
     }

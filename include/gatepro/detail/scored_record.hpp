@@ -29,7 +29,7 @@ void load_recorded_ids(const ScoredGroup<A>& group, const StridedView<Id>& exper
   const Index lanes = kernels<A>().lanes;
   for (Index j = 0; j < expert_ids_TK.cols; ++j) {
     for (Index lane = 0; lane < lanes; ++lane) {
-      const Index t = first + std::min(lane, tokens - 1);
+      const Index t = first + (std::min)(lane, tokens - 1);
       group.routing.top_ids_KL[j * lanes + lane] = static_cast<Key>(expert_ids_TK(t, j));
     }
   }

@@ -19,26 +19,25 @@ inline Index experts_per_group_score(const SelectionRule& rule) {
 
 inline void check_group_limit(const char* where, const SelectionRule& rule, Index experts) {
   const GroupLimit& groups = rule.groups;
-  require(groups.num_groups >= 1 && groups.num_groups <= experts, where,
-          "1 <= num_groups <= num_experts",
-          {{"num_groups", groups.num_groups}, {"num_experts", experts}});
+  need(groups.num_groups >= 1 && groups.num_groups <= experts, where,
+       "1 <= num_groups <= num_experts",
+       {{"num_groups", groups.num_groups}, {"num_experts", experts}});
   if (!groups.active()) return;
-  require(experts % groups.num_groups == 0, where, "num_experts a multiple of num_groups",
-          {{"num_experts", experts}, {"num_groups", groups.num_groups}});
-  require(groups.groups_per_token >= 1 && groups.groups_per_token <= groups.num_groups, where,
-          "1 <= groups_per_token <= num_groups",
-          {{"groups_per_token", groups.groups_per_token}, {"num_groups", groups.num_groups}});
+  need(experts % groups.num_groups == 0, where, "num_experts a multiple of num_groups",
+       {{"num_experts", experts}, {"num_groups", groups.num_groups}});
+  need(groups.groups_per_token >= 1 && groups.groups_per_token <= groups.num_groups, where,
+       "1 <= groups_per_token <= num_groups",
+       {{"groups_per_token", groups.groups_per_token}, {"num_groups", groups.num_groups}});
   const Index group_size = experts / groups.num_groups;
-  require(
-      rule.top_k >= groups.groups_per_token && rule.top_k <= groups.groups_per_token * group_size,
-      where, "groups_per_token <= top_k <= groups_per_token * num_experts / num_groups",
-      {{"top_k", rule.top_k},
-       {"groups_per_token", groups.groups_per_token},
-       {"num_experts", experts},
-       {"num_groups", groups.num_groups}});
-  require(groups.score != GroupScore::top_2 || group_size >= 2, where,
-          "two experts in a group to rank groups by top_2",
-          {{"num_experts", experts}, {"num_groups", groups.num_groups}});
+  need(rule.top_k >= groups.groups_per_token && rule.top_k <= groups.groups_per_token * group_size,
+       where, "groups_per_token <= top_k <= groups_per_token * num_experts / num_groups",
+       {{"top_k", rule.top_k},
+        {"groups_per_token", groups.groups_per_token},
+        {"num_experts", experts},
+        {"num_groups", groups.num_groups}});
+  need(groups.score != GroupScore::top_2 || group_size >= 2, where,
+       "two experts in a group to rank groups by top_2",
+       {{"num_experts", experts}, {"num_groups", groups.num_groups}});
 }
 
 /// Everything but the competition, for results in A.
@@ -48,8 +47,8 @@ void check_selection(const char* where, const SelectionRule& rule, Index experts
   check_top_k(where, rule.top_k, experts);
   check_group_limit(where, rule, experts);
   const A scale = static_cast<A>(rule.scores.scale);
-  require(is_finite(rule.scores.scale) && is_finite(scale) && key_of(scale) > 0, where,
-          "scale finite and > 0", {{"scale", rule.scores.scale}});
+  need(is_finite(rule.scores.scale) && is_finite(scale) && key_of(scale) > 0, where,
+       "scale finite and > 0", {{"scale", rule.scores.scale}});
 }
 
 }  // namespace GATEPRO_ABI

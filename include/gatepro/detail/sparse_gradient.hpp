@@ -84,7 +84,7 @@ void copy_slices(const MatrixView<const Source>& from, A* slices) {
   const Index most = slice_cols<A>();
   for (Index r = 0; r < from.rows; ++r) {
     for (Index c = 0; c < from.cols; c += most) {
-      const Index cols = std::min(most, from.cols - c);
+      const Index cols = (std::min)(most, from.cols - c);
       if (r + ahead < from.rows) prefetch(from.row(r + ahead) + c, cols);
       widen(from.row(r) + c, cols, slices + c * from.rows + r * cols);
     }
@@ -96,7 +96,7 @@ template <class Id, class A>
 void sort_chunk(const StridedView<Id>& expert_ids_TK, const StridedView<const A>& dselected_TK,
                 Index experts, Index chunk, const SortedGradients<A>& sorted) {
   const Index first = chunk * gradient_chunk;
-  const Index last = std::min(expert_ids_TK.rows, first + gradient_chunk);
+  const Index last = (std::min)(expert_ids_TK.rows, first + gradient_chunk);
   const auto for_each_nonzero = [&](const auto& visit) {
     for (Index t = first; t < last; ++t) {
       for (Index j = 0; j < expert_ids_TK.cols; ++j) {
@@ -187,7 +187,7 @@ void add_selected_to_tokens(const StridedView<Id>& expert_ids_TK,
   const auto add_rows =
       kernels.add_rows[slice_weights ? source_index<A>() : source_index<Source>()];
   for (Index c = 0; c < w_EH.cols; c += most) {
-    const Index cols = std::min(most, w_EH.cols - c);
+    const Index cols = (std::min)(most, w_EH.cols - c);
     if (slice_weights) copy_slices(w_EH.middle_cols(c, cols), scratch.slice);
     const void* base = slice_weights ? static_cast<const void*>(scratch.slice) : w_EH.data;
     const Index stride = slice_weights ? cols : w_EH.row_stride;
@@ -235,10 +235,10 @@ void add_sorted_to_weights(const SortedGradients<A>& sorted, const MatrixView<co
   const auto add_rows = gradient_kernels<A>().add_rows[source_index<A>()];
   const Index most = slice_cols<A>();
   for (Index first = 0; first < x_TH.rows; first += gradient_chunk) {
-    const Index rows = std::min(gradient_chunk, x_TH.rows - first);
+    const Index rows = (std::min)(gradient_chunk, x_TH.rows - first);
     copy_slices(x_TH.middle_rows(first, rows), slices);
     for (Index c = 0; c < x_TH.cols; c += most) {
-      const Index cols = std::min(most, x_TH.cols - c);
+      const Index cols = (std::min)(most, x_TH.cols - c);
       for (Index e = range.begin; e < range.end; ++e) {
         const auto list = sorted_entries(sorted, dw_EH.rows, first / gradient_chunk, e);
         add_rows(list.coefficients, list.rows, list.count, slices + c * rows, cols, cols,
@@ -268,7 +268,7 @@ void add_selected_to_weights(const StridedView<Id>& expert_ids_TK,
   const Index slices_each = std::clamp<Index>(all_slices / busy, 1, most_slices);
   const Index most = slices_each * slice_cols<A>();
   for_each_block(executor, busy, (dw_EH.cols + most - 1) / most, [&](int worker, Index i) {
-    const Index cols = std::min(most, dw_EH.cols - i * most);
+    const Index cols = (std::min)(most, dw_EH.cols - i * most);
     add_sorted_to_weights(sorted, x_TH.middle_cols(i * most, cols), range,
                           dw_EH.middle_cols(i * most, cols), slices(worker));
   });

@@ -242,12 +242,12 @@ GATEPRO_FN void insert(Keys<A> key, Keys<A> id, int k, Keys<A>* top_keys, Keys<A
   top_ids[0] = select(ahead, id, top_ids[0]);
 }
 
-/// Puts the larger key of each pair of positions (I, J) first.
-template <class A, int I, int J, int... More>
+/// Puts the larger key of each pair of positions (First, Second) first.
+template <class A, int First, int Second, int... More>
 GATEPRO_FN void order_pairs(Keys<A>* v) {
-  const Keys<A> first = larger(v[I], v[J]);
-  v[J] = smaller(v[I], v[J]);
-  v[I] = first;
+  const Keys<A> first = larger(v[First], v[Second]);
+  v[Second] = smaller(v[First], v[Second]);
+  v[First] = first;
   if constexpr (sizeof...(More) > 0) order_pairs<A, More...>(v);
 }
 

@@ -59,20 +59,20 @@ GATEPRO_FN Vec<To, N> convert(Vec<T, N> v) {
 }
 
 #if defined(__clang__)
-template <class V, int... I>
-GATEPRO_FN V shuffle(V a, V b, std::integer_sequence<int, I...>) {
-  return {__builtin_shufflevector(a.raw, b.raw, I...)};
+template <class V, int... Lane>
+GATEPRO_FN V shuffle(V a, V b, std::integer_sequence<int, Lane...>) {
+  return {__builtin_shufflevector(a.raw, b.raw, Lane...)};
 }
 #else
-template <class V, int... I>
-GATEPRO_FN V shuffle(V a, V b, std::integer_sequence<int, I...>) {
-  return {__builtin_shuffle(a.raw, b.raw, typename V::Mask::Raw{I...})};
+template <class V, int... Lane>
+GATEPRO_FN V shuffle(V a, V b, std::integer_sequence<int, Lane...>) {
+  return {__builtin_shuffle(a.raw, b.raw, typename V::Mask::Raw{Lane...})};
 }
 #endif
 
-template <int First, int N, int... I>
-constexpr auto interleaved(std::integer_sequence<int, I...>) {
-  return std::integer_sequence<int, (I % 2 * N + First + I / 2)...>{};
+template <int First, int N, int... Lane>
+constexpr auto interleaved(std::integer_sequence<int, Lane...>) {
+  return std::integer_sequence<int, (Lane % 2 * N + First + Lane / 2)...>{};
 }
 
 /// a0 b0 a1 b1 ... of the lower halves.
@@ -91,10 +91,11 @@ GATEPRO_FN Vec<T, N> interleave_high(Vec<T, N> a, Vec<T, N> b) {
 template <class T>
 inline constexpr int block_v = 16 / int(sizeof(T));
 
-template <class T, int Half, int... I>
-constexpr auto zipped(std::integer_sequence<int, I...>) {
-  constexpr int N = int(sizeof...(I)), B = block_v<T>;
-  return std::integer_sequence<int, (I % 2 * N + I / B * B + I % B / 2 + Half * B / 2)...>{};
+template <class T, int Half, int... Lane>
+constexpr auto zipped(std::integer_sequence<int, Lane...>) {
+  constexpr int N = int(sizeof...(Lane)), B = block_v<T>;
+  return std::integer_sequence<int,
+                               (Lane % 2 * N + Lane / B * B + Lane % B / 2 + Half * B / 2)...>{};
 }
 
 /// In each block: a0 b0 a1 b1 ... of its lower (Half = 0) or upper (1) half.
@@ -103,10 +104,10 @@ GATEPRO_FN Vec<T, N> zip(Vec<T, N> a, Vec<T, N> b) {
   return shuffle(a, b, zipped<T, Half>(std::make_integer_sequence<int, N>{}));
 }
 
-template <class T, int Odd, int... I>
-constexpr auto alternate(std::integer_sequence<int, I...>) {
+template <class T, int Odd, int... Lane>
+constexpr auto alternate(std::integer_sequence<int, Lane...>) {
   constexpr int B = block_v<T>;
-  return std::integer_sequence<int, ((2 * (I / B) + Odd) * B + I % B)...>{};
+  return std::integer_sequence<int, ((2 * (Lane / B) + Odd) * B + Lane % B)...>{};
 }
 
 /// The even (Odd = 0) or odd (1) blocks of a, then those of b.
