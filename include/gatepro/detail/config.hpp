@@ -43,6 +43,12 @@
 #define GATEPRO_ABI_VECTORS scalar
 #endif
 
+#if GATEPRO_VECTOR_EXTENSIONS && (defined(__x86_64__) || defined(__i386__))
+#define GATEPRO_X86_TARGETS 1
+#else
+#define GATEPRO_X86_TARGETS 0
+#endif
+
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
 #define GATEPRO_LITTLE_ENDIAN 0
 #else

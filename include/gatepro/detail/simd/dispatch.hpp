@@ -1,18 +1,22 @@
 // SPDX-License-Identifier: MIT
 // Chooses the instruction set, once per process.
+//
+// Kernels are code of every unit that uses them, unless GATEPRO_EXTERN_KERNELS is defined: then they
+// are only declared, and one unit of the program includes gatepro/instantiate_kernels.hpp.
 #ifndef GATEPRO_DETAIL_SIMD_DISPATCH_HPP
 #define GATEPRO_DETAIL_SIMD_DISPATCH_HPP
 
 #include <cstdlib>
 #include <string>
 
-#include "gatepro/detail/simd/targets.hpp"
+#include "gatepro/detail/simd/kernel_table.hpp"
 #include "gatepro/error.hpp"
+#if !defined(GATEPRO_EXTERN_KERNELS)
+#include "gatepro/detail/simd/targets.hpp"
+#endif
 
 namespace gatepro {
 namespace detail {
-
-enum class Isa { portable, avx2, avx512 };
 
 inline namespace GATEPRO_ABI {
 
@@ -45,33 +49,6 @@ inline Isa isa_from_environment(Isa best) {
   fail("GATEPRO_ISA",
        "one of portable, avx2, avx512 in the environment variable; it is \"" + name + "\"", {});
 }
-
-#if GATEPRO_X86_TARGETS
-#define GATEPRO_TABLE(isa, table) \
-  ((isa) == Isa::avx512 ? avx512::table : (isa) == Isa::avx2 ? avx2::table : portable::table)
-#else
-#define GATEPRO_TABLE(isa, table) (static_cast<void>(isa), portable::table)
-#endif
-
-/// The kernels of one set, which the machine must have.
-template <class A>
-const Kernels<A>& kernels_for(Isa isa) {
-  return GATEPRO_TABLE(isa, kernels<A>);
-}
-
-/// Likewise.
-template <class A>
-const ScoreKernels<A>& score_kernels_for(Isa isa) {
-  return GATEPRO_TABLE(isa, score_kernels<A>);
-}
-
-/// Likewise.
-template <class A>
-const GradientKernels<A>& gradient_kernels_for(Isa isa) {
-  return GATEPRO_TABLE(isa, gradient_kernels<A>);
-}
-
-#undef GATEPRO_TABLE
 
 /// The set in use. Throws an Error if GATEPRO_ISA names none.
 inline Isa chosen_isa() {

@@ -13,6 +13,9 @@
 namespace gatepro {
 namespace detail {
 
+/// The instruction sets, each with all that those before it have.
+enum class Isa { portable, avx2, avx512 };
+
 /// Positions in the tables that have one entry per storage type.
 template <class Source>
 constexpr int source_index() {
@@ -85,6 +88,31 @@ struct GradientKernels {
                        Index stride, Index width, A* out);
   AddRows* add_rows[4];
 };
+
+inline namespace GATEPRO_ABI {
+
+/// The kernels of one set, which the machine must have.
+template <class A>
+const Kernels<A>& kernels_for(Isa isa);
+
+/// Likewise.
+template <class A>
+const ScoreKernels<A>& score_kernels_for(Isa isa);
+
+/// Likewise.
+template <class A>
+const GradientKernels<A>& gradient_kernels_for(Isa isa);
+
+#if defined(GATEPRO_EXTERN_KERNELS)
+extern template const Kernels<float>& kernels_for(Isa);
+extern template const Kernels<double>& kernels_for(Isa);
+extern template const ScoreKernels<float>& score_kernels_for(Isa);
+extern template const ScoreKernels<double>& score_kernels_for(Isa);
+extern template const GradientKernels<float>& gradient_kernels_for(Isa);
+extern template const GradientKernels<double>& gradient_kernels_for(Isa);
+#endif
+
+}  // namespace GATEPRO_ABI
 
 }  // namespace detail
 }  // namespace gatepro

@@ -35,8 +35,7 @@
 #define GATEPRO_UNROLL_2 _Pragma("GCC unroll 2")
 #endif
 
-#if GATEPRO_VECTOR_EXTENSIONS && (defined(__x86_64__) || defined(__i386__))
-#define GATEPRO_X86_TARGETS 1
+#if GATEPRO_X86_TARGETS
 
 #define GATEPRO_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")))
 #define GATEPRO_BYTES 64
@@ -70,8 +69,6 @@ namespace avx2 {
 #undef GATEPRO_BYTES
 #undef GATEPRO_PANEL_VECTORS
 
-#else
-#define GATEPRO_X86_TARGETS 0
 #endif
 
 #define GATEPRO_TARGET
@@ -93,5 +90,37 @@ namespace portable {
 #undef GATEPRO_KERNEL
 #undef GATEPRO_UNROLL
 #undef GATEPRO_UNROLL_2
+
+#if GATEPRO_X86_TARGETS
+#define GATEPRO_TABLE(isa, table) \
+  ((isa) == Isa::avx512 ? avx512::table : (isa) == Isa::avx2 ? avx2::table : portable::table)
+#else
+#define GATEPRO_TABLE(isa, table) (static_cast<void>(isa), portable::table)
+#endif
+
+namespace gatepro {
+namespace detail {
+inline namespace GATEPRO_ABI {
+
+template <class A>
+const Kernels<A>& kernels_for(Isa isa) {
+  return GATEPRO_TABLE(isa, kernels<A>);
+}
+
+template <class A>
+const ScoreKernels<A>& score_kernels_for(Isa isa) {
+  return GATEPRO_TABLE(isa, score_kernels<A>);
+}
+
+template <class A>
+const GradientKernels<A>& gradient_kernels_for(Isa isa) {
+  return GATEPRO_TABLE(isa, gradient_kernels<A>);
+}
+
+}  // namespace GATEPRO_ABI
+}  // namespace detail
+}  // namespace gatepro
+
+#undef GATEPRO_TABLE
 
 #endif  // GATEPRO_DETAIL_SIMD_TARGETS_HPP
