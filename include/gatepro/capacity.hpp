@@ -167,7 +167,7 @@ DropReport count_drops(const Choices<Id>& choices, const StridedView<std::uint8_
 template <class A>
 void check_total(const char* where, double total) {
   const bool in_range = key_of(total) > 0 && key_of(total) < Order<double>::infinity &&
-                        total <= static_cast<double>(std::numeric_limits<A>::max());
+                        total <= static_cast<double>((std::numeric_limits<A>::max)());
   need(in_range && key_of(static_cast<A>(total)) > 0, where, "total finite and > 0",
        {{"total", total}});
 }

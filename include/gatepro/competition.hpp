@@ -18,7 +18,7 @@ template <class A>
 void check_competition(const char* where, const Competition& competition) {
   if (competition.mode != CompetitionMode::penalty) return;
   const bool in_range = key_of(competition.lambda) >= 0 &&
-                        competition.lambda <= static_cast<double>(std::numeric_limits<A>::max());
+                        competition.lambda <= static_cast<double>((std::numeric_limits<A>::max)());
   need(in_range && key_of(competition.lambda) < Order<double>::infinity, where,
        "lambda finite and >= 0", {{"lambda", competition.lambda}});
 }

@@ -109,7 +109,7 @@ inline Index count_rows(const char* where, const DispatchRule& rule, Index exper
 /// Numbers up to `largest`, -1 and rule.dropped_position fit the id type.
 template <class Id>
 void check_plan_numbers(const char* where, const DispatchRule& rule, Index largest) {
-  constexpr auto most = static_cast<std::uint64_t>(std::numeric_limits<Id>::max());
+  constexpr auto most = static_cast<std::uint64_t>((std::numeric_limits<Id>::max)());
   need(static_cast<std::uint64_t>(largest) <= most, where, "rows and choices within the id type",
        {{"largest number", largest}, {"largest id", most}});
   need(rule.dropped_position >= -1 &&
