@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: MIT
-list(TRANSFORM INCLUDES PREPEND "-I")
-set(compile ${COMPILER} -std=c++17 -fsyntax-only ${INCLUDES} ${SOURCE})
+set(compile ${COMPILE} ${SOURCE})
 
 execute_process(COMMAND ${compile} RESULT_VARIABLE result ERROR_VARIABLE output)
 if(NOT result EQUAL 0)

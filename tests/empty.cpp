@@ -1,2 +1,0 @@
-// SPDX-License-Identifier: MIT
-// What a precompiled header is built with.
