@@ -46,8 +46,8 @@ TEST(BalanceAccumulator, AddsMicroBatchesUntilReset) {
   EXPECT_EQ(sums.total().tokens, 0);
 }
 
-// Counts and tokens pass the hook in one array, the tokens last, once per micro-batch.
-TEST(BalanceAccumulator, TheHookSeesCountsAndTokensOnce) {
+// Counts, tokens and sequences pass the hook in one array, once per micro-batch.
+TEST(BalanceAccumulator, TheHookSeesCountsTokensAndSequencesOnce) {
   BalanceAccumulator sums(2);
   std::vector<Counts> seen;
   const auto triple = [&](std::int64_t* counts, Index size) {
@@ -55,13 +55,16 @@ TEST(BalanceAccumulator, TheHookSeesCountsAndTokensOnce) {
     for (Index i = 0; i < size; ++i) counts[i] *= 3;
   };
   const Counts counts{5, 7};
-  sums.add({counts, 10}, triple);
+  sums.add({counts, 10, 2}, triple);
+  EXPECT_EQ(sums.latest().sequences, 6);
   sums.add({counts, 11}, triple);
-  EXPECT_EQ(seen, (std::vector<Counts>{{5, 7, 10}, {5, 7, 11}}));
+  EXPECT_EQ(seen, (std::vector<Counts>{{5, 7, 10, 2}, {5, 7, 11, 0}}));
   EXPECT_EQ(of(sums.latest()), (Counts{15, 21}));
   EXPECT_EQ(sums.latest().tokens, 33);
+  EXPECT_EQ(sums.latest().sequences, 0);
   EXPECT_EQ(of(sums.total()), (Counts{30, 42}));
   EXPECT_EQ(sums.total().tokens, 63);
+  EXPECT_EQ(sums.total().sequences, 0);
 }
 
 TEST(BalanceAccumulator, RanksSeeTheSameSums) {
@@ -155,6 +158,7 @@ TEST(BalanceAccumulator, BadInput) {
     expect_error([&] { give({negative, 3}); }, {"tokens_per_expert_E", "count=-1", "position=1"});
     expect_error([&] { give(null); }, {"tokens_per_expert_E", "not null"});
     expect_error([&] { give({good, -1}); }, {"tokens >= 0", "tokens=-1"});
+    expect_error([&] { give({good, 3, 4}); }, {"sequences <= tokens", "sequences=4", "tokens=3"});
     expect_error([&] { give({good, 1}); }, {"none above", "count=2", "expert=1", "tokens=1"});
   }
   EXPECT_EQ(of(sums.total()), (Counts{0, 0}));

@@ -24,6 +24,7 @@ using gatepro::CompleteConfig;
 using gatepro::CountSource;
 using gatepro::ForwardInputs;
 using gatepro::Index;
+using gatepro::LossValues;
 using gatepro::Pass;
 using gatepro::RefreshSchedule;
 using gatepro::RowMatrix;
@@ -412,7 +413,6 @@ TEST(CompleteRegression, GradientsDoNotDependOnTheNumberOfRanks) {
     const std::vector<std::int64_t> begin = {0, count};
     ForwardInputs<> in;
     in.sequence_begin_S1 = begin;
-    in.sequences_in_mean = 3;
     const auto mine = static_cast<std::size_t>(rank);
     parts[mine] =
         complete_data::step(router, rows(x_TH, first, count), w_EH, in,
@@ -439,6 +439,48 @@ TEST(CompleteRegression, GradientsDoNotDependOnTheNumberOfRanks) {
   EXPECT_NEAR(losses.global, whole.report.losses.global, 1e-12);
   EXPECT_NEAR(losses.sequence, whole.report.losses.sequence, 1e-12);
   EXPECT_NEAR(losses.z, whole.report.losses.z, 1e-12);
+}
+
+/// Each loss has the coefficient under balanced loads, whatever number of ranks its mean is over.
+/// The second rank has padding only, and an empty sequence belongs to no mean.
+TEST(CompleteTraining, LossesOfBalancedRanksAddUpToTheCoefficient) {
+  CompleteConfig config{{H, E, K}};
+  config.router.competition = gatepro::Competition::off();
+  config.losses = {1, 1, 1, 0, CountSource::dispatched};
+  config.noise.forced = gatepro::ForcedRouting::round_robin;
+  const auto w_EH = random_matrix<float>(E, H, 2);
+  std::vector<LossValues> losses(4), repeated(4);
+  std::vector<std::vector<std::int64_t>> totals(4);
+  run_ranks(4, [&](int rank, const auto& reduce) {
+    const auto mine = static_cast<std::size_t>(rank);
+    R router(config);
+    const auto x_TH = rows(tokens_of_step(rank), 0, 2 * E);
+    const std::vector<std::uint8_t> is_padding(2 * E, rank == 1);
+    const std::vector<std::int64_t> begin = {0, E, E, 2 * E};
+    gatepro::RoutingRecord<> record;
+    ForwardInputs<> in;
+    in.sequence_begin_S1 = begin;
+    in.is_padding_T = is_padding;
+    in.record = &record;
+    const auto first = complete_data::forward(router, x_TH, w_EH, in, reduce);
+    losses[mine] = first.report.losses;
+    totals[mine] = first.totals;
+    in.record = nullptr;
+    in.replay = &record;
+    in.pass = gatepro::Pass::recompute;
+    repeated[mine] = complete_data::forward(router, x_TH, w_EH, in).report.losses;
+  });
+  LossValues sum;
+  for (std::size_t rank = 0; rank < 4; ++rank) {
+    sum.batch += losses[rank].batch;
+    sum.sequence += losses[rank].sequence;
+    sum.global += losses[rank].global;
+    EXPECT_EQ(totals[rank].back(), 6) << "sequences over all ranks";
+    EXPECT_EQ(repeated[rank].sequence, losses[rank].sequence);
+  }
+  EXPECT_NEAR(sum.batch, 1, 1e-6);
+  EXPECT_NEAR(sum.sequence, 1, 1e-6);
+  EXPECT_NEAR(sum.global, 1, 1e-6);
 }
 
 }  // namespace

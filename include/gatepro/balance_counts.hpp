@@ -25,6 +25,8 @@ struct BalanceCounts {
   VectorView<const std::int64_t> tokens_per_expert_E{};
   /// The tokens that made these choices, padding not among them.
   std::int64_t tokens = 0;
+  /// The sequences that hold such a token, where a loss per sequence takes the mean over them.
+  std::int64_t sequences = 0;
 };
 
 /// The reduce hook of a run on one rank: leaves the counts as they are.
@@ -63,6 +65,8 @@ inline void check_counts(const char* where, const char* name,
 inline void check_balance_counts(const char* where, const BalanceCounts& counts, Index experts) {
   check_counts(where, "tokens_per_expert_E", counts.tokens_per_expert_E, experts);
   need(counts.tokens >= 0, where, "tokens >= 0", {{"tokens", counts.tokens}});
+  need(counts.sequences >= 0 && counts.sequences <= counts.tokens, where,
+       "0 <= sequences <= tokens", {{"sequences", counts.sequences}, {"tokens", counts.tokens}});
   for (Index e = 0; e < experts; ++e) {
     need(counts.tokens_per_expert_E[e] <= counts.tokens, where,
          "counts of the same tokens: none above their number",
@@ -107,11 +111,11 @@ inline namespace GATEPRO_ABI {
 
 /// Sums the loads of micro-batches over ranks and over an optimizer step.
 ///
-/// `add` sends one array through the hook, E counts and the number of tokens; `latest` is then the
-/// load of this micro-batch on all ranks, for the loss of the batch, and `total` that of all since
-/// `reset`, for the global loss: counts and tokens grow together, so unequal micro-batches weigh by
-/// their tokens. Call `reset` at each optimizer step. A router that is evaluated, or that
-/// recomputes a forward, does not call `add`.
+/// `add` sends one array through the hook, E counts and the numbers of tokens and sequences;
+/// `latest` is then the load of this micro-batch on all ranks, for the losses of the batch and per
+/// sequence, and `total` that of all since `reset`, for the global loss: counts and tokens grow
+/// together, so unequal micro-batches weigh by their tokens. Call `reset` at each optimizer step. A
+/// router that is evaluated, or that recomputes a forward, does not call `add`.
 ///
 /// Allocates when made only. Const calls may run concurrently; the others must be alone.
 class BalanceAccumulator {
@@ -120,12 +124,12 @@ class BalanceAccumulator {
   explicit BalanceAccumulator(Index num_experts) {
     detail::check_num_experts("BalanceAccumulator", num_experts);
     total_.resize(static_cast<std::size_t>(num_experts) + 1);
-    latest_ = total_;
+    latest_.resize(total_.size() + 1);
   }
 
-  /// Adds a micro-batch: this rank's counts and tokens, reduced over all ranks. Throws Error for
-  /// the size, a count that is negative or above the number of tokens, or a sum beyond int64, and
-  /// what the hook throws; `total` is then as before. Cost: E.
+  /// Adds a micro-batch: this rank's counts, tokens and sequences, reduced over all ranks. Throws
+  /// Error for the size, a count that is negative or above the number of tokens, or a sum beyond
+  /// int64, and what the hook throws; `total` is then as before. Cost: E.
   template <class Reduce = NoReduce>
   void add(const BalanceCounts& batch, const Reduce& reduce = {}) {
     detail::check_reduce<Reduce>();
@@ -133,21 +137,25 @@ class BalanceAccumulator {
     detail::check_balance_counts(where, batch, num_experts());
     const auto* counts = batch.tokens_per_expert_E.data;
     std::copy(counts, counts + num_experts(), latest_.begin());
-    latest_.back() = batch.tokens;
+    latest_[total_.size() - 1] = batch.tokens;
+    latest_.back() = batch.sequences;
     detail::reduce_counts(where, reduce, latest_);
     detail::check_balance_counts(where, latest(), num_experts());
-    detail::add_counts(where, latest_, total_);
+    detail::add_counts(where, {latest_.data(), static_cast<Index>(total_.size())}, total_);
   }
 
   /// The micro-batch that was added last, over all ranks. Valid until the next `add`.
-  BalanceCounts latest() const { return view_of(latest_); }
-  /// All micro-batches since `reset`, over all ranks. Valid until the next `add`.
-  BalanceCounts total() const { return view_of(total_); }
+  BalanceCounts latest() const {
+    return {{latest_.data(), num_experts()}, latest_[total_.size() - 1], latest_.back()};
+  }
+  /// All micro-batches since `reset`, over all ranks; their sequences are not counted. Valid until
+  /// the next `add`.
+  BalanceCounts total() const { return {{total_.data(), num_experts()}, total_.back()}; }
 
   /// Forgets everything.
   void reset() {
     std::fill(total_.begin(), total_.end(), std::int64_t{0});
-    latest_ = total_;
+    std::fill(latest_.begin(), latest_.end(), std::int64_t{0});
   }
 
   /// Takes totals from a checkpoint. Throws Error as `add` does.
@@ -163,12 +171,8 @@ class BalanceAccumulator {
   Index num_experts() const { return static_cast<Index>(total_.size()) - 1; }
 
  private:
-  BalanceCounts view_of(const std::vector<std::int64_t>& counts) const {
-    return {{counts.data(), num_experts()}, counts.back()};
-  }
-
-  std::vector<std::int64_t> total_;  // E counts, then the tokens
-  std::vector<std::int64_t> latest_;
+  std::vector<std::int64_t> total_;   // E counts, then the tokens
+  std::vector<std::int64_t> latest_;  // likewise, then the sequences
 };
 
 }  // namespace GATEPRO_ABI

@@ -25,7 +25,7 @@ struct BiasRule {
 /// coefficient. 0 for a loss that is not wanted; several may be on.
 struct LossRule {
   double batch = 0;     ///< Load balancing over the tokens of a forward, of all ranks.
-  double sequence = 0;  ///< Load balancing within each sequence, mean over sequences.
+  double sequence = 0;  ///< Load balancing within each sequence, mean over those of all ranks.
   double global = 0;    ///< Load balancing with the counts of all forwards since end_step.
   double z = 0;         ///< c mean(logsumexp(logits)^2).
   /// Which map the losses count: the one that is routed, bias, groups and competition included
@@ -93,7 +93,7 @@ struct ForwardInputs {
   /// What means are over, where one optimizer step takes several forwards: the valid tokens of the
   /// whole step, over all ranks. 0: those of this forward.
   std::int64_t tokens_in_mean = 0;
-  /// The same for sequences.
+  /// The same for the sequences that hold a valid token.
   std::int64_t sequences_in_mean = 0;
 };
 

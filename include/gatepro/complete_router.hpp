@@ -302,7 +302,10 @@ class CompleteRouter {
       std::copy(in.replay->totals.begin(), in.replay->totals.end(), out.totals.data);
       return;
     }
-    balance_.add({counts_E, tokens}, reduce);
+    const bool per_sequence = config_.losses.sequence > 0;
+    const std::int64_t sequences =
+        per_sequence ? detail::count_sequences(in.is_padding_T, in.sequence_begin_S1) : 0;
+    balance_.add({counts_E, tokens, sequences}, reduce);
     detail::store_totals(balance_, out.totals);
   }
 

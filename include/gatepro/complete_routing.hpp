@@ -48,7 +48,8 @@ struct CompleteRoutingView {
   StridedView<A> scores_TK;       ///< T x K: scores before renormalisation and scale.
   StridedView<std::uint8_t> penalised_TK;        ///< T x K: 1 where the chosen expert had lost.
   VectorView<std::int64_t> tokens_per_expert_E;  ///< E: choices of valid tokens before drops.
-  /// With losses: E counts and the tokens of this forward, then of all since end_step, reduced.
+  /// With losses: E counts and the tokens of this forward, then of all since end_step, then the
+  /// sequences of this forward, all of them reduced.
   VectorView<std::int64_t> totals{};
   StridedView<Id> counted_ids_TK{};     ///< With a sequence loss on CountSource::unpenalised.
   StridedView<std::uint8_t> kept_TK{};  ///< With a capacity: 1 where the choice has a slot.
@@ -59,6 +60,9 @@ struct CompleteRoutingView {
 
 namespace detail {
 inline namespace GATEPRO_ABI {
+
+/// Integers in CompleteRoutingView::totals.
+inline Index totals_size(Index experts) { return 2 * (experts + 1) + 1; }
 
 /// The memory of all outputs that `config` needs.
 template <class X, class A, class Id>
@@ -78,7 +82,7 @@ CompleteRoutingView<X, A, Id> carve_outputs(Arena& arena, const CompleteConfig& 
   out.penalised_TK = {arena.take<std::uint8_t>(count(top_k)), tokens, top_k};
   out.tokens_per_expert_E = {arena.take<std::int64_t>(experts), experts};
   if (config.losses.any()) {
-    out.totals = {arena.take<std::int64_t>(2 * (experts + 1)), 2 * (experts + 1)};
+    out.totals = {arena.take<std::int64_t>(totals_size(experts)), totals_size(experts)};
     if (config.losses.counts == CountSource::unpenalised && config.losses.sequence > 0) {
       out.counted_ids_TK = {arena.take<Id>(count(top_k)), tokens, top_k};
     }

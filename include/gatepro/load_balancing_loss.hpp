@@ -134,12 +134,10 @@ struct SequenceLossScratch {
   SequenceLossScratch(Arena& arena, Index tokens, Index experts, Index sequences, int workers)
       : layout(arena, tokens, experts, workers),
         counts(arena, workers, Carve{experts}),
-        valid_S(arena.take<std::int64_t>(sequences)),
         price_SE(arena.take<A>(
             checked_product("workspace", "sizes within the address space", experts, sequences))) {}
   LossLayout<A> layout;
   PerWorker<Carve> counts;
-  std::int64_t* valid_S;  ///< Tokens of each sequence that are not padding.
   A* price_SE;
 };
 
@@ -167,16 +165,19 @@ Choices<Id> middle_choices(const Choices<Id>& choices, Index first, Index count)
   return middle;
 }
 
-/// scratch.valid_S. Returns the number of sequences with a token that is not padding.
-template <class A>
-std::int64_t count_sequences(const VectorView<const std::uint8_t>& is_padding_T,
-                             const VectorView<const std::int64_t>& begin_S1,
-                             const SequenceLossScratch<A>& scratch) {
+/// The tokens of sequence s that are not padding.
+inline std::int64_t valid_in_sequence(const VectorView<const std::uint8_t>& is_padding_T,
+                                      const VectorView<const std::int64_t>& begin_S1, Index s) {
+  return count_valid(is_padding_T, static_cast<Index>(begin_S1[s]),
+                     static_cast<Index>(begin_S1[s + 1]));
+}
+
+/// The number of sequences with a token that is not padding.
+inline std::int64_t count_sequences(const VectorView<const std::uint8_t>& is_padding_T,
+                                    const VectorView<const std::int64_t>& begin_S1) {
   std::int64_t sequences = 0;
   for (Index s = 0; s + 1 < begin_S1.size; ++s) {
-    scratch.valid_S[s] = count_valid(is_padding_T, static_cast<Index>(begin_S1[s]),
-                                     static_cast<Index>(begin_S1[s + 1]));
-    sequences += scratch.valid_S[s] != 0 ? 1 : 0;
+    sequences += valid_in_sequence(is_padding_T, begin_S1, s) != 0 ? 1 : 0;
   }
   return sequences;
 }
@@ -188,12 +189,13 @@ void price_sequence(const Choices<Id>& choices, const VectorView<const std::int6
                     const SequenceLossScratch<A>& scratch) {
   A* price_E = scratch.price_SE + s * experts;
   std::fill_n(price_E, experts, A(0));
-  if (scratch.valid_S[s] == 0) return;
+  const std::int64_t valid = valid_in_sequence(choices.is_padding_T, begin_S1, s);
+  if (valid == 0) return;
   const Index first = static_cast<Index>(begin_S1[s]);
   const Index count = static_cast<Index>(begin_S1[s + 1]) - first;
   count_choices(middle_choices(choices, first, count), experts, counts_E);
-  const auto valid = static_cast<double>(scratch.valid_S[s]);
-  set_prices(counts_E, experts, choices.expert_ids_TK.cols, valid, valid * mean_over, price_E);
+  const auto tokens = static_cast<double>(valid);
+  set_prices(counts_E, experts, choices.expert_ids_TK.cols, tokens, tokens * mean_over, price_E);
 }
 
 }  // namespace GATEPRO_ABI
@@ -295,7 +297,8 @@ std::size_t sequence_load_balancing_loss_workspace(Index num_tokens, Index num_e
 /// counts those of select_top_k on the original logits. sequence_begin_S1: S + 1 offsets, ascending
 /// from 0 to T: sequence s is the tokens [begin[s], begin[s + 1]), packed without gaps; it may be
 /// empty. weight.mean_over: M sequences; 0: those of this call that have a token which is not
-/// padding. The rest as in load_balancing_loss; with one sequence both give the same bits.
+/// padding, which on several ranks is too few: give BalanceAccumulator::latest().sequences. The
+/// rest as in load_balancing_loss; with one sequence both give the same bits.
 ///
 /// A sequence must be whole. If ranks share it, call load_balancing_loss for each sequence with its
 /// reduced counts and mean_over = tokens of the sequence * sequences.
@@ -332,8 +335,7 @@ double sequence_load_balancing_loss(
   if (!(weight.coefficient > 0)) return 0;
 
   const detail::SequenceLossScratch<A> scratch(arena, tokens, experts, sequences, workers);
-  const std::int64_t sequences_here =
-      detail::count_sequences(is_padding_T, sequence_begin_S1, scratch);
+  const std::int64_t sequences_here = detail::count_sequences(is_padding_T, sequence_begin_S1);
   if (sequences_here == 0) return 0;
   const auto mean_over =
       static_cast<double>(weight.mean_over != 0 ? weight.mean_over : sequences_here);

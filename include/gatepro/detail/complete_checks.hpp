@@ -75,7 +75,7 @@ void check_replay(const char* where, const CompleteConfig& config, const Forward
     }
   }
   if (in.pass != Pass::recompute || !config.losses.any()) return;
-  const auto totals = static_cast<std::size_t>(2 * (config.router.num_experts + 1));
+  const auto totals = static_cast<std::size_t>(totals_size(config.router.num_experts));
   need(record.totals.size() == totals, where,
        "a record that a training forward with losses has filled",
        {{"totals", record.totals.size()}, {"totals needed", totals}});
@@ -105,7 +105,7 @@ void check_complete_outputs(const char* where, const CompleteConfig& config,
   check_strided(where, "penalised_TK", out.penalised_TK, tokens, top_k);
   check_vector(where, "tokens_per_expert_E", out.tokens_per_expert_E, experts);
   if (config.losses.any()) {
-    check_vector(where, "totals", out.totals, 2 * (experts + 1));
+    check_vector(where, "totals", out.totals, totals_size(experts));
     if (counts_unpenalised_ids(config.losses)) {
       check_strided(where, "counted_ids_TK", out.counted_ids_TK, tokens, top_k);
     }

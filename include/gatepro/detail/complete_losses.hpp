@@ -25,7 +25,9 @@ inline BalanceCounts load_at(const VectorView<const std::int64_t>& totals, Index
 }
 /// The load of the forward itself.
 inline BalanceCounts latest_load(const VectorView<const std::int64_t>& totals) {
-  return load_at(totals, 0);
+  BalanceCounts load = load_at(totals, 0);
+  load.sequences = totals[totals.size - 1];
+  return load;
 }
 /// The load of all forwards since end_step.
 inline BalanceCounts accumulated_load(const VectorView<const std::int64_t>& totals) {
@@ -39,6 +41,7 @@ inline void store_totals(const BalanceAccumulator& balance,
     to = std::copy_n(load.tokens_per_expert_E.data, load.tokens_per_expert_E.size, to);
     *to++ = load.tokens;
   }
+  *to = balance.latest().sequences;
 }
 
 template <class Id>
@@ -143,6 +146,8 @@ LossValues complete_losses(const CompleteConfig& config, const ForwardInputs<Id>
   const Index top_k = config.router.top_k;
   const BalanceCounts latest = latest_load(out.totals);
   const std::int64_t tokens = in.tokens_in_mean != 0 ? in.tokens_in_mean : latest.tokens;
+  const std::int64_t sequences =
+      in.sequences_in_mean != 0 ? in.sequences_in_mean : latest.sequences;
   const auto weight = [&](double coefficient) {
     return LossWeight{coefficient, tokens, gradient_scale};
   };
@@ -156,10 +161,10 @@ LossValues complete_losses(const CompleteConfig& config, const ForwardInputs<Id>
                                         in.is_padding_T, dlogits_TE, workspace, executor);
   }
   if (rule.sequence > 0) {
-    const LossWeight sequences{rule.sequence, in.sequences_in_mean, gradient_scale};
-    values.sequence = sequence_load_balancing_loss(
-        out.logits_TE, counted_ids(out), in.sequence_begin_S1, function, sequences, in.is_padding_T,
-        dlogits_TE, workspace, executor);
+    values.sequence =
+        sequence_load_balancing_loss(out.logits_TE, counted_ids(out), in.sequence_begin_S1,
+                                     function, LossWeight{rule.sequence, sequences, gradient_scale},
+                                     in.is_padding_T, dlogits_TE, workspace, executor);
   }
   if (rule.z > 0) {
     values.z =
