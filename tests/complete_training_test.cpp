@@ -231,6 +231,54 @@ TEST(CompleteRegression, RecomputationCannotFlipNearTies) {
   }
 }
 
+/// Two tokens want the only slot of an expert, and a recomputation finds the other one heavier.
+TEST(CompleteRegression, RecomputationCannotFlipDrops) {
+  for (bool renormalise : {false, true}) {
+    CompleteConfig config{{1, 4, 1}};
+    config.router.competition = Competition::off();
+    config.scores = {gatepro::ScoreFunction::sigmoid, false, 1};
+    config.capacity = gatepro::CapacityRule{};
+    config.capacity->renormalise = renormalise;
+    config.losses.z = 1e-3;
+    R router(config);
+    gatepro::CompleteBuffers<R> buffers(router, 2);
+    const auto route = [&](float first, float second, const ForwardInputs<>& in) {
+      const auto out = buffers.view();
+      for (Index e = 0; e < 4; ++e) out.logits_TE(0, e) = out.logits_TE(1, e) = -1;
+      out.logits_TE(0, 0) = first;
+      out.logits_TE(1, 0) = second;
+      buffers.set_report(router.forward_logits(in, out, buffers.workspace()));
+      return complete_data::outcome_of(buffers);
+    };
+    gatepro::RoutingRecord<> record, of_recomputation;
+    ForwardInputs<> in, again;
+    in.record = &record;
+    again.pass = Pass::recompute;
+    again.replay = &record;
+    again.record = &of_recomputation;
+    const auto original = route(0.5F, 0.500001F, in);
+    ASSERT_EQ(original.kept_TK(0, 0), 0);
+    ASSERT_EQ(original.kept_TK(1, 0), 1);
+    EXPECT_EQ(record.capacity, 1);
+    const auto recomputed = route(0.500001F, 0.5F, again);
+    EXPECT_TRUE(same_bits(recomputed.kept_TK, original.kept_TK));
+    EXPECT_EQ(recomputed.kept_E, original.kept_E);
+    EXPECT_EQ(recomputed.report.capacity, 1);
+    EXPECT_EQ(recomputed.report.dropped_choices, 1);
+    EXPECT_EQ(recomputed.report.tokens_without_expert, 1);
+    EXPECT_EQ(recomputed.weights_TK(0, 0), 0);
+    EXPECT_GT(recomputed.weights_TK(1, 0), 0);
+    EXPECT_EQ(of_recomputation.kept_TK, record.kept_TK);
+    // Padding has no slot, whatever the record says.
+    const std::vector<std::uint8_t> padding = {0, 1};
+    again.is_padding_T = padding;
+    const auto masked = route(0.5F, 0.5F, again);
+    EXPECT_EQ(masked.kept_TK(1, 0), 0);
+    EXPECT_EQ(masked.kept_E[0], 0);
+    EXPECT_EQ(masked.report.dropped_choices, 1);
+  }
+}
+
 /// Megatron-LM's router replay: also a routing that nobody would choose is honoured.
 TEST(CompleteRecord, ARoutingMadeElsewhereIsFollowed) {
   CompleteConfig config{{H, E, K}};
@@ -287,6 +335,10 @@ TEST(CompleteRecord, WhatDoesNotFitIsRefused) {
   refused([](auto& r) { --r.tokens; });
   refused([](auto& r) { --r.top_k; });
   refused([](auto& r) { r.totals.clear(); });
+  refused([](auto& r) { r.kept_TK.clear(); });
+  refused([](auto& r) { r.kept_TK.pop_back(); });
+  refused([](auto& r) { r.capacity = -1; });
+  refused([](auto& r) { r.capacity = 1; });
   auto nothing = inputs(Pass::recompute);
   EXPECT_THROW(complete_data::forward(router, x_TH, w_EH, nothing), gatepro::Error);
 }

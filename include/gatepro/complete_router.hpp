@@ -234,9 +234,14 @@ class CompleteRouter {
   template <class Executor>
   void check_forward(const Inputs& in, const Routing& out, Index tokens, Workspace scratch,
                      const Executor& executor) const {
+    const char* where = "CompleteRouter::forward";
+    const Index experts = config_.router.num_experts;
     detail::check_complete_forward(config_, router_.similarity().rivals(), in, out, tokens);
-    detail::Arena("CompleteRouter::forward", scratch,
-                  detail::forward_bytes<X, W>(config_, shape_of(in, tokens, executor)));
+    detail::Arena arena(where, scratch,
+                        detail::forward_bytes<X, W>(config_, shape_of(in, tokens, executor)));
+    if (detail::follows_drops(config_, in)) {
+      detail::check_recorded_slots(where, in, experts, arena.template take<Index>(experts));
+    }
   }
 
   /// All checks of a backward but those of tokens and weights, then the division of the workspace.
@@ -288,7 +293,7 @@ class CompleteRouter {
       noise_position_ += out.logits_TE.rows;
     }
     if (config_.capacity) detail::drop(config_, in, out, workspace, executor, report);
-    detail::fill_record(in, out, position);
+    detail::fill_record(in, out, report);
     return report;
   }
 

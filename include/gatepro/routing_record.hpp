@@ -11,7 +11,7 @@
 namespace gatepro {
 
 /// What a forward decided and drew, so that a recomputation decides and draws the same: near-ties
-/// cannot flip, noise is the same noise, and nothing is counted twice.
+/// cannot flip, drops neither, noise is the same noise, and nothing is counted twice.
 ///
 /// A forward with ForwardInputs::record fills it, a forward with ForwardInputs::replay follows it.
 /// It owns its memory and may be copied, stored or filled by hand (ids chosen elsewhere, such as by
@@ -27,6 +27,11 @@ struct RoutingRecord {
   /// The reduced integers that the losses used, as in CompleteRoutingView::totals. Empty if the
   /// record was filled by hand; then only Pass::recompute with losses refuses it.
   std::vector<std::int64_t> totals;
+  /// T x K: 1 where the choice has a slot. Followed where the router has a capacity. Empty if the
+  /// record was filled by hand or without a capacity: then drops are decided anew, but
+  /// Pass::recompute with a capacity refuses it.
+  std::vector<std::uint8_t> kept_TK;
+  Index capacity = 0;  ///< Slots per expert that kept_TK was decided with.
 
   /// The choices, T x K.
   GATEPRO_ALWAYS_INLINE StridedView<const Id> expert_ids() const {
@@ -35,6 +40,10 @@ struct RoutingRecord {
   /// Which of them had lost, T x K.
   GATEPRO_ALWAYS_INLINE StridedView<const std::uint8_t> penalised() const {
     return {penalised_TK.data(), tokens, top_k, top_k, 1};
+  }
+  /// Which of them have a slot, T x K.
+  GATEPRO_ALWAYS_INLINE StridedView<const std::uint8_t> kept() const {
+    return {kept_TK.data(), tokens, top_k, top_k, 1};
   }
 };
 

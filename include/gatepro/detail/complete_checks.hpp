@@ -74,11 +74,39 @@ void check_replay(const char* where, const CompleteConfig& config, const Forward
       }
     }
   }
-  if (in.pass != Pass::recompute || !config.losses.any()) return;
+  const bool recompute = in.pass == Pass::recompute;
+  if (config.capacity && (recompute || !record.kept_TK.empty())) {
+    need(record.kept_TK.size() == size && record.capacity >= 0, where,
+         "a record that a forward with a capacity has filled",
+         {{"kept_TK", record.kept_TK.size()},
+          {"kept_TK needed", size},
+          {"capacity", record.capacity}});
+  }
+  if (!recompute || !config.losses.any()) return;
   const auto totals = static_cast<std::size_t>(totals_size(config.router.num_experts));
   need(record.totals.size() == totals, where,
        "a record that a training forward with losses has filled",
        {{"totals", record.totals.size()}, {"totals needed", totals}});
+}
+
+/// True if a forward drops what its record dropped.
+template <class Id>
+bool follows_drops(const CompleteConfig& config, const ForwardInputs<Id>& in) {
+  return config.capacity && in.replay != nullptr && !in.replay->kept_TK.empty();
+}
+
+/// No expert keeps more recorded choices than it had slots. `taken_E` is scratch.
+template <class Id>
+void check_recorded_slots(const char* where, const ForwardInputs<Id>& in, Index experts,
+                          Index* taken_E) {
+  const RoutingRecord<Id>& record = *in.replay;
+  count_choices(Choices<const Id>{record.expert_ids(), in.is_padding_T, record.kept()}, experts,
+                taken_E);
+  for (Index e = 0; e < experts; ++e) {
+    need(taken_E[e] <= record.capacity, where,
+         "a record that keeps no more choices of an expert than its capacity",
+         {{"kept", taken_E[e]}, {"expert", e}, {"capacity", record.capacity}});
+  }
 }
 
 template <class Id>

@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "gatepro/detail/complete_checks.hpp"
 #include "gatepro/detail/complete_losses.hpp"
 #include "gatepro/forced_routing.hpp"
 #include "gatepro/gate_logits.hpp"
@@ -76,22 +77,25 @@ void prepare_record(const ForwardInputs<Id>& in, const CompleteRoutingView<X, A,
   const auto size = static_cast<std::size_t>(out.expert_ids_TK.rows * out.expert_ids_TK.cols);
   in.record->expert_ids_TK.resize(size);
   in.record->penalised_TK.resize(size);
+  in.record->kept_TK.resize(out.kept_TK.given() ? size : 0);
   in.record->totals.resize(static_cast<std::size_t>(out.totals.size));
 }
 
 template <class X, class A, class Id>
 void fill_record(const ForwardInputs<Id>& in, const CompleteRoutingView<X, A, Id>& out,
-                 std::int64_t position) {
+                 const CompleteReport& report) {
   if (in.record == nullptr) return;
   RoutingRecord<Id>& record = *in.record;
   record.tokens = out.expert_ids_TK.rows;
   record.top_k = out.expert_ids_TK.cols;
-  record.noise_position = position;
+  record.noise_position = report.noise_position;
+  record.capacity = report.capacity;
   std::size_t i = 0;
   for (Index t = 0; t < record.tokens; ++t) {
     for (Index j = 0; j < record.top_k; ++j, ++i) {
       record.expert_ids_TK[i] = out.expert_ids_TK(t, j);
       record.penalised_TK[i] = out.penalised_TK(t, j);
+      if (!record.kept_TK.empty()) record.kept_TK[i] = out.kept_TK(t, j);
     }
   }
   // An evaluation counts nothing for losses.
@@ -155,17 +159,55 @@ CompleteReport choose(const CompleteConfig& config, const RivalTable& rivals,
   return report;
 }
 
+/// Drops what the record dropped.
+template <class X, class A, class Id>
+DropReport drop_as_recorded(const ForwardInputs<Id>& in, const CompleteRoutingView<X, A, Id>& out) {
+  const Choices<Id> kept{out.expert_ids_TK, in.is_padding_T, in.replay->kept()};
+  DropReport report;
+  std::fill_n(out.kept_per_expert_E.data, out.kept_per_expert_E.size, std::int64_t{0});
+  for (Index t = 0; t < out.kept_TK.rows; ++t) {
+    Index found = 0;
+    for (Index j = 0; j < out.kept_TK.cols; ++j) {
+      out.kept_TK(t, j) = counts(kept, t, j) ? 1 : 0;
+      if (out.kept_TK(t, j) == 0) {
+        out.weights_TK(t, j) = A(0);
+      } else {
+        ++found;
+        ++out.kept_per_expert_E[static_cast<Index>(out.expert_ids_TK(t, j))];
+      }
+    }
+    if (is_masked(in.is_padding_T, t)) continue;
+    report.dropped_choices += out.kept_TK.cols - found;
+    report.tokens_without_expert += found == 0 ? 1 : 0;
+  }
+  return report;
+}
+
+/// Drops by the rule. Sets the report's capacity.
+template <class X, class A, class Id, class Executor>
+DropReport drop_by_rule(const CompleteConfig& config, const ForwardInputs<Id>& in,
+                        const CompleteRoutingView<X, A, Id>& out, Workspace workspace,
+                        const Executor& executor, CompleteReport& report) {
+  const RouterConfig& router = config.router;
+  report.capacity = expert_capacity(static_cast<Index>(report.valid_tokens), router.top_k,
+                                    router.num_experts, *config.capacity);
+  return drop_over_capacity(out.expert_ids_TK, in.is_padding_T, report.capacity,
+                            config.capacity->policy, out.weights_TK, out.kept_TK,
+                            out.kept_per_expert_E, workspace, executor);
+}
+
 /// Takes choices over capacity away, and scales up what is left if asked.
 template <class X, class A, class Id, class Executor>
 void drop(const CompleteConfig& config, const ForwardInputs<Id>& in,
           const CompleteRoutingView<X, A, Id>& out, Workspace workspace, const Executor& executor,
           CompleteReport& report) {
-  const RouterConfig& router = config.router;
-  report.capacity = expert_capacity(static_cast<Index>(report.valid_tokens), router.top_k,
-                                    router.num_experts, *config.capacity);
-  const DropReport dropped = drop_over_capacity(
-      out.expert_ids_TK, in.is_padding_T, report.capacity, config.capacity->policy, out.weights_TK,
-      out.kept_TK, out.kept_per_expert_E, workspace, executor);
+  DropReport dropped;
+  if (follows_drops(config, in)) {
+    report.capacity = in.replay->capacity;
+    dropped = drop_as_recorded(in, out);
+  } else {
+    dropped = drop_by_rule(config, in, out, workspace, executor, report);
+  }
   report.dropped_choices = dropped.dropped_choices;
   report.tokens_without_expert = dropped.tokens_without_expert;
   if (config.capacity->renormalise) {
