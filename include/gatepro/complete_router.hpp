@@ -90,8 +90,9 @@ class CompleteRouter {
 
   /// Bytes of the outputs of T tokens.
   std::size_t outputs_bytes(Index num_tokens) const {
-    return detail::measure(
-        [&](detail::Arena& arena) { detail::carve_outputs<X, A, Id>(arena, config_, num_tokens); });
+    return detail::measure([&](detail::Arena& arena) {
+      detail::carve_outputs<X, A, Id>(arena, config_, num_tokens, num_tokens);
+    });
   }
   /// Bytes of workspace for forward and backward of up to T tokens in up to `max_sequences`
   /// sequences, with up to `workers` workers.
@@ -117,21 +118,21 @@ class CompleteRouter {
                          const Routing& out, Workspace workspace, const Reduce& reduce = {},
                          const Executor& executor = {}) {
     detail::check_complete_tokens("CompleteRouter::forward", config_, x_TH, w_EH);
-    check_forward(in, out, x_TH.rows, workspace, executor);
-    const std::int64_t position = noise_position(in);
+    const bool jittered = detail::draws_jitter(config_.noise, in.pass);
+    begin_forward(in, out, x_TH.rows, jittered, workspace, executor);
     const auto seen_TH =
-        detail::jitter(config_.noise, in.pass, position, x_TH, out.jittered_TH, executor);
+        detail::jitter(config_.noise, in.pass, noise_position(in), x_TH, out.jittered_TH, executor);
     gate_logits(seen_TH, w_EH, out.logits_TE, workspace, executor);
-    return route(in, out, position, workspace, reduce, executor);
+    return route(in, out, jittered, workspace, reduce, executor);
   }
 
   /// The same for logits that the trainer computed: they stand in out.logits_TE, where noise is
-  /// added to them. Jitter is then the trainer's.
+  /// added to them. Jitter is then the trainer's: backward takes the tokens that made the logits.
   template <class Reduce = NoReduce, class Executor = SerialExecutor>
   CompleteReport forward_logits(const Inputs& in, const Routing& out, Workspace workspace,
                                 const Reduce& reduce = {}, const Executor& executor = {}) {
-    check_forward(in, out, out.logits_TE.rows, workspace, executor);
-    return route(in, out, noise_position(in), workspace, reduce, executor);
+    begin_forward(in, out, out.logits_TE.rows, /*jittered=*/false, workspace, executor);
+    return route(in, out, /*jittered=*/false, workspace, reduce, executor);
   }
 
   /// The same as forward, into buffers that own the results.
@@ -139,23 +140,26 @@ class CompleteRouter {
   const CompleteReport& forward(MatrixView<const X> x_TH, MatrixView<const W> w_EH,
                                 const Inputs& in, CompleteBuffers<CompleteRouter>& buffers,
                                 const Reduce& reduce = {}, const Executor& executor = {}) {
-    buffers.resize(x_TH.rows);
     buffers.set_report(
-        forward(x_TH, w_EH, in, buffers.view(), buffers.workspace(), reduce, executor));
+        forward(x_TH, w_EH, in, buffers.view(x_TH.rows), buffers.workspace(), reduce, executor));
     return buffers.report();
   }
 
   /// Gradients of a forward: dx_TH += dlogits W, dw_EH += dlogits^T X, losses included unless the
   /// forward was an evaluation.
   ///
-  /// x_TH, w_EH, in, out: as in the forward; report: what it returned. dweights_TK: T x K, the
-  /// gradient of the trainer's loss with respect to out.weights_TK; what it holds for padding and
-  /// dropped choices does not matter. `more`: loss scale and the trainer's own gradients. dx_TH
-  /// (T x H), dw_EH (E x H): added to; either may be not given.
+  /// x_TH, w_EH, in, out: as in the forward; report: what it returned. Backwards may follow in any
+  /// order, each with the outputs and the report of its own forward. Settings that changed since
+  /// play no part; but with softmax_before_top_k that is not renormalised the gradient of all
+  /// experts depends on who competes, so a backward after partners changed is refused there.
+  /// dweights_TK: T x K, the gradient of the trainer's loss with respect to out.weights_TK; what it
+  /// holds for padding and dropped choices does not matter. `more`: loss scale and the trainer's
+  /// own gradients. dx_TH (T x H), dw_EH (E x H): added to; either may be not given.
   ///
-  /// Throws Error for shapes, ids outside [0, E), a workspace below workspace(...), or weights that
-  /// are constant where nothing else has a gradient (see RouterConfig::allow_zero_gradient), before
-  /// any write.
+  /// Throws Error for shapes, ids outside [0, E), a workspace below workspace(...), a report that
+  /// no forward of this router returned, inputs or outputs of another forward than the report's, or
+  /// weights that are constant where nothing else has a gradient (see
+  /// RouterConfig::allow_zero_gradient), before any write.
   template <class Executor = SerialExecutor>
   void backward(MatrixView<const X> x_TH, MatrixView<const W> w_EH, const Inputs& in,
                 const Routing& out, const CompleteReport& report,
@@ -172,14 +176,13 @@ class CompleteRouter {
         checked_gradients(in, out, report, dweights_TK, more, workspace, executor);
 
     const auto dlogits_TE = detail::logit_gradients(config_, router_.similarity().rivals(), in, out,
-                                                    dweights_TK, more, gradients, executor);
+                                                    report, dweights_TK, more, gradients, executor);
     if (dx_TH.given()) {
       detail::backward_to_tokens(config_, report, out, dlogits_TE, w_EH, dx_TH, gradients,
                                  executor);
     }
     if (dw_EH.given()) {
-      const auto seen_TH =
-          detail::sees_jitter(config_.noise, in.pass) ? MatrixView<const X>(out.jittered_TH) : x_TH;
+      const auto seen_TH = report.jittered ? MatrixView<const X>(out.jittered_TH) : x_TH;
       gate_backward_weights(out.expert_ids_TK, gradients.dselected_TK, dlogits_TE, seen_TH,
                             ExpertRange{0, dw_EH.rows}, dw_EH, gradients.stages, executor);
     }
@@ -197,7 +200,7 @@ class CompleteRouter {
     const auto gradients =
         checked_gradients(in, out, report, dweights_TK, more, workspace, executor);
     const auto dense_TE = detail::logit_gradients(config_, router_.similarity().rivals(), in, out,
-                                                  dweights_TK, more, gradients, executor);
+                                                  report, dweights_TK, more, gradients, executor);
     detail::add_logit_gradients<Accumulator>(out.expert_ids_TK, gradients.dselected_TK, dense_TE,
                                              dlogits_TE);
   }
@@ -224,24 +227,27 @@ class CompleteRouter {
 
   /// What a checkpoint needs. Allocates.
   RouterState state() const;
-  /// Takes a checkpoint of a router with the same settings. Throws Error if it does not fit, and
-  /// nothing has changed then. Allocates.
+  /// Takes a checkpoint of a router with the same settings; reports of earlier forwards are then
+  /// refused. Throws Error if it does not fit, and nothing has changed then. Allocates.
   void restore(const RouterState& state);
 
  private:
   using A = Accumulator;
 
+  /// All checks of a forward but those of tokens and weights, then the first write.
   template <class Executor>
-  void check_forward(const Inputs& in, const Routing& out, Index tokens, Workspace scratch,
-                     const Executor& executor) const {
+  void begin_forward(const Inputs& in, const Routing& out, Index tokens, bool jittered,
+                     Workspace scratch, const Executor& executor) const {
     const char* where = "CompleteRouter::forward";
     const Index experts = config_.router.num_experts;
-    detail::check_complete_forward(config_, router_.similarity().rivals(), in, out, tokens);
+    detail::check_complete_forward(config_, router_.similarity().rivals(), in, out, tokens,
+                                   jittered);
     detail::Arena arena(where, scratch,
                         detail::forward_bytes<X, W>(config_, shape_of(in, tokens, executor)));
     if (detail::follows_drops(config_, in)) {
       detail::check_recorded_slots(where, in, experts, arena.template take<Index>(experts));
     }
+    out.forward_id[0] = 0;
   }
 
   /// All checks of a backward but those of tokens and weights, then the division of the workspace.
@@ -252,7 +258,12 @@ class CompleteRouter {
                                                  const BackwardInputs<A>& more, Workspace scratch,
                                                  const Executor& executor) const {
     const char* where = "CompleteRouter::backward";
-    detail::check_complete_backward(config_, in, out, report, dweights_TK, more);
+    detail::need(made_here(report.forward_id), where,
+                 "a report that a forward of this router has returned: a copy or a restored router "
+                 "is another one",
+                 {{"forward_id", report.forward_id}});
+    detail::check_complete_backward(config_, router_.similarity().rivals(), in, out, report,
+                                    dweights_TK, more);
     const detail::CompleteShape shape = shape_of(in, out.logits_TE.rows, executor);
     detail::Arena arena(where, scratch, detail::backward_bytes<X, W>(config_, shape));
     return detail::carve_gradients<A>(arena, config_, shape);
@@ -273,15 +284,26 @@ class CompleteRouter {
     return config_.bias.enabled ? bias_.values() : VectorView<const A>();
   }
 
+  /// Ids of forwards follow this one. Multiples of the golden ratio keep those of routers apart.
+  std::uint64_t first_id() const {
+    return reinterpret_cast<std::uintptr_t>(identity_.data()) * std::uint64_t{0x9E3779B97F4A7C15};
+  }
+  bool made_here(std::uint64_t forward_id) const {
+    return forward_id - first_id() - 1 < num_forwards_;
+  }
+
   /// From logits to the report, and on to the counters.
   template <class Reduce, class Executor>
-  CompleteReport route(const Inputs& in, const Routing& out, std::int64_t position,
-                       Workspace workspace, const Reduce& reduce, const Executor& executor) {
+  CompleteReport route(const Inputs& in, const Routing& out, bool jittered, Workspace workspace,
+                       const Reduce& reduce, const Executor& executor) {
+    const std::int64_t position = noise_position(in);
     detail::prepare_record(in, out);
     detail::add_noise(config_.noise, in.pass, position, out.logits_TE, executor);
     CompleteReport report = detail::choose(config_, router_.similarity().rivals(), choice_bias(),
                                            position, in, out, workspace, executor);
     report.noise_position = position;
+    report.jittered = jittered;
+    report.forward_id = first_id() + ++num_forwards_;
     if (config_.losses.any() && in.pass != Pass::evaluation) {
       count_for_losses(in, out, report.valid_tokens, workspace, reduce, executor);
       report.losses =
@@ -294,6 +316,7 @@ class CompleteRouter {
     }
     if (config_.capacity) detail::drop(config_, in, out, workspace, executor, report);
     detail::fill_record(in, out, report);
+    out.forward_id[0] = report.forward_id;
     return report;
   }
 
@@ -319,6 +342,8 @@ class CompleteRouter {
   ExpertBias<Accumulator> bias_;
   BalanceAccumulator balance_;
   std::int64_t noise_position_ = 0;
+  std::uint64_t num_forwards_ = 0;
+  std::vector<std::byte> identity_{std::byte{}};  // its address goes along when the router moves
 };
 
 template <class X, class W, class Id>

@@ -24,7 +24,8 @@ struct LossValues {
   GATEPRO_ALWAYS_INLINE constexpr double sum() const { return batch + sequence + global + z; }
 };
 
-/// What a forward found out, and what its backward must know.
+/// What a forward found out, and what its backward must know: a backward goes by the report, never
+/// by settings that may have changed since, and refuses one that no forward returned.
 struct CompleteReport {
   Pass pass = Pass::training;           ///< What the forward was for.
   Index nonfinite_rows = 0;             ///< Tokens whose weights are NaN; see RoutingReport.
@@ -35,11 +36,16 @@ struct CompleteReport {
   Index tokens_without_expert = 0;      ///< Tokens that lost all of their choices.
   std::int64_t noise_position = 0;      ///< Where the noise of token 0 was drawn.
   LossValues losses{};                  ///< Zeros in an evaluation.
+  Index tokens = 0;                     ///< T.
+  bool jittered = false;                ///< Whether jittered_TH took the place of the tokens.
+  Competition competition{};            ///< The rule for losers that was applied.
+  std::uint64_t partners = 0;           ///< RivalTable::fingerprint of those who competed.
+  std::uint64_t forward_id = 0;         ///< No two forwards share it; the outputs have it, too.
 };
 
-/// Where a forward of T tokens writes and its backward reads. CompleteRouter::outputs divides
-/// memory into all that its settings need; members may then be replaced by the caller's own memory
-/// with other strides.
+/// Where a forward of T tokens writes and its backward reads. CompleteBuffers::view divides memory
+/// into all that its settings need; members may then be replaced by the caller's own memory with
+/// other strides.
 template <class X, class A, class Id = std::int32_t>
 struct CompleteRoutingView {
   MatrixView<A> logits_TE;        ///< T x E: raw logits, noise included.
@@ -48,6 +54,8 @@ struct CompleteRoutingView {
   StridedView<A> scores_TK;       ///< T x K: scores before renormalisation and scale.
   StridedView<std::uint8_t> penalised_TK;        ///< T x K: 1 where the chosen expert had lost.
   VectorView<std::int64_t> tokens_per_expert_E;  ///< E: choices of valid tokens before drops.
+  /// 1: CompleteReport::forward_id of the forward that wrote these outputs, 0 while it writes.
+  VectorView<std::uint64_t> forward_id;
   /// With losses: E counts and the tokens of this forward, then of all since end_step, then the
   /// sequences of this forward, all of them reduced.
   VectorView<std::int64_t> totals{};
@@ -64,15 +72,16 @@ inline namespace GATEPRO_ABI {
 /// Integers in CompleteRoutingView::totals.
 inline Index totals_size(Index experts) { return 2 * (experts + 1) + 1; }
 
-/// The memory of all outputs that `config` needs.
+/// The memory of all outputs that `config` needs, with room for `max_tokens`, viewed as `tokens`
+/// rows: where an output starts does not depend on `tokens`.
 template <class X, class A, class Id>
 CompleteRoutingView<X, A, Id> carve_outputs(Arena& arena, const CompleteConfig& config,
-                                            Index tokens) {
+                                            Index max_tokens, Index tokens) {
   const Index experts = config.router.num_experts;
   const Index top_k = config.router.top_k;
   const Index hidden = config.router.hidden_size;
-  const auto count = [tokens](Index per_token) {
-    return checked_product("CompleteRouter", "T within the address space", per_token, tokens);
+  const auto count = [max_tokens](Index per_token) {
+    return checked_product("CompleteRouter", "T within the address space", per_token, max_tokens);
   };
   CompleteRoutingView<X, A, Id> out;
   out.logits_TE = {arena.take<A>(count(experts)), tokens, experts};
@@ -81,6 +90,7 @@ CompleteRoutingView<X, A, Id> carve_outputs(Arena& arena, const CompleteConfig& 
   out.scores_TK = {arena.take<A>(count(top_k)), tokens, top_k};
   out.penalised_TK = {arena.take<std::uint8_t>(count(top_k)), tokens, top_k};
   out.tokens_per_expert_E = {arena.take<std::int64_t>(experts), experts};
+  out.forward_id = {arena.take<std::uint64_t>(1), 1};
   if (config.losses.any()) {
     out.totals = {arena.take<std::int64_t>(totals_size(experts)), totals_size(experts)};
     if (config.losses.counts == CountSource::unpenalised && config.losses.sequence > 0) {
@@ -90,7 +100,7 @@ CompleteRoutingView<X, A, Id> carve_outputs(Arena& arena, const CompleteConfig& 
   if (config.capacity) {
     out.kept_TK = {arena.take<std::uint8_t>(count(top_k)), tokens, top_k};
     out.kept_per_expert_E = {arena.take<std::int64_t>(experts), experts};
-    if (config.capacity->renormalise) out.kept_sums_T = {arena.take<A>(tokens), tokens};
+    if (config.capacity->renormalise) out.kept_sums_T = {arena.take<A>(max_tokens), tokens};
   }
   if (config.noise.jitter > 0) {
     out.jittered_TH = {arena.take<X>(count(hidden)), tokens, hidden};
@@ -131,17 +141,20 @@ class CompleteBuffers {
 
   /// Sets T for the calls that follow; an Error above max_tokens. Allocates nothing.
   void resize(Index tokens) {
-    detail::need(tokens >= 0 && tokens <= max_tokens_, "CompleteBuffers",
-                 "0 <= tokens <= max_tokens", {{"tokens", tokens}, {"max_tokens", max_tokens_}});
+    check_tokens(tokens);
     tokens_ = tokens;
   }
 
   /// Where a forward writes and a backward reads.
-  Routing view() {
+  Routing view() { return view(tokens_); }
+  /// The same for `tokens` tokens, whatever T is set; an Error above max_tokens. All views start at
+  /// the same addresses.
+  Routing view(Index tokens) {
+    check_tokens(tokens);
     const Workspace memory(outputs_);
-    const auto carve = [this](detail::Arena& arena) {
+    const auto carve = [&](detail::Arena& arena) {
       return detail::carve_outputs<typename R::Token, Accumulator, ExpertId>(arena, config_,
-                                                                             tokens_);
+                                                                             max_tokens_, tokens);
     };
     detail::Arena arena("CompleteBuffers", memory, detail::measure(carve));
     return carve(arena);
@@ -151,10 +164,18 @@ class CompleteBuffers {
 
   /// What the last forward through these buffers returned.
   const CompleteReport& report() const { return report_; }
-  /// Set by CompleteRouter::forward.
-  void set_report(const CompleteReport& report) { report_ = report; }
+  /// Set by CompleteRouter::forward, and to be set after forward_logits: T becomes the report's.
+  void set_report(const CompleteReport& report) {
+    resize(report.tokens);
+    report_ = report;
+  }
 
  private:
+  void check_tokens(Index tokens) const {
+    detail::need(tokens >= 0 && tokens <= max_tokens_, "CompleteBuffers",
+                 "0 <= tokens <= max_tokens", {{"tokens", tokens}, {"max_tokens", max_tokens_}});
+  }
+
   CompleteConfig config_;
   Index max_tokens_;
   Index tokens_ = 0;

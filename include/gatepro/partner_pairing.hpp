@@ -127,8 +127,12 @@ class RivalTable {
     for_each_pair(partners_EM, both_sides,
                   [&](std::int32_t i, std::int32_t rival) { ids_[at(next[at(i)]++)] = rival; });
     list_only_rivals(experts);
+    fingerprint_ = fingerprint_of(begin_, fingerprint_of(ids_, 14695981039346656037U));
   }
 
+  /// A number that tables of other rivals do not share, but for chance: ranks, checkpoints and
+  /// reports compare it. 0 if nobody competes.
+  std::uint64_t fingerprint() const { return fingerprint_; }
   /// E, or 0 if nobody competes.
   Index num_experts() const { return begin_.empty() ? 0 : static_cast<Index>(begin_.size()) - 1; }
   /// The table, for the library's own stages.
@@ -152,6 +156,14 @@ class RivalTable {
     }
   }
 
+  /// FNV-1a, a word at a time.
+  static std::uint64_t fingerprint_of(const std::vector<std::int32_t>& words, std::uint64_t hash) {
+    for (const std::int32_t word : words) {
+      hash = (hash ^ static_cast<std::uint32_t>(word)) * 1099511628211U;
+    }
+    return hash;
+  }
+
   /// Fills only_ if no expert has more than one rival.
   void list_only_rivals(Index experts) {
     only_.resize(at(static_cast<std::int32_t>(experts)));
@@ -168,6 +180,7 @@ class RivalTable {
   std::vector<std::int32_t> begin_;
   std::vector<std::int32_t> ids_;
   std::vector<std::int32_t> only_;
+  std::uint64_t fingerprint_ = 0;
 };
 
 }  // namespace GATEPRO_ABI

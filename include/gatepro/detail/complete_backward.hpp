@@ -67,17 +67,54 @@ std::size_t backward_bytes(const CompleteConfig& config, const CompleteShape& sh
   return measure([&](Arena& arena) { carve_gradients<accumulator_t<X, W>>(arena, config, shape); });
 }
 
+/// The rule that the forward of the report chose and weighed by.
+inline SelectionRule selection_of(const CompleteConfig& config, const CompleteReport& report) {
+  SelectionRule rule = config.selection();
+  rule.competition = report.competition;
+  return rule;
+}
+
+/// Inputs, outputs and report are of one forward, and what its gradient needs has not changed.
 template <class X, class A, class Id>
-void check_complete_backward(const CompleteConfig& config, const ForwardInputs<Id>& in,
-                             const CompleteRoutingView<X, A, Id>& out, const CompleteReport& report,
-                             const StridedView<const A>& dweights_TK,
+void check_report(const char* where, const CompleteConfig& config, const RivalTable& rivals,
+                  const ForwardInputs<Id>& in, const CompleteRoutingView<X, A, Id>& out,
+                  const CompleteReport& report) {
+  need(report.tokens == out.logits_TE.rows, where,
+       "outputs with the tokens of the report: a view from before a resize shows other rows",
+       {{"tokens of the outputs", out.logits_TE.rows}, {"tokens of the report", report.tokens}});
+  need(report.forward_id == out.forward_id[0], where,
+       "outputs and report of the same forward: run backward before another forward writes there, "
+       "or give each forward outputs of its own",
+       {{"forward_id of the outputs", out.forward_id[0]},
+        {"forward_id of the report", report.forward_id}});
+  need(report.pass == in.pass, where, "the inputs and the report of the same forward",
+       {{"pass of the inputs", static_cast<int>(in.pass)},
+        {"pass of the report", static_cast<int>(report.pass)}});
+  const std::int64_t valid = count_valid(in.is_padding_T, 0, report.tokens);
+  need(report.valid_tokens == valid, where, "the is_padding_T of the forward",
+       {{"tokens that are not padding", valid},
+        {"valid_tokens of the report", report.valid_tokens}});
+  // Elsewhere the outputs say who had lost.
+  const SelectionRule rule = selection_of(config, report);
+  need(!rule.competition.active() || !has_dense_gradient(rule) ||
+           report.partners == rivals.fingerprint(),
+       where,
+       "the partners of the forward: with softmax_before_top_k the gradient of all experts depends "
+       "on them, so run backward before refresh or set_partners change them",
+       {{"fingerprint", rivals.fingerprint()}, {"fingerprint in the report", report.partners}});
+}
+
+template <class X, class A, class Id>
+void check_complete_backward(const CompleteConfig& config, const RivalTable& rivals,
+                             const ForwardInputs<Id>& in, const CompleteRoutingView<X, A, Id>& out,
+                             const CompleteReport& report, const StridedView<const A>& dweights_TK,
                              const BackwardInputs<A>& more) {
   const char* where = "CompleteRouter::backward";
   const Index tokens = out.logits_TE.rows;
   const Index experts = config.router.num_experts;
-  need(report.pass == in.pass, where, "the inputs and the report of the same forward",
-       {{"pass of the inputs", static_cast<int>(in.pass)},
-        {"pass of the report", static_cast<int>(report.pass)}});
+  check_complete_inputs(where, config, in, tokens);
+  check_complete_outputs(where, config, out, tokens, report.jittered);
+  check_report(where, config, rivals, in, out, report);
   const bool losses = config.losses.any() && in.pass != Pass::evaluation;
   need(!config.selection().constant_weights() || losses || more.dlogits_TE.given() ||
            config.router.allow_zero_gradient || tokens == 0,
@@ -85,8 +122,6 @@ void check_complete_backward(const CompleteConfig& config, const ForwardInputs<I
        "top_k > 1, a loss, a dlogits_TE, or allow_zero_gradient: the weight of one normalised "
        "expert is constant, the router would learn nothing",
        {{"top_k", config.router.top_k}});
-  check_complete_inputs(where, config, in, tokens);
-  check_complete_outputs(where, config, out, tokens);
   check_strided(where, "dweights_TK", dweights_TK, tokens, config.router.top_k);
   check_ids(where, "expert_ids_TK", out.expert_ids_TK, experts);
   check_optional_matrix(where, "dlogits_TE", more.dlogits_TE, tokens, experts);
@@ -127,13 +162,11 @@ void add_loss_gradients(const CompleteConfig& config, const ForwardInputs<Id>& i
 /// From gradients of the weights to those of the raw logits: gradients.dselected_TK for the
 /// selected, and the result, which may be not given, for all.
 template <class X, class A, class Id, class Executor>
-MatrixView<const A> logit_gradients(const CompleteConfig& config, const RivalTable& rivals,
-                                    const ForwardInputs<Id>& in,
-                                    const CompleteRoutingView<X, A, Id>& out,
-                                    const StridedView<const A>& dweights_TK,
-                                    const BackwardInputs<A>& more,
-                                    const CompleteGradients<A>& gradients,
-                                    const Executor& executor) {
+MatrixView<const A> logit_gradients(
+    const CompleteConfig& config, const RivalTable& rivals, const ForwardInputs<Id>& in,
+    const CompleteRoutingView<X, A, Id>& out, const CompleteReport& report,
+    const StridedView<const A>& dweights_TK, const BackwardInputs<A>& more,
+    const CompleteGradients<A>& gradients, const Executor& executor) {
   const MatrixView<A> dense_TE = gradients.dlogits_TE;
   for (Index t = 0; t < dense_TE.rows; ++t) {
     if (more.dlogits_TE.given()) {
@@ -144,8 +177,8 @@ MatrixView<const A> logit_gradients(const CompleteConfig& config, const RivalTab
   }
   add_loss_gradients(config, in, out, more, gradients, executor);
   const auto drouted_TK = undrop(config, out, dweights_TK, gradients.dkept_TK);
-  scores_backward(MatrixView<const A>(out.logits_TE), rivals, config.selection(), out.expert_ids_TK,
-                  out.penalised_TK, out.scores_TK, in.is_padding_T, drouted_TK,
+  scores_backward(MatrixView<const A>(out.logits_TE), rivals, selection_of(config, report),
+                  out.expert_ids_TK, out.penalised_TK, out.scores_TK, in.is_padding_T, drouted_TK,
                   gradients.dselected_TK, dense_TE, gradients.stages, executor);
   return dense_TE.given() ? MatrixView<const A>(dense_TE) : more.dlogits_TE;
 }
@@ -157,14 +190,13 @@ void backward_to_tokens(const CompleteConfig& config, const CompleteReport& repo
                         const MatrixView<const A>& dlogits_TE, const MatrixView<const W>& w_EH,
                         const MatrixView<A>& dx_TH, const CompleteGradients<A>& gradients,
                         const Executor& executor) {
-  const bool jittered = sees_jitter(config.noise, report.pass);
-  const MatrixView<A> seen_TH = jittered ? gradients.djittered_TH : dx_TH;
-  if (jittered) {
+  const MatrixView<A> seen_TH = report.jittered ? gradients.djittered_TH : dx_TH;
+  if (report.jittered) {
     for (Index t = 0; t < seen_TH.rows; ++t) std::fill_n(seen_TH.row(t), seen_TH.cols, A(0));
   }
   gate_backward_tokens(out.expert_ids_TK, gradients.dselected_TK, dlogits_TE, w_EH, seen_TH,
                        gradients.stages, executor);
-  if (jittered) {
+  if (report.jittered) {
     jitter_backward(seen_TH, config.noise.jitter, NoiseKey{config.noise.seed, 0},
                     report.noise_position, dx_TH, executor);
   }

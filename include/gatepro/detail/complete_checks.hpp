@@ -123,7 +123,7 @@ void check_complete_inputs(const char* where, const CompleteConfig& config,
 
 template <class X, class A, class Id>
 void check_complete_outputs(const char* where, const CompleteConfig& config,
-                            const CompleteRoutingView<X, A, Id>& out, Index tokens) {
+                            const CompleteRoutingView<X, A, Id>& out, Index tokens, bool jittered) {
   const Index experts = config.router.num_experts;
   const Index top_k = config.router.top_k;
   check_matrix(where, "logits_TE", out.logits_TE, tokens, experts);
@@ -132,6 +132,7 @@ void check_complete_outputs(const char* where, const CompleteConfig& config,
   check_strided(where, "scores_TK", out.scores_TK, tokens, top_k);
   check_strided(where, "penalised_TK", out.penalised_TK, tokens, top_k);
   check_vector(where, "tokens_per_expert_E", out.tokens_per_expert_E, experts);
+  check_vector(where, "forward_id", out.forward_id, 1);
   if (config.losses.any()) {
     check_vector(where, "totals", out.totals, totals_size(experts));
     if (counts_unpenalised_ids(config.losses)) {
@@ -143,23 +144,23 @@ void check_complete_outputs(const char* where, const CompleteConfig& config,
     check_vector(where, "kept_per_expert_E", out.kept_per_expert_E, experts);
     if (config.capacity->renormalise) check_vector(where, "kept_sums_T", out.kept_sums_T, tokens);
   }
-  if (config.noise.jitter > 0) {
+  if (jittered) {
     check_matrix(where, "jittered_TH", out.jittered_TH, tokens, config.router.hidden_size);
   }
   check_outputs_differ(
       where, {out.logits_TE, out.expert_ids_TK, out.weights_TK, out.scores_TK, out.penalised_TK,
               out.tokens_per_expert_E, out.totals, out.counted_ids_TK, out.kept_TK,
-              out.kept_per_expert_E, out.kept_sums_T, out.jittered_TH});
+              out.kept_per_expert_E, out.kept_sums_T, out.jittered_TH, out.forward_id});
 }
 
 /// Everything that a forward of `tokens` logits rows takes.
 template <class X, class A, class Id>
 void check_complete_forward(const CompleteConfig& config, const RivalTable& rivals,
                             const ForwardInputs<Id>& in, const CompleteRoutingView<X, A, Id>& out,
-                            Index tokens) {
+                            Index tokens, bool jittered) {
   const char* where = "CompleteRouter::forward";
   check_complete_inputs(where, config, in, tokens);
-  check_complete_outputs(where, config, out, tokens);
+  check_complete_outputs(where, config, out, tokens, jittered);
   check_replay(where, config, in, tokens);
   checked_competition<A>(where, config.router.competition, rivals, config.router.num_experts);
 }

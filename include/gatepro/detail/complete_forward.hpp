@@ -43,7 +43,8 @@ std::size_t forward_bytes(const CompleteConfig& config, const CompleteShape& sha
        complete_losses_workspace<A>(config, shape.tokens, shape.sequences, shape.workers), drop});
 }
 
-inline bool sees_jitter(const NoiseRule& rule, Pass pass) {
+/// True if a forward from tokens jitters them.
+inline bool draws_jitter(const NoiseRule& rule, Pass pass) {
   return rule.jitter > 0 && pass != Pass::evaluation;
 }
 
@@ -52,7 +53,7 @@ template <class X, class Executor>
 MatrixView<const X> jitter(const NoiseRule& rule, Pass pass, std::int64_t position,
                            const MatrixView<const X>& x_TH, const MatrixView<X>& jittered_TH,
                            const Executor& executor) {
-  if (!sees_jitter(rule, pass)) return x_TH;
+  if (!draws_jitter(rule, pass)) return x_TH;
   jitter_tokens(x_TH, rule.jitter, NoiseKey{rule.seed, 0}, position, jittered_TH, executor);
   return jittered_TH;
 }
@@ -153,6 +154,9 @@ CompleteReport choose(const CompleteConfig& config, const RivalTable& rivals,
   }
   CompleteReport report;
   report.pass = in.pass;
+  report.tokens = out.logits_TE.rows;
+  report.competition = config.router.competition;
+  report.partners = rivals.fingerprint();
   report.nonfinite_rows = found.nonfinite_rows;
   report.tokens_short_of_survivors = found.tokens_short_of_survivors;
   report.valid_tokens = count_valid(in.is_padding_T, 0, out.logits_TE.rows);
