@@ -319,6 +319,34 @@ TEST_F(BadCall, ForwardOutputs) {
                      {"logits_TE", "row_stride=5"});
 }
 
+// Only `{}` means that an argument is not wanted: an object that nobody sized is a mistake.
+TEST_F(BadCall, OptionalArgumentsThatNobodySized) {
+  RowMatrix<float> none;
+  RowMatrix<float> no_rows(0, hidden);
+  std::vector<std::int64_t> no_counts;
+  expect_bad_backward([&](auto& b) { b.dlogits = none; }, {"dlogits_TE", "rows=0", "cols=0"});
+  expect_bad_backward([&](auto& b) { b.dx = none; }, {"dx_TH", "rows=0", "rows needed=5"});
+  expect_bad_backward([&](auto& b) { b.dw = none; }, {"dw_EH", "rows=0", "rows needed=6"});
+  expect_bad_backward([&](auto& b) { b.dw = no_rows; }, {"dw_EH", "rows=0", "cols=10"});
+  expect_bad_backward([&](auto& b) { b.dw = {nullptr, 0, hidden}; }, {"dw_EH", "rows=0"});
+  expect_bad_backward([&](auto& b) { b.dw = {nullptr, experts, 0}; }, {"dw_EH", "cols=0"});
+  expect_bad_forward([&](auto& f) { f.out.logits_TE = none; }, {"logits_TE", "rows=0"});
+  expect_bad_output([&](auto& f) { f.out.tokens_per_expert_E = no_counts; },
+                    {"tokens_per_expert_E", "size=0", "size needed=6"});
+}
+
+// Without tokens, empty objects are what they should be.
+TEST_F(BadCall, ObjectsWithoutTokens) {
+  RowMatrix<float> x_none(0, hidden), logits_none(0, experts), weights_none(0, top_k);
+  RowMatrix<std::int32_t> ids_none(0, top_k);
+  const RowMatrix<float> before = dw;
+  EXPECT_NO_THROW(router.backward(x_none, w, ids_none, weights_none, weights_none, logits_none,
+                                  x_none, dw, Workspace(memory.data(), memory.size())));
+  EXPECT_EQ(dw, before);
+  EXPECT_NO_THROW(gatepro::z_loss(view(logits_none), {1, 0, 1}, {}, logits_none,
+                                  Workspace(memory.data(), memory.size())));
+}
+
 // What is not wanted has no size: a null with a size is an allocation that went missing.
 TEST_F(BadCall, OptionalArgumentsWithoutData) {
   expect_bad_output([](auto& f) { f.out.tokens_per_expert_E.data = nullptr; },

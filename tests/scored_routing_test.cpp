@@ -374,7 +374,7 @@ TYPED_TEST(ScoredRoutingTest, BitsDoNotDependOnHowTheWorkIsCut) {
     Outcome<A, std::int32_t> few(tokens, 4, experts);
     auto memory = data::scratch(gatepro::route_scored_workspace<A>(experts, rule));
     gatepro::route_scored(logits_TE, scored_data::rivals_of(experts), rule,
-                          gatepro::VectorView<const double>(extras.bias), {},
+                          data::optional(extras.bias), {},
                           gatepro::ScoredRoutingView<A>{few.ids_TK, few.weights_TK}, memory);
     EXPECT_TRUE(data::same_bits(few.ids_TK, want.ids_TK));
     EXPECT_TRUE(data::same_bits(few.weights_TK, want.weights_TK));
@@ -425,8 +425,8 @@ struct Call {
   std::vector<std::byte> memory = data::scratch(1 << 20);
 
   void operator()() {
-    gatepro::route_scored(logits_TE, rivals, rule, gatepro::VectorView<const double>(bias),
-                          is_padding, view, memory);
+    gatepro::route_scored(logits_TE, rivals, rule, data::optional(bias), data::optional(is_padding),
+                          view, memory);
   }
 };
 

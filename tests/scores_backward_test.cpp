@@ -55,7 +55,7 @@ Gradient<A> gradient(const RowMatrix<A>& logits_TE, const SelectionRule& rule,
       data::scratch(gatepro::scores_backward_workspace<A>(experts, rule, executor.workers()));
   gatepro::scores_backward(
       logits_TE, scored_data::rivals_of(experts), rule, gatepro::strided_view(forward.ids_TK),
-      forward.penalised_TK, forward.scores_TK, is_padding, dweights_TK,
+      forward.penalised_TK, forward.scores_TK, data::optional(is_padding), dweights_TK,
       gatepro::strided_view(got.dselected_TK), got.dlogits_TE, memory, executor);
   return got;
 }
@@ -67,9 +67,9 @@ RowMatrix<double> losses(const RowMatrix<double>& logits_TE, const SelectionRule
                          const std::vector<std::uint8_t>& is_padding) {
   RowMatrix<double> weights_TK(forward.ids_TK.rows(), rule.top_k);
   auto memory = data::scratch(gatepro::replay_scored_workspace<double>(logits_TE.cols(), rule));
-  gatepro::replay_scored(logits_TE, scored_data::rivals_of(logits_TE.cols()), rule, is_padding,
-                         gatepro::strided_view(forward.ids_TK), forward.penalised_TK,
-                         gatepro::strided_view(weights_TK), {}, memory);
+  gatepro::replay_scored(logits_TE, scored_data::rivals_of(logits_TE.cols()), rule,
+                         data::optional(is_padding), gatepro::strided_view(forward.ids_TK),
+                         forward.penalised_TK, gatepro::strided_view(weights_TK), {}, memory);
   return weights_TK.cwiseProduct(dweights_TK).rowwise().sum();
 }
 
@@ -340,8 +340,8 @@ TEST(ScoresBackwardBadInput, DenseGradientAndViews) {
   const auto call = [&](const MatrixView<float>& dlogits) {
     gatepro::scores_backward(logits_TE, gatepro::RivalTable(), rule,
                              gatepro::strided_view(forward.ids_TK), {}, forward.scores_TK,
-                             is_padding, dweights_TK, gatepro::strided_view(dselected_TK), dlogits,
-                             memory);
+                             data::optional(is_padding), dweights_TK,
+                             gatepro::strided_view(dselected_TK), dlogits, memory);
   };
   EXPECT_NO_THROW(call(dlogits_TE));
   dselected_TK.setConstant(77);
@@ -351,7 +351,7 @@ TEST(ScoresBackwardBadInput, DenseGradientAndViews) {
   expect_error([&] { call({dselected_TK.data(), 5, 6}); }, {"outputs in different memory"});
   is_padding = {1, 0};
   expect_error([&] { call(dlogits_TE); }, {"is_padding_T", "size=2"});
-  is_padding = std::vector<std::uint8_t>();  // not given: clear() would leave memory behind
+  is_padding.clear();
   forward.ids_TK(4, 1) = 6;
   expect_error([&] { call(dlogits_TE); }, {"every id in [0, num_experts)", "id=6"});
   forward.ids_TK(4, 1) = 0;

@@ -120,6 +120,31 @@ TEST(MatrixView, NotGiven) {
   EXPECT_TRUE(MatrixView<float>(&one, 1, 1).given());
 }
 
+// Someone passed it, so it is an argument with a shape, right or wrong.
+TEST(MatrixView, OfAnEmptyObjectIsGiven) {
+  RowMatrix<float> matrix, no_rows(0, 7), no_cols(7, 0);
+  for (RowMatrix<float>* empty : {&matrix, &no_rows, &no_cols}) {
+    const RowMatrix<float>& constant = *empty;
+    EXPECT_TRUE(as_output(*empty).given());
+    EXPECT_TRUE(as_input(constant).given());
+    EXPECT_TRUE(as_strided(*empty).given());
+    EXPECT_TRUE(view(*empty).given());
+    EXPECT_EQ(as_output(*empty).rows, empty->rows());
+    EXPECT_EQ(as_output(*empty).cols, empty->cols());
+  }
+  Eigen::Map<RowMatrix<float>> no_memory(nullptr, 0, 0);
+  EXPECT_TRUE(as_output(no_memory).given());
+  const ColMatrix columns;
+  EXPECT_TRUE(as_strided(columns).given());
+  std::vector<double> numbers;
+  const std::vector<double>& constant = numbers;
+  EXPECT_TRUE(VectorView<double>(numbers).given());
+  EXPECT_TRUE(VectorView<const double>(constant).given());
+  // A pointer that is missing stays missing.
+  Eigen::Map<RowMatrix<float>> lost(nullptr, 2, 3);
+  EXPECT_FALSE(as_output(lost).given());
+}
+
 TEST(StridedView, OfEitherStorageOrder) {
   RowMatrix<float> rows = RowMatrix<float>::Zero(5, 3);
   ColMatrix cols = ColMatrix::Zero(5, 3);

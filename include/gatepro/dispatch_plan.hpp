@@ -127,21 +127,14 @@ void check_row_list(const char* where, const char* name, const VectorView<Id>& l
 }
 
 template <class Id>
-void check_optional_choices(const char* where, const char* name, const StridedView<Id>& view,
-                            Index tokens, Index top_k) {
-  const bool absent = view.data == nullptr && (view.rows == 0 || view.cols == 0);
-  if (!absent) check_strided(where, name, view, tokens, top_k);
-}
-
-template <class Id>
 void check_plan(const char* where, const DispatchPlan<Id>& plan, Index tokens, Index top_k,
                 Index experts, Index rows) {
   check_optional_vector(where, "tokens_per_expert_E", plan.tokens_per_expert_E, experts);
   check_optional_vector(where, "offsets_E1", plan.offsets_E1, experts + 1);
   check_row_list(where, "choice_of_row_N", plan.choice_of_row_N, rows);
   check_row_list(where, "token_of_row_N", plan.token_of_row_N, rows);
-  check_optional_choices(where, "row_TK", plan.row_TK, tokens, top_k);
-  check_optional_choices(where, "position_TK", plan.position_TK, tokens, top_k);
+  check_optional_strided(where, "row_TK", plan.row_TK, tokens, top_k);
+  check_optional_strided(where, "position_TK", plan.position_TK, tokens, top_k);
   check_outputs_differ(where, {plan.tokens_per_expert_E, plan.offsets_E1, plan.choice_of_row_N,
                                plan.token_of_row_N, plan.row_TK, plan.position_TK});
 }
@@ -247,7 +240,7 @@ Index plan_dispatch(StridedView<In> expert_ids_TK, StridedView<const std::uint8_
   detail::check_top_k(where, top_k, num_experts);
   detail::check_dispatch_rule(where, rule);
   detail::check_strided(where, "expert_ids_TK", expert_ids_TK, tokens, top_k);
-  detail::check_optional_choices(where, "kept_TK", kept_TK, tokens, top_k);
+  detail::check_optional_strided(where, "kept_TK", kept_TK, tokens, top_k);
   detail::check_optional_vector(where, "is_padding_T", is_padding_T, tokens);
   detail::check_ids(where, "expert_ids_TK", expert_ids_TK, num_experts);
   detail::Arena arena(where, workspace, plan_dispatch_workspace(num_experts));

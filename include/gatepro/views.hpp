@@ -80,6 +80,16 @@ template <class M, class T>
 inline constexpr bool converts_to_strided_view_v =
     eigen_converts<M, T, eigen_has_data<plain_t<M>>()>::value;
 
+/// Where views of objects without elements point: not at null, which would mean "not given".
+alignas(64) inline unsigned char no_elements[64] = {};
+
+/// An object's elements; Eigen and std::vector may have a null where there are none.
+template <class T>
+GATEPRO_ALWAYS_INLINE inline T* elements(T* data, Index size) {
+  const bool none = data == nullptr && size == 0;
+  return none ? static_cast<T*>(static_cast<void*>(no_elements)) : data;
+}
+
 template <class T>
 struct NonDeduced {
   using type = T;
@@ -98,10 +108,11 @@ struct is_std_vector<std::vector<std::remove_const_t<T>, A>, T> : std::true_type
 /// A row-major matrix in the caller's memory: element (r, c) is `data[r * row_stride + c]`.
 ///
 /// `T` may be const. A default-constructed view is "not given": it stands for an optional input
-/// that is absent or an optional output that is not wanted. Row-major Eigen matrices, maps, refs
-/// and blocks with contiguous rows convert implicitly; anything that would need a copy (a
-/// column-major matrix, an expression, a temporary matrix) does not compile. Strides and null
-/// pointers are checked by the functions that take views, not here.
+/// that is absent or an optional output that is not wanted. A view of an empty object is given, so
+/// that a gradient that nobody sized is refused for its shape, not left out. Row-major Eigen
+/// matrices, maps, refs and blocks with contiguous rows convert implicitly; anything that would
+/// need a copy (a column-major matrix, an expression, a temporary matrix) does not compile. Strides
+/// and null pointers are checked by the functions that take views, not here.
 template <class T>
 struct MatrixView {
   T* data = nullptr;     ///< Element (0, 0).
@@ -123,7 +134,8 @@ struct MatrixView {
   /// A view of an Eigen object with contiguous rows, without a copy.
   template <class M, std::enable_if_t<detail::converts_to_matrix_view_v<M&&, T>, int> = 0>
   GATEPRO_ALWAYS_INLINE MatrixView(M&& matrix)
-      : MatrixView(matrix.data(), matrix.rows(), matrix.cols(), matrix.outerStride()) {}
+      : MatrixView(detail::elements(matrix.data(), matrix.size()), matrix.rows(), matrix.cols(),
+                   matrix.outerStride()) {}
 
   /// True if the view was given.
   GATEPRO_ALWAYS_INLINE constexpr bool given() const { return data != nullptr; }
@@ -133,11 +145,11 @@ struct MatrixView {
   GATEPRO_ALWAYS_INLINE constexpr T& operator()(Index r, Index c) const { return row(r)[c]; }
   /// The `count` rows from `first`: the way to run a stage on a range of tokens.
   GATEPRO_ALWAYS_INLINE constexpr MatrixView middle_rows(Index first, Index count) const {
-    return {given() ? row(first) : nullptr, count, cols, row_stride};
+    return given() ? MatrixView(row(first), count, cols, row_stride) : *this;
   }
   /// The `count` columns from `first`.
   GATEPRO_ALWAYS_INLINE constexpr MatrixView middle_cols(Index first, Index count) const {
-    return {given() ? data + first : nullptr, rows, count, row_stride};
+    return given() ? MatrixView(data + first, rows, count, row_stride) : *this;
   }
 };
 
@@ -172,8 +184,8 @@ struct StridedView {
   /// A view of an Eigen object of either storage order, without a copy.
   template <class M, std::enable_if_t<detail::converts_to_strided_view_v<M&&, T>, int> = 0>
   GATEPRO_ALWAYS_INLINE StridedView(M&& matrix)
-      : StridedView(matrix.data(), matrix.rows(), matrix.cols(), matrix.rowStride(),
-                    matrix.colStride()) {}
+      : StridedView(detail::elements(matrix.data(), matrix.size()), matrix.rows(), matrix.cols(),
+                    matrix.rowStride(), matrix.colStride()) {}
 
   /// True if the view was given.
   GATEPRO_ALWAYS_INLINE constexpr bool given() const { return data != nullptr; }
@@ -183,7 +195,8 @@ struct StridedView {
   }
   /// The `count` rows from `first`.
   GATEPRO_ALWAYS_INLINE constexpr StridedView middle_rows(Index first, Index count) const {
-    return {given() ? data + first * row_stride : nullptr, count, cols, row_stride, col_stride};
+    return given() ? StridedView(data + first * row_stride, count, cols, row_stride, col_stride)
+                   : *this;
   }
 };
 
@@ -207,7 +220,8 @@ struct VectorView {
                                  std::is_convertible_v<decltype(std::declval<V>().data()), T*>,
                              int> = 0>
   GATEPRO_ALWAYS_INLINE VectorView(V&& values)
-      : VectorView(values.data(), static_cast<Index>(values.size())) {}
+      : VectorView(detail::elements(values.data(), static_cast<Index>(values.size())),
+                   static_cast<Index>(values.size())) {}
 
   /// True if the view was given.
   GATEPRO_ALWAYS_INLINE constexpr bool given() const { return data != nullptr; }

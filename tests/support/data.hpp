@@ -25,6 +25,12 @@ using gatepro::MatrixView;
 using gatepro::RowMatrix;
 using gatepro::StridedView;
 
+/// What tests leave empty is not given.
+template <class T>
+gatepro::VectorView<const T> optional(const std::vector<T>& values) {
+  return values.empty() ? gatepro::VectorView<const T>() : gatepro::VectorView<const T>(values);
+}
+
 /// 64 random bits: number `counter` of stream `seed`.
 inline std::uint64_t random_bits(std::uint64_t seed, std::uint64_t counter) {
   std::uint64_t z = (seed * 0x100000001b3u + counter + 1) * 0x9e3779b97f4a7c15u;

@@ -111,9 +111,9 @@ Outcome<A, Id> route(const RowMatrix<A>& logits_TE, const SelectionRule& rule,
   Outcome<A, Id> outcome(logits_TE.rows(), rule.top_k, experts);
   auto memory =
       data::scratch(gatepro::route_scored_workspace<A>(experts, rule, executor.workers()));
-  outcome.report = gatepro::route_scored(logits_TE, rivals_of(experts), rule,
-                                         gatepro::VectorView<const double>(extras.bias),
-                                         extras.is_padding, outcome.view(), memory, executor);
+  outcome.report =
+      gatepro::route_scored(logits_TE, rivals_of(experts), rule, data::optional(extras.bias),
+                            data::optional(extras.is_padding), outcome.view(), memory, executor);
   return outcome;
 }
 

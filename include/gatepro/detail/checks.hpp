@@ -79,11 +79,11 @@ void check_matrix(const char* where, const char* name, const MatrixView<T>& m, I
   }
 }
 
-/// The same, or not given. A null that has a size is neither.
+/// The same, or not given. A null that has an extent is neither.
 template <class T>
 void check_optional_matrix(const char* where, const char* name, const MatrixView<T>& m, Index rows,
                            Index cols) {
-  const bool absent = m.data == nullptr && (m.rows == 0 || m.cols == 0);
+  const bool absent = m.data == nullptr && m.rows == 0 && m.cols == 0;
   if (!absent) check_matrix(where, name, m, rows, cols);
 }
 
@@ -117,11 +117,11 @@ void check_strided(const char* where, const char* name, const StridedView<T>& m,
   }
 }
 
-/// The same, or not given. A null that has a size is neither.
+/// The same, or not given. A null that has an extent is neither.
 template <class T>
 void check_optional_strided(const char* where, const char* name, const StridedView<T>& m,
                             Index rows, Index cols) {
-  const bool absent = m.data == nullptr && (m.rows == 0 || m.cols == 0);
+  const bool absent = m.data == nullptr && m.rows == 0 && m.cols == 0;
   if (!absent) check_strided(where, name, m, rows, cols);
 }
 
@@ -135,7 +135,7 @@ void check_vector(const char* where, const char* name, const VectorView<T>& v, I
   }
 }
 
-/// The same, or not given. A null that has a size is neither.
+/// The same, or not given. A null that has an extent is neither.
 template <class T>
 void check_optional_vector(const char* where, const char* name, const VectorView<T>& v,
                            Index size) {

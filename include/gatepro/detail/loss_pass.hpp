@@ -72,7 +72,7 @@ void check_loss_arguments(const char* where, const LossArguments<A>& arguments) 
   check_matrix(where, "logits_TE", logits_TE, logits_TE.rows, logits_TE.cols);
   check_optional_vector(where, "is_padding_T", arguments.is_padding_T, logits_TE.rows);
   check_optional_matrix(where, "dlogits_TE", arguments.dlogits_TE, logits_TE.rows, logits_TE.cols);
-  need(!arguments.dlogits_TE.given() || arguments.dlogits_TE.data != logits_TE.data, where,
+  need(logits_TE.rows == 0 || arguments.dlogits_TE.data != logits_TE.data, where,
        "dlogits_TE in other memory than logits_TE");
 }
 
