@@ -6,7 +6,10 @@
 #endif
 
 #include <algorithm>
+#include <fstream>
 #include <limits>
+#include <string>
+#include <vector>
 
 #include "support/executors.hpp"
 #include "support/routing_data.hpp"
@@ -111,7 +114,60 @@ TEST(Executor, TileRows) {
   EXPECT_EQ(gatepro::detail::tile_rows(512, 16), 36);
 }
 
+/// Notes a count that no executor needs to expect.
+struct StrictExecutor {
+  int workers() const { return 3; }
+  template <class Body>
+  void run(int count, Body body) const {
+    EXPECT_GE(count, 1);
+    EXPECT_LE(count, workers());
+    for (int worker = 0; worker < count; ++worker) body(worker);
+  }
+};
+
+TEST(Executor, IsNotAskedToRunNothing) {
+  const StrictExecutor executor;
+  gatepro::CompleteConfig config{{hidden, experts, top_k}};
+  config.scores = {gatepro::ScoreFunction::sigmoid, true, 1};
+  config.losses = {1, 1, 1, 1, gatepro::CountSource::unpenalised};
+  config.capacity = gatepro::CapacityRule{};
+  config.noise.jitter = config.noise.logit_sigma = 0.1;
+  gatepro::CompleteRouter<float> router(config);
+  const RowMatrix<float> w = random_matrix<float>(experts, hidden, 2);
+  RowMatrix<float> dw = RowMatrix<float>::Zero(experts, hidden);
+  router.refresh_now(w, 0, executor);
+  for (const Index tokens : {0, 1, 500}) {
+    const RowMatrix<float> x = random_matrix<float>(tokens, hidden, 1);
+    const RowMatrix<float> dweights = random_matrix<float>(tokens, top_k, 3);
+    RowMatrix<float> dx = RowMatrix<float>::Zero(tokens, hidden);
+    const std::vector<std::int64_t> borders{0, tokens};
+    gatepro::ForwardInputs<> in;
+    in.sequence_begin_S1 = borders;
+    gatepro::CompleteBuffers<gatepro::CompleteRouter<float>> buffers(router, tokens,
+                                                                     executor.workers());
+    router.forward(x, w, in, buffers, gatepro::NoReduce{}, executor);
+    router.backward(x, w, in, buffers, dweights, {}, dx, dw, executor);
+  }
+}
+
 #ifdef _OPENMP
+// Of a count of 0 OpenMP makes "as many threads as you like".
+TEST(OpenMPExecutor, StartsNoThreadForNothing) {
+  const auto threads = [] {
+    std::ifstream status("/proc/self/status");
+    std::string line;
+    while (std::getline(status, line) && line.rfind("Threads:", 0) != 0) {
+    }
+    return line;
+  };
+  omp_set_num_threads(5);
+  const std::string before = threads();
+  int runs = 0;
+  gatepro::OpenMPExecutor().run(0, [&](int) { ++runs; });
+  EXPECT_EQ(runs, 0);
+  EXPECT_EQ(threads(), before);
+}
+
 TEST(OpenMPExecutor, RefusesNoThreadsAndNoWork) {
   using gatepro::OpenMPExecutor;
   EXPECT_EQ(OpenMPExecutor(3, 5).workers(), 3);

@@ -21,9 +21,10 @@ namespace gatepro {
 /// template <class Body>
 /// void run(int count, Body body) const;  // body(w) exactly once for each w in [0, count)
 /// ```
-/// `run` may call the bodies in any order and on any threads, and returns when all have returned.
-/// Bodies do not throw, and results never depend on the executor: workers draw blocks of fixed
-/// size from a common counter and each block writes memory of its own. It may also have
+/// The library calls it with a count from 1 to workers(). `run` may call the bodies in any order
+/// and on any threads, and returns when all have returned. Bodies do not throw, and results never
+/// depend on the executor: workers draw blocks of fixed size from a common counter and each block
+/// writes memory of its own. It may also have
 /// ```cpp
 /// double least_work() const;             // multiply-adds that are worth starting a worker for
 /// ```
@@ -74,10 +75,11 @@ int useful_workers([[maybe_unused]] const Executor& executor, int workers,
 }
 
 /// Calls `body(worker, block)` for every block in [0, blocks). A worker runs one block at a time,
-/// so it may keep scratch memory of its own.
+/// so it may keep scratch memory of its own. Without blocks the executor has nothing to run.
 template <class Executor, class Body>
 void for_each_block(const Executor& executor, int workers, std::ptrdiff_t blocks,
                     const Body& body) {
+  if (blocks == 0) return;
   std::atomic<std::ptrdiff_t> next{0};
   const int count = blocks < workers ? static_cast<int>(blocks) : workers;
   executor.run(count, [&next, &body, blocks](int worker) noexcept {

@@ -43,6 +43,7 @@ class OpenMPExecutor {
   /// Calls `body(w)` once for each w in [0, count), concurrently where threads are to be had.
   template <class Body>
   void run(int count, Body body) const {
+    if (count < 1) return;           // num_threads(0) would start as many as there may be
     if (count == 1) return body(0);  // even a region of one thread costs
 #pragma omp parallel for schedule(static, 1) num_threads(count)
     for (int worker = 0; worker < count; ++worker) body(worker);
