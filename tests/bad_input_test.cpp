@@ -358,7 +358,7 @@ TEST_F(BadCall, OptionalArgumentsWithoutData) {
 }
 
 TEST_F(BadCall, OutputsAtTheSameAddress) {
-  const Parts parts = {"Router::forward", "outputs in different memory", "first output="};
+  const Parts parts = {"Router::forward", "outputs in different memory", " overlap (got "};
   expect_bad_output(
       [&](auto& f) {
         f.out.expert_ids_TK.data = reinterpret_cast<std::int32_t*>(f.out.weights_TK.data);

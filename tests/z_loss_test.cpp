@@ -197,7 +197,7 @@ TYPED_TEST(ZLossTest, BadInput) {
   expect_error([&] { call({1}, mask, dlogits_TE, bytes - 65); }, {"z_loss", "workspace"});
   expect_error(
       [&] { gatepro::z_loss(gatepro::view(own_TE), {1.0}, {}, gatepro::view(own_TE), memory); },
-      {"dlogits_TE in other memory"});
+      {"dlogits_TE and logits_TE overlap"});
   const MatrixView<const A> none(nullptr, 3, 0);
   expect_error([&] { gatepro::z_loss(none, {1.0}, {}, {}, memory); }, {"num_experts=0"});
   EXPECT_TRUE(dlogits_TE.isZero(0));

@@ -10,6 +10,7 @@
 
 #include "gatepro/detail/choices.hpp"
 #include "gatepro/detail/order.hpp"
+#include "gatepro/detail/overlap.hpp"
 #include "gatepro/workspace.hpp"
 
 namespace gatepro {
@@ -253,7 +254,11 @@ DropReport drop_over_capacity(StridedView<Id> expert_ids_TK,
   detail::check_strided(where, "weights_TK", weights_TK, tokens, top_k);
   detail::check_strided(where, "kept_TK", kept_TK, tokens, top_k);
   detail::check_vector(where, "tokens_per_expert_E", tokens_per_expert_E, experts);
-  detail::check_outputs_differ(where, {weights_TK, kept_TK, tokens_per_expert_E});
+  detail::check_overlaps(
+      where, detail::output("weights_TK", weights_TK), detail::output("kept_TK", kept_TK),
+      detail::output("tokens_per_expert_E", tokens_per_expert_E),
+      detail::output("workspace", workspace), detail::input("expert_ids_TK", expert_ids_TK),
+      detail::input("is_padding_T", is_padding_T));
   detail::check_ids(where, "expert_ids_TK", expert_ids_TK, experts);
   const int workers = detail::checked_workers(where, executor);
   detail::Arena arena(where, workspace,
@@ -287,6 +292,9 @@ void drop_backward(StridedView<const std::uint8_t> kept_TK,
   detail::check_strided(where, "kept_TK", kept_TK, kept_TK.rows, kept_TK.cols);
   detail::check_strided(where, "dweights_TK", dweights_TK, kept_TK.rows, kept_TK.cols);
   detail::check_strided(where, "dbefore_TK", dbefore_TK, kept_TK.rows, kept_TK.cols);
+  detail::check_overlaps(where, detail::output("dbefore_TK", dbefore_TK),
+                         detail::in_place("dweights_TK", dweights_TK),
+                         detail::input("kept_TK", kept_TK));
   for (Index t = 0; t < kept_TK.rows; ++t) {
     for (Index j = 0; j < kept_TK.cols; ++j) {
       dbefore_TK(t, j) = kept_TK(t, j) != 0 ? dweights_TK(t, j) : A(0);
@@ -310,7 +318,8 @@ void renormalise_kept(StridedView<const std::uint8_t> kept_TK, double total,
   detail::check_strided(where, "kept_TK", kept_TK, kept_TK.rows, kept_TK.cols);
   detail::check_strided(where, "weights_TK", weights_TK, kept_TK.rows, kept_TK.cols);
   detail::check_vector(where, "sums_T", sums_T, kept_TK.rows);
-  detail::check_outputs_differ(where, {weights_TK, sums_T});
+  detail::check_overlaps(where, detail::output("weights_TK", weights_TK),
+                         detail::output("sums_T", sums_T), detail::input("kept_TK", kept_TK));
   for (Index t = 0; t < kept_TK.rows; ++t) {
     sums_T[t] = detail::sum_kept<A>(weights_TK, kept_TK, t);
     for (Index j = 0; j < kept_TK.cols; ++j) {
@@ -343,6 +352,10 @@ void renormalise_kept_backward(StridedView<const std::uint8_t> kept_TK, double t
   detail::check_vector(where, "sums_T", sums_T, tokens);
   detail::check_strided(where, "dweights_TK", dweights_TK, tokens, top_k);
   detail::check_strided(where, "dbefore_TK", dbefore_TK, tokens, top_k);
+  detail::check_overlaps(where, detail::output("dbefore_TK", dbefore_TK),
+                         detail::in_place("dweights_TK", dweights_TK),
+                         detail::input("kept_TK", kept_TK), detail::input("weights_TK", weights_TK),
+                         detail::input("sums_T", sums_T));
   for (Index t = 0; t < tokens; ++t) {
     A mean = 0;
     for (Index j = 0; j < top_k; ++j) {

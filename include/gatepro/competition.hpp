@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "gatepro/detail/checks.hpp"
+#include "gatepro/detail/overlap.hpp"
 #include "gatepro/detail/routing_group.hpp"
 
 namespace gatepro {
@@ -79,7 +80,7 @@ std::size_t apply_competition_workspace(Index num_experts, int workers = 1) {
 /// side penalises nobody. A range of tokens is `middle_rows` of all three.
 ///
 /// Throws Error for shapes, settings, a missing partner table, a workspace that is too small, or
-/// outputs that start at the same address, before any write. No allocation. Thread-safe.
+/// outputs that overlap other memory, before any write. No allocation. Thread-safe.
 template <class A, class Executor = SerialExecutor>
 void apply_competition(detail::non_deduced_t<MatrixView<const A>> logits_TE,
                        const RivalTable& rivals, const Competition& competition,
@@ -99,7 +100,9 @@ void apply_competition(detail::non_deduced_t<MatrixView<const A>> logits_TE,
   } else {
     detail::check_optional_matrix(where, "loser_TE", loser_TE, tokens, experts);
   }
-  detail::check_outputs_differ(where, {penalised_TE, loser_TE});
+  detail::check_overlaps(
+      where, detail::output("penalised_TE", penalised_TE), detail::output("loser_TE", loser_TE),
+      detail::in_place("logits_TE", logits_TE), detail::output("workspace", workspace));
   const int workers = detail::checked_workers(where, executor);
   detail::Arena arena(where, workspace, apply_competition_workspace<A>(experts, workers));
 

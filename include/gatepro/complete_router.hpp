@@ -119,7 +119,8 @@ class CompleteRouter {
                          const Executor& executor = {}) {
     detail::check_complete_tokens("CompleteRouter::forward", config_, x_TH, w_EH);
     const bool jittered = detail::draws_jitter(config_.noise, in.pass);
-    begin_forward(in, out, x_TH.rows, jittered, workspace, executor);
+    begin_forward(in, out, x_TH.rows, jittered, workspace, executor, detail::input("x_TH", x_TH),
+                  detail::input("w_EH", w_EH));
     const auto seen_TH =
         detail::jitter(config_.noise, in.pass, noise_position(in), x_TH, out.jittered_TH, executor);
     gate_logits(seen_TH, w_EH, out.logits_TE, workspace, executor);
@@ -171,9 +172,9 @@ class CompleteRouter {
     detail::check_matrix(where, "logits_TE", out.logits_TE, x_TH.rows, config_.router.num_experts);
     detail::check_optional_matrix(where, "dx_TH", dx_TH, x_TH.rows, x_TH.cols);
     detail::check_optional_matrix(where, "dw_EH", dw_EH, w_EH.rows, w_EH.cols);
-    detail::check_outputs_differ(where, {dx_TH, dw_EH});
-    const auto gradients =
-        checked_gradients(in, out, report, dweights_TK, more, workspace, executor);
+    const auto gradients = checked_gradients(
+        in, out, report, dweights_TK, more, workspace, executor, detail::output("dx_TH", dx_TH),
+        detail::output("dw_EH", dw_EH), detail::input("x_TH", x_TH), detail::input("w_EH", w_EH));
 
     const auto dlogits_TE = detail::logit_gradients(config_, router_.similarity().rivals(), in, out,
                                                     report, dweights_TK, more, gradients, executor);
@@ -197,8 +198,8 @@ class CompleteRouter {
                        Workspace workspace, const Executor& executor = {}) const {
     detail::check_matrix("CompleteRouter::backward_logits", "dlogits_TE", dlogits_TE,
                          out.logits_TE.rows, config_.router.num_experts);
-    const auto gradients =
-        checked_gradients(in, out, report, dweights_TK, more, workspace, executor);
+    const auto gradients = checked_gradients(in, out, report, dweights_TK, more, workspace,
+                                             executor, detail::output("dlogits_TE", dlogits_TE));
     const auto dense_TE = detail::logit_gradients(config_, router_.similarity().rivals(), in, out,
                                                   report, dweights_TK, more, gradients, executor);
     detail::add_logit_gradients<Accumulator>(out.expert_ids_TK, gradients.dselected_TK, dense_TE,
@@ -234,14 +235,16 @@ class CompleteRouter {
  private:
   using A = Accumulator;
 
-  /// All checks of a forward but those of tokens and weights, then the first write.
-  template <class Executor>
+  /// All checks of a forward but those of the shapes of `more`, then the first write.
+  template <class Executor, class... More>
   void begin_forward(const Inputs& in, const Routing& out, Index tokens, bool jittered,
-                     Workspace scratch, const Executor& executor) const {
+                     Workspace scratch, const Executor& executor, const More&... more) const {
     const char* where = "CompleteRouter::forward";
     const Index experts = config_.router.num_experts;
     detail::check_complete_forward(config_, router_.similarity().rivals(), in, out, tokens,
                                    jittered);
+    detail::check_complete_overlaps(where, detail::Access::write, in, out,
+                                    detail::output("workspace", scratch), more...);
     detail::Arena arena(where, scratch,
                         detail::forward_bytes<X, W>(config_, shape_of(in, tokens, executor)));
     if (detail::follows_drops(config_, in)) {
@@ -250,13 +253,15 @@ class CompleteRouter {
     out.forward_id[0] = 0;
   }
 
-  /// All checks of a backward but those of tokens and weights, then the division of the workspace.
-  template <class Executor>
+  /// All checks of a backward but those of the shapes of `others`, then the division of the
+  /// workspace.
+  template <class Executor, class... Others>
   detail::CompleteGradients<A> checked_gradients(const Inputs& in, const Routing& out,
                                                  const CompleteReport& report,
                                                  const StridedView<const A>& dweights_TK,
                                                  const BackwardInputs<A>& more, Workspace scratch,
-                                                 const Executor& executor) const {
+                                                 const Executor& executor,
+                                                 const Others&... others) const {
     const char* where = "CompleteRouter::backward";
     detail::need(made_here(report.forward_id), where,
                  "a report that a forward of this router has returned: a copy or a restored router "
@@ -264,6 +269,10 @@ class CompleteRouter {
                  {{"forward_id", report.forward_id}});
     detail::check_complete_backward(config_, router_.similarity().rivals(), in, out, report,
                                     dweights_TK, more);
+    detail::check_complete_overlaps(where, detail::Access::read, in, out,
+                                    detail::output("workspace", scratch), others...,
+                                    detail::input("dweights_TK", dweights_TK),
+                                    detail::input("more.dlogits_TE", more.dlogits_TE));
     const detail::CompleteShape shape = shape_of(in, out.logits_TE.rows, executor);
     detail::Arena arena(where, scratch, detail::backward_bytes<X, W>(config_, shape));
     return detail::carve_gradients<A>(arena, config_, shape);

@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "gatepro/detail/cosine_tiles.hpp"
+#include "gatepro/detail/overlap.hpp"
 
 namespace gatepro {
 
@@ -83,6 +84,8 @@ SimilarityReport cosine_similarity(MatrixView<W> w_EH, MatrixView<A> similarity_
   const Index experts = w_EH.rows;
   detail::check_similarity_weights(where, w_EH);
   detail::check_matrix(where, "similarity_EE", similarity_EE, experts, experts);
+  detail::check_overlaps(where, detail::output("similarity_EE", similarity_EE),
+                         detail::output("workspace", workspace), detail::input("w_EH", w_EH));
   const int workers = detail::checked_workers(where, executor);
   detail::Arena arena(where, workspace,
                       cosine_similarity_workspace<Weight>(experts, w_EH.cols, workers));

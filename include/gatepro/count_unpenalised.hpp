@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "gatepro/balance_counts.hpp"
+#include "gatepro/detail/overlap.hpp"
 #include "gatepro/detail/scored_layout.hpp"
 
 namespace gatepro {
@@ -75,6 +76,10 @@ void count_unpenalised(MatrixView<L> logits_TE, ScoreFunction function, Index to
   detail::check_matrix(where, "logits_TE", logits_TE, tokens, experts);
   detail::check_optional_vector(where, "is_padding_T", is_padding_T, tokens);
   detail::check_vector(where, "tokens_per_expert_E", tokens_per_expert_E, experts);
+  detail::check_overlaps(where, detail::output("tokens_per_expert_E", tokens_per_expert_E),
+                         detail::output("workspace", workspace),
+                         detail::input("logits_TE", logits_TE),
+                         detail::input("is_padding_T", is_padding_T));
   const int workers = detail::checked_workers(where, executor);
   detail::Arena arena(where, workspace, count_unpenalised_workspace<A>(experts, top_k, workers));
 

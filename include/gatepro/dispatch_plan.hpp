@@ -8,6 +8,7 @@
 #include <limits>
 
 #include "gatepro/detail/choices.hpp"
+#include "gatepro/detail/overlap.hpp"
 #include "gatepro/workspace.hpp"
 
 namespace gatepro {
@@ -135,8 +136,6 @@ void check_plan(const char* where, const DispatchPlan<Id>& plan, Index tokens, I
   check_row_list(where, "token_of_row_N", plan.token_of_row_N, rows);
   check_optional_strided(where, "row_TK", plan.row_TK, tokens, top_k);
   check_optional_strided(where, "position_TK", plan.position_TK, tokens, top_k);
-  check_outputs_differ(where, {plan.tokens_per_expert_E, plan.offsets_E1, plan.choice_of_row_N,
-                               plan.token_of_row_N, plan.row_TK, plan.position_TK});
 }
 
 /// Counts and offsets to the plan, first rows to the scratch.
@@ -254,6 +253,14 @@ Index plan_dispatch(StridedView<In> expert_ids_TK, StridedView<const std::uint8_
       detail::checked_product(where, "T * K within the address space", tokens, top_k);
   detail::check_plan_numbers<Id>(where, rule, (std::max)(rows, all_choices));
   detail::check_plan(where, plan, tokens, top_k, num_experts, rows);
+  detail::check_overlaps(
+      where, detail::output("tokens_per_expert_E", plan.tokens_per_expert_E),
+      detail::output("offsets_E1", plan.offsets_E1),
+      detail::output("choice_of_row_N", plan.choice_of_row_N),
+      detail::output("token_of_row_N", plan.token_of_row_N), detail::output("row_TK", plan.row_TK),
+      detail::output("position_TK", plan.position_TK), detail::output("workspace", workspace),
+      detail::input("expert_ids_TK", expert_ids_TK), detail::input("kept_TK", kept_TK),
+      detail::input("is_padding_T", is_padding_T));
 
   detail::place_experts(where, rule, num_experts, scratch, plan);
   detail::clear_plan(rule, plan);

@@ -9,6 +9,7 @@
 #include <algorithm>
 
 #include "gatepro/detail/dense_gradient.hpp"
+#include "gatepro/detail/overlap.hpp"
 
 namespace gatepro {
 namespace detail {
@@ -72,6 +73,11 @@ void gate_backward_tokens(StridedView<Id> expert_ids_TK,
                                 experts);
   detail::check_matrix(where, "w_EH", w_EH, experts, dx_TH.cols);
   detail::check_matrix(where, "dx_TH", dx_TH, tokens, dx_TH.cols);
+  detail::check_overlaps(where, detail::output("dx_TH", dx_TH),
+                         detail::output("workspace", workspace), detail::input("w_EH", w_EH),
+                         detail::input("expert_ids_TK", expert_ids_TK),
+                         detail::input("dselected_logits_TK", dselected_logits_TK),
+                         detail::input("dlogits_TE", dlogits_TE));
   const int workers = detail::checked_workers(where, executor);
   detail::Arena arena(where, workspace, gate_backward_tokens_workspace<A>(experts, workers));
 
@@ -155,6 +161,11 @@ void gate_backward_weights(StridedView<Id> expert_ids_TK,
                                 experts);
   detail::check_matrix(where, "x_TH", x_TH, tokens, dw_EH.cols);
   detail::check_matrix(where, "dw_EH", dw_EH, experts, dw_EH.cols);
+  detail::check_overlaps(where, detail::output("dw_EH", dw_EH),
+                         detail::output("workspace", workspace), detail::input("x_TH", x_TH),
+                         detail::input("expert_ids_TK", expert_ids_TK),
+                         detail::input("dselected_logits_TK", dselected_logits_TK),
+                         detail::input("dlogits_TE", dlogits_TE));
   detail::need(0 <= range.begin && range.begin <= range.end && range.end <= experts, where,
                "0 <= range.begin <= range.end <= num_experts",
                {{"begin", range.begin}, {"end", range.end}, {"num_experts", experts}});

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "gatepro/detail/overlap.hpp"
 #include "gatepro/detail/packing.hpp"
 #include "gatepro/workspace.hpp"
 
@@ -171,6 +172,8 @@ void gate_logits(MatrixView<X> x_TH, const PackedWeights<A>& weights, MatrixView
   const char* where = "gate_logits";
   detail::check_matrix(where, "x_TH", x_TH, x_TH.rows, weights.hidden_size());
   detail::check_matrix(where, "logits_TE", logits_TE, x_TH.rows, weights.num_experts());
+  detail::check_overlaps(where, detail::output("logits_TE", logits_TE),
+                         detail::output("workspace", workspace), detail::input("x_TH", x_TH));
   const int workers = detail::checked_workers(where, executor);
   detail::Arena arena(
       where, workspace,
@@ -193,6 +196,9 @@ void gate_logits(MatrixView<X> x_TH, MatrixView<W> w_EH, MatrixView<A> logits_TE
   detail::check_matrix(where, "x_TH", x_TH, x_TH.rows, x_TH.cols);
   detail::check_matrix(where, "w_EH", w_EH, w_EH.rows, x_TH.cols);
   detail::check_matrix(where, "logits_TE", logits_TE, x_TH.rows, w_EH.rows);
+  detail::check_overlaps(where, detail::output("logits_TE", logits_TE),
+                         detail::output("workspace", workspace), detail::input("x_TH", x_TH),
+                         detail::input("w_EH", w_EH));
   const int workers = detail::checked_workers(where, executor);
   detail::Arena arena(where, workspace,
                       gate_logits_workspace<Token, Weight>(w_EH.rows, w_EH.cols, workers));

@@ -14,6 +14,7 @@
 
 #include "gatepro/detail/checks.hpp"
 #include "gatepro/detail/order.hpp"
+#include "gatepro/detail/overlap.hpp"
 #include "gatepro/detail/philox.hpp"
 
 namespace gatepro {
@@ -137,6 +138,7 @@ void jitter_tokens(detail::non_deduced_t<MatrixView<const X>> x_TH, double epsil
   detail::check_epsilon(where, epsilon);
   detail::check_first_token(where, first_token, x_TH.rows);
   detail::check_matrix(where, "out_TH", out_TH, x_TH.rows, x_TH.cols);
+  detail::check_overlaps(where, detail::output("out_TH", out_TH), detail::in_place("x_TH", x_TH));
   const int workers = detail::checked_workers(where, executor);
 
   const auto key = detail::stream_key(noise, detail::NoiseUse::jitter);
@@ -162,6 +164,7 @@ void jitter_backward(detail::non_deduced_t<MatrixView<const A>> dout_TH, double 
   detail::check_epsilon(where, epsilon);
   detail::check_first_token(where, first_token, dout_TH.rows);
   detail::check_matrix(where, "dx_TH", dx_TH, dout_TH.rows, dout_TH.cols);
+  detail::check_overlaps(where, detail::output("dx_TH", dx_TH), detail::input("dout_TH", dout_TH));
   const int workers = detail::checked_workers(where, executor);
 
   const auto key = detail::stream_key(noise, detail::NoiseUse::jitter);

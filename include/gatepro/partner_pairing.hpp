@@ -10,6 +10,7 @@
 
 #include "gatepro/detail/checks.hpp"
 #include "gatepro/detail/order.hpp"
+#include "gatepro/detail/overlap.hpp"
 #include "gatepro/detail/simd/kernel_table.hpp"
 #include "gatepro/options.hpp"
 #include "gatepro/views.hpp"
@@ -91,6 +92,8 @@ void pair_partners(MatrixView<S> similarity_EE, const Pairing& pairing,
   detail::check_pairing(where, pairing, experts);
   detail::check_matrix(where, "similarity_EE", similarity_EE, experts, experts);
   detail::check_matrix(where, "partners_EM", partners_EM, experts, pairing.partners_per_expert);
+  detail::check_overlaps(where, detail::output("partners_EM", partners_EM),
+                         detail::input("similarity_EE", similarity_EE));
   const auto least = detail::least_partner_key<A>(pairing);
   for (Index i = 0; i < experts; ++i) {
     detail::pair_expert<A>(similarity_EE, i, least, partners_EM);

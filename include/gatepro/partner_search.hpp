@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "gatepro/cosine_similarity.hpp"
+#include "gatepro/detail/overlap.hpp"
 #include "gatepro/partner_pairing.hpp"
 
 namespace gatepro {
@@ -134,6 +135,9 @@ SimilarityReport find_partners(MatrixView<W> w_EH, const Pairing& pairing,
   detail::check_pairing(where, pairing, experts);
   detail::check_matrix(where, "partners_EM", partners_EM, experts, m);
   detail::check_optional_matrix(where, "similarity_EE", similarity_EE, experts, experts);
+  detail::check_overlaps(where, detail::output("partners_EM", partners_EM),
+                         detail::output("similarity_EE", similarity_EE),
+                         detail::output("workspace", workspace), detail::input("w_EH", w_EH));
   const int workers = detail::checked_workers(where, executor);
   detail::Arena arena(where, workspace,
                       find_partners_workspace<Weight>(experts, w_EH.cols, m, workers));

@@ -10,6 +10,7 @@
 
 #include "gatepro/detail/checks.hpp"
 #include "gatepro/detail/order.hpp"
+#include "gatepro/detail/overlap.hpp"
 #include "gatepro/detail/simd/dispatch.hpp"
 
 namespace gatepro {
@@ -103,6 +104,8 @@ void permute(detail::non_deduced_t<MatrixView<const X>> x_TH, VectorView<Id> tok
   const Index rows = rows_NH.rows;
   detail::check_matrix(where, "x_TH", x_TH, x_TH.rows, x_TH.cols);
   detail::check_matrix(where, "rows_NH", rows_NH, rows, x_TH.cols);
+  detail::check_overlaps(where, detail::output("rows_NH", rows_NH), detail::input("x_TH", x_TH),
+                         detail::input("token_of_row_N", token_of_row_N));
   detail::check_plan_list(where, "token_of_row_N", token_of_row_N, rows, x_TH.rows);
   const int workers = detail::checked_workers(where, executor);
 
@@ -132,6 +135,8 @@ void permute_backward(StridedView<Id> row_TK, detail::non_deduced_t<MatrixView<c
   detail::check_matrix(where, "drows_NH", drows_NH, drows_NH.rows, dx_TH.cols);
   detail::check_matrix(where, "dx_TH", dx_TH, dx_TH.rows, dx_TH.cols);
   detail::check_strided(where, "row_TK", row_TK, dx_TH.rows, row_TK.cols);
+  detail::check_overlaps(where, detail::output("dx_TH", dx_TH), detail::input("drows_NH", drows_NH),
+                         detail::input("row_TK", row_TK));
   detail::check_plan_table(where, "row_TK", row_TK, drows_NH.rows);
   const int workers = detail::checked_workers(where, executor);
 
@@ -165,6 +170,8 @@ void combine(MatrixView<R> rows_NH, StridedView<Id> row_TK,
   detail::check_matrix(where, "y_TH", y_TH, y_TH.rows, y_TH.cols);
   detail::check_strided(where, "row_TK", row_TK, y_TH.rows, row_TK.cols);
   detail::check_strided(where, "weights_TK", weights_TK, y_TH.rows, row_TK.cols);
+  detail::check_overlaps(where, detail::output("y_TH", y_TH), detail::input("rows_NH", rows_NH),
+                         detail::input("row_TK", row_TK), detail::input("weights_TK", weights_TK));
   detail::check_plan_table(where, "row_TK", row_TK, rows_NH.rows);
   const int workers = detail::checked_workers(where, executor);
 
@@ -200,6 +207,9 @@ void combine_backward_rows(VectorView<Id> choice_of_row_N,
   const Index choices =
       detail::checked_product(where, "T * K within the address space", dy_TH.rows, top_k);
   detail::check_plan_list(where, "choice_of_row_N", choice_of_row_N, drows_NH.rows, choices);
+  detail::check_overlaps(where, detail::output("drows_NH", drows_NH),
+                         detail::input("choice_of_row_N", choice_of_row_N),
+                         detail::input("weights_TK", weights_TK), detail::input("dy_TH", dy_TH));
   const int workers = detail::checked_workers(where, executor);
 
   detail::for_each_row(drows_NH.rows, executor, workers, [&](Index r) {
@@ -231,6 +241,9 @@ void combine_backward_weights(MatrixView<R> rows_NH, StridedView<Id> row_TK,
   detail::check_matrix(where, "dy_TH", dy_TH, dy_TH.rows, dy_TH.cols);
   detail::check_strided(where, "row_TK", row_TK, dy_TH.rows, row_TK.cols);
   detail::check_strided(where, "dweights_TK", dweights_TK, dy_TH.rows, row_TK.cols);
+  detail::check_overlaps(where, detail::output("dweights_TK", dweights_TK),
+                         detail::input("rows_NH", rows_NH), detail::input("row_TK", row_TK),
+                         detail::input("dy_TH", dy_TH));
   detail::check_plan_table(where, "row_TK", row_TK, rows_NH.rows);
   const int workers = detail::checked_workers(where, executor);
 

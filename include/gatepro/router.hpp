@@ -8,6 +8,7 @@
 #include <limits>
 
 #include "gatepro/detail/forward_pass.hpp"
+#include "gatepro/detail/overlap.hpp"
 #include "gatepro/gate_backward.hpp"
 #include "gatepro/routing.hpp"
 #include "gatepro/similarity_cache.hpp"
@@ -91,13 +92,14 @@ class Router {
   /// RoutingView. Returns the counts of tokens that need attention. A token's results do not depend
   /// on T, its position, the executor or which outputs are wanted.
   ///
-  /// Throws Error for shapes, strides, nulls, outputs at the same address, a workspace below
+  /// Throws Error for shapes, strides, nulls, outputs that overlap other memory, a workspace below
   /// forward_workspace(executor.workers()), or competition without partners, before any write.
   template <class Executor = SerialExecutor>
   RoutingReport forward(MatrixView<const X> x_TH, MatrixView<const W> w_EH, const Routing& out,
                         Workspace workspace, const Executor& executor = {}) const {
     check_weights(w_EH);
-    const Layout plan = checked_layout("Router::forward", x_TH, out, workspace, executor);
+    const Layout plan = checked_layout("Router::forward", x_TH, out, workspace, executor,
+                                       detail::input("w_EH", w_EH));
     const int busy = busy_workers(x_TH.rows, plan, executor);
     const auto packed = detail::pack<W>(w_EH, plan.packed, executor, busy);
     return gate_and_route(x_TH, packed, out, plan, executor);
@@ -133,7 +135,8 @@ class Router {
     const char* where = "Router::forward_logits";
     detail::need(!out.logits_TE.given(), where, "no logits_TE among the outputs: it is the input");
     detail::check_matrix(where, "logits_TE", logits_TE, logits_TE.rows, config_.num_experts);
-    const Layout plan = checked_layout(where, out, logits_TE.rows, workspace, executor);
+    const Layout plan = checked_layout(where, out, logits_TE.rows, workspace, executor,
+                                       detail::input("logits_TE", logits_TE));
     return with_pass(plan, out, [&](const auto& pass) {
       const Index tiles = (logits_TE.rows + detail::tile_tokens - 1) / detail::tile_tokens;
       constexpr Index work = 32;  // comparisons, mostly
@@ -161,8 +164,8 @@ class Router {
   /// either may be not given. The penalty is piecewise constant, so no gradient reaches the
   /// similarity. A token with NaN weights gives NaN gradients.
   ///
-  /// Throws Error for shapes, ids outside [0, E), outputs at the same address, a workspace below
-  /// backward_workspace(T, executor.workers()), or top_k = 1 without dlogits_TE (see
+  /// Throws Error for shapes, ids outside [0, E), outputs that overlap other memory, a workspace
+  /// below backward_workspace(T, executor.workers()), or top_k = 1 without dlogits_TE (see
   /// RouterConfig::allow_zero_gradient), before any write.
   template <class Executor = SerialExecutor>
   void backward(MatrixView<const X> x_TH, MatrixView<const W> w_EH,
@@ -191,7 +194,12 @@ class Router {
     detail::check_optional_matrix(where, "dlogits_TE", dlogits_TE, tokens, experts);
     detail::check_optional_matrix(where, "dx_TH", dx_TH, tokens, hidden);
     detail::check_optional_matrix(where, "dw_EH", dw_EH, experts, hidden);
-    detail::check_outputs_differ(where, {dx_TH, dw_EH});
+    detail::check_overlaps(
+        where, detail::output("dx_TH", dx_TH), detail::output("dw_EH", dw_EH),
+        detail::output("workspace", workspace), detail::input("x_TH", x_TH),
+        detail::input("w_EH", w_EH), detail::input("expert_ids_TK", expert_ids_TK),
+        detail::input("weights_TK", weights_TK), detail::input("dweights_TK", dweights_TK),
+        detail::input("dlogits_TE", dlogits_TE));
     const int workers = detail::checked_workers(where, executor);
     detail::Arena arena(where, workspace, backward_workspace(tokens, workers));
     const StridedView<Accumulator> dselected_TK(arena.take<A>(tokens * config_.top_k), tokens,
@@ -244,25 +252,31 @@ class Router {
     return Layout(arena, config_.num_experts, config_.hidden_size, config_.top_k, workers);
   }
 
-  template <class Executor>
+  template <class Executor, class... Inputs>
   Layout checked_layout(const char* where, const MatrixView<const X>& x_TH, const Routing& out,
-                        Workspace workspace, const Executor& executor) const {
+                        Workspace workspace, const Executor& executor,
+                        const Inputs&... more) const {
     detail::check_matrix(where, "x_TH", x_TH, x_TH.rows, config_.hidden_size);
-    return checked_layout(where, out, x_TH.rows, workspace, executor);
+    return checked_layout(where, out, x_TH.rows, workspace, executor, detail::input("x_TH", x_TH),
+                          more...);
   }
 
-  /// All checks of a forward but those of its inputs, then the division of the workspace.
-  template <class Executor>
+  /// All checks of a forward but those of its inputs' shapes, then the division of the workspace.
+  template <class Executor, class... Inputs>
   Layout checked_layout(const char* where, const Routing& out, Index tokens, Workspace workspace,
-                        const Executor& executor) const {
+                        const Executor& executor, const Inputs&... inputs) const {
     detail::check_executor<Executor>();
     const Index experts = config_.num_experts;
     detail::check_strided(where, "expert_ids_TK", out.expert_ids_TK, tokens, config_.top_k);
     detail::check_strided(where, "weights_TK", out.weights_TK, tokens, config_.top_k);
     detail::check_optional_vector(where, "tokens_per_expert_E", out.tokens_per_expert_E, experts);
     detail::check_optional_matrix(where, "logits_TE", out.logits_TE, tokens, experts);
-    detail::check_outputs_differ(where, {out.expert_ids_TK, out.weights_TK, out.tokens_per_expert_E,
-                                         out.logits_TE, out.statistics});
+    detail::check_overlaps(where, detail::output("expert_ids_TK", out.expert_ids_TK),
+                           detail::output("weights_TK", out.weights_TK),
+                           detail::output("tokens_per_expert_E", out.tokens_per_expert_E),
+                           detail::output("logits_TE", out.logits_TE),
+                           detail::output("statistics", out.statistics),
+                           detail::output("workspace", workspace), inputs...);
     competition(where);
     const int workers = detail::checked_workers(where, executor);
     detail::Arena arena(where, workspace, forward_workspace(workers));

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "gatepro/competition.hpp"
+#include "gatepro/detail/overlap.hpp"
 #include "gatepro/detail/scored_layout.hpp"
 #include "gatepro/detail/scored_record.hpp"
 
@@ -50,7 +51,11 @@ RoutingReport replay_scored(detail::non_deduced_t<MatrixView<const A>> logits_TE
   detail::check_optional_strided(where, "penalised_TK", penalised_TK, tokens, rule.top_k);
   detail::check_strided(where, "weights_TK", weights_TK, tokens, rule.top_k);
   detail::check_optional_strided(where, "scores_TK", scores_TK, tokens, rule.top_k);
-  detail::check_outputs_differ(where, {weights_TK, scores_TK});
+  detail::check_overlaps(
+      where, detail::output("weights_TK", weights_TK), detail::output("scores_TK", scores_TK),
+      detail::output("workspace", workspace), detail::input("logits_TE", logits_TE),
+      detail::input("is_padding_T", is_padding_T), detail::input("expert_ids_TK", expert_ids_TK),
+      detail::input("penalised_TK", penalised_TK));
   const auto competition = detail::checked_competition<A>(where, rule.competition, rivals, experts);
   const int workers = detail::checked_workers(where, executor);
   detail::Arena arena(where, workspace, replay_scored_workspace<A>(experts, rule, workers));

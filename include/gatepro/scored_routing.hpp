@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "gatepro/competition.hpp"
+#include "gatepro/detail/overlap.hpp"
 #include "gatepro/detail/scored_layout.hpp"
 #include "gatepro/expert_bias.hpp"
 
@@ -104,8 +105,8 @@ std::size_t route_scored_workspace(Index num_experts, const SelectionRule& rule,
 ///
 /// A token's results depend on its logits only, not on T, its position or the executor. Throws
 /// Error for shapes, settings, a bias that is not finite, missing partners, a workspace that is too
-/// small, or outputs at the same address, before any write. No allocation. Thread-safe. Scores are
-/// accurate to 4 ulp, sums over E to E eps. Source: Megatron-LM's router, DeepSeek-V3
+/// small, or outputs that overlap other memory, before any write. No allocation. Thread-safe.
+/// Scores are accurate to 4 ulp, sums over E to E eps. Source: Megatron-LM's router, DeepSeek-V3
 /// (arXiv 2412.19437) for bias and groups.
 template <class A, class Id, class B = const float, class Executor = SerialExecutor>
 RoutingReport route_scored(detail::non_deduced_t<MatrixView<const A>> logits_TE,
@@ -128,8 +129,13 @@ RoutingReport route_scored(detail::non_deduced_t<MatrixView<const A>> logits_TE,
   detail::check_optional_strided(where, "scores_TK", out.scores_TK, tokens, rule.top_k);
   detail::check_optional_strided(where, "penalised_TK", out.penalised_TK, tokens, rule.top_k);
   detail::check_optional_vector(where, "tokens_per_expert_E", out.tokens_per_expert_E, experts);
-  detail::check_outputs_differ(where, {out.expert_ids_TK, out.weights_TK, out.scores_TK,
-                                       out.penalised_TK, out.tokens_per_expert_E});
+  detail::check_overlaps(
+      where, detail::output("expert_ids_TK", out.expert_ids_TK),
+      detail::output("weights_TK", out.weights_TK), detail::output("scores_TK", out.scores_TK),
+      detail::output("penalised_TK", out.penalised_TK),
+      detail::output("tokens_per_expert_E", out.tokens_per_expert_E),
+      detail::output("workspace", workspace), detail::input("logits_TE", logits_TE),
+      detail::input("expert_bias_E", expert_bias_E), detail::input("is_padding_T", is_padding_T));
   detail::ActiveSelection<A> selection;
   selection.rule = rule;
   selection.competition = detail::checked_competition<A>(where, rule.competition, rivals, experts);

@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "gatepro/competition.hpp"
+#include "gatepro/detail/overlap.hpp"
 #include "gatepro/detail/scored_layout.hpp"
 #include "gatepro/detail/scored_record.hpp"
 #include "gatepro/softmax.hpp"
@@ -186,10 +187,11 @@ std::size_t scores_backward_workspace(Index num_experts, const SelectionRule& ru
 ///
 /// logits_TE, rivals, rule, is_padding_T: as in the forward. expert_ids_TK, penalised_TK,
 /// scores_TK: what it wrote; penalised_TK may be not given, as in replay_scored. dweights_TK: T x
-/// K. dselected_logits_TK: T x K, overwritten, for gate_backward_tokens and gate_backward_weights.
-/// dlogits_TE: T x E, added to; required for softmax_before_top_k without renormalisation, and
-/// otherwise not touched. A score of exactly 0 gets a gradient of exactly 0, as do padded tokens,
-/// whatever dweights_TK holds there. A token with NaN scores gives NaN gradients.
+/// K. dselected_logits_TK: T x K, overwritten, for gate_backward_tokens and gate_backward_weights;
+/// it may be dweights_TK. dlogits_TE: T x E, added to; required for softmax_before_top_k without
+/// renormalisation, and otherwise not touched. A score of exactly 0 gets a gradient of exactly 0,
+/// as do padded tokens, whatever dweights_TK holds there. A token with NaN scores gives NaN
+/// gradients.
 ///
 /// Throws Error for shapes, settings, missing partners, ids out of range, outputs at the same
 /// address or a workspace that is too small, before any write. No allocation. Thread-safe. A
@@ -221,7 +223,12 @@ void scores_backward(detail::non_deduced_t<MatrixView<const A>> logits_TE, const
   detail::check_strided(where, "dweights_TK", dweights_TK, tokens, rule.top_k);
   detail::check_strided(where, "dselected_logits_TK", dselected_logits_TK, tokens, rule.top_k);
   detail::check_optional_matrix(where, "dlogits_TE", dlogits_TE, tokens, experts);
-  detail::check_outputs_differ(where, {dselected_logits_TK, dlogits_TE});
+  detail::check_overlaps(
+      where, detail::output("dselected_logits_TK", dselected_logits_TK),
+      detail::output("dlogits_TE", dlogits_TE), detail::output("workspace", workspace),
+      detail::input("logits_TE", logits_TE), detail::input("expert_ids_TK", expert_ids_TK),
+      detail::input("penalised_TK", penalised_TK), detail::input("scores_TK", scores_TK),
+      detail::input("is_padding_T", is_padding_T), detail::in_place("dweights_TK", dweights_TK));
   const auto competition = detail::checked_competition<A>(where, rule.competition, rivals, experts);
   const int workers = detail::checked_workers(where, executor);
   detail::Arena arena(where, workspace, scores_backward_workspace<A>(experts, rule, workers));

@@ -7,6 +7,7 @@
 #include <atomic>
 
 #include "gatepro/detail/checks.hpp"
+#include "gatepro/detail/overlap.hpp"
 #include "gatepro/detail/routing_group.hpp"
 
 namespace gatepro {
@@ -57,9 +58,10 @@ std::size_t softmax_selected_workspace(Index top_k, int workers = 1) {
 
 /// weights_TK = softmax over the K selected logits of each token (GatePro eq. 3-4).
 ///
-/// selected_logits_TK: T x K, e.g. from select_top_k. weights_TK: T x K, overwritten; each row sums
-/// to 1 within K eps. -inf weighs exactly 0. A row that holds a NaN or +inf, or only -inf, becomes
-/// quiet NaNs and is counted in the result. exp is accurate to 2 ulp.
+/// selected_logits_TK: T x K, e.g. from select_top_k. weights_TK: T x K, overwritten; it may be
+/// selected_logits_TK. Each row sums to 1 within K eps. -inf weighs exactly 0. A row that holds a
+/// NaN or +inf, or only -inf, becomes quiet NaNs and is counted in the result. exp is accurate to 2
+/// ulp.
 ///
 /// Throws Error for shapes or a workspace that is too small, before any write. No allocation.
 /// Thread-safe.
@@ -75,6 +77,9 @@ Index softmax_selected(detail::non_deduced_t<StridedView<const A>> selected_logi
   detail::need(top_k >= 1, where, "1 <= top_k", {{"top_k", top_k}});
   detail::check_strided(where, "selected_logits_TK", selected_logits_TK, tokens, top_k);
   detail::check_strided(where, "weights_TK", weights_TK, tokens, top_k);
+  detail::check_overlaps(where, detail::output("weights_TK", weights_TK),
+                         detail::output("workspace", workspace),
+                         detail::in_place("selected_logits_TK", selected_logits_TK));
   const int workers = detail::checked_workers(where, executor);
   detail::Arena arena(where, workspace, softmax_selected_workspace<A>(top_k, workers));
 
@@ -94,8 +99,9 @@ Index softmax_selected(detail::non_deduced_t<StridedView<const A>> selected_logi
 /// dselected_logits_TK = weights (dweights - sum over K of weights dweights): the gradient of
 /// softmax_selected, and of the penalised logits, since the penalty is piecewise constant.
 ///
-/// All T x K; the result is overwritten. A weight of exactly 0 gets a gradient of exactly 0; a NaN
-/// row gives NaNs. Throws Error for shapes, before any write. No allocation. Thread-safe.
+/// All T x K; the result is overwritten and may be dweights_TK. A weight of exactly 0 gets a
+/// gradient of exactly 0; a NaN row gives NaNs. Throws Error for shapes, before any write. No
+/// allocation. Thread-safe.
 template <class A>
 void softmax_backward(detail::non_deduced_t<StridedView<const A>> weights_TK,
                       detail::non_deduced_t<StridedView<const A>> dweights_TK,
@@ -107,6 +113,9 @@ void softmax_backward(detail::non_deduced_t<StridedView<const A>> weights_TK,
   detail::check_strided(where, "weights_TK", weights_TK, tokens, top_k);
   detail::check_strided(where, "dweights_TK", dweights_TK, tokens, top_k);
   detail::check_strided(where, "dselected_logits_TK", dselected_logits_TK, tokens, top_k);
+  detail::check_overlaps(where, detail::output("dselected_logits_TK", dselected_logits_TK),
+                         detail::in_place("dweights_TK", dweights_TK),
+                         detail::input("weights_TK", weights_TK));
   for (Index t = 0; t < tokens; ++t) {
     detail::softmax_backward_row<A>(weights_TK, dweights_TK, t, &dselected_logits_TK(t, 0),
                                     dselected_logits_TK.col_stride);

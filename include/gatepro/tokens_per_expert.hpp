@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "gatepro/detail/checks.hpp"
+#include "gatepro/detail/overlap.hpp"
 
 namespace gatepro {
 inline namespace GATEPRO_ABI {
@@ -24,6 +25,8 @@ void add_tokens_per_expert(StridedView<Id> expert_ids_TK,
   detail::check_vector(where, "tokens_per_expert_E", tokens_per_expert_E, tokens_per_expert_E.size);
   detail::check_strided(where, "expert_ids_TK", expert_ids_TK, expert_ids_TK.rows,
                         expert_ids_TK.cols);
+  detail::check_overlaps(where, detail::output("tokens_per_expert_E", tokens_per_expert_E),
+                         detail::input("expert_ids_TK", expert_ids_TK));
   detail::check_ids(where, "expert_ids_TK", expert_ids_TK, tokens_per_expert_E.size);
   for (Index t = 0; t < expert_ids_TK.rows; ++t) {
     for (Index j = 0; j < expert_ids_TK.cols; ++j) {

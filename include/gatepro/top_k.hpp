@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "gatepro/detail/checks.hpp"
+#include "gatepro/detail/overlap.hpp"
 #include "gatepro/detail/routing_group.hpp"
 
 namespace gatepro {
@@ -65,8 +66,8 @@ std::size_t select_top_k_workspace(Index num_experts, Index top_k, int workers =
 /// selected as softmax_selected takes them (a loser's is -inf, -0.0 becomes +0.0).
 ///
 /// Returns the number of tokens with fewer than K survivors. Throws Error for shapes, settings, a
-/// workspace that is too small or outputs at the same address, before any write. No allocation.
-/// Thread-safe.
+/// workspace that is too small or outputs that overlap other memory, before any write. No
+/// allocation. Thread-safe.
 template <class Id, class A, class Executor = SerialExecutor>
 Index select_top_k(detail::non_deduced_t<MatrixView<const A>> logits_TE,
                    MatrixView<const std::uint8_t> loser_TE, StridedView<Id> expert_ids_TK,
@@ -85,7 +86,11 @@ Index select_top_k(detail::non_deduced_t<MatrixView<const A>> logits_TE,
   detail::check_optional_matrix(where, "loser_TE", loser_TE, tokens, experts);
   detail::check_strided(where, "expert_ids_TK", expert_ids_TK, tokens, top_k);
   detail::check_strided(where, "selected_logits_TK", selected_logits_TK, tokens, top_k);
-  detail::check_outputs_differ(where, {expert_ids_TK, selected_logits_TK});
+  detail::check_overlaps(where, detail::output("expert_ids_TK", expert_ids_TK),
+                         detail::output("selected_logits_TK", selected_logits_TK),
+                         detail::output("workspace", workspace),
+                         detail::input("logits_TE", logits_TE),
+                         detail::input("loser_TE", loser_TE));
   const int workers = detail::checked_workers(where, executor);
   detail::Arena arena(where, workspace, select_top_k_workspace<A>(experts, top_k, workers));
 

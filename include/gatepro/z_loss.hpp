@@ -70,7 +70,7 @@ double z_loss(MatrixView<L> logits_TE, const LossWeight& weight,
   const Index tokens = logits_TE.rows;
   const Index experts = logits_TE.cols;
   detail::LossArguments<A> arguments{logits_TE, is_padding_T, dlogits_TE};
-  detail::check_loss_arguments(where, arguments);
+  detail::check_loss_arguments(where, arguments, workspace);
   detail::check_loss_weight(where, weight);
   const int workers = detail::checked_workers(where, executor);
   detail::Arena arena(where, workspace, z_loss_workspace<A>(tokens, experts, workers));

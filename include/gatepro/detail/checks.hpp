@@ -143,31 +143,6 @@ void check_optional_vector(const char* where, const char* name, const VectorView
   if (!absent) check_vector(where, name, v, size);
 }
 
-/// Where an output starts; null if nothing is written. Outputs without elements may share memory.
-struct OutputStart {
-  template <class T>
-  OutputStart(const MatrixView<T>& view)
-      : address(view.rows == 0 || view.cols == 0 ? nullptr : view.data) {}
-  template <class T>
-  OutputStart(const StridedView<T>& view)
-      : address(view.rows == 0 || view.cols == 0 ? nullptr : view.data) {}
-  template <class T>
-  OutputStart(const VectorView<T>& view) : address(view.size == 0 ? nullptr : view.data) {}
-  OutputStart(const void* one) : address(one) {}
-
-  const void* address;
-};
-
-/// No two of the outputs that were given may start at the same address.
-inline void check_outputs_differ(const char* where, std::initializer_list<OutputStart> outputs) {
-  for (auto a = outputs.begin(); a != outputs.end(); ++a) {
-    for (auto b = a + 1; b != outputs.end(); ++b) {
-      need(a->address == nullptr || a->address != b->address, where, "outputs in different memory",
-           {{"first output", a - outputs.begin()}, {"second output", b - outputs.begin()}});
-    }
-  }
-}
-
 /// 1 <= E, and every id fits the internal and the caller's id type.
 inline void check_num_experts(const char* where, Index num_experts) {
   need(num_experts >= 1 && num_experts <= (std::numeric_limits<std::int32_t>::max)(), where,

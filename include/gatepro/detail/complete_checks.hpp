@@ -8,6 +8,7 @@
 #include "gatepro/competition.hpp"
 #include "gatepro/complete_routing.hpp"
 #include "gatepro/detail/complete_losses.hpp"
+#include "gatepro/detail/overlap.hpp"
 #include "gatepro/detail/selection_checks.hpp"
 
 namespace gatepro {
@@ -147,10 +148,25 @@ void check_complete_outputs(const char* where, const CompleteConfig& config,
   if (jittered) {
     check_matrix(where, "jittered_TH", out.jittered_TH, tokens, config.router.hidden_size);
   }
-  check_outputs_differ(
-      where, {out.logits_TE, out.expert_ids_TK, out.weights_TK, out.scores_TK, out.penalised_TK,
-              out.tokens_per_expert_E, out.totals, out.counted_ids_TK, out.kept_TK,
-              out.kept_per_expert_E, out.kept_sums_T, out.jittered_TH, out.forward_id});
+}
+
+/// What a forward writes, or a backward reads, of `out` overlaps neither itself nor `more`, the
+/// other arguments.
+template <class X, class A, class Id, class... More>
+void check_complete_overlaps(const char* where, Access access, const ForwardInputs<Id>& in,
+                             const CompleteRoutingView<X, A, Id>& out, const More&... more) {
+  const auto of_out = [access](const char* name, const auto& view) {
+    return Argument{name, access, region_of(view)};
+  };
+  check_overlaps(where, of_out("logits_TE", out.logits_TE),
+                 of_out("expert_ids_TK", out.expert_ids_TK), of_out("weights_TK", out.weights_TK),
+                 of_out("scores_TK", out.scores_TK), of_out("penalised_TK", out.penalised_TK),
+                 of_out("tokens_per_expert_E", out.tokens_per_expert_E),
+                 of_out("totals", out.totals), of_out("counted_ids_TK", out.counted_ids_TK),
+                 of_out("kept_TK", out.kept_TK), of_out("kept_per_expert_E", out.kept_per_expert_E),
+                 of_out("kept_sums_T", out.kept_sums_T), of_out("jittered_TH", out.jittered_TH),
+                 of_out("forward_id", out.forward_id), input("is_padding_T", in.is_padding_T),
+                 input("sequence_begin_S1", in.sequence_begin_S1), more...);
 }
 
 /// Everything that a forward of `tokens` logits rows takes.

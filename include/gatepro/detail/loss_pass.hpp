@@ -9,6 +9,7 @@
 
 #include "gatepro/detail/checks.hpp"
 #include "gatepro/detail/choices.hpp"
+#include "gatepro/detail/overlap.hpp"
 #include "gatepro/detail/routing_group.hpp"
 
 namespace gatepro {
@@ -64,16 +65,17 @@ inline const std::int64_t* upper_border(const VectorView<const std::int64_t>& bo
   return std::upper_bound(borders.data, borders.data + borders.size, std::int64_t{t});
 }
 
-/// The shapes that all losses have in common.
+/// The arguments that all losses have in common.
 template <class A>
-void check_loss_arguments(const char* where, const LossArguments<A>& arguments) {
+void check_loss_arguments(const char* where, const LossArguments<A>& arguments,
+                          const Workspace& workspace) {
   const MatrixView<const A>& logits_TE = arguments.logits_TE;
   check_num_experts(where, logits_TE.cols);
   check_matrix(where, "logits_TE", logits_TE, logits_TE.rows, logits_TE.cols);
   check_optional_vector(where, "is_padding_T", arguments.is_padding_T, logits_TE.rows);
   check_optional_matrix(where, "dlogits_TE", arguments.dlogits_TE, logits_TE.rows, logits_TE.cols);
-  need(logits_TE.rows == 0 || arguments.dlogits_TE.data != logits_TE.data, where,
-       "dlogits_TE in other memory than logits_TE");
+  check_overlaps(where, output("dlogits_TE", arguments.dlogits_TE), output("workspace", workspace),
+                 input("logits_TE", logits_TE), input("is_padding_T", arguments.is_padding_T));
 }
 
 /// Sums per block of tokens, and the groups of the workers.

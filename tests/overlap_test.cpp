@@ -1,0 +1,386 @@
+// SPDX-License-Identifier: MIT
+// Outputs that share bytes with other arguments are refused, those that stand between them are not.
+#include <gatepro/gatepro.hpp>
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstring>
+#include <functional>
+#include <random>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "support/errors.hpp"
+#include "support/routing_data.hpp"
+
+namespace {
+
+using gatepro::Index;
+using gatepro::MatrixView;
+using gatepro::StridedView;
+using gatepro::VectorView;
+using gatepro::Workspace;
+using routing_data::random_matrix;
+
+// ---- The predicate ----------------------------------------------------------------------------
+
+template <class T>
+std::set<Index> bytes_of(const StridedView<T>& view, const void* base) {
+  std::set<Index> bytes;
+  for (Index r = 0; r < view.rows; ++r) {
+    for (Index c = 0; c < view.cols; ++c) {
+      const auto first =
+          reinterpret_cast<const char*>(&view(r, c)) - static_cast<const char*>(base);
+      for (Index b = 0; b < Index(sizeof(T)); ++b) bytes.insert(first + b);
+    }
+  }
+  return bytes;
+}
+
+template <class A, class B>
+bool really_share(const StridedView<A>& a, const StridedView<B>& b, const void* base) {
+  const auto of_a = bytes_of(a, base), of_b = bytes_of(b, base);
+  for (const Index byte : of_a) {
+    if (of_b.count(byte) != 0) return true;
+  }
+  return false;
+}
+
+template <class A, class B>
+bool said_to_share(const StridedView<A>& a, const StridedView<B>& b) {
+  using gatepro::detail::region_of;
+  const bool forth = gatepro::detail::share_memory(region_of(a), region_of(b));
+  EXPECT_EQ(forth, gatepro::detail::share_memory(region_of(b), region_of(a)));
+  return forth;
+}
+
+/// A view whose elements do not overlap, with rows and columns in either order.
+template <class T>
+StridedView<T> random_view(std::mt19937& random, T* base, Index row_stride, Index col_stride) {
+  const auto below = [&](Index n) { return static_cast<Index>(random() % unsigned(n)); };
+  const Index inner = std::min(row_stride, col_stride), outer = std::max(row_stride, col_stride);
+  const Index rows = 1 + below(4), cols = 1 + below((outer - 1) / inner + 1);
+  StridedView<T> view{base + below(40), rows, cols, row_stride, col_stride};
+  if (row_stride < col_stride) std::swap(view.rows, view.cols);
+  return view;
+}
+
+TEST(Overlap, ViewsWithEqualStepsAreToldApartExactly) {
+  std::mt19937 random(1);
+  alignas(8) static std::int64_t memory[200];
+  auto* ints = reinterpret_cast<std::int32_t*>(memory);
+  int shared = 0, apart_within = 0;
+  for (int i = 0; i < 20000; ++i) {
+    const Index inner = 1 + static_cast<Index>(random() % 3);
+    const Index outer = inner + 1 + static_cast<Index>(random() % 9);
+    const bool by_column = random() % 2 != 0;
+    const auto next = [&] {
+      return by_column ? random_view(random, ints, inner, outer)
+                       : random_view(random, ints, outer, inner);
+    };
+    const auto a = next(), b = next();
+    const bool share = really_share(a, b, memory);
+    ASSERT_EQ(said_to_share(a, b), share) << i;
+    shared += share ? 1 : 0;
+    const auto of_a = bytes_of(a, memory), of_b = bytes_of(b, memory);
+    apart_within += !share && *of_a.begin() < *of_b.rbegin() && *of_b.begin() < *of_a.rbegin();
+  }
+  EXPECT_GT(shared, 2000);
+  EXPECT_GT(apart_within, 2000);
+}
+
+TEST(Overlap, SharedBytesAreSeenWhateverTheStepsAre) {
+  std::mt19937 random(2);
+  alignas(8) static std::int64_t memory[200];
+  const auto below = [&](unsigned n) { return static_cast<Index>(random() % n); };
+  for (int i = 0; i < 20000; ++i) {
+    const auto a =
+        random_view(random, reinterpret_cast<std::int32_t*>(memory), 4 + below(9), 1 + below(3));
+    const auto b = random_view(random, memory, 1 + below(3), 4 + below(5));
+    const bool share = really_share(a, b, memory);
+    const bool said = said_to_share(a, b);
+    ASSERT_TRUE(said || !share) << i;
+    const auto of_a = bytes_of(a, memory), of_b = bytes_of(b, memory);
+    const bool ranges_meet = *of_a.begin() <= *of_b.rbegin() && *of_b.begin() <= *of_a.rbegin();
+    ASSERT_TRUE(ranges_meet || !said) << i;
+  }
+}
+
+TEST(Overlap, AVectorInTheGapsOfAMatrixIsApart) {
+  float memory[64];
+  const StridedView<float> matrix(memory, 4, 3, 16, 1);
+  for (Index at = 0; at < 52; ++at) {
+    const StridedView<float> vector(memory + at, 1, 12);
+    EXPECT_EQ(said_to_share(matrix, vector), really_share(matrix, vector, memory)) << at;
+  }
+}
+
+// ---- The stages -------------------------------------------------------------------------------
+
+constexpr Index tokens = 5, hidden = 10, experts = 6, top_k = 2;
+
+/// The arguments of a call as bytes in one block each, and which of them are written.
+struct Slot {
+  std::string name;
+  std::size_t bytes;
+  bool is_output;
+  std::size_t alignment = 8;
+};
+
+/// Runs `call(addresses)` with all arguments apart, then with each output moved onto the last bytes
+/// of each other argument, and that one onto the last bytes of the output.
+void expect_overlaps_refused(const std::vector<Slot>& slots,
+                             const std::function<void(const std::vector<std::byte*>&)>& call) {
+  std::size_t room = 0;
+  for (const Slot& slot : slots) room = std::max(room, (slot.bytes / 64 + 2) * 64);
+  std::vector<std::byte> memory(room * (slots.size() + 1));
+  const auto base = reinterpret_cast<std::uintptr_t>(memory.data());
+  std::vector<std::byte*> apart;
+  for (std::size_t i = 0; i < slots.size(); ++i) {
+    apart.push_back(memory.data() + (64 - base % 64) + room * i);
+  }
+  EXPECT_NO_THROW(call(apart));
+  for (std::size_t i = 0; i < slots.size(); ++i) {
+    for (std::size_t j = 0; j < slots.size(); ++j) {
+      if (i == j || (!slots[i].is_output && !slots[j].is_output)) continue;
+      auto moved = apart;
+      const std::size_t step = std::max(slots[i].alignment, slots[j].alignment);
+      moved[i] = apart[j] + (slots[j].bytes - 1) / step * step;
+      const auto before = memory;
+      expect_error([&] { call(moved); },
+                   {"outputs in different memory", slots[i].name.c_str(), slots[j].name.c_str()});
+      EXPECT_EQ(std::memcmp(memory.data(), before.data(), memory.size()), 0);
+    }
+  }
+}
+
+template <class T>
+T* as(std::byte* address) {
+  return reinterpret_cast<T*>(address);
+}
+
+constexpr std::size_t bytes_of_TK = tokens * top_k * 4, bytes_of_TE = tokens * experts * 4;
+
+TEST(Overlap, GateLogits) {
+  const std::size_t needed = gatepro::gate_logits_workspace<float, float>(experts, hidden);
+  expect_overlaps_refused({{"logits_TE", bytes_of_TE, true, 4},
+                           {"x_TH", tokens * hidden * 4, false, 4},
+                           {"w_EH", experts * hidden * 4, false, 4},
+                           {"workspace", needed, true, 1}},
+                          [&](const auto& at) {
+                            gatepro::gate_logits(MatrixView(as<float>(at[1]), tokens, hidden),
+                                                 MatrixView(as<float>(at[2]), experts, hidden),
+                                                 MatrixView(as<float>(at[0]), tokens, experts),
+                                                 Workspace(at[3], needed));
+                          });
+}
+
+TEST(Overlap, Selection) {
+  const std::size_t needed = gatepro::select_top_k_workspace<float>(experts, top_k);
+  expect_overlaps_refused({{"expert_ids_TK", bytes_of_TK, true, 4},
+                           {"selected_logits_TK", bytes_of_TK, true, 4},
+                           {"logits_TE", bytes_of_TE, false, 4},
+                           {"workspace", needed, true, 1}},
+                          [&](const auto& at) {
+                            gatepro::select_top_k(
+                                MatrixView<const float>(as<float>(at[2]), tokens, experts), {},
+                                StridedView(as<std::int32_t>(at[0]), tokens, top_k),
+                                StridedView(as<float>(at[1]), tokens, top_k),
+                                Workspace(at[3], needed));
+                          });
+}
+
+TEST(Overlap, CompetitionIsInPlaceOrApart) {
+  const std::size_t needed = gatepro::apply_competition_workspace<float>(experts);
+  const auto call = [&](const auto& at) {
+    gatepro::apply_competition(
+        MatrixView<const float>(as<float>(at[2]), tokens, experts), gatepro::RivalTable(),
+        gatepro::Competition::off(), MatrixView(as<float>(at[0]), tokens, experts),
+        MatrixView(as<std::uint8_t>(at[1]), tokens, experts), Workspace(at[3], needed));
+  };
+  expect_overlaps_refused({{"penalised_TE", bytes_of_TE, true, 4},
+                           {"loser_TE", tokens * experts, true, 1},
+                           {"logits_TE", bytes_of_TE, false, 4},
+                           {"workspace", needed, true, 1}},
+                          call);
+  std::vector<std::byte> memory(1 << 14);
+  std::byte* base = memory.data();
+  EXPECT_NO_THROW(call(std::vector<std::byte*>{base, base + 4096, base, base + 8192}));
+}
+
+TEST(Overlap, Softmax) {
+  const std::size_t needed = gatepro::softmax_selected_workspace<float>(top_k);
+  const auto softmax = [&](const auto& at) {
+    gatepro::softmax_selected(StridedView<const float>(as<float>(at[1]), tokens, top_k),
+                              StridedView(as<float>(at[0]), tokens, top_k),
+                              Workspace(at[2], needed));
+  };
+  expect_overlaps_refused({{"weights_TK", bytes_of_TK, true, 4},
+                           {"selected_logits_TK", bytes_of_TK, false, 4},
+                           {"workspace", needed, true, 1}},
+                          softmax);
+  expect_overlaps_refused({{"dselected_logits_TK", bytes_of_TK, true, 4},
+                           {"weights_TK", bytes_of_TK, false, 4},
+                           {"dweights_TK", bytes_of_TK, false, 4}},
+                          [&](const auto& at) {
+                            gatepro::softmax_backward(
+                                StridedView<const float>(as<float>(at[1]), tokens, top_k),
+                                StridedView<const float>(as<float>(at[2]), tokens, top_k),
+                                StridedView(as<float>(at[0]), tokens, top_k));
+                          });
+}
+
+TEST(Overlap, InPlaceSoftmaxGivesTheSameBits) {
+  const auto logits_TK = random_matrix<float>(300, 4, 7);
+  gatepro::RowMatrix<float> apart_TK(300, 4), dapart_TK(300, 4), in_place_TK = logits_TK;
+  auto din_place_TK = random_matrix<float>(300, 4, 8);
+  std::vector<std::byte> memory(gatepro::softmax_selected_workspace<float>(4));
+  gatepro::softmax_selected(logits_TK, gatepro::strided_view(apart_TK), memory);
+  gatepro::softmax_selected(in_place_TK, gatepro::strided_view(in_place_TK), memory);
+  EXPECT_EQ(apart_TK, in_place_TK);
+  gatepro::softmax_backward(apart_TK, din_place_TK, gatepro::strided_view(dapart_TK));
+  gatepro::softmax_backward(apart_TK, din_place_TK, gatepro::strided_view(din_place_TK));
+  EXPECT_EQ(dapart_TK, din_place_TK);
+}
+
+TEST(Overlap, Similarity) {
+  const std::size_t needed = gatepro::find_partners_workspace<float>(experts, hidden, 1);
+  expect_overlaps_refused({{"partners_EM", experts * 4, true, 4},
+                           {"similarity_EE", experts * experts * 4, true, 4},
+                           {"w_EH", experts * hidden * 4, false, 4},
+                           {"workspace", needed, true, 1}},
+                          [&](const auto& at) {
+                            gatepro::find_partners(MatrixView(as<float>(at[2]), experts, hidden),
+                                                   gatepro::Pairing{},
+                                                   MatrixView(as<std::int32_t>(at[0]), experts, 1),
+                                                   MatrixView(as<float>(at[1]), experts, experts),
+                                                   Workspace(at[3], needed));
+                          });
+}
+
+TEST(Overlap, RouterForward) {
+  const gatepro::Router<float> router({hidden, experts, top_k, gatepro::Competition::off()});
+  const std::size_t needed = router.forward_workspace();
+  const auto routing = [](const auto& at) {
+    gatepro::RoutingView<float> out;
+    out.expert_ids_TK = {as<std::int32_t>(at[0]), tokens, top_k};
+    out.weights_TK = {as<float>(at[1]), tokens, top_k};
+    out.tokens_per_expert_E = {as<std::int64_t>(at[2]), experts};
+    out.statistics = as<gatepro::PenaltyStatistics>(at[3]);
+    return out;
+  };
+  expect_overlaps_refused({{"expert_ids_TK", bytes_of_TK, true, 4},
+                           {"weights_TK", bytes_of_TK, true, 4},
+                           {"tokens_per_expert_E", experts * 8, true},
+                           {"statistics", sizeof(gatepro::PenaltyStatistics), true},
+                           {"logits_TE", bytes_of_TE, true, 4},
+                           {"x_TH", tokens * hidden * 4, false, 4},
+                           {"w_EH", experts * hidden * 4, false, 4},
+                           {"workspace", needed, true, 1}},
+                          [&](const auto& at) {
+                            auto out = routing(at);
+                            out.logits_TE = {as<float>(at[4]), tokens, experts};
+                            router.forward(
+                                {as<float>(at[5]), tokens, hidden},
+                                MatrixView<const float>(as<float>(at[6]), experts, hidden), out,
+                                Workspace(at[7], needed));
+                          });
+  expect_overlaps_refused({{"expert_ids_TK", bytes_of_TK, true, 4},
+                           {"weights_TK", bytes_of_TK, true, 4},
+                           {"tokens_per_expert_E", experts * 8, true},
+                           {"statistics", sizeof(gatepro::PenaltyStatistics), true},
+                           {"logits_TE", bytes_of_TE, false, 4},
+                           {"workspace", needed, true, 1}},
+                          [&](const auto& at) {
+                            router.forward_logits({as<float>(at[4]), tokens, experts}, routing(at),
+                                                  Workspace(at[5], needed));
+                          });
+}
+
+TEST(Overlap, RouterBackward) {
+  const gatepro::Router<float> router({hidden, experts, top_k, gatepro::Competition::off()});
+  const std::size_t needed = router.backward_workspace(tokens);
+  expect_overlaps_refused(
+      {{"dx_TH", tokens * hidden * 4, true, 4},
+       {"dw_EH", experts * hidden * 4, true, 4},
+       {"x_TH", tokens * hidden * 4, false, 4},
+       {"w_EH", experts * hidden * 4, false, 4},
+       {"expert_ids_TK", bytes_of_TK, false, 4},
+       {"weights_TK", bytes_of_TK, false, 4},
+       {"dweights_TK", bytes_of_TK, false, 4},
+       {"dlogits_TE", bytes_of_TE, false, 4},
+       {"workspace", needed, true, 1}},
+      [&](const auto& at) {
+        router.backward({as<float>(at[2]), tokens, hidden}, {as<float>(at[3]), experts, hidden},
+                        {as<std::int32_t>(at[4]), tokens, top_k}, {as<float>(at[5]), tokens, top_k},
+                        {as<float>(at[6]), tokens, top_k}, {as<float>(at[7]), tokens, experts},
+                        {as<float>(at[0]), tokens, hidden}, {as<float>(at[1]), experts, hidden},
+                        Workspace(at[8], needed));
+      });
+}
+
+TEST(Overlap, ScoredRouting) {
+  gatepro::SelectionRule rule;
+  rule.top_k = top_k;
+  rule.competition = gatepro::Competition::off();
+  const std::size_t needed = gatepro::route_scored_workspace<float>(experts, rule);
+  expect_overlaps_refused({{"expert_ids_TK", bytes_of_TK, true, 4},
+                           {"weights_TK", bytes_of_TK, true, 4},
+                           {"scores_TK", bytes_of_TK, true, 4},
+                           {"penalised_TK", tokens * top_k, true, 1},
+                           {"tokens_per_expert_E", experts * 8, true},
+                           {"logits_TE", bytes_of_TE, false, 4},
+                           {"expert_bias_E", experts * 4, false, 4},
+                           {"is_padding_T", tokens, false, 1},
+                           {"workspace", needed, true, 1}},
+                          [&](const auto& at) {
+                            gatepro::ScoredRoutingView<float> out;
+                            out.expert_ids_TK = {as<std::int32_t>(at[0]), tokens, top_k};
+                            out.weights_TK = {as<float>(at[1]), tokens, top_k};
+                            out.scores_TK = {as<float>(at[2]), tokens, top_k};
+                            out.penalised_TK = {as<std::uint8_t>(at[3]), tokens, top_k};
+                            out.tokens_per_expert_E = {as<std::int64_t>(at[4]), experts};
+                            gatepro::route_scored(
+                                {as<float>(at[5]), tokens, experts}, gatepro::RivalTable(), rule,
+                                VectorView<const float>(as<float>(at[6]), experts),
+                                {as<std::uint8_t>(at[7]), tokens}, out, Workspace(at[8], needed));
+                          });
+}
+
+// Halves of the columns of one matrix, and weights between the ids: rows and columns interleave.
+TEST(Overlap, InterleavedOutputsGiveTheSameBits) {
+  const auto x_TH = random_matrix<float>(tokens, hidden, 1);
+  const auto w_EH = random_matrix<float>(experts, hidden, 2);
+  const gatepro::Router<float> router({hidden, experts, top_k, gatepro::Competition::off()});
+  std::vector<std::byte> memory(router.forward_workspace());
+  gatepro::RowMatrix<std::int32_t> ids_TK(tokens, top_k);
+  gatepro::RowMatrix<float> weights_TK(tokens, top_k);
+  gatepro::RoutingView<float> out;
+  out.expert_ids_TK = ids_TK;
+  out.weights_TK = weights_TK;
+  router.forward(x_TH, gatepro::view(w_EH), out, memory);
+  gatepro::RowMatrix<float> both(tokens, 2 * top_k);
+  auto* ids = reinterpret_cast<std::int32_t*>(both.data());
+  const auto expect_same = [&] {
+    router.forward(x_TH, gatepro::view(w_EH), out, memory);
+    for (Index t = 0; t < tokens; ++t) {
+      for (Index j = 0; j < top_k; ++j) {
+        EXPECT_EQ(out.expert_ids_TK(t, j), ids_TK(t, j));
+        EXPECT_EQ(out.weights_TK(t, j), weights_TK(t, j));
+      }
+    }
+  };
+  out.expert_ids_TK = {ids, tokens, top_k, 2 * top_k, 1};
+  out.weights_TK = {both.data() + top_k, tokens, top_k, 2 * top_k, 1};
+  expect_same();
+  out.expert_ids_TK = {ids, tokens, top_k, 2 * top_k, 2};
+  out.weights_TK = {both.data() + 1, tokens, top_k, 2 * top_k, 2};
+  expect_same();
+  out.expert_ids_TK = {ids, tokens, top_k, 1, 2 * tokens};
+  out.weights_TK = {both.data() + tokens, tokens, top_k, 1, 2 * tokens};
+  expect_same();
+}
+
+}  // namespace
