@@ -125,32 +125,51 @@ class BalanceAccumulator {
     detail::check_num_experts("BalanceAccumulator", num_experts);
     total_.resize(static_cast<std::size_t>(num_experts) + 1);
     latest_.resize(total_.size() + 1);
+    next_total_ = total_;
+    next_latest_ = latest_;
   }
 
   /// Adds a micro-batch: this rank's counts, tokens and sequences, reduced over all ranks. Throws
   /// Error for the size, a count that is negative or above the number of tokens, or a sum beyond
-  /// int64, and what the hook throws; `total` is then as before. Cost: E.
+  /// int64, and what the hook throws, before any change. Cost: E.
   template <class Reduce = NoReduce>
   void add(const BalanceCounts& batch, const Reduce& reduce = {}) {
+    prepare(batch, reduce);
+    commit();
+  }
+
+  /// The first half of `add`, for callers with work to do before they know that the micro-batch
+  /// counts: reduces, and sets what `commit` would make of `latest` and `total`. Throws as `add`.
+  template <class Reduce = NoReduce>
+  void prepare(const BalanceCounts& batch, const Reduce& reduce = {}) {
     detail::check_reduce<Reduce>();
     const char* where = "BalanceAccumulator";
     detail::check_balance_counts(where, batch, num_experts());
     const auto* counts = batch.tokens_per_expert_E.data;
-    std::copy(counts, counts + num_experts(), latest_.begin());
-    latest_[total_.size() - 1] = batch.tokens;
-    latest_.back() = batch.sequences;
-    detail::reduce_counts(where, reduce, latest_);
-    detail::check_balance_counts(where, latest(), num_experts());
-    detail::add_counts(where, {latest_.data(), static_cast<Index>(total_.size())}, total_);
+    std::copy(counts, counts + num_experts(), next_latest_.begin());
+    next_latest_[total_.size() - 1] = batch.tokens;
+    next_latest_.back() = batch.sequences;
+    detail::reduce_counts(where, reduce, next_latest_);
+    detail::check_balance_counts(where, next_latest(), num_experts());
+    next_total_ = total_;
+    detail::add_counts(where, {next_latest_.data(), static_cast<Index>(total_.size())},
+                       next_total_);
+  }
+  /// The second half, once after each `prepare` that is to count.
+  void commit() noexcept {
+    latest_.swap(next_latest_);
+    total_.swap(next_total_);
   }
 
-  /// The micro-batch that was added last, over all ranks. Valid until the next `add`.
-  BalanceCounts latest() const {
-    return {{latest_.data(), num_experts()}, latest_[total_.size() - 1], latest_.back()};
-  }
-  /// All micro-batches since `reset`, over all ranks; their sequences are not counted. Valid until
-  /// the next `add`.
-  BalanceCounts total() const { return {{total_.data(), num_experts()}, total_.back()}; }
+  /// The micro-batch that was added last, over all ranks. Valid until the next `prepare` or `add`.
+  BalanceCounts latest() const { return with_sequences(latest_); }
+  /// All micro-batches since `reset`, over all ranks; their sequences are not counted. Valid as
+  /// `latest`.
+  BalanceCounts total() const { return without_sequences(total_); }
+  /// What `commit` will make of `latest`.
+  BalanceCounts next_latest() const { return with_sequences(next_latest_); }
+  /// What `commit` will make of `total`.
+  BalanceCounts next_total() const { return without_sequences(next_total_); }
 
   /// Forgets everything.
   void reset() {
@@ -171,8 +190,20 @@ class BalanceAccumulator {
   Index num_experts() const { return static_cast<Index>(total_.size()) - 1; }
 
  private:
+  BalanceCounts without_sequences(const std::vector<std::int64_t>& counts) const {
+    return {{counts.data(), num_experts()}, counts[total_.size() - 1]};
+  }
+  BalanceCounts with_sequences(const std::vector<std::int64_t>& counts) const {
+    BalanceCounts load = without_sequences(counts);
+    load.sequences = counts.back();
+    return load;
+  }
+
   std::vector<std::int64_t> total_;   // E counts, then the tokens
   std::vector<std::int64_t> latest_;  // likewise, then the sequences
+  std::vector<std::int64_t> next_total_;
+  std::vector<std::int64_t>
+      next_latest_;  // where the hook works, so that a failure changes nothing
 };
 
 }  // namespace GATEPRO_ABI

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <utility>
 #include <vector>
 
@@ -112,7 +113,9 @@ class CompleteRouter {
   /// A token's results do not depend on T, padding or the executor, nor, without noise, on its
   /// position; through a bias, a capacity or losses tokens meet in integers only. Throws Error for
   /// shapes, settings, a record that does not fit, a workspace below workspace(...), or competition
-  /// without partners, before any write; what `reduce` throws leaves the counters as they were.
+  /// without partners, before any write. What `reduce` or the executor throws leaves counters and
+  /// record as they were, and outputs that no backward takes: the forward may be repeated, and
+  /// calls `reduce` again.
   template <class Reduce = NoReduce, class Executor = SerialExecutor>
   CompleteReport forward(MatrixView<const X> x_TH, MatrixView<const W> w_EH, const Inputs& in,
                          const Routing& out, Workspace workspace, const Reduce& reduce = {},
@@ -250,6 +253,11 @@ class CompleteRouter {
     if (detail::follows_drops(config_, in)) {
       detail::check_recorded_slots(where, in, experts, arena.template take<Index>(experts));
     }
+    const std::int64_t position = noise_position(in);
+    detail::need(position >= 0 && tokens <= (std::numeric_limits<std::int64_t>::max)() - position,
+                 where, "noise_position >= 0, and noise_position + T within int64",
+                 {{"noise_position", position}, {"tokens", tokens}});
+    detail::prepare_record(config_, in, out);
     out.forward_id[0] = 0;
   }
 
@@ -306,27 +314,32 @@ class CompleteRouter {
   CompleteReport route(const Inputs& in, const Routing& out, bool jittered, Workspace workspace,
                        const Reduce& reduce, const Executor& executor) {
     const std::int64_t position = noise_position(in);
-    detail::prepare_record(in, out);
     detail::add_noise(config_.noise, in.pass, position, out.logits_TE, executor);
     CompleteReport report = detail::choose(config_, router_.similarity().rivals(), choice_bias(),
                                            position, in, out, workspace, executor);
     report.noise_position = position;
     report.jittered = jittered;
     report.forward_id = first_id() + ++num_forwards_;
-    if (config_.losses.any() && in.pass != Pass::evaluation) {
+    if (detail::counts_for_losses(config_.losses, in.pass)) {
       count_for_losses(in, out, report.valid_tokens, workspace, reduce, executor);
       report.losses =
           detail::complete_losses(config_, in, out, detail::accumulated_load(out.totals), 1.0,
                                   MatrixView<A>(), workspace, executor);
     }
+    if (config_.capacity) detail::drop(config_, in, out, workspace, executor, report);
+    commit(in, out, report);
+    return report;
+  }
+
+  /// Moves the counters and hands out the results. What can throw throws before anything changes.
+  void commit(const Inputs& in, const Routing& out, const CompleteReport& report) {
     if (in.pass == Pass::training) {
       if (config_.bias.enabled) bias_.accumulate(out.tokens_per_expert_E);
-      noise_position_ += out.logits_TE.rows;
+      if (config_.losses.any()) balance_.commit();
+      noise_position_ += report.tokens;
     }
-    if (config_.capacity) detail::drop(config_, in, out, workspace, executor, report);
-    detail::fill_record(in, out, report);
+    detail::fill_record(config_, in, out, report);
     out.forward_id[0] = report.forward_id;
-    return report;
   }
 
   /// Sets out.totals: the loads that the losses compare with, those of the record if there is one.
@@ -342,8 +355,8 @@ class CompleteRouter {
     const bool per_sequence = config_.losses.sequence > 0;
     const std::int64_t sequences =
         per_sequence ? detail::count_sequences(in.is_padding_T, in.sequence_begin_S1) : 0;
-    balance_.add({counts_E, tokens, sequences}, reduce);
-    detail::store_totals(balance_, out.totals);
+    balance_.prepare({counts_E, tokens, sequences}, reduce);
+    detail::store_totals(balance_.next_latest(), balance_.next_total(), out.totals);
   }
 
   CompleteConfig config_;

@@ -22,9 +22,10 @@ namespace gatepro {
 /// void run(int count, Body body) const;  // body(w) exactly once for each w in [0, count)
 /// ```
 /// The library calls it with a count from 1 to workers(). `run` may call the bodies in any order
-/// and on any threads, and returns when all have returned. Bodies do not throw, and results never
-/// depend on the executor: workers draw blocks of fixed size from a common counter and each block
-/// writes memory of its own. It may also have
+/// and on any threads, and returns when all have returned. It may throw, once no body runs any
+/// more: outputs are then unspecified, but no counter or partner has changed, and the call may be
+/// repeated. Bodies do not throw, and results never depend on the executor: workers draw blocks of
+/// fixed size from a common counter and each block writes memory of its own. It may also have
 /// ```cpp
 /// double least_work() const;             // multiply-adds that are worth starting a worker for
 /// ```

@@ -123,8 +123,10 @@ class Router {
   template <class Weights, class Executor = SerialExecutor>
   RoutingReport forward(MatrixView<const X> x_TH, const Weights& weights,
                         RoutingBuffers<Router>& buffers, const Executor& executor = {}) const {
+    const auto out = buffers.view(x_TH.rows);
+    const RoutingReport report = forward(x_TH, weights, out, buffers.workspace(), executor);
     buffers.resize(x_TH.rows);
-    return forward(x_TH, weights, buffers.view(), buffers.workspace(), executor);
+    return report;
   }
 
   /// Routes logits_TE (T x E) that the trainer computed itself: competition, top-k, softmax. The

@@ -78,18 +78,20 @@ class RoutingBuffers {
 
   /// Sets T for the calls that follow; an Error above max_tokens. Allocates nothing.
   void resize(Index tokens) {
-    detail::need(tokens >= 0 && tokens <= max_tokens_, "RoutingBuffers",
-                 "0 <= tokens <= max_tokens", {{"tokens", tokens}, {"max_tokens", max_tokens_}});
+    check_tokens(tokens);
     tokens_ = tokens;
   }
 
   /// Where a forward writes. Set `statistics` of the copy to ask for them.
-  RoutingView<Accumulator, ExpertId> view() {
+  RoutingView<Accumulator, ExpertId> view() { return view(tokens_); }
+  /// The same for `tokens` tokens, whatever T is set; an Error above max_tokens.
+  RoutingView<Accumulator, ExpertId> view(Index tokens) {
+    check_tokens(tokens);
     RoutingView<Accumulator, ExpertId> out;
-    out.expert_ids_TK = {expert_ids_.data(), tokens_, top_k_};
-    out.weights_TK = {weights_.data(), tokens_, top_k_};
+    out.expert_ids_TK = {expert_ids_.data(), tokens, top_k_};
+    out.weights_TK = {weights_.data(), tokens, top_k_};
     out.tokens_per_expert_E = tokens_per_expert_;
-    if (!logits_.empty()) out.logits_TE = {logits_.data(), tokens_, experts_};
+    if (!logits_.empty()) out.logits_TE = {logits_.data(), tokens, experts_};
     return out;
   }
   /// Scratch for forward and backward.
@@ -108,6 +110,11 @@ class RoutingBuffers {
   }
 
  private:
+  void check_tokens(Index tokens) const {
+    detail::need(tokens >= 0 && tokens <= max_tokens_, "RoutingBuffers",
+                 "0 <= tokens <= max_tokens", {{"tokens", tokens}, {"max_tokens", max_tokens_}});
+  }
+
   Index experts_;
   Index top_k_;
   Index max_tokens_ = 0;

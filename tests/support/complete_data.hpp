@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <gatepro/complete_router.hpp>
+#include <type_traits>
 #include <vector>
 
 #include "support/routing_data.hpp"
@@ -38,8 +39,8 @@ RowMatrix<T> copy(const View& view) {
   return m;
 }
 template <class T>
-std::vector<T> copy(const gatepro::VectorView<T>& view) {
-  return std::vector<T>(view.data, view.data + view.size);
+std::vector<std::remove_const_t<T>> copy(const gatepro::VectorView<T>& view) {
+  return {view.data, view.data + view.size};
 }
 
 template <class R>

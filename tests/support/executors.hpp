@@ -4,6 +4,7 @@
 #define GATEPRO_TESTS_SUPPORT_EXECUTORS_HPP
 
 #include <atomic>
+#include <stdexcept>
 #include <thread>
 #include <vector>
 
@@ -43,6 +44,24 @@ class LastWorkerFirst {
 
  private:
   int workers_;
+};
+
+/// Runs so many bodies, over all its runs, and throws at the next: as when no thread can be
+/// started.
+class ThrowingExecutor {
+ public:
+  explicit ThrowingExecutor(int bodies) : left_(bodies) {}
+  int workers() const { return 2; }
+  template <class Body>
+  void run(int count, Body body) const {
+    for (int worker = 0; worker < count; ++worker) {
+      if (left_-- == 0) throw std::runtime_error("no thread");
+      body(worker);
+    }
+  }
+
+ private:
+  mutable int left_;
 };
 
 #endif  // GATEPRO_TESTS_SUPPORT_EXECUTORS_HPP

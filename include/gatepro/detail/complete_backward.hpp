@@ -115,7 +115,7 @@ void check_complete_backward(const CompleteConfig& config, const RivalTable& riv
   check_complete_inputs(where, config, in, tokens);
   check_complete_outputs(where, config, out, tokens, report.jittered);
   check_report(where, config, rivals, in, out, report);
-  const bool losses = config.losses.any() && in.pass != Pass::evaluation;
+  const bool losses = counts_for_losses(config.losses, in.pass);
   need(!config.selection().constant_weights() || losses || more.dlogits_TE.given() ||
            config.router.allow_zero_gradient || tokens == 0,
        where,
@@ -152,7 +152,7 @@ template <class X, class A, class Id, class Executor>
 void add_loss_gradients(const CompleteConfig& config, const ForwardInputs<Id>& in,
                         const CompleteRoutingView<X, A, Id>& out, const BackwardInputs<A>& more,
                         const CompleteGradients<A>& gradients, const Executor& executor) {
-  if (!config.losses.any() || in.pass == Pass::evaluation) return;
+  if (!counts_for_losses(config.losses, in.pass)) return;
   const bool given = more.global_load.tokens_per_expert_E.given();
   const BalanceCounts global = given ? more.global_load : accumulated_load(out.totals);
   complete_losses(config, in, out, global, more.gradient_scale, gradients.dlogits_TE,

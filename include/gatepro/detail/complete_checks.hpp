@@ -88,6 +88,11 @@ void check_replay(const char* where, const CompleteConfig& config, const Forward
   need(record.totals.size() == totals, where,
        "a record that a training forward with losses has filled",
        {{"totals", record.totals.size()}, {"totals needed", totals}});
+  const VectorView<const std::int64_t> loads = record.totals;
+  for (const BalanceCounts& load : {latest_load(loads), accumulated_load(loads)}) {
+    check_balance_counts("CompleteRouter::forward, totals of the record", load,
+                         config.router.num_experts);
+  }
 }
 
 /// True if a forward drops what its record dropped.

@@ -73,35 +73,39 @@ void add_noise(const NoiseRule& rule, Pass pass, std::int64_t position,
 
 /// Room in the record, so that what throws throws before anything is written.
 template <class X, class A, class Id>
-void prepare_record(const ForwardInputs<Id>& in, const CompleteRoutingView<X, A, Id>& out) {
+void prepare_record(const CompleteConfig& config, const ForwardInputs<Id>& in,
+                    const CompleteRoutingView<X, A, Id>& out) {
   if (in.record == nullptr) return;
   const auto size = static_cast<std::size_t>(out.expert_ids_TK.rows * out.expert_ids_TK.cols);
-  in.record->expert_ids_TK.resize(size);
-  in.record->penalised_TK.resize(size);
-  in.record->kept_TK.resize(out.kept_TK.given() ? size : 0);
-  in.record->totals.resize(static_cast<std::size_t>(out.totals.size));
+  in.record->expert_ids_TK.reserve(size);
+  in.record->penalised_TK.reserve(size);
+  if (config.capacity) in.record->kept_TK.reserve(size);
+  if (config.losses.any()) in.record->totals.reserve(static_cast<std::size_t>(out.totals.size));
 }
 
+/// Fills the record, whose room prepare_record has made.
 template <class X, class A, class Id>
-void fill_record(const ForwardInputs<Id>& in, const CompleteRoutingView<X, A, Id>& out,
-                 const CompleteReport& report) {
+void fill_record(const CompleteConfig& config, const ForwardInputs<Id>& in,
+                 const CompleteRoutingView<X, A, Id>& out, const CompleteReport& report) {
   if (in.record == nullptr) return;
   RoutingRecord<Id>& record = *in.record;
-  record.tokens = out.expert_ids_TK.rows;
+  record.tokens = report.tokens;
   record.top_k = out.expert_ids_TK.cols;
   record.noise_position = report.noise_position;
   record.capacity = report.capacity;
-  std::size_t i = 0;
+  record.expert_ids_TK.clear();
+  record.penalised_TK.clear();
+  record.kept_TK.clear();
   for (Index t = 0; t < record.tokens; ++t) {
-    for (Index j = 0; j < record.top_k; ++j, ++i) {
-      record.expert_ids_TK[i] = out.expert_ids_TK(t, j);
-      record.penalised_TK[i] = out.penalised_TK(t, j);
-      if (!record.kept_TK.empty()) record.kept_TK[i] = out.kept_TK(t, j);
+    for (Index j = 0; j < record.top_k; ++j) {
+      record.expert_ids_TK.push_back(out.expert_ids_TK(t, j));
+      record.penalised_TK.push_back(out.penalised_TK(t, j));
+      if (config.capacity) record.kept_TK.push_back(out.kept_TK(t, j));
     }
   }
-  // An evaluation counts nothing for losses.
-  if (in.pass == Pass::evaluation) record.totals.clear();
-  std::copy_n(out.totals.data, record.totals.size(), record.totals.begin());
+  record.totals.clear();
+  if (!counts_for_losses(config.losses, in.pass)) return;
+  record.totals.assign(out.totals.data, out.totals.data + out.totals.size);
 }
 
 /// The outputs take the record's choices.

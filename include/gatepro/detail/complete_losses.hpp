@@ -34,14 +34,14 @@ inline BalanceCounts accumulated_load(const VectorView<const std::int64_t>& tota
   return load_at(totals, totals.size / 2);
 }
 /// Writes both loads.
-inline void store_totals(const BalanceAccumulator& balance,
+inline void store_totals(const BalanceCounts& latest, const BalanceCounts& total,
                          const VectorView<std::int64_t>& totals) {
   std::int64_t* to = totals.data;
-  for (const BalanceCounts& load : {balance.latest(), balance.total()}) {
+  for (const BalanceCounts& load : {latest, total}) {
     to = std::copy_n(load.tokens_per_expert_E.data, load.tokens_per_expert_E.size, to);
     *to++ = load.tokens;
   }
-  *to = balance.latest().sequences;
+  *to = latest.sequences;
 }
 
 template <class Id>
@@ -57,6 +57,11 @@ void count_valid_choices(const StridedView<Id>& expert_ids_TK,
 template <class X, class A, class Id>
 StridedView<Id> counted_ids(const CompleteRoutingView<X, A, Id>& out) {
   return out.counted_ids_TK.given() ? out.counted_ids_TK : out.expert_ids_TK;
+}
+
+/// True if a forward counts for losses and computes them.
+inline bool counts_for_losses(const LossRule& losses, Pass pass) {
+  return losses.any() && pass != Pass::evaluation;
 }
 
 /// True if losses need to know who would be chosen without competition, bias and groups.
