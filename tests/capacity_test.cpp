@@ -48,7 +48,7 @@ TEST(ExpertCapacity, RoundsTheExactProductUp) {
   }
 }
 
-TEST(ExpertCapacity, MinimumAlignmentAndTokensBoundIt) {
+TEST(ExpertCapacity, MinimumTokensAndAlignmentBoundIt) {
   const auto capacity = [](double factor, Index minimum, Index alignment, Index tokens) {
     return expert_capacity(tokens, 2, 8, {factor, minimum, alignment});
   };
@@ -57,15 +57,18 @@ TEST(ExpertCapacity, MinimumAlignmentAndTokensBoundIt) {
   EXPECT_EQ(capacity(1.0, 9, 8, 32), 16);
   EXPECT_EQ(capacity(1.0, 16, 8, 32), 16);
   EXPECT_EQ(capacity(1.0, 0, 31, 32), 31);
-  EXPECT_EQ(capacity(1.0, 9, 31, 20), 20);  // never above T
+  EXPECT_EQ(capacity(1.0, 9, 31, 20), 31);  // whole, though it has more slots than tokens
+  EXPECT_EQ(capacity(4.0, 0, 8, 13), 16);
+  EXPECT_EQ(capacity(1.0, 100, 8, 13), 16);
+  EXPECT_EQ(capacity(1.0, 100, 8, 1), 8);
   EXPECT_EQ(capacity(100.0, 0, 1, 32), 32);
   EXPECT_EQ(capacity(1e300, 0, 1, 32), 32);
   EXPECT_EQ(capacity(1e-300, 0, 1, 32), 1);
   EXPECT_EQ(capacity(1.0, 100, 1, 32), 32);
   EXPECT_EQ(capacity(1.0, 100, 8, 0), 0);
   constexpr Index most = std::numeric_limits<Index>::max();
-  EXPECT_EQ(capacity(1e-300, 3, most, most / 2), most / 2);
-  EXPECT_EQ(capacity(1.0, most, most, most / 2), most / 2);
+  EXPECT_EQ(capacity(1e-300, 3, most, most / 2), most);
+  EXPECT_EQ(capacity(1.0, most, most, most / 2), most);
 }
 
 TEST(ExpertCapacity, RefusesBadSettings) {
@@ -79,7 +82,9 @@ TEST(ExpertCapacity, RefusesBadSettings) {
   EXPECT_THROW(expert_capacity(8, 0, 4, {}), gatepro::Error);
   EXPECT_THROW(expert_capacity(8, 5, 4, {}), gatepro::Error);
   EXPECT_THROW(expert_capacity(8, 0, 0, {}), gatepro::Error);
-  EXPECT_THROW(expert_capacity(std::numeric_limits<Index>::max(), 2, 4, {}), gatepro::Error);
+  constexpr Index most = std::numeric_limits<Index>::max();
+  EXPECT_THROW(expert_capacity(most, 2, 4, {}), gatepro::Error);
+  EXPECT_THROW(expert_capacity(most, 1, 1, {2.0, 0, most - 1}), gatepro::Error);
 }
 
 // ---- drop_over_capacity -------------------------------------------------------------------------
@@ -215,13 +220,13 @@ TYPED_TEST(CapacityTest, AllToOneExpert) {
 }
 
 // A factor that asks for more slots than there are tokens neither fails nor drops.
-TYPED_TEST(CapacityTest, CapacityIsNeverAboveTheTokens) {
+TYPED_TEST(CapacityTest, MoreSlotsThanTokensDropNothing) {
   for (Index tokens : {0, 1, 3}) {
     const auto ids_TK = data::random_ids<std::int32_t>(tokens, 8, 2, 1);
     const auto weights_TK = data::random_matrix<TypeParam>(tokens, 2, 2);
     for (DropPolicy policy : policies) {
       const Index capacity = expert_capacity(tokens, 2, 8, {64.0, 4, 16, policy});
-      EXPECT_EQ(capacity, tokens);
+      EXPECT_EQ(capacity, tokens == 0 ? 0 : 16);
       const auto out = drop(ids_TK, weights_TK, 8, {}, capacity, policy);
       EXPECT_EQ(out.report.dropped_choices, 0);
       EXPECT_TRUE(data::same_bits(out.weights_TK, weights_TK));
@@ -318,48 +323,75 @@ TYPED_TEST(CapacityTest, BadInputWritesNothing) {
 
 // ---- Gradients of drop and renormalisation ------------------------------------------------------
 
-TYPED_TEST(CapacityTest, RenormalisesWhatIsKept) {
+/// A renormalisation of weights whose dropped ones are 0 or not: the drop zeroes them.
+template <class A>
+struct Renormalised {
+  Renormalised(const RowMatrix<A>& before, const Bytes& kept)
+      : weights(before), totals(static_cast<std::size_t>(before.rows())), sums(totals) {
+    gatepro::total_weights<A>(strided_view(before), totals);
+    for (Index i = 0; i < kept.size(); ++i) {
+      if (kept.data()[i] == 0) weights.data()[i] = 0;
+    }
+    gatepro::renormalise_kept<A>(strided_view(kept), totals, strided_view(weights), sums);
+  }
+  RowMatrix<A> gradient(const Bytes& kept, RowMatrix<A> dweights) const {
+    gatepro::renormalise_kept_backward<A>(strided_view(kept), totals, strided_view(weights), sums,
+                                          strided_view(dweights), strided_view(dweights));
+    return dweights;
+  }
+
+  RowMatrix<A> weights;
+  std::vector<A> totals, sums;
+};
+
+TYPED_TEST(CapacityTest, TheKeptTakeOverWhatWasDropped) {
   constexpr Index tokens = 40, top_k = 4;
   RowMatrix<TypeParam> before = data::random_matrix<TypeParam>(tokens, top_k, 1).cwiseAbs();
   Bytes kept = Bytes::Ones(tokens, top_k);
-  for (Index i = 0; i < kept.size(); ++i) {
+  for (Index i = 0; i < kept.size() / 2; ++i) {
     kept.data()[i] = data::random_below(3, 2, static_cast<std::uint64_t>(i)) == 0 ? 0 : 1;
   }
   kept.row(0).setZero();
   before(1, 1) = TypeParam(NAN);
-  kept.row(1).setOnes();
-  before(2, 0) = TypeParam(NAN);
-  kept(2, 0) = 0;
-  for (double total : {1.0, 2.5}) {
-    RowMatrix<TypeParam> weights = before;
-    std::vector<TypeParam> sums(tokens);
-    gatepro::renormalise_kept(strided_view(kept), total, strided_view(weights),
-                              VectorView<TypeParam>(sums));
-    EXPECT_TRUE((weights.row(0).array() == 0).all());
-    EXPECT_TRUE(weights.row(1).array().isNaN().all());
-    for (Index t = 2; t < tokens; ++t) {
-      double sum = 0;
-      for (Index j = 0; j < top_k; ++j) sum += kept(t, j) != 0 ? double(before(t, j)) : 0;
-      for (Index j = 0; j < top_k; ++j) {
-        const double want = kept(t, j) != 0 ? total * double(before(t, j)) / (sum + 1e-20) : 0;
-        EXPECT_NEAR(double(weights(t, j)), want,
-                    8 * double(std::numeric_limits<TypeParam>::epsilon()));
-        if (kept(t, j) == 0) {
-          EXPECT_TRUE(data::same_bits(weights(t, j), TypeParam(0)));
-        }
-      }
+  kept.row(1) << 1, 1, 0, 1;
+  before.row(2) << 0, TypeParam(0.5), 0, TypeParam(0.25);
+  kept.row(2) << 1, 0, 1, 0;  // what is kept weighs nothing
+  const Renormalised<TypeParam> got(before, kept);
+  EXPECT_TRUE((got.weights.row(0).array() == 0).all());
+  EXPECT_TRUE(std::isnan(got.weights(1, 0)) && std::isnan(got.weights(1, 1)));
+  EXPECT_EQ(got.weights(1, 2), 0);
+  EXPECT_TRUE((got.weights.row(2).array() == 0).all());
+  for (Index t = 3; t < tokens; ++t) {
+    if ((kept.row(t).array() == 1).all()) {
+      EXPECT_TRUE(data::same_bits(RowMatrix<TypeParam>(got.weights.row(t)),
+                                  RowMatrix<TypeParam>(before.row(t))));
+      continue;
+    }
+    double total = 0, sum = 0;
+    for (Index j = 0; j < top_k; ++j) {
+      total += double(before(t, j));
+      sum += kept(t, j) != 0 ? double(before(t, j)) : 0;
+    }
+    for (Index j = 0; j < top_k; ++j) {
+      const double want = kept(t, j) != 0 ? total * double(before(t, j)) / sum : 0;
+      EXPECT_NEAR(double(got.weights(t, j)), want,
+                  16 * double(std::numeric_limits<TypeParam>::epsilon()));
     }
   }
 }
 
-/// sum of coefficients * renormalised weights, for finite differences.
-double renormalised_sum(const RowMatrix<double>& before, const Bytes& kept, double total,
-                        const RowMatrix<double>& coefficients) {
-  RowMatrix<double> weights = before;
-  std::vector<double> sums(static_cast<std::size_t>(before.rows()));
-  gatepro::renormalise_kept(strided_view(kept), total, strided_view(weights),
-                            VectorView<double>(sums));
-  return (weights.array() * coefficients.array()).sum();
+// However little the kept ones weigh, they take over the total, and no gradient is NaN.
+TYPED_TEST(CapacityTest, TinyWeightsTakeOver) {
+  RowMatrix<TypeParam> before(2, 2), dweights(2, 2);
+  const TypeParam tiny = std::numeric_limits<TypeParam>::denorm_min();
+  before << tiny, 1, TypeParam(1e-30), TypeParam(0.5);
+  dweights << 3, 2, 3, 2;
+  Bytes kept(2, 2);
+  kept << 1, 0, 1, 0;
+  const Renormalised<TypeParam> got(before, kept);
+  EXPECT_EQ(got.weights(0, 0), 1);
+  EXPECT_EQ(got.weights(1, 0), TypeParam(0.5));
+  EXPECT_TRUE((got.gradient(kept, dweights).array() == 3).all());
 }
 
 TEST(CapacityGradient, RenormalisationAgainstFiniteDifferences) {
@@ -370,32 +402,18 @@ TEST(CapacityGradient, RenormalisationAgainstFiniteDifferences) {
   Bytes kept = Bytes::Ones(tokens, top_k);
   kept(1, 0) = kept(2, 1) = kept(2, 2) = 0;
   kept.row(3).setZero();
-  for (double total : {1.0, 2.5}) {
-    RowMatrix<double> weights = before;
-    std::vector<double> sums(tokens);
-    gatepro::renormalise_kept(strided_view(kept), total, strided_view(weights),
-                              VectorView<double>(sums));
-    RowMatrix<double> dbefore = RowMatrix<double>::Constant(tokens, top_k, 77);
-    gatepro::renormalise_kept_backward(strided_view(kept), total, strided_view(weights),
-                                       VectorView<const double>(sums), strided_view(dweights),
-                                       strided_view(dbefore));
-    for (Index i = 0; i < before.size(); ++i) {
-      const double step = 1e-4;
-      // Fourth order, so that the truncation is below the rounding.
-      const auto at = [&](double offset) {
-        RowMatrix<double> moved = before;
-        moved.data()[i] += offset;
-        return renormalised_sum(moved, kept, total, dweights);
-      };
-      const double slope =
-          (8 * (at(step) - at(-step)) - (at(2 * step) - at(-2 * step))) / (12 * step);
-      EXPECT_NEAR(dbefore.data()[i], slope, 1e-9 * std::max(1.0, std::abs(slope))) << i;
-    }
-    RowMatrix<double> in_place = dweights;
-    gatepro::renormalise_kept_backward(strided_view(kept), total, strided_view(weights),
-                                       VectorView<const double>(sums), strided_view(in_place),
-                                       strided_view(in_place));
-    EXPECT_TRUE(data::same_bits(in_place, dbefore));
+  const RowMatrix<double> dbefore = Renormalised<double>(before, kept).gradient(kept, dweights);
+  for (Index i = 0; i < before.size(); ++i) {
+    const double step = 1e-4;
+    // Fourth order, so that the truncation is below the rounding.
+    const auto at = [&](double offset) {
+      RowMatrix<double> moved = before;
+      moved.data()[i] += offset;
+      return (Renormalised<double>(moved, kept).weights.array() * dweights.array()).sum();
+    };
+    const double slope =
+        (8 * (at(step) - at(-step)) - (at(2 * step) - at(-2 * step))) / (12 * step);
+    EXPECT_NEAR(dbefore.data()[i], slope, 1e-9 * std::max(1.0, std::abs(slope))) << i;
   }
 }
 
@@ -409,43 +427,39 @@ TYPED_TEST(CapacityTest, DroppedChoicesGetNoGradientNotEvenNaN) {
   gatepro::drop_backward(strided_view(kept), strided_view(dweights), strided_view(dbefore));
   EXPECT_TRUE(data::same_bits(dbefore, want));
 
-  // One kept weight is the constant 1.
-  RowMatrix<TypeParam> weights(2, 2);
-  weights << TypeParam(0.25), 0, 0, 0;
-  std::vector<TypeParam> sums(2);
-  gatepro::renormalise_kept(strided_view(kept), 1, strided_view(weights),
-                            VectorView<TypeParam>(sums));
-  gatepro::renormalise_kept_backward(strided_view(kept), 1, strided_view(weights),
-                                     VectorView<const TypeParam>(sums), strided_view(dweights),
-                                     strided_view(dbefore));
-  EXPECT_TRUE(data::same_bits(dbefore, RowMatrix<TypeParam>(RowMatrix<TypeParam>::Zero(2, 2))));
+  // Nor does a token that lost everything.
+  RowMatrix<TypeParam> before(2, 2);
+  before << TypeParam(0.25), TypeParam(0.5), TypeParam(0.5), TypeParam(0.5);
+  want << 3, 3, 0, 0;
+  EXPECT_TRUE(
+      data::same_bits(Renormalised<TypeParam>(before, kept).gradient(kept, dweights), want));
 }
 
 TYPED_TEST(CapacityTest, RenormalisationRefusesBadInput) {
+  using A = TypeParam;
   const Bytes kept = Bytes::Ones(3, 2);
-  RowMatrix<TypeParam> w = RowMatrix<TypeParam>::Ones(3, 2), d = w;
-  std::vector<TypeParam> sums(3), few(2);
-  const auto forward = [&](double total, StridedView<TypeParam> weights, VectorView<TypeParam> s) {
-    gatepro::renormalise_kept(strided_view(kept), total, weights, s);
+  RowMatrix<A> w = RowMatrix<A>::Ones(3, 2), d = w;
+  std::vector<A> totals(3), sums(3), few(2);
+  const auto forward = [&](VectorView<const A> total, StridedView<A> weights, VectorView<A> s) {
+    gatepro::renormalise_kept<A>(strided_view(kept), total, weights, s);
   };
-  const auto backward = [&](double total, StridedView<TypeParam> weights,
-                            VectorView<const TypeParam> s, StridedView<TypeParam> dw) {
-    gatepro::renormalise_kept_backward(strided_view(kept), total, weights, s, dw, strided_view(d));
+  const auto backward = [&](VectorView<const A> total, StridedView<A> weights,
+                            VectorView<const A> s, StridedView<A> dw) {
+    gatepro::renormalise_kept_backward<A>(strided_view(kept), total, weights, s, dw,
+                                          strided_view(d));
   };
   const auto view = strided_view(w);
-  for (double total : {0.0, -1.0, -double(NAN), double(NAN), double(INFINITY)}) {
-    EXPECT_THROW(forward(total, view, sums), gatepro::Error);
-    EXPECT_THROW(backward(total, view, sums, view), gatepro::Error);
-  }
-  EXPECT_THROW(forward(1, {w.data(), 2, 2}, sums), gatepro::Error);
-  EXPECT_THROW(forward(1, view, few), gatepro::Error);
-  EXPECT_THROW(forward(1, view, {w.data(), 3}), gatepro::Error);
-  EXPECT_THROW(backward(1, {w.data(), 2, 2}, sums, view), gatepro::Error);
-  EXPECT_THROW(backward(1, view, few, view), gatepro::Error);
-  EXPECT_THROW(backward(1, view, sums, {w.data(), 3, 1}), gatepro::Error);
-  EXPECT_THROW(
-      gatepro::drop_backward(strided_view(kept), view, StridedView<TypeParam>(d.data(), 2, 2)),
-      gatepro::Error);
+  EXPECT_THROW(gatepro::total_weights<A>(view, few), gatepro::Error);
+  EXPECT_THROW(forward(few, view, sums), gatepro::Error);
+  EXPECT_THROW(forward(totals, {w.data(), 2, 2}, sums), gatepro::Error);
+  EXPECT_THROW(forward(totals, view, few), gatepro::Error);
+  EXPECT_THROW(forward(totals, view, {w.data(), 3}), gatepro::Error);
+  EXPECT_THROW(backward(few, view, sums, view), gatepro::Error);
+  EXPECT_THROW(backward(totals, {w.data(), 2, 2}, sums, view), gatepro::Error);
+  EXPECT_THROW(backward(totals, view, few, view), gatepro::Error);
+  EXPECT_THROW(backward(totals, view, sums, {w.data(), 3, 1}), gatepro::Error);
+  EXPECT_THROW(gatepro::drop_backward(strided_view(kept), view, StridedView<A>(d.data(), 2, 2)),
+               gatepro::Error);
   EXPECT_TRUE((w.array() == 1).all());
 }
 

@@ -685,6 +685,55 @@ TEST(CompleteRegression, OneNormalisedExpertWithoutALossIsRefused) {
   }
 }
 
+/// CapacityRule::renormalise changes no token that lost nothing, so that one expert still learns.
+TEST(CompleteRegression, RenormalisationLeavesTokensAloneThatLostNothing) {
+  const auto x_TH = random_matrix<float>(10, 6, 1);
+  const auto w_EH = random_matrix<float>(8, 6, 2);
+  const auto dweights_TK = random_matrix<float>(10, 2, 3);
+  for (Index k : {1, 2}) {
+    CompleteConfig config{{6, 8, k}};
+    config.scores.function = ScoreFunction::sigmoid;
+    config.capacity = CapacityRule{/*factor=*/8};
+    const auto run = [&](bool renormalise) {
+      config.capacity->renormalise = renormalise;
+      CompleteRouter<float> router(config);
+      router.refresh(w_EH, 0);
+      return complete_data::step(router, x_TH, w_EH, {}, RowMatrix<float>(dweights_TK.leftCols(k)),
+                                 zeros<float>(8, 6));
+    };
+    const auto got = run(true);
+    EXPECT_EQ(got.report.dropped_choices, 0);
+    EXPECT_GT(got.dw_EH.cwiseAbs().maxCoeff(), 0);
+    complete_data::expect_same_outcome(got, run(false));
+  }
+}
+
+/// docs/migration.md, moe_pad_expert_input_to_capacity: buffers of E x capacity rows, aligned.
+TEST(CompleteRouter, CapacityIsWhatAlignedBuffersNeed) {
+  constexpr Index E = 4, K = 2;
+  CompleteConfig config{{6, E, K}};
+  config.capacity = CapacityRule{/*factor=*/4, /*minimum=*/0, /*alignment=*/8};
+  CompleteRouter<float> router(config);
+  const auto w_EH = random_matrix<float>(E, 6, 2);
+  router.refresh(w_EH, 0);
+  for (Index T : {0, 1, 13, 100}) {
+    const auto got = complete_data::forward(router, random_matrix<float>(T, 6, 1), w_EH);
+    gatepro::DispatchRule rule;
+    rule.alignment = config.capacity->alignment;
+    rule.rows_per_expert = got.report.capacity;
+    const Index rows = gatepro::max_dispatch_rows(T, K, E, rule);
+    std::vector<std::int32_t> token_of_row(static_cast<std::size_t>(rows));
+    gatepro::DispatchPlan<> plan;
+    plan.token_of_row_N = token_of_row;
+    std::vector<std::byte> memory(gatepro::plan_dispatch_workspace(E));
+    EXPECT_EQ(gatepro::plan_dispatch(gatepro::strided_view(got.ids_TK),
+                                     gatepro::strided_view(got.kept_TK), {}, E, rule, plan, memory),
+              E * got.report.capacity);
+    EXPECT_EQ(got.report.capacity % 8, 0);
+    EXPECT_EQ(got.report.dropped_choices, 0);
+  }
+}
+
 // ---- Bugs that users of other stacks reported --------------------------------------------------
 
 /// vllm#39391, sglang#30079: a NaN logit row gave experts twice, or none.

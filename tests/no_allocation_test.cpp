@@ -248,7 +248,7 @@ void expect_no_cost_of_dispatch() {
   RowMatrix<std::uint8_t> kept(tokens, top_k);
   std::vector<std::int32_t> choice_of_row(rows), token_of_row(rows);
   std::vector<std::int64_t> counts(experts);
-  std::vector<A> sums(tokens);
+  std::vector<A> sums(tokens), totals(tokens);
   gatepro::DispatchPlan<> plan;
   plan.choice_of_row_N = choice_of_row;
   plan.token_of_row_N = token_of_row;
@@ -265,11 +265,11 @@ void expect_no_cost_of_dispatch() {
                 gatepro::round_robin_logits(0, top_k, gatepro::view(logits));
                 gatepro::round_robin_ids(0, experts, gatepro::strided_view(ids));
                 const Index capacity = gatepro::expert_capacity(tokens, top_k, experts, {0.9});
+                gatepro::total_weights<A>(weights_TK, totals);
                 gatepro::drop_over_capacity(gatepro::strided_view(ids), {}, capacity, policy,
                                             weights_TK, gatepro::strided_view(kept),
                                             gatepro::VectorView<std::int64_t>(counts), memory);
-                gatepro::renormalise_kept(gatepro::strided_view(kept), 1, weights_TK,
-                                          gatepro::VectorView<A>(sums));
+                gatepro::renormalise_kept<A>(gatepro::strided_view(kept), totals, weights_TK, sums);
                 gatepro::plan_dispatch(gatepro::strided_view(ids), gatepro::strided_view(kept), {},
                                        experts, {gatepro::DispatchOrder::token_major, 4}, plan,
                                        memory);
@@ -280,8 +280,8 @@ void expect_no_cost_of_dispatch() {
                 gatepro::combine_backward_rows(plan.choice_of_row_N, weights_TK, gatepro::view(y),
                                                gatepro::view(sorted));
                 gatepro::permute_backward(row_TK, gatepro::view(sorted), gatepro::view(x));
-                gatepro::renormalise_kept_backward(
-                    gatepro::strided_view(kept), 1, weights_TK, gatepro::VectorView<const A>(sums),
+                gatepro::renormalise_kept_backward<A>(
+                    gatepro::strided_view(kept), totals, weights_TK, sums,
                     gatepro::strided_view(dweights), gatepro::strided_view(dweights));
                 gatepro::drop_backward(gatepro::strided_view(kept), gatepro::strided_view(dweights),
                                        gatepro::strided_view(dweights));

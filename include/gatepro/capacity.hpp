@@ -23,12 +23,19 @@ enum class DropPolicy {
 };
 
 /// How many tokens an expert takes, and what happens to the rest. Plain data.
+///
+/// For T valid tokens an expert has `align(min(T, max(minimum, ceil(factor T K / E))))` slots:
+/// no more than T are of use, as a token chooses an expert once at most; `align` rounds up to a
+/// multiple of `alignment`, also beyond T, so that buffers of E x capacity rows fit what needs
+/// aligned ones. No tokens, no slots.
 struct CapacityRule {
   double factor = 1;    ///< Slots per expert, in units of T K / E: finite, > 0.
-  Index minimum = 0;    ///< No fewer slots than this, while there are tokens; >= 0.
-  Index alignment = 1;  ///< Slots are a multiple of this, while there are tokens; >= 1.
+  Index minimum = 0;    ///< No fewer slots than this, unless there are fewer tokens; >= 0.
+  Index alignment = 1;  ///< Slots are a multiple of this; >= 1.
   DropPolicy policy = DropPolicy::probability;  ///< Who keeps a slot.
-  bool renormalise = false;  ///< Whether the weights that are kept are scaled up again.
+  /// Whether a token that lost some of its choices gives their weights to those that it kept, so
+  /// that its weights sum to what they summed to before; see renormalise_kept.
+  bool renormalise = false;
 };
 
 /// What drop_over_capacity took away. Masked tokens are not counted.
@@ -164,23 +171,25 @@ DropReport count_drops(const Choices<Id>& choices, const StridedView<std::uint8_
   return report;
 }
 
-/// The sum of a token's weights must be finite and > 0, also as an A.
-template <class A>
-void check_total(const char* where, double total) {
-  const bool in_range = key_of(total) > 0 && key_of(total) < Order<double>::infinity &&
-                        total <= static_cast<double>((std::numeric_limits<A>::max)());
-  need(in_range && key_of(static_cast<A>(total)) > 0, where, "total finite and > 0",
-       {{"total", total}});
+/// Whether a token lost some of its choices, but not all.
+inline bool lost_some(const StridedView<const std::uint8_t>& kept_TK, Index t) {
+  bool any = false, all = true;
+  for (Index j = 0; j < kept_TK.cols; ++j) {
+    any = any || kept_TK(t, j) != 0;
+    all = all && kept_TK(t, j) != 0;
+  }
+  return any && !all;
 }
 
+/// The sum of a token's weights, the kept ones only if they are told.
 template <class A>
-A sum_kept(const StridedView<const A>& weights_TK, const StridedView<const std::uint8_t>& kept_TK,
-           Index t) {
+A sum_weights(const StridedView<const A>& weights_TK,
+              const StridedView<const std::uint8_t>& kept_TK, Index t) {
   A sum = 0;
   for (Index j = 0; j < weights_TK.cols; ++j) {
-    if (kept_TK(t, j) != 0) sum += weights_TK(t, j);
+    if (!kept_TK.given() || kept_TK(t, j) != 0) sum += weights_TK(t, j);
   }
-  return sum + A(1e-20);
+  return sum;
 }
 
 }  // namespace GATEPRO_ABI
@@ -188,8 +197,7 @@ A sum_kept(const StridedView<const A>& weights_TK, const StridedView<const std::
 
 inline namespace GATEPRO_ABI {
 
-/// Slots per expert: factor T K / E rounded up, at least `minimum`, rounded up to a multiple of
-/// `alignment`, and never more than T, since an expert is chosen once by a token at most.
+/// Slots per expert, by the formula at CapacityRule.
 ///
 /// `num_tokens` are the valid ones: T less those that are masked. A product within 2^-50, relative,
 /// above an integer counts as that integer, so that the rounding of a factor like 1.1 does not cost
@@ -204,12 +212,11 @@ inline Index expert_capacity(Index num_tokens, Index top_k, Index num_experts,
   const Index choices = detail::checked_product(
       where, "num_tokens * top_k within the address space", num_tokens, top_k);
   const double share = static_cast<double>(choices) / static_cast<double>(num_experts);
-  const double share_of_slots = std::ceil(rule.factor * share * (1 - 0x1p-50));
-  if (!(share_of_slots < static_cast<double>(num_tokens))) return num_tokens;
-  const Index wanted = (std::max)(static_cast<Index>(share_of_slots), rule.minimum);
-  if (wanted >= num_tokens) return num_tokens;
-  const Index missing = (rule.alignment - wanted % rule.alignment) % rule.alignment;
-  return missing >= num_tokens - wanted ? num_tokens : wanted + missing;
+  const double wanted = std::ceil(rule.factor * share * (1 - 0x1p-50));
+  const bool fewer = wanted < static_cast<double>(num_tokens);
+  const Index slots = fewer ? (std::max)(static_cast<Index>(wanted), rule.minimum) : num_tokens;
+  return detail::align_up(where, "aligned slots within the address space",
+                          (std::min)(slots, num_tokens), rule.alignment);
 }
 
 /// Bytes of workspace for drop_over_capacity.
@@ -302,42 +309,68 @@ void drop_backward(StridedView<const std::uint8_t> kept_TK,
   }
 }
 
-/// Scales the kept weights of each token up: w_j = total w_j / (sum over kept of w + 1e-20).
+/// totals_T[t] = sum over j of weights_TK(t, j): what renormalise_kept restores after a drop.
 ///
-/// kept_TK: T x K, from drop_over_capacity. total: what the weights sum to afterwards, finite and
-/// > 0: 1, or the scale that they carry. weights_TK: T x K, read and written; dropped ones become
-/// exactly 0, so a token that kept nothing has only zeros. sums_T: T, overwritten with the
-/// divisors, which the gradient needs. A NaN makes its token's kept weights NaN. Throws Error for
-/// shapes and settings, before any write. No allocation. Thread-safe.
+/// weights_TK: T x K. totals_T: T, overwritten. Throws Error for shapes, before any write. No
+/// allocation. Thread-safe.
 template <class A>
-void renormalise_kept(StridedView<const std::uint8_t> kept_TK, double total,
+void total_weights(detail::non_deduced_t<StridedView<const A>> weights_TK, VectorView<A> totals_T) {
+  detail::check_accumulator<A>();
+  const char* where = "total_weights";
+  detail::check_strided(where, "weights_TK", weights_TK, weights_TK.rows, weights_TK.cols);
+  detail::check_vector(where, "totals_T", totals_T, weights_TK.rows);
+  detail::check_overlaps(where, detail::output("totals_T", totals_T),
+                         detail::input("weights_TK", weights_TK));
+  for (Index t = 0; t < weights_TK.rows; ++t) {
+    totals_T[t] = detail::sum_weights<A>(weights_TK, {}, t);
+  }
+}
+
+/// Scales the kept weights of tokens that lost some choices up: w_j = total w_j / sum over kept of
+/// w, so that they sum to the token's total again. The weights of a token that lost nothing keep
+/// their bits; one that lost everything has only zeros.
+///
+/// kept_TK: T x K, from drop_over_capacity. totals_T: T, from total_weights before the drop.
+/// weights_TK: T x K, read and written; those of 0 stay 0. sums_T: T, overwritten with the sums
+/// over kept, which the gradient needs. A NaN makes its token's kept weights NaN. Throws Error for
+/// shapes, before any write. No allocation. Thread-safe.
+template <class A>
+void renormalise_kept(StridedView<const std::uint8_t> kept_TK,
+                      detail::non_deduced_t<VectorView<const A>> totals_T,
                       StridedView<A> weights_TK, VectorView<A> sums_T) {
   detail::check_accumulator<A>();
   const char* where = "renormalise_kept";
-  detail::check_total<A>(where, total);
   detail::check_strided(where, "kept_TK", kept_TK, kept_TK.rows, kept_TK.cols);
+  detail::check_vector(where, "totals_T", totals_T, kept_TK.rows);
   detail::check_strided(where, "weights_TK", weights_TK, kept_TK.rows, kept_TK.cols);
   detail::check_vector(where, "sums_T", sums_T, kept_TK.rows);
   detail::check_overlaps(where, detail::output("weights_TK", weights_TK),
-                         detail::output("sums_T", sums_T), detail::input("kept_TK", kept_TK));
+                         detail::output("sums_T", sums_T), detail::input("kept_TK", kept_TK),
+                         detail::input("totals_T", totals_T));
   for (Index t = 0; t < kept_TK.rows; ++t) {
-    sums_T[t] = detail::sum_kept<A>(weights_TK, kept_TK, t);
+    sums_T[t] = detail::sum_weights<A>(weights_TK, kept_TK, t);
+    if (!detail::lost_some(kept_TK, t)) continue;
     for (Index j = 0; j < kept_TK.cols; ++j) {
-      const A share = weights_TK(t, j) / sums_T[t];
-      weights_TK(t, j) = kept_TK(t, j) != 0 ? static_cast<A>(total) * share : A(0);
+      A& weight = weights_TK(t, j);
+      if (detail::key_of(weight) != 0) weight = totals_T[t] * (weight / sums_T[t]);
     }
   }
 }
 
-/// The gradient of renormalise_kept and of the drop before it.
+/// The gradient of renormalise_kept and of the drop before it, with respect to the weights before
+/// both: the total is a sum over all choices, dropped ones too.
 ///
-/// For kept choices dbefore_j = (total dweights_j - sum over kept of w dweights) / sum, else
-/// exactly 0. kept_TK, weights_TK (the renormalised ones), dweights_TK: T x K; total and sums_T as
-/// in renormalise_kept. Weights of exactly 0 add nothing to the sum. dbefore_TK is overwritten and
-/// may be dweights_TK. Throws Error for shapes and settings, before any write. No allocation.
-/// Thread-safe.
+/// With g = dweights, s the sum over kept, and m = sum over kept of w g / s, for w before
+/// renormalisation: total / s (g_j - m) + m for kept choices and m for dropped ones, where the
+/// token lost some; else g_j for kept choices and exactly 0 for dropped ones.
+///
+/// kept_TK, totals_T, sums_T: as in renormalise_kept; weights_TK: T x K, what it wrote.
+/// dweights_TK: T x K; what it holds where the weight is 0 does not matter to the others.
+/// dbefore_TK: T x K, overwritten, may be dweights_TK. Throws Error for shapes, before any write.
+/// No allocation. Thread-safe.
 template <class A>
-void renormalise_kept_backward(StridedView<const std::uint8_t> kept_TK, double total,
+void renormalise_kept_backward(StridedView<const std::uint8_t> kept_TK,
+                               detail::non_deduced_t<VectorView<const A>> totals_T,
                                detail::non_deduced_t<StridedView<const A>> weights_TK,
                                detail::non_deduced_t<VectorView<const A>> sums_T,
                                detail::non_deduced_t<StridedView<const A>> dweights_TK,
@@ -346,8 +379,8 @@ void renormalise_kept_backward(StridedView<const std::uint8_t> kept_TK, double t
   const char* where = "renormalise_kept_backward";
   const Index tokens = kept_TK.rows;
   const Index top_k = kept_TK.cols;
-  detail::check_total<A>(where, total);
   detail::check_strided(where, "kept_TK", kept_TK, tokens, top_k);
+  detail::check_vector(where, "totals_T", totals_T, tokens);
   detail::check_strided(where, "weights_TK", weights_TK, tokens, top_k);
   detail::check_vector(where, "sums_T", sums_T, tokens);
   detail::check_strided(where, "dweights_TK", dweights_TK, tokens, top_k);
@@ -355,16 +388,20 @@ void renormalise_kept_backward(StridedView<const std::uint8_t> kept_TK, double t
   detail::check_overlaps(where, detail::output("dbefore_TK", dbefore_TK),
                          detail::in_place("dweights_TK", dweights_TK),
                          detail::input("kept_TK", kept_TK), detail::input("weights_TK", weights_TK),
-                         detail::input("sums_T", sums_T));
+                         detail::input("sums_T", sums_T), detail::input("totals_T", totals_T));
+  constexpr A most = (std::numeric_limits<A>::max)();
   for (Index t = 0; t < tokens; ++t) {
+    const bool scaled = detail::lost_some(kept_TK, t);
     A mean = 0;
-    for (Index j = 0; j < top_k; ++j) {
+    for (Index j = 0; j < top_k && scaled; ++j) {
       const bool weighs = kept_TK(t, j) != 0 && detail::key_of(weights_TK(t, j)) != 0;
-      if (weighs) mean += weights_TK(t, j) * dweights_TK(t, j);
+      if (weighs) mean += weights_TK(t, j) / totals_T[t] * dweights_TK(t, j);
     }
+    const bool rises = scaled && detail::key_of(sums_T[t]) != 0;
+    const A slope = rises ? (std::min)(totals_T[t] / sums_T[t], most) : A(1);
     for (Index j = 0; j < top_k; ++j) {
-      const A before = (static_cast<A>(total) * dweights_TK(t, j) - mean) / sums_T[t];
-      dbefore_TK(t, j) = kept_TK(t, j) != 0 ? before : A(0);
+      const A kept = slope * (dweights_TK(t, j) - mean) + mean;
+      dbefore_TK(t, j) = kept_TK(t, j) != 0 ? kept : mean;
     }
   }
 }

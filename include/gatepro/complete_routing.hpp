@@ -62,8 +62,9 @@ struct CompleteRoutingView {
   StridedView<Id> counted_ids_TK{};     ///< With a sequence loss on CountSource::unpenalised.
   StridedView<std::uint8_t> kept_TK{};  ///< With a capacity: 1 where the choice has a slot.
   VectorView<std::int64_t> kept_per_expert_E{};  ///< With a capacity: choices that have a slot.
-  VectorView<A> kept_sums_T{};  ///< With CapacityRule::renormalise: what weights were divided by.
-  MatrixView<X> jittered_TH{};  ///< With jitter: the tokens as the router saw them.
+  VectorView<A> weight_totals_T{};  ///< With CapacityRule::renormalise: see total_weights.
+  VectorView<A> kept_sums_T{};      ///< With CapacityRule::renormalise: see renormalise_kept.
+  MatrixView<X> jittered_TH{};      ///< With jitter: the tokens as the router saw them.
 };
 
 namespace detail {
@@ -100,7 +101,10 @@ CompleteRoutingView<X, A, Id> carve_outputs(Arena& arena, const CompleteConfig& 
   if (config.capacity) {
     out.kept_TK = {arena.take<std::uint8_t>(count(top_k)), tokens, top_k};
     out.kept_per_expert_E = {arena.take<std::int64_t>(experts), experts};
-    if (config.capacity->renormalise) out.kept_sums_T = {arena.take<A>(max_tokens), tokens};
+    if (config.capacity->renormalise) {
+      out.weight_totals_T = {arena.take<A>(max_tokens), tokens};
+      out.kept_sums_T = {arena.take<A>(max_tokens), tokens};
+    }
   }
   if (config.noise.jitter > 0) {
     out.jittered_TH = {arena.take<X>(count(hidden)), tokens, hidden};

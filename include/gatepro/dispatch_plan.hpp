@@ -93,8 +93,7 @@ inline Index rows_of_expert(const char* where, const DispatchRule& rule, Index c
          {{"choices", count}, {"rows_per_expert", rule.rows_per_expert}});
     return rule.rows_per_expert;
   }
-  const Index missing = (rule.alignment - count % rule.alignment) % rule.alignment;
-  return checked_sum(where, count, missing);
+  return align_up(where, "rows within the address space", count, rule.alignment);
 }
 
 /// All rows, given the counts.

@@ -239,14 +239,15 @@ inline std::vector<Flags> kept(const Ids& ids_TK, const Matrix& weights_TK, cons
   return kept_TK;
 }
 
-// Drops of one token, with the survivors scaled up to what they were together, if asked.
-inline Row after_drop(Row weights_K, const Flags& kept_K, bool renormalise, double scale) {
-  double sum = 0;
+// Drops of one token, with the survivors scaled up to what all were together, if asked.
+inline Row after_drop(Row weights_K, const Flags& kept_K, bool renormalise) {
+  double total = 0, sum = 0;
   for (std::size_t j = 0; j < weights_K.size(); ++j) {
+    total += weights_K[j];
     if (!kept_K[j]) weights_K[j] = 0;
     sum += weights_K[j];
   }
-  for (double& w : weights_K) w *= renormalise ? scale / (sum + 1e-20) : 1;
+  for (double& w : weights_K) w *= renormalise && sum > 0 ? total / sum : 1;
   return weights_K;
 }
 
@@ -307,8 +308,7 @@ inline Row final_weights(const Row& logits, std::size_t t, const Batch& batch, c
                          const Flags& padding_T, const gatepro::CompleteConfig& config) {
   if (padding_T[t]) return Row(batch.routed_TK[t].size(), 0.0);
   const bool renormalise = config.capacity && config.capacity->renormalise;
-  return after_drop(weights(logits, batch.choices_T[t], rules), batch.kept_TK[t], renormalise,
-                    rules.scores.scale);
+  return after_drop(weights(logits, batch.choices_T[t], rules), batch.kept_TK[t], renormalise);
 }
 
 /// c E / (k N M) sum over e of n_e s_e of one token, for N tokens and a mean over M.

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 
 #include "gatepro/detail/checks.hpp"
 
@@ -70,6 +71,14 @@ void check_distinct_ids(const char* where, const char* name, const StridedView<I
       last_token = t;
     }
   }
+}
+
+/// The least multiple of `alignment` that is not below `size`.
+inline Index align_up(const char* where, const char* rule, Index size, Index alignment) {
+  const Index missing = (alignment - size % alignment) % alignment;
+  need(missing <= (std::numeric_limits<Index>::max)() - size, where, rule,
+       {{"size", size}, {"alignment", alignment}});
+  return size + missing;
 }
 
 }  // namespace GATEPRO_ABI

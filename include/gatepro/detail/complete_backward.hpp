@@ -139,7 +139,7 @@ StridedView<const A> undrop(const CompleteConfig& config, const CompleteRoutingV
                             const StridedView<A>& dkept_TK) {
   if (!config.capacity) return dweights_TK;
   if (config.capacity->renormalise) {
-    renormalise_kept_backward<A>(out.kept_TK, config.scores.scale, out.weights_TK, out.kept_sums_T,
+    renormalise_kept_backward<A>(out.kept_TK, out.weight_totals_T, out.weights_TK, out.kept_sums_T,
                                  dweights_TK, dkept_TK);
   } else {
     drop_backward<A>(out.kept_TK, dweights_TK, dkept_TK);

@@ -148,7 +148,10 @@ void check_complete_outputs(const char* where, const CompleteConfig& config,
   if (config.capacity) {
     check_strided(where, "kept_TK", out.kept_TK, tokens, top_k);
     check_vector(where, "kept_per_expert_E", out.kept_per_expert_E, experts);
-    if (config.capacity->renormalise) check_vector(where, "kept_sums_T", out.kept_sums_T, tokens);
+    if (config.capacity->renormalise) {
+      check_vector(where, "weight_totals_T", out.weight_totals_T, tokens);
+      check_vector(where, "kept_sums_T", out.kept_sums_T, tokens);
+    }
   }
   if (jittered) {
     check_matrix(where, "jittered_TH", out.jittered_TH, tokens, config.router.hidden_size);
@@ -169,6 +172,7 @@ void check_complete_overlaps(const char* where, Access access, const ForwardInpu
                  of_out("tokens_per_expert_E", out.tokens_per_expert_E),
                  of_out("totals", out.totals), of_out("counted_ids_TK", out.counted_ids_TK),
                  of_out("kept_TK", out.kept_TK), of_out("kept_per_expert_E", out.kept_per_expert_E),
+                 of_out("weight_totals_T", out.weight_totals_T),
                  of_out("kept_sums_T", out.kept_sums_T), of_out("jittered_TH", out.jittered_TH),
                  of_out("forward_id", out.forward_id), input("is_padding_T", in.is_padding_T),
                  input("sequence_begin_S1", in.sequence_begin_S1), more...);

@@ -204,11 +204,13 @@ DropReport drop_by_rule(const CompleteConfig& config, const ForwardInputs<Id>& i
                             out.kept_per_expert_E, workspace, executor);
 }
 
-/// Takes choices over capacity away, and scales up what is left if asked.
+/// Takes choices over capacity away, and gives their weights to what is left if asked.
 template <class X, class A, class Id, class Executor>
 void drop(const CompleteConfig& config, const ForwardInputs<Id>& in,
           const CompleteRoutingView<X, A, Id>& out, Workspace workspace, const Executor& executor,
           CompleteReport& report) {
+  const bool renormalise = config.capacity->renormalise;
+  if (renormalise) total_weights<A>(out.weights_TK, out.weight_totals_T);
   DropReport dropped;
   if (follows_drops(config, in)) {
     report.capacity = in.replay->capacity;
@@ -218,8 +220,8 @@ void drop(const CompleteConfig& config, const ForwardInputs<Id>& in,
   }
   report.dropped_choices = dropped.dropped_choices;
   report.tokens_without_expert = dropped.tokens_without_expert;
-  if (config.capacity->renormalise) {
-    renormalise_kept<A>(out.kept_TK, config.scores.scale, out.weights_TK, out.kept_sums_T);
+  if (renormalise) {
+    renormalise_kept<A>(out.kept_TK, out.weight_totals_T, out.weights_TK, out.kept_sums_T);
   }
 }
 
