@@ -11,6 +11,7 @@ struct ThreadExecutor {
   template <class Body>
   void run(int bodies, Body body) const {
     std::vector<std::thread> threads;
+    threads.reserve(static_cast<std::size_t>(bodies));
     for (int w = 0; w < bodies; ++w) threads.emplace_back(body, w);
     for (std::thread& thread : threads) thread.join();
   }

@@ -12,8 +12,8 @@ set -euo pipefail
 core=(g++ cmake ninja-build libeigen3-dev)
 test=("${core[@]}" libgtest-dev libcli11-dev pkg-config)
 demo=("${core[@]}" libcli11-dev gnuplot-nox)
-ci=("${test[@]}" "${demo[@]}" git clang libclang-rt-dev libomp-dev llvm doxygen
-    libbenchmark-dev)
+ci=("${test[@]}" "${demo[@]}" git clang clang-format clang-tidy libclang-rt-dev
+    libomp-dev llvm doxygen libbenchmark-dev)
 bench=("${core[@]}" libbenchmark-dev nlohmann-json3-dev libopenblas-dev libdnnl-dev libtorch-dev)
 
 wanted=()

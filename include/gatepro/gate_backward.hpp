@@ -86,7 +86,7 @@ void gate_backward_tokens(StridedView<Id> expert_ids_TK,
   const int busy = detail::useful_workers(
       executor, workers,
       {tokens, dx_TH.cols, dense ? experts : detail::sparse_work * expert_ids_TK.cols});
-  const Index share = busy == 1 ? tokens : tokens / (4 * busy);
+  const Index share = busy == 1 ? tokens : tokens / (Index{4} * busy);
   const Index block_tokens =
       std::clamp(share, detail::least_gradient_tokens, detail::gradient_tokens(experts));
   const auto for_each_token_block = [&](const auto& carve, const auto& add) {

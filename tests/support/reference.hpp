@@ -46,14 +46,12 @@ inline Matrix cosine_similarity(Matrix w_EH) {
     if (is_finite(w_EH[i]) && largest > 0) {
       for (double& v : w_EH[i]) v /= largest;
     }
-    norms[i] = std::sqrt(
-        std::inner_product(w_EH[i].begin(), w_EH[i].end(), w_EH[i].begin(), 0.0));
+    norms[i] = std::sqrt(std::inner_product(w_EH[i].begin(), w_EH[i].end(), w_EH[i].begin(), 0.0));
   }
   Matrix similarity_EE = zeros(experts, experts);
   for (std::size_t i = 0; i < experts; ++i) {
     for (std::size_t j = 0; j < experts; ++j) {
-      const double dot =
-          std::inner_product(w_EH[i].begin(), w_EH[i].end(), w_EH[j].begin(), 0.0);
+      const double dot = std::inner_product(w_EH[i].begin(), w_EH[i].end(), w_EH[j].begin(), 0.0);
       double& s = similarity_EE[i][j];
       s = norms[i] == 0 || norms[j] == 0 ? 0 : dot / (norms[i] * norms[j]);
       if (!is_finite(w_EH[i]) || !is_finite(w_EH[j])) s = std::numeric_limits<double>::quiet_NaN();
@@ -97,11 +95,11 @@ inline Ids rivals(const Ids& partners, bool both_sides) {
 }
 
 struct Token {
-  std::vector<double> logits;     // after competition; a loser keeps its own in elimination
-  std::vector<bool> loses;        // eq. 7-8
-  std::vector<int> ids;           // K, best first
-  std::vector<double> weights;    // K
-  bool nonfinite = false;         // the weights are NaN
+  std::vector<double> logits;   // after competition; a loser keeps its own in elimination
+  std::vector<bool> loses;      // eq. 7-8
+  std::vector<int> ids;         // K, best first
+  std::vector<double> weights;  // K
+  bool nonfinite = false;       // the weights are NaN
   bool short_of_survivors = false;
 };
 
@@ -167,8 +165,8 @@ inline Gradients backward(const Matrix& x_TH, const Matrix& w_EH, const Ids& ids
   for (std::size_t t = 0; t < x_TH.size(); ++t) {
     std::vector<double> dlogits =
         dlogits_TE.empty() ? std::vector<double>(w_EH.size(), 0.0) : dlogits_TE[t];
-    const double mean = std::inner_product(weights_TK[t].begin(), weights_TK[t].end(),
-                                           dweights_TK[t].begin(), 0.0);
+    const double mean =
+        std::inner_product(weights_TK[t].begin(), weights_TK[t].end(), dweights_TK[t].begin(), 0.0);
     for (std::size_t j = 0; j < ids_TK[t].size(); ++j) {
       dlogits[static_cast<std::size_t>(ids_TK[t][j])] +=
           weights_TK[t][j] * (dweights_TK[t][j] - mean);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Chooses the instruction set, once per process.
 //
-// Kernels are code of every unit that uses them, unless GATEPRO_EXTERN_KERNELS is defined: then they
-// are only declared, and one unit of the program includes gatepro/instantiate_kernels.hpp.
+// Kernels are code of every unit that uses them, unless GATEPRO_EXTERN_KERNELS is defined: then
+// they are only declared, and one unit of the program includes gatepro/instantiate_kernels.hpp.
 #ifndef GATEPRO_DETAIL_SIMD_DISPATCH_HPP
 #define GATEPRO_DETAIL_SIMD_DISPATCH_HPP
 
