@@ -145,6 +145,142 @@ TYPED_TEST(ScoreKernelsTest, SigmoidAndSqrtSoftplusAreWithinFourUlp) {
   }
 }
 
+/// d score / d logit, and d log(score) / d logit.
+Exact exact_slope(ScoreFunction function, Exact x) {
+  const Exact sigmoid = exact_score(ScoreFunction::sigmoid, x);
+  if (function == ScoreFunction::sigmoid) return sigmoid * exact_score(function, -x);
+  return sigmoid / (2 * exact_score(function, x));
+}
+Exact exact_log_slope(ScoreFunction function, Exact x) {
+  if (function == ScoreFunction::sigmoid) return exact_score(function, -x);
+  const Exact score = exact_score(function, x);
+  return x < -5000 ? 0.5L : exact_score(ScoreFunction::sigmoid, x) / (2 * score * score);
+}
+
+/// What one expert per token gets, and a share of the second where it has a rival of the same
+/// logit.
+template <class A>
+struct Slopes {
+  RowMatrix<A> slopes_TE, shares_TE, share_slopes_TE;
+};
+template <class A>
+Slopes<A> slopes(Isa isa, const RowMatrix<A>& logits_TE, ScoreFunction function) {
+  const Index lanes = kernels_for<A>(isa).lanes, tokens = logits_TE.rows();
+  const Index experts = logits_TE.cols();
+  Slopes<A> result{RowMatrix<A>(tokens, experts), RowMatrix<A>(tokens, experts),
+                   RowMatrix<A>(tokens, experts)};
+  RowMatrix<KeyOf<A>> keys_EL(experts, lanes);
+  RowMatrix<A> slopes_EL(experts, lanes), shares_EL(experts, lanes),
+      share_slopes_EL(experts, lanes);
+  const RowMatrix<KeyOf<A>> keys_TE = keys_of(logits_TE);
+  const auto& kernels = score_kernels_for<A>(isa);
+  for (Index first = 0; first < tokens; first += lanes) {
+    for (Index lane = 0; lane < lanes; ++lane) {
+      keys_EL.col(lane) = keys_TE.row(std::min(first + lane, tokens - 1)).transpose();
+    }
+    if (!is_softmax(function)) kernels.slopes(keys_EL.data(), experts, function, slopes_EL.data());
+    kernels.shares(keys_EL.data(), experts, function, shares_EL.data(), share_slopes_EL.data());
+    for (Index lane = 0; lane < lanes && first + lane < tokens; ++lane) {
+      result.slopes_TE.row(first + lane) = slopes_EL.col(lane).transpose();
+      result.shares_TE.row(first + lane) = shares_EL.col(lane).transpose();
+      result.share_slopes_TE.row(first + lane) = share_slopes_EL.col(lane).transpose();
+    }
+  }
+  return result;
+}
+
+// From -max to max, and where the result is denormal.
+TYPED_TEST(ScoreKernelsTest, SlopesAreWithinSixUlp) {
+  using A = TypeParam;
+  const RowMatrix<A> logits_TE = logits_of_every_size<A>();
+  for (ScoreFunction function : {ScoreFunction::sigmoid, ScoreFunction::sqrt_softplus}) {
+    for_each_isa([&](Isa isa) {
+      const Slopes<A> got = slopes(isa, logits_TE, function);
+      double worst = 0, worst_of_log = 0;
+      for (Index t = 0; t < logits_TE.rows(); ++t) {
+        const auto x = static_cast<Exact>(logits_TE(t));
+        ASSERT_EQ(got.shares_TE(t), 1) << logits_TE(t);
+        worst_of_log =
+            std::max(worst_of_log, ulps(got.share_slopes_TE(t), exact_log_slope(function, x)));
+        // Far below, sigmoid over score is 0 / 0 even in long double.
+        if (function == ScoreFunction::sqrt_softplus && x < -5000) {
+          ASSERT_EQ(got.slopes_TE(t), 0);
+          continue;
+        }
+        worst = std::max(worst, ulps(got.slopes_TE(t), exact_slope(function, x)));
+      }
+      EXPECT_LE(worst, 6);
+      EXPECT_LE(worst_of_log, 6);
+      this->RecordProperty("worst_ulp", std::to_string(worst));
+      this->RecordProperty("worst_ulp_of_log", std::to_string(worst_of_log));
+    });
+  }
+}
+
+/// log(score), which underflows nowhere.
+Exact exact_log_score(ScoreFunction function, Exact x) {
+  if (is_softmax(function)) return x;
+  if (x < -5000) return function == ScoreFunction::sigmoid ? x : x / 2;
+  return std::log(exact_score(function, x));
+}
+
+// Rows far below 0 and far above, whose scores are no numbers of A, and rows of any size.
+TYPED_TEST(ScoreKernelsTest, SharesAreExactForAnyFiniteLogits) {
+  using A = TypeParam;
+  const double eps = static_cast<double>(std::numeric_limits<A>::epsilon());
+  const A large = std::numeric_limits<A>::max() / 2;
+  const Index experts = 9;
+  for (A centre : {A(0), A(-5), A(-50), A(-110), A(-900), A(-1e5), A(50), A(3e4), large, -large}) {
+    for (double width : {0.0, 1.0, 12.0}) {
+      RowMatrix<A> logits_TE = data::random_matrix<A>(33, experts, 5) * static_cast<A>(width);
+      logits_TE.array() += centre;
+      for_each_isa([&](Isa isa) {
+        for (ScoreFunction function : all_functions) {
+          const Slopes<A> got = slopes(isa, logits_TE, function);
+          for (Index t = 0; t < logits_TE.rows(); ++t) {
+            const Exact top =
+                exact_log_score(function, static_cast<Exact>(logits_TE.row(t).maxCoeff()));
+            Exact sum = 0;
+            for (Index e = 0; e < experts; ++e) {
+              sum += std::exp(exact_log_score(function, static_cast<Exact>(logits_TE(t, e))) - top);
+            }
+            for (Index e = 0; e < experts; ++e) {
+              const auto x = static_cast<Exact>(logits_TE(t, e));
+              const Exact want = std::exp(exact_log_score(function, x) - top) / sum;
+              const double bound = (16 + 2 * width) * eps;
+              const Exact share = static_cast<Exact>(got.shares_TE(t, e));
+              ASSERT_LE(static_cast<double>(std::abs(share / want - 1)), bound) << x;
+              if (is_softmax(function)) continue;
+              const Exact slope = want * exact_log_slope(function, x);
+              ASSERT_LE(ulps(got.share_slopes_TE(t, e), slope), 2 * bound / eps) << x;
+            }
+          }
+        }
+      });
+    }
+  }
+}
+
+// Lanes whose scores are relative to their largest do not change their neighbours' bits.
+TYPED_TEST(ScoreKernelsTest, SharesOfALaneStandAlone) {
+  using A = TypeParam;
+  RowMatrix<A> logits_TE = data::special_matrix<A>(67, 5, 4, 8);
+  for (Index t = 0; t < 67; t += 3) logits_TE.row(t).array() -= A(60);
+  for_each_isa([&](Isa isa) {
+    for (ScoreFunction function : all_functions) {
+      const Slopes<A> all = slopes(isa, logits_TE, function);
+      for (Index t = 0; t < 67; ++t) {
+        const RowMatrix<A> row = logits_TE.row(t), in_batch = all.shares_TE.row(t);
+        const Slopes<A> alone = slopes(isa, row, function);
+        ASSERT_TRUE(data::same_bits(alone.shares_TE, in_batch)) << t;
+        if (is_softmax(function)) continue;
+        const RowMatrix<A> slopes_in_batch = all.share_slopes_TE.row(t);
+        ASSERT_TRUE(data::same_bits(alone.share_slopes_TE, slopes_in_batch)) << t;
+      }
+    }
+  });
+}
+
 TYPED_TEST(ScoreKernelsTest, ExactValues) {
   using A = TypeParam;
   const A inf = data::infinity<A>(), large = std::numeric_limits<A>::max();

@@ -238,12 +238,53 @@ TYPED_TEST(ScoredRoutingTest, SaturatedSigmoidsTieByTheLowestId) {
   EXPECT_EQ(route<A>(logits_TE, rule, extras).ids_TK(0, 0), 5);
 }
 
-// Scores that all underflow are divided by 1e-20, not by 0.
-TYPED_TEST(ScoredRoutingTest, ScoresOfZeroWeighZero) {
+// Where scores are tiny numbers or none, weights are those of the reference all the same.
+TYPED_TEST(ScoredRoutingTest, WeightsSumToTheScaleForAnyFiniteLogits) {
   using A = TypeParam;
+  const Index tokens = 19, experts = 12, top_k = 8;
+  const A large = std::numeric_limits<A>::max() / 2;
+  for (A centre : {A(30), A(0), A(-20), A(-50), A(-110), A(-800), A(-1e5), large, -large}) {
+    RowMatrix<A> logits_TE = data::random_matrix<A>(tokens, experts, 31) * A(3);
+    logits_TE.array() += centre;
+    for (ScoreFunction function : scored_data::all_functions) {
+      for (const Competition& competition : scored_data::all_competitions()) {
+        const SelectionRule rule{top_k, {function, true, 2.5}, {}, competition};
+        SCOPED_TRACE(scored_data::describe(rule));
+        const auto got = route<A>(logits_TE, rule);
+        for (Index t = 0; t < tokens; ++t) {
+          ASSERT_NEAR(static_cast<double>(got.weights_TK.row(t).sum()), 2.5,
+                      20 * static_cast<double>(std::numeric_limits<A>::epsilon()));
+        }
+        // Which of equal scores is chosen is another question than what it weighs.
+        if (centre > -60 && centre <= 0) expect_reference(logits_TE, rule, {}, got);
+      }
+    }
+  }
+}
+
+// One renormalised expert weighs exactly the scale.
+TYPED_TEST(ScoredRoutingTest, OneShareIsTheWhole) {
+  using A = TypeParam;
+  const RowMatrix<A> logits_TE = data::random_matrix<A>(300, 4, 32) * A(60);
+  for (ScoreFunction function : scored_data::all_functions) {
+    const SelectionRule rule{1, {function, true, 2.5}, {}, Competition::off()};
+    EXPECT_TRUE((route<A>(logits_TE, rule).weights_TK.array() == A(2.5)).all());
+  }
+}
+
+// As published, scores that all underflow are divided by 1e-20, not by 0.
+TYPED_TEST(ScoredRoutingTest, PublishedWeightsFadeOut) {
+  using A = TypeParam;
+  SelectionRule rule{8, {}, {}, Competition::off()};
+  rule.scores = {ScoreFunction::sigmoid, true, 1, gatepro::Renormalisation::published};
+  const RowMatrix<A> eight_TE = RowMatrix<A>::Constant(1, 8, A(-50));
+  const double sum = 8 * std::exp(-50.0);
+  EXPECT_NEAR(static_cast<double>(route<A>(eight_TE, rule).weights_TK.sum()), sum / (sum + 1e-20),
+              1e-5);
   const RowMatrix<A> logits_TE = RowMatrix<A>::Constant(3, 5, A(-1e4));
+  rule.top_k = 2;
   for (ScoreFunction function : {ScoreFunction::sigmoid, ScoreFunction::sqrt_softplus}) {
-    const SelectionRule rule{2, {function, true, 3}, {}, Competition::off()};
+    rule.scores.function = function;
     const auto got = route<A>(logits_TE, rule);
     EXPECT_TRUE((got.weights_TK.array() == 0).all());
     EXPECT_EQ(got.report.nonfinite_rows, 0);

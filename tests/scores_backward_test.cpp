@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 #include <vector>
 
 #include "support/errors.hpp"
@@ -27,6 +28,8 @@ using gatepro::StridedView;
 using scored_data::Bytes;
 using scored_data::Extras;
 using scored_data::Outcome;
+
+using Exact = long double;
 
 template <class A>
 struct Gradient {
@@ -73,10 +76,12 @@ RowMatrix<double> losses(const RowMatrix<double>& logits_TE, const SelectionRule
   return weights_TK.cwiseProduct(dweights_TK).rowwise().sum();
 }
 
-TEST(ScoresBackward, AgreesWithFiniteDifferences) {
+void expect_finite_differences(double centre) {
   const Index tokens = 19, experts = 8;
-  const RowMatrix<double> logits_TE = data::random_matrix<double>(tokens, experts, 1) * 2;
+  RowMatrix<double> logits_TE = data::random_matrix<double>(tokens, experts, 1) * 2;
+  logits_TE.array() += centre;
   const double step = 1e-5;
+  const double tolerance = 1e-9 + 1e-10 * std::abs(centre);  // logits are rounded, too
   for (Index top_k : {1, 2, 5, 8}) {
     const RowMatrix<double> dweights_TK = data::random_matrix<double>(tokens, top_k, 2);
     for (const SelectionRule& rule : scored_data::rules_of(top_k, {})) {
@@ -95,11 +100,18 @@ TEST(ScoresBackward, AgreesWithFiniteDifferences) {
               (losses(up_TE, rule, forward, dweights_TK, extras.is_padding) -
                losses(down_TE, rule, forward, dweights_TK, extras.is_padding)) /
               (2 * step);
-          for (Index t = 0; t < tokens; ++t) ASSERT_NEAR(got_TE(t, e), change(t), 1e-9) << t;
+          for (Index t = 0; t < tokens; ++t) ASSERT_NEAR(got_TE(t, e), change(t), tolerance) << t;
         }
       }
     }
   }
+}
+
+TEST(ScoresBackward, AgreesWithFiniteDifferences) { expect_finite_differences(0); }
+
+// Where scores are far below the 1e-20 of the published quotient, or below any number.
+TEST(ScoresBackward, AgreesWithFiniteDifferencesWhereScoresAreTiny) {
+  for (double centre : {-47.0, -120.0, -800.0}) expect_finite_differences(centre);
 }
 
 template <class A>
@@ -128,6 +140,60 @@ TYPED_TEST(ScoresBackwardTest, MatchesDouble) {
         gradient(exact_TE, rule, exact, exact_dweights_TK).total(exact.ids_TK);
     for (Index i = 0; i < got_TE.size(); ++i) {
       ASSERT_NEAR(static_cast<double>(got_TE.data()[i]), want_TE.data()[i], tolerance);
+    }
+  }
+}
+
+/// d score / d logit, and d log(score) / d logit, of sigmoid or sqrt_softplus.
+std::pair<Exact, Exact> exact_slopes(ScoreFunction function, Exact x) {
+  const auto sigmoid = [](Exact v) { return 1 / (1 + std::exp(-v)); };
+  if (function == ScoreFunction::sigmoid) return {sigmoid(x) * sigmoid(-x), sigmoid(-x)};
+  const Exact softplus = std::max(x, 0.0L) + std::log1p(std::exp(-std::abs(x)));
+  return {sigmoid(x) / (2 * std::sqrt(softplus)), sigmoid(x) / (2 * softplus)};
+}
+
+// Closed forms in long double, for logits of any size: every gradient that A can hold keeps its
+// digits.
+TYPED_TEST(ScoresBackwardTest, DigitsDoNotDependOnTheSizeOfTheLogits) {
+  using A = TypeParam;
+  const Exact eps = static_cast<Exact>(std::numeric_limits<A>::epsilon());
+  const Exact least = static_cast<Exact>(std::numeric_limits<A>::min());
+  const Index tokens = 9, k = 3;
+  const RowMatrix<A> dweights_TK = data::random_matrix<A>(tokens, k, 33);
+  for (A centre : {A(0), A(10), A(14), A(16), A(90), A(800), A(-50), A(-110), A(-900), A(-4000)}) {
+    RowMatrix<A> logits_TE = data::random_matrix<A>(tokens, k, 34);
+    logits_TE.array() += centre;
+    for (ScoreFunction function : {ScoreFunction::sigmoid, ScoreFunction::sqrt_softplus}) {
+      for (bool renormalise : {false, true}) {
+        SCOPED_TRACE(static_cast<int>(function));
+        const SelectionRule rule{k, {function, renormalise, 1}, {}, Competition::off()};
+        const auto forward = scored_data::route<A>(logits_TE, rule);
+        const Gradient<A> got = gradient(logits_TE, rule, forward, dweights_TK);
+        for (Index t = 0; t < tokens; ++t) {
+          const auto logit = [&](Index j) {
+            return static_cast<Exact>(logits_TE(t, forward.ids_TK(t, j)));
+          };
+          const auto score = [&](Index j) {
+            const auto slopes = exact_slopes(function, logit(j));
+            return slopes.first / slopes.second;
+          };
+          Exact mean = 0, sum = 0, largest = 0;
+          for (Index j = 0; j < k; ++j) sum += score(j);
+          for (Index j = 0; j < k; ++j) {
+            mean += score(j) / sum * static_cast<Exact>(dweights_TK(t, j));
+            largest = std::max(largest, std::abs(static_cast<Exact>(dweights_TK(t, j))));
+          }
+          for (Index j = 0; j < k; ++j) {
+            const auto slopes = exact_slopes(function, logit(j));
+            const auto g = static_cast<Exact>(dweights_TK(t, j));
+            const Exact slope = renormalise ? score(j) / sum * slopes.second : slopes.first;
+            const Exact want = slope * (renormalise ? g - mean : g);
+            ASSERT_LE(std::abs(static_cast<Exact>(got.dselected_TK(t, j)) - want),
+                      30 * eps * (slope * largest + least))
+                << centre;
+          }
+        }
+      }
     }
   }
 }

@@ -14,73 +14,33 @@ namespace gatepro {
 namespace detail {
 inline namespace GATEPRO_ABI {
 
-/// Scores are divided by their sum plus this, as in Megatron-LM.
-inline constexpr double score_sum_floor = 1e-20;
-
-/// group.scores_EL, group.sum_L: the scores, and what makes them sum to 1 when multiplied.
-template <class A>
-void normalised_scores(const LossGroup<A>& group, Index experts, ScoreFunction function) {
-  const Index lanes = kernels<A>().lanes;
-  score_kernels<A>().scores(group.keys_EL, experts, function, group.scores_EL, group.sum_L,
-                            nullptr);
-  const bool softmax = function == ScoreFunction::softmax_after_top_k ||
-                       function == ScoreFunction::softmax_before_top_k;
-  if (softmax) return;  // They sum to 1, and sum_L is 1, or NaN.
-  for (Index lane = 0; lane < lanes; ++lane) {
-    group.sum_L[lane] = A(1) / (group.sum_L[lane] + static_cast<A>(score_sum_floor));
-  }
-}
-
-/// group.mean_L: the mean price of each lane's token, by its normalised scores.
+/// group.mean_L: the mean price of each lane's token, by its shares.
 template <class A>
 void mean_prices(const LossGroup<A>& group, const A* price_E, Index experts) {
   const Index lanes = kernels<A>().lanes;
   std::fill_n(group.mean_L, lanes, A(0));
   for (Index e = 0; e < experts; ++e) {
-    const A* scores_L = group.scores_EL + e * lanes;
-    for (Index lane = 0; lane < lanes; ++lane) group.mean_L[lane] += scores_L[lane] * price_E[e];
-  }
-  for (Index lane = 0; lane < lanes; ++lane) group.mean_L[lane] *= group.sum_L[lane];
-}
-
-/// d score / d logit where scores are sqrt(softplus): sigmoid / (2 score), which is score / 2 for
-/// small scores, where the sigmoid may underflow.
-template <class A>
-A sqrt_softplus_slope(A score, A sigmoid) {
-  return score < A(1e-8) ? score / 2 : sigmoid / (2 * score);
-}
-
-/// scores_EL = d score / d logit, the other scores fixed (softmax: the score, which is what remains
-/// of its derivative once the mean is subtracted). Overwrites gradient_EL.
-template <class A>
-void scores_to_slopes(const LossGroup<A>& group, Index experts, ScoreFunction function) {
-  const Index count = experts * kernels<A>().lanes;
-  if (function == ScoreFunction::sigmoid) {
-    for (Index i = 0; i < count; ++i) group.scores_EL[i] *= A(1) - group.scores_EL[i];
-  } else if (function == ScoreFunction::sqrt_softplus) {
-    score_kernels<A>().scores(group.keys_EL, experts, ScoreFunction::sigmoid, group.gradient_EL,
-                              group.other_sum_L, nullptr);
-    for (Index i = 0; i < count; ++i) {
-      group.scores_EL[i] = sqrt_softplus_slope(group.scores_EL[i], group.gradient_EL[i]);
-    }
+    const A* shares_L = group.scores_EL + e * lanes;
+    for (Index lane = 0; lane < lanes; ++lane) group.mean_L[lane] += shares_L[lane] * price_E[e];
   }
 }
 
-/// The mean price of each lane's token, and its gradient:
-/// factor * slope / sum of scores * (price - mean price).
+/// The mean price of each lane's token, and its gradient: factor * (price - mean price) * share *
+/// d log(score) / d logit.
 template <class A>
 void balance_group(const LossGroup<A>& group, Index experts, ScoreFunction function,
                    const A* price_E, A factor, bool gradient) {
   const Index lanes = kernels<A>().lanes;
-  normalised_scores(group, experts, function);
+  score_kernels<A>().shares(group.keys_EL, experts, function, group.scores_EL,
+                            gradient ? group.slopes_EL : nullptr);
   mean_prices(group, price_E, experts);
   if (gradient) {
-    scores_to_slopes(group, experts, function);
+    const A* slopes_EL = is_softmax(function) ? group.scores_EL : group.slopes_EL;
     for (Index e = 0; e < experts; ++e) {
-      const A* slopes = group.scores_EL + e * lanes;
+      const A* slopes_L = slopes_EL + e * lanes;
       for (Index lane = 0; lane < lanes; ++lane) {
         group.gradient_EL[e * lanes + lane] =
-            factor * group.sum_L[lane] * slopes[lane] * (price_E[e] - group.mean_L[lane]);
+            factor * slopes_L[lane] * (price_E[e] - group.mean_L[lane]);
       }
     }
   }
@@ -216,12 +176,14 @@ std::size_t load_balancing_loss_workspace(Index num_tokens, Index num_experts, i
 ///
 /// c = weight.coefficient, M = weight.mean_over; n and N are `counts`, and constants: no gradient
 /// flows through the choice. s is `function` of the original logits, over all experts, divided by
-/// its sum (+ 1e-20): for either softmax the softmax. Equal loads give c, all tokens on the same K
-/// experts c E / K.
+/// its sum, for any finite logits: for either softmax the softmax. (Megatron-LM adds 1e-20 to the
+/// sum, which shows where all scores are that small only.) Equal loads give c, all tokens on the
+/// same K experts c E / K.
 ///
 /// Returns this call's part of L, and adds the gradient to dlogits_TE:
-/// gradient_scale * c E / (K N M) * s'_te / sum of scores * (n_e - sum over j of s_tj n_j), with s'
-/// the slope of the unnormalised score; for softmax s_te (n_e - ...).
+/// gradient_scale * c E / (K N M) * s_te g_te (n_e - sum over j of s_tj n_j), with g the slope of
+/// the logarithm of the unnormalised score: 1 for softmax, 1 - sigmoid(l) for sigmoid, and
+/// sigmoid(l) / (2 log(1 + exp(l))) for sqrt_softplus.
 ///
 /// | loss of                 | counts                                        | weight.mean_over |
 /// |-------------------------|-----------------------------------------------|-----------------------|
@@ -237,8 +199,8 @@ std::size_t load_balancing_loss_workspace(Index num_tokens, Index num_experts, i
 /// logits_TE: T x E, before any penalty. is_padding_T: T bytes, nonzero for padding, or not given;
 /// a masked token adds nothing and gets no gradient, whatever it holds. dlogits_TE: T x E, added
 /// to, or not given; several losses may add to the same, each at the cost of a pass over the logits
-/// and one over dlogits_TE. A token that holds a NaN, or under softmax +inf or only -inf, makes the
-/// value NaN, and its own gradients NaN.
+/// and one over dlogits_TE. A token that holds a NaN or +inf, or only -inf, makes the value NaN,
+/// and its own gradients NaN.
 ///
 /// Throws Error for shapes, top_k, the weight, counts that are negative or do not belong to N
 /// tokens, or a workspace below load_balancing_loss_workspace(T, E, executor.workers()), before any

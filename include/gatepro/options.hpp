@@ -52,12 +52,21 @@ enum class ScoreFunction {
   sqrt_softplus,         ///< sqrt(log(1 + exp(l))) of each logit.
 };
 
-/// How scores s of the selected become weights: scale * s / (sum of the selected s + 1e-20), or
-/// scale * s without the quotient. The default is the paper's softmax.
+/// What renormalised weights are divided by.
+enum class Renormalisation {
+  exact,      ///< Their sum, for any finite logits: weights add up to the scale also where scores,
+              ///< as numbers, underflow. A softmax over the logarithms of the scores.
+  published,  ///< Their sum + 1e-20, as Megatron-LM and DeepSeek-V3 have it: the weights of a token
+              ///< whose scores are that small fade out (eight logits of -50: a sum of 0.13).
+};
+
+/// How scores s of the selected become weights: scale * s / sum of the selected s, or scale * s
+/// without the quotient. The default is the paper's softmax.
 struct ScoreRule {
   ScoreFunction function = ScoreFunction::softmax_after_top_k;  ///< From logits to scores.
   bool renormalise = false;  ///< Divide by the sum; softmax_after_top_k has the sum 1 anyway.
   double scale = 1;          ///< Routed scaling factor: finite, > 0.
+  Renormalisation renormalisation = Renormalisation::exact;  ///< If renormalised: by what.
 };
 
 /// Which sum of an expert group's best choice values ranks the group.

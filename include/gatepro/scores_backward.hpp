@@ -31,12 +31,39 @@ inline bool has_dense_gradient(const SelectionRule& rule) {
 
 /// True if scores alone do not tell the gradient.
 inline bool gradient_needs_logits(const SelectionRule& rule) {
-  return has_dense_gradient(rule) || rule.scores.function == ScoreFunction::sigmoid ||
+  return has_dense_gradient(rule) || weighs_by_share(rule.scores) ||
+         rule.scores.function == ScoreFunction::sigmoid ||
          rule.scores.function == ScoreFunction::sqrt_softplus;
 }
 
+/// Gradients of the selected logits of one token whose weights are shares w of the scores:
+/// scale (g_j - sum of w g) times the slope of w_j. Exactly 0 where w is, and g is not looked at
+/// there. NaNs where the scores are: an expert that was not selected may have spoilt them.
+template <class A>
+void shares_backward_row(const ScoredGroup<A>& group, const ScoreRule& rule,
+                         const ScoreGradientInput<A>& in, Index t, Index lane,
+                         const StridedView<A>& dselected_TK) {
+  const Index lanes = kernels<A>().lanes;
+  const A* shares_K = group.routing.weights_KL + lane;
+  const A* slopes_K = is_softmax(rule.function) ? shares_K : group.scores_KL + lane;
+  const A score = in.scores_TK(t, 0);
+  const bool nonfinite = key_of(score) == Order<A>::nan;
+  A mean = nonfinite ? score : A(0);
+  for (Index j = 0; j < in.scores_TK.cols; ++j) {
+    const A share = shares_K[j * lanes];
+    if (key_of(share) != 0) mean += share * in.dweights_TK(t, j);
+  }
+  const A scale = static_cast<A>(rule.scale);
+  for (Index j = 0; j < in.scores_TK.cols; ++j) {
+    const bool zero = !nonfinite && key_of(shares_K[j * lanes]) == 0;
+    dselected_TK(t, j) =
+        zero ? A(0) : scale * (slopes_K[j * lanes] * (in.dweights_TK(t, j) - mean));
+  }
+}
+
 /// dscores = scale (g_j - sum of w g) / q, with w = s / q and q = sum of s + 1e-20, if weights are
-/// renormalised; else scale g_j. Exactly 0 where the score is, and g is not looked at there.
+/// renormalised as published; else scale g_j. Exactly 0 where the score is, and g is not looked at
+/// there.
 template <class A>
 void dscores_row(const ScoreGradientInput<A>& in, const ScoreRule& rule, Index t,
                  const StridedView<A>& dscores_TK) {
@@ -58,30 +85,16 @@ void dscores_row(const ScoreGradientInput<A>& in, const ScoreRule& rule, Index t
   }
 }
 
-/// scores_KL = sigmoid(l) of the selected, or sigmoid(-l), which is 1 - sigmoid(l) with all digits.
-template <class A>
-void selected_sigmoids(const ScoredGroup<A>& group, Index top_k, bool of_minus_logit) {
-  using O = Order<A>;
-  auto* keys_KL = group.routing.other_keys_KL;
-  for (Index i = 0; i < top_k * kernels<A>().lanes; ++i) {
-    const auto key = (std::max)(group.selected_KL[i], -O::infinity);
-    keys_KL[i] = of_minus_logit ? -key : key;
-  }
-  score_kernels<A>().scores(keys_KL, top_k, ScoreFunction::sigmoid, group.scores_KL, group.sum_L,
-                            nullptr);
-}
-
-/// From dscores to dlogits for one token, where each score follows from one logit: times
-/// s (1 - s), or sigmoid(l) / (2 s). 0 stays 0.
+/// From dscores to dlogits for one token, where each score follows from one logit. 0 stays 0, and
+/// NaN NaN.
 template <class A>
 void separate_scores_backward_row(const ScoredGroup<A>& group, const ScoreGradientInput<A>& in,
-                                  ScoreFunction function, Index t, Index lane,
-                                  const StridedView<A>& dselected_TK) {
+                                  Index t, Index lane, const StridedView<A>& dselected_TK) {
   for (Index j = 0; j < in.scores_TK.cols; ++j) {
-    const A s = in.scores_TK(t, j);
-    if (key_of(s) == 0) continue;
-    const A sigmoid = group.scores_KL[j * kernels<A>().lanes + lane];
-    dselected_TK(t, j) *= function == ScoreFunction::sigmoid ? s * sigmoid : sigmoid / (s + s);
+    const A score = in.scores_TK(t, j);
+    if (key_of(score) == 0) continue;
+    const bool nonfinite = key_of(score) == Order<A>::nan;
+    dselected_TK(t, j) *= nonfinite ? score : group.scores_KL[j * kernels<A>().lanes + lane];
   }
 }
 
@@ -117,6 +130,8 @@ void scores_backward_group(const ScoredGroup<A>& group, const typename Order<A>:
     const Index t = first + lane;
     if (is_masked(is_padding_T, t)) {
       for (Index j = 0; j < rule.top_k; ++j) dselected_TK(t, j) = 0;
+    } else if (weighs_by_share(rule.scores)) {
+      shares_backward_row(group, rule.scores, in, t, lane, dselected_TK);
     } else if (function == ScoreFunction::softmax_after_top_k) {
       softmax_backward_row<A>(in.scores_TK, in.dweights_TK, t, &dselected_TK(t, 0),
                               dselected_TK.col_stride);
@@ -129,14 +144,15 @@ void scores_backward_group(const ScoredGroup<A>& group, const typename Order<A>:
         full_softmax_backward_row(group, ranked_EL, in, t, lane, dselected_TK,
                                   has_dense_gradient(rule) ? dlogits_TE : MatrixView<A>());
       } else {
-        separate_scores_backward_row(group, in, function, t, lane, dselected_TK);
+        separate_scores_backward_row(group, in, t, lane, dselected_TK);
       }
     }
   }
 }
 
-/// What the gradient of a group needs to know of its logits: scores of all experts, or sigmoids of
-/// the selected. Returns the ranked keys, null if nothing is needed.
+/// What the gradient of a group needs to know of its logits: scores of all experts, or of the
+/// selected the slopes in scores_KL, and the shares in routing.weights_KL. Returns the ranked keys,
+/// null if nothing is needed.
 template <class A>
 const typename Order<A>::Key* prepare_scores_backward(
     const ScoredGroup<A>& group, const SelectionRule& rule, const ActiveCompetition<A>& competition,
@@ -151,9 +167,14 @@ const typename Order<A>::Key* prepare_scores_backward(
   if (has_dense_gradient(rule)) {
     score_kernels<A>().scores(ranked_EL, experts, rule.scores.function, group.scores_EL,
                               group.sum_L, nullptr);
+    return ranked_EL;
+  }
+  gather_selected(group.routing, rule.top_k, ranked_EL, group.selected_KL);
+  if (weighs_by_share(rule.scores)) {
+    score_kernels<A>().shares(group.selected_KL, rule.top_k, rule.scores.function,
+                              group.routing.weights_KL, group.scores_KL);
   } else {
-    gather_selected(group.routing, rule.top_k, ranked_EL, group.selected_KL);
-    selected_sigmoids(group, rule.top_k, rule.scores.function == ScoreFunction::sigmoid);
+    score_kernels<A>().slopes(group.selected_KL, rule.top_k, rule.scores.function, group.scores_KL);
   }
   return ranked_EL;
 }
@@ -171,27 +192,32 @@ std::size_t scores_backward_workspace(Index num_experts, const SelectionRule& ru
 }
 
 /// The gradient of route_scored and replay_scored with respect to the logits. With g the gradient
-/// of the weights times rule.scores.scale, s the scores, w = s / q and q = sum of s + 1e-20, both
+/// of the weights times rule.scores.scale, s the scores, w the weights before the scale, and sums
 /// over the selected:
 ///
 ///   softmax_after_top_k    s_j (g_j - sum of s g)
 ///   softmax_before_top_k   s_j g_j, and -s_i sum of s g for every expert i
-///     renormalised         w_j (g_j - sum of w g)
 ///   sigmoid                g_j s_j (1 - s_j)
 ///   sqrt_softplus          g_j sigmoid(l_j) / (2 s_j)
-///     renormalised         the same with (g_j - sum of w g) / q for g_j
+/// renormalised
+///   softmax_before_top_k   w_j (g_j - sum of w g)
+///   sigmoid                the same times 1 - s_j
+///   sqrt_softplus          the same times sigmoid(l_j) / (2 s_j^2)
+///   as published           with q = sum of s + 1e-20: that without the quotient, with
+///                          (g_j - sum of w g) / q for g_j
 ///
 /// l are the penalised logits: the penalty is piecewise constant, so their gradient is that of the
-/// logits, and none reaches the similarity, the bias or the groups. With softmax_before_top_k the
-/// effect of the 1e-20 on experts that were not selected is left out.
+/// logits, and none reaches the similarity, the bias or the groups. Products and quotients are
+/// taken so that none underflows before the gradient does. With softmax_before_top_k the effect of
+/// the 1e-20 on experts that were not selected is left out.
 ///
 /// logits_TE, rivals, rule, is_padding_T: as in the forward. expert_ids_TK, penalised_TK,
 /// scores_TK: what it wrote; penalised_TK may be not given, as in replay_scored. dweights_TK: T x
 /// K. dselected_logits_TK: T x K, overwritten, for gate_backward_tokens and gate_backward_weights;
 /// it may be dweights_TK. dlogits_TE: T x E, added to; required for softmax_before_top_k without
-/// renormalisation, and otherwise not touched. A score of exactly 0 gets a gradient of exactly 0,
-/// as do padded tokens, whatever dweights_TK holds there. A token with NaN scores gives NaN
-/// gradients.
+/// renormalisation, and otherwise not touched. A score of exactly 0 (renormalised: a weight of
+/// exactly 0) gets a gradient of exactly 0, as do padded tokens, whatever dweights_TK holds there.
+/// A token with NaN scores gives NaN gradients.
 ///
 /// Throws Error for shapes, settings, missing partners, ids out of range, outputs at the same
 /// address or a workspace that is too small, before any write. No allocation. Thread-safe. A

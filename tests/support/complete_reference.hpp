@@ -66,7 +66,7 @@ inline Row scores(const Row& logits, const Flags& left_out, ScoreFunction f) {
 // The scores of the losses: of raw logits, normalised over all experts.
 inline Row loss_scores(const Row& logits, ScoreFunction f) {
   Row s = scores(logits, Flags(logits.size(), false), f);
-  const double sum = std::accumulate(s.begin(), s.end(), 0.0) + 1e-20;
+  const double sum = std::accumulate(s.begin(), s.end(), 0.0);
   for (double& v : s) v /= sum;
   return s;
 }
@@ -205,7 +205,7 @@ inline Row weights(const Row& logits, const Choice& choice, const Rules& rules) 
     sum += result.back();
   }
   for (double& w : result) {
-    w *= rules.scores.scale / (rules.scores.renormalise ? sum + 1e-20 : 1);
+    w *= rules.scores.scale / (rules.scores.renormalise ? sum : 1);
   }
   return result;
 }

@@ -64,7 +64,7 @@ inline NormalisedScores normalised_scores(Row logits, gatepro::ScoreFunction fun
   const bool separate = function == gatepro::ScoreFunction::sigmoid ||
                         function == gatepro::ScoreFunction::sqrt_softplus;
   const double shift = separate ? 0 : log_sum_exp(logits);
-  double sum = separate ? 1e-20 : 0;
+  double sum = 0;
   for (double& l : logits) sum += score(l -= shift, function).value;
   NormalisedScores result{{}, zeros(logits.size(), logits.size())};
   for (double l : logits) result.scores.push_back(score(l, function).value / sum);

@@ -33,14 +33,15 @@ inline std::vector<Competition> all_competitions() {
   return {Competition::off(), Competition::penalty(0.3), Competition::eliminate()};
 }
 
-/// Every score function, renormalised or not, with every competition, for groups as given.
+/// Every way from scores to weights, with every competition, for groups as given.
 inline std::vector<SelectionRule> rules_of(Index top_k, const GroupLimit& groups) {
   std::vector<SelectionRule> rules;
   for (ScoreFunction function : all_functions) {
     for (const Competition& competition : all_competitions()) {
-      for (bool renormalise : {false, true}) {
-        rules.push_back(
-            {top_k, {function, renormalise, renormalise ? 2.5 : 1}, groups, competition});
+      for (const gatepro::ScoreRule& scores :
+           {gatepro::ScoreRule{function, false, 1}, gatepro::ScoreRule{function, true, 2.5},
+            gatepro::ScoreRule{function, true, 2.5, gatepro::Renormalisation::published}}) {
+        rules.push_back({top_k, scores, groups, competition});
       }
     }
   }
@@ -50,10 +51,10 @@ inline std::vector<SelectionRule> rules_of(Index top_k, const GroupLimit& groups
 inline std::string describe(const SelectionRule& rule) {
   std::ostringstream text;
   text << "function " << static_cast<int>(rule.scores.function) << ", renormalise "
-       << rule.scores.renormalise << ", scale " << rule.scores.scale << ", competition "
-       << static_cast<int>(rule.competition.mode) << ", K " << rule.top_k << ", groups "
-       << rule.groups.num_groups << "/" << rule.groups.groups_per_token << " by "
-       << static_cast<int>(rule.groups.score);
+       << rule.scores.renormalise << static_cast<int>(rule.scores.renormalisation) << ", scale "
+       << rule.scores.scale << ", competition " << static_cast<int>(rule.competition.mode) << ", K "
+       << rule.top_k << ", groups " << rule.groups.num_groups << "/" << rule.groups.groups_per_token
+       << " by " << static_cast<int>(rule.groups.score);
   return text.str();
 }
 

@@ -36,6 +36,36 @@ inline Row scores(const Row& logits, ScoreFunction function) {
   return result;
 }
 
+/// log(score), which underflows nowhere; of a softmax up to what the row has in common.
+inline double log_score(double l, ScoreFunction function) {
+  if (function == ScoreFunction::sigmoid) {
+    return l >= 0 ? -std::log1p(std::exp(-l)) : l - std::log1p(std::exp(l));
+  }
+  if (function != ScoreFunction::sqrt_softplus) return l;
+  return l < -40 ? l / 2
+                 : std::log(l > 0 ? l + std::log1p(std::exp(-l)) : std::log1p(std::exp(l))) / 2;
+}
+
+/// Weights by score without a scale: renormalised exactly they are a softmax of log scores.
+inline Row quotients(const Row& scores, const Row& logits, const gatepro::ScoreRule& rule) {
+  if (!rule.renormalise) return scores;
+  Row result;
+  double sum = 0;
+  if (rule.renormalisation == gatepro::Renormalisation::published) {
+    for (double s : scores) sum += s;
+    for (double s : scores) result.push_back(s / (sum + 1e-20));
+    return result;
+  }
+  double top = -std::numeric_limits<double>::infinity();
+  for (double l : logits) top = std::max(top, log_score(l, rule.function));
+  for (double l : logits) {
+    result.push_back(std::exp(log_score(l, rule.function) - top));
+    sum += result.back();
+  }
+  for (double& w : result) w /= sum;
+  return result;
+}
+
 /// One token's way through a SelectionRule.
 struct ScoredToken {
   std::vector<int> ids;
@@ -157,13 +187,11 @@ inline void weigh(const Contest& c, const gatepro::SelectionRule& rule, bool is_
       token.nonfinite = true;
     }
   }
-  double sum = 0;
-  for (double s : token.scores) sum += s;
-  for (double& s : token.scores) {
-    double w = rule.scores.scale * s / (rule.scores.renormalise ? sum + 1e-20 : 1);
-    if (token.nonfinite) s = w = nan;
-    if (is_padding) s = w = 0;
-    token.weights.push_back(w);
+  token.weights = quotients(token.scores, selected, rule.scores);
+  for (std::size_t j = 0; j < token.ids.size(); ++j) {
+    token.weights[j] *= rule.scores.scale;
+    if (token.nonfinite) token.weights[j] = token.scores[j] = nan;
+    if (is_padding) token.weights[j] = token.scores[j] = 0;
   }
   if (is_padding) token.nonfinite = token.short_of_survivors = false;
 }

@@ -19,10 +19,10 @@ namespace detail {
 template <class A>
 struct LossGroup {
   typename Order<A>::Key* keys_EL = nullptr;  ///< The logits' keys.
-  A* scores_EL = nullptr;
-  A* gradient_EL = nullptr;  ///< What is added to dlogits.
+  A* scores_EL = nullptr;                     ///< Softmax, or shares of the scores.
+  A* slopes_EL = nullptr;                     ///< Of the shares.
+  A* gradient_EL = nullptr;                   ///< What is added to dlogits.
   A* sum_L = nullptr;
-  A* other_sum_L = nullptr;
   A* mean_L = nullptr;
   A* log_sum_exp_L = nullptr;
   double* value_L = nullptr;  ///< What each token adds to the loss.
@@ -44,9 +44,9 @@ LossGroup<A> carve_loss_group(Arena& arena, Index experts) {
   LossGroup<A> group;
   group.keys_EL = arena.take<typename Order<A>::Key>(experts * lanes);
   group.scores_EL = arena.take<A>(experts * lanes);
+  group.slopes_EL = arena.take<A>(experts * lanes);
   group.gradient_EL = arena.take<A>(experts * lanes);
   group.sum_L = arena.take<A>(lanes);
-  group.other_sum_L = arena.take<A>(lanes);
   group.mean_L = arena.take<A>(lanes);
   group.log_sum_exp_L = arena.take<A>(lanes);
   group.value_L = arena.take<double>(lanes);

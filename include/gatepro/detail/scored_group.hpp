@@ -64,6 +64,12 @@ inline bool scores_after_top_k(const SelectionRule& rule) {
   return rule.scores.function == ScoreFunction::softmax_after_top_k;
 }
 
+/// True if weights are shares of scores that come before the choice.
+inline bool weighs_by_share(const ScoreRule& scores) {
+  return scores.renormalise && scores.renormalisation == Renormalisation::exact &&
+         scores.function != ScoreFunction::softmax_after_top_k;
+}
+
 /// The keys of score + bias by which experts with keys ranked_EL are chosen: ranked_EL itself, or
 /// choice_EL. Writes scores_EL where scores come before the choice.
 template <class A>
@@ -149,27 +155,38 @@ void mark_nonfinite(const ScoredGroup<A>& group, Index top_k) {
   }
 }
 
-/// scale * s / (sum + 1e-20), or scale * s: what the sum is divided by keeps it from 0.
+/// weights_KL = s / (sum + 1e-20): what the sum is divided by keeps it from 0.
 template <class A>
-void scale_scores(const ScoredGroup<A>& group, const ScoreRule& scores, Index top_k) {
+void divide_by_floored_sum(const ScoredGroup<A>& group, Index top_k) {
   const Index lanes = kernels<A>().lanes;
-  const A scale = static_cast<A>(scores.scale);
-  const bool divide = scores.renormalise && scores.function != ScoreFunction::softmax_after_top_k;
-  if (!divide && scale == A(1)) {
-    std::copy_n(group.scores_KL, top_k * lanes, group.routing.weights_KL);
-    return;
-  }
   for (Index lane = 0; lane < lanes; ++lane) {
     A sum = 0;
     for (Index j = 0; j < top_k; ++j) sum += group.scores_KL[j * lanes + lane];
-    group.sum_L[lane] = divide ? sum + A(1e-20) : A(1);
+    group.sum_L[lane] = sum + A(1e-20);
   }
   for (Index j = 0; j < top_k; ++j) {
     for (Index lane = 0; lane < lanes; ++lane) {
       const Index i = j * lanes + lane;
-      group.routing.weights_KL[i] = scale * (group.scores_KL[i] / group.sum_L[lane]);
+      group.routing.weights_KL[i] = group.scores_KL[i] / group.sum_L[lane];
     }
   }
+}
+
+/// weights_KL from the scores of the selected, or for shares from their keys.
+template <class A>
+void weights_of_scores(const ScoredGroup<A>& group, const ScoreRule& scores, Index top_k) {
+  const Index size = top_k * kernels<A>().lanes;
+  A* weights_KL = group.routing.weights_KL;
+  if (weighs_by_share(scores)) {
+    score_kernels<A>().shares(group.selected_KL, top_k, scores.function, weights_KL, nullptr);
+  } else if (scores.renormalise && scores.function != ScoreFunction::softmax_after_top_k) {
+    divide_by_floored_sum(group, top_k);
+  } else {
+    std::copy_n(group.scores_KL, size, weights_KL);
+  }
+  const A scale = static_cast<A>(scores.scale);
+  if (scale == A(1)) return;
+  for (Index i = 0; i < size; ++i) weights_KL[i] *= scale;
 }
 
 /// Fills the weights and scores of the lanes that `which(lane)` names.
@@ -193,7 +210,7 @@ void weigh_group(const ScoredGroup<A>& group, const SelectionRule& rule) {
   } else {
     mark_nonfinite(group, rule.top_k);
   }
-  scale_scores(group, rule.scores, rule.top_k);
+  weights_of_scores(group, rule.scores, rule.top_k);
   fill_lanes(group, rule.top_k, value_of<A>(Order<A>::nan),
              [&](Index lane) { return group.routing.nonfinite_L[lane] != 0; });
 }

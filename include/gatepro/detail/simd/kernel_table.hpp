@@ -71,12 +71,21 @@ struct Kernels {
   void (*normalise)(A* cosines, Index count, A own_inverse, const A* inverse_norms);
 };
 
+/// True if scores are a softmax, whose shares are their own slopes: `shares` writes none then.
+constexpr bool is_softmax(ScoreFunction function) {
+  return function == ScoreFunction::softmax_after_top_k ||
+         function == ScoreFunction::softmax_before_top_k;
+}
+
 /// Compiled only where scores or losses over all experts are used.
 template <class A>
 struct ScoreKernels {
   using Key = typename Order<A>::Key;
   void (*scores)(const Key* keys_EL, Index experts, ScoreFunction function, A* scores_EL, A* sum_L,
                  A* log_sum_exp_L);
+  void (*slopes)(const Key* keys_KL, Index k, ScoreFunction function, A* slopes_KL);
+  void (*shares)(const Key* keys_EL, Index experts, ScoreFunction function, A* shares_EL,
+                 A* slopes_EL);
   void (*choice_keys)(const Key* ranked_EL, Index experts, const A* scores_EL, const A* bias_E,
                       Key* choice_EL);
 };

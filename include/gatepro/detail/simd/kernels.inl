@@ -40,7 +40,7 @@ inline constexpr Kernels<A> kernels{
     normalise<A>};
 
 template <class A>
-inline constexpr ScoreKernels<A> score_kernels{scores<A>, choice_keys<A>};
+inline constexpr ScoreKernels<A> score_kernels{scores<A>, slopes<A>, shares<A>, choice_keys<A>};
 
 template <class A>
 inline constexpr GradientKernels<A> gradient_kernels{

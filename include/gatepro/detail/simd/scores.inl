@@ -1,20 +1,32 @@
 // SPDX-License-Identifier: MIT
 // Score kernels: normalised and unnormalised scores over all experts, one token per lane.
 
-/// log(1 + u) for u in [0, 1], as 2 atanh(s) with s = u / (2 + u) <= 1/3: a series of positive
-/// terms, so that small u keep all their digits and nothing is left for -ffast-math to cancel. The
-/// number of terms makes the truncation smaller than a tenth of an ulp.
+/// factor * atanh(s) / s for s in [0, 1/3]: a series of positive terms, so that small s keep all
+/// their digits and nothing is left for -ffast-math to cancel. The number of terms makes the
+/// truncation smaller than a tenth of an ulp.
 template <class A>
-GATEPRO_FN Lanes<A> log1p_of_fraction(Lanes<A> u) {
+GATEPRO_FN Lanes<A> atanh_series(Lanes<A> factor, Lanes<A> s) {
   using V = Lanes<A>;
   constexpr int terms = sizeof(A) == 4 ? 7 : 16;
-  const V s = u / (u + V::splat(A(2)));
   const V z = s * s;
   V sum = V::splat(A(1) / A(2 * terms + 1));
   GATEPRO_UNROLL
   for (int i = terms - 1; i > 0; --i) sum = mul_add(sum, z, V::splat(A(1) / A(2 * i + 1)));
-  const V twice = s + s;
-  return mul_add(twice * z, sum, twice);
+  return mul_add(factor * z, sum, factor);
+}
+
+/// log(1 + u) for u in [0, 1], as 2 atanh(s) with s = u / (2 + u).
+template <class A>
+GATEPRO_FN Lanes<A> log1p_of_fraction(Lanes<A> u) {
+  const Lanes<A> s = u / (u + Lanes<A>::splat(A(2)));
+  return atanh_series<A>(s + s, s);
+}
+
+/// log(1 + u) / u for u in [0, 1]; 1 for u = 0.
+template <class A>
+GATEPRO_FN Lanes<A> log1p_over_fraction(Lanes<A> u) {
+  const Lanes<A> twice = Lanes<A>::splat(A(2)) / (u + Lanes<A>::splat(A(2)));
+  return atanh_series<A>(twice, u * twice * Lanes<A>::splat(A(0.5)));
 }
 
 /// log(x) for finite x >= 1: that of the mantissa plus that of the power of two.
@@ -45,23 +57,46 @@ GATEPRO_FN Lanes<A> minus_size(Keys<A> keys) {
   return to_values<A>(smaller(keys, Keys<A>::splat(0) - keys));
 }
 
-/// 1 / (1 + exp(-x)).
+/// The score of a logit x, which is between -inf and +inf, and its slopes. Each is a product of
+/// factors that keep all digits, so that none underflows before the result does.
 template <class A>
-GATEPRO_FN Lanes<A> sigmoid(Keys<A> keys) {
-  const Lanes<A> one = Lanes<A>::splat(A(1));
-  const Lanes<A> e = exp_nonpositive<A>(minus_size<A>(keys));
-  return select(keys > Keys<A>::splat(0), one, e) / (one + e);
-}
+struct Score {
+  Lanes<A> value;      ///< s(x) / exp(rate * top).
+  Lanes<A> slope;      ///< s'(x) / exp(rate * top).
+  Lanes<A> log_slope;  ///< s'(x) / s(x).
+};
 
-/// The square root of softplus, log(1 + exp(x)). Far below 0 that is exp(x / 2), which is normal
-/// where exp(x) no longer is.
-template <class A>
-GATEPRO_FN Lanes<A> sqrt_softplus(Keys<A> keys) {
-  const Lanes<A> root_e = exp_nonpositive<A>(minus_size<A>(keys) * Lanes<A>::splat(A(0.5)));
-  const Lanes<A> positive_part = to_values<A>(larger(keys, Keys<A>::splat(0)));
-  const Lanes<A> softplus = positive_part + log1p_of_fraction<A>(root_e * root_e);
-  const Keys<A> far_below = number_keys<A>(Lanes<A>::splat(A(-40)));
-  return select(keys < far_below, root_e, square_root<A>(softplus));
+/// sigmoid, 1 / (1 + exp(-x)), or sqrt_softplus, the square root of log(1 + exp(x)). Below 0 that is
+/// exp(rate * x) times a number between 1/2 and 1, and `top` <= 0, at least x where x is below 0, is
+/// what scores are relative to. Only with `relative`; the same bits for top = 0.
+template <class A, ScoreFunction function, bool relative>
+GATEPRO_FN Score<A> separate_score(Keys<A> keys, Lanes<A> top) {
+  using V = Lanes<A>;
+  constexpr bool is_sigmoid = function == ScoreFunction::sigmoid;
+  const V one = V::splat(A(1));
+  const V rate = V::splat(is_sigmoid ? A(1) : A(0.5));
+  const V decay = exp_nonpositive<A>(minus_size<A>(keys) * rate);
+  const Keys<A> zero = Keys<A>::splat(0);
+  const auto positive = keys > zero;
+  V below_top = decay;
+  if constexpr (relative) {
+    below_top = exp_nonpositive<A>((to_values<A>(smaller(keys, zero)) - top) * rate);
+  }
+  const V size = select(positive, one, below_top);
+  if constexpr (is_sigmoid) {
+    const V value = size / (one + decay);
+    const V log_slope = select(positive, decay, one) / (one + decay);
+    return {value, value * log_slope, log_slope};
+  } else {
+    const V e = decay * decay;
+    const V ratio = log1p_over_fraction<A>(e);
+    // softplus(x), over exp(x) where x is not positive.
+    const V softplus =
+        select(positive, mul_add(e, ratio, to_values<A>(larger(keys, zero))), ratio);
+    const V root = square_root<A>(softplus);
+    const V half = V::splat(A(0.5));
+    return {size * root, half * size / ((one + e) * root), half / ((one + e) * softplus)};
+  }
 }
 
 /// The largest key of each lane, and which lanes have no softmax (`none`: +inf, or nothing above
@@ -142,8 +177,7 @@ GATEPRO_FN void separate_scores(const BitsOf<A>* keys_EL, Index experts, A* scor
   for (Index e = 0; e < experts; ++e) {
     const Keys<A> key = Keys<A>::load(keys_EL + e * L);
     const Keys<A> number = larger(key, Keys<A>::splat(-O::infinity));
-    const Lanes<A> score =
-        function == ScoreFunction::sigmoid ? sigmoid<A>(number) : sqrt_softplus<A>(number);
+    const Lanes<A> score = separate_score<A, function, false>(number, zero).value;
     const Keys<A> is_nan = key == Keys<A>::splat(O::nan);
     select(is_nan, quiet_nan, score).store(scores_EL + e * L);
     has_nan = has_nan | is_nan;
@@ -174,6 +208,97 @@ GATEPRO_KERNEL void scores(const BitsOf<A>* keys_EL, Index experts, ScoreFunctio
                                                      log_sum_exp_L);
   } else {
     softmax_scores<A>(keys_EL, experts, scores_EL, sum_L, log_sum_exp_L);
+  }
+}
+
+template <class A, ScoreFunction function>
+GATEPRO_FN void separate_slopes(const BitsOf<A>* keys_KL, Index k, A* slopes_KL) {
+  constexpr int L = lanes_v<A>;
+  for (Index j = 0; j < k; ++j) {
+    const Keys<A> key = Keys<A>::load(keys_KL + j * L);
+    const Keys<A> number = larger(key, Keys<A>::splat(-Order<A>::infinity));
+    const Lanes<A> zero = Lanes<A>::splat(A(0));
+    separate_score<A, function, false>(number, zero).slope.store(slopes_KL + j * L);
+  }
+}
+
+/// d score / d logit for k keys of each lane, of sigmoid or sqrt_softplus. 0 for losers and NaNs.
+template <class A>
+GATEPRO_KERNEL void slopes(const BitsOf<A>* keys_KL, Index k, ScoreFunction function,
+                           A* slopes_KL) {
+  if (function == ScoreFunction::sigmoid) {
+    separate_slopes<A, ScoreFunction::sigmoid>(keys_KL, k, slopes_KL);
+  } else {
+    separate_slopes<A, ScoreFunction::sqrt_softplus>(keys_KL, k, slopes_KL);
+  }
+}
+
+/// With `relative`, scores of each lane are relative to its largest, which may be too small for A.
+template <class A, ScoreFunction function, bool relative>
+GATEPRO_FN void shares_as(const BitsOf<A>* keys_EL, Index experts, const RowExtremes<A>& row,
+                          A* shares_EL, A* slopes_EL) {
+  using O = Order<A>;
+  constexpr int L = lanes_v<A>;
+  const Lanes<A> one = Lanes<A>::splat(A(1));
+  const Lanes<A> top = to_values<A>(smaller(row.top, Keys<A>::splat(0)));
+  Lanes<A> sum = Lanes<A>::splat(A(0));
+  for (Index e = 0; e < experts; ++e) {
+    const Keys<A> key = Keys<A>::load(keys_EL + e * L);
+    Score<A> score{};
+    if constexpr (function == ScoreFunction::softmax_before_top_k) {
+      score.value = exp_below_top<A>(key, row);
+    } else {
+      const Keys<A> number = larger(key, Keys<A>::splat(-O::infinity));
+      score = separate_score<A, function, relative>(number, top);
+      if (slopes_EL != nullptr) score.log_slope.store(slopes_EL + e * L);
+    }
+    score.value.store(shares_EL + e * L);
+    sum = sum + score.value;
+  }
+  const auto bad = row.none | row.has_nan;
+  const Lanes<A> quiet_nan = bit_cast<A>(Keys<A>::splat(O::quiet_nan_bits));
+  sum = select(bad, quiet_nan, sum);
+  const Lanes<A> scale = one / sum;
+  for (Index e = 0; e < experts; ++e) {
+    const Lanes<A> score = Lanes<A>::load(shares_EL + e * L);
+    if constexpr (function == ScoreFunction::softmax_before_top_k) {
+      (score * scale).store(shares_EL + e * L);
+    } else {
+      // Divided, so that one score has the share 1. A softmax has it anyway: its score is exp(0).
+      const Lanes<A> share = score / sum;
+      share.store(shares_EL + e * L);
+      if (slopes_EL == nullptr) continue;
+      (share * Lanes<A>::load(slopes_EL + e * L)).store(slopes_EL + e * L);
+    }
+  }
+}
+
+template <class A, ScoreFunction function>
+GATEPRO_FN void separate_shares(const BitsOf<A>* keys_EL, Index experts, A* shares_EL,
+                                A* slopes_EL) {
+  const RowExtremes<A> row = row_extremes<A>(keys_EL, experts);
+  if (any_lane(row.top < Keys<A>::splat(0))) {
+    shares_as<A, function, true>(keys_EL, experts, row, shares_EL, slopes_EL);
+  } else {
+    shares_as<A, function, false>(keys_EL, experts, row, shares_EL, slopes_EL);
+  }
+}
+
+/// Each score's share of the sum of all E of its lane, for any finite logits: shares add up to 1
+/// where all scores underflow, too. slopes_EL: the share times the slope of the score's logarithm,
+/// from which gradients follow without a difference or quotient of small numbers; null if not
+/// wanted, and not written for either softmax, where it is the share. Losers and -inf have none. A
+/// lane that holds a NaN or +inf, or nothing above -inf, has quiet NaNs.
+template <class A>
+GATEPRO_KERNEL void shares(const BitsOf<A>* keys_EL, Index experts, ScoreFunction function,
+                           A* shares_EL, A* slopes_EL) {
+  if (function == ScoreFunction::sigmoid) {
+    separate_shares<A, ScoreFunction::sigmoid>(keys_EL, experts, shares_EL, slopes_EL);
+  } else if (function == ScoreFunction::sqrt_softplus) {
+    separate_shares<A, ScoreFunction::sqrt_softplus>(keys_EL, experts, shares_EL, slopes_EL);
+  } else {
+    shares_as<A, ScoreFunction::softmax_before_top_k, false>(
+        keys_EL, experts, row_extremes<A>(keys_EL, experts), shares_EL, nullptr);
   }
 }
 
