@@ -6,10 +6,13 @@
 #include <gtest/gtest.h>
 
 #include <cstdint>
+#include <initializer_list>
+#include <limits>
 #include <vector>
 
 #include "support/complete_data.hpp"
 #include "support/complete_reference.hpp"
+#include "support/errors.hpp"
 #include "support/ranks.hpp"
 
 namespace {
@@ -125,27 +128,88 @@ TEST(CompleteState, RestoresTheTimeBeforeTheFirstRefresh) {
   EXPECT_TRUE(router.refresh(w_EH, 6)) << "due, since there are no partners";
 }
 
-TEST(CompleteState, WhatDoesNotFitIsRefusedAndChangesNothing) {
+/// Empty means "has none", member by member.
+TEST(CompleteState, AnEmptyStateIsThatOfANewRouter) {
+  const CompleteConfig config = complete_data::full_config(H, E, K);
+  const R fresh(config);
+  Trainer trainer(config);
+  trainer.router.refresh(trainer.w_EH, 0);
+  trainer.train(0, 2);
+  trainer.micro_batch(2, 0);
+  const gatepro::RouterState trained = trainer.router.state();
+  trainer.router.restore({});
+  expect_same_state(trainer.router.state(), fresh.state());
+  EXPECT_FALSE(trainer.router.plain().similarity().has_partners());
+
+  gatepro::RouterState some = trained;
+  some.balance_counts_E.clear();
+  some.balance_tokens = 0;
+  some.bias_counts_E.clear();  // a bias from elsewhere
+  trainer.router.restore(some);
+  some.balance_counts_E.assign(E, 0);
+  some.bias_counts_E.assign(E, 0);
+  expect_same_state(trainer.router.state(), some);
+
+  some = trained;
+  some.expert_bias_E.clear();
+  some.bias_counts_E.clear();
+  trainer.router.restore(some);
+  EXPECT_EQ(trainer.router.state().expert_bias_E, std::vector<double>(E, 0));
+  EXPECT_EQ(trainer.router.state().partners_EM, trained.partners_EM);
+}
+
+TEST(CompleteState, WhatDoesNotFitIsNamedAndChangesNothing) {
   Trainer trainer(complete_data::full_config(H, E, K));
   trainer.router.refresh(trainer.w_EH, 0);
   trainer.train(0, 2);
   const gatepro::RouterState good = trainer.router.state();
-  const auto refused = [&](const auto& spoil) {
+  const auto refused = [&](const auto& spoil, std::initializer_list<const char*> parts) {
     gatepro::RouterState bad = good;
     spoil(bad);
-    EXPECT_THROW(trainer.router.restore(bad), gatepro::Error);
+    expect_error([&] { trainer.router.restore(bad); }, parts);
     expect_same_state(trainer.router.state(), good);
   };
-  refused([](auto& s) { s.partners_EM.pop_back(); });
-  refused([](auto& s) { s.partners_EM[0] = static_cast<std::int32_t>(E); });
-  refused([](auto& s) { s.expert_bias_E.clear(); });
-  refused([](auto& s) { s.expert_bias_E[1] = std::numeric_limits<double>::infinity(); });
-  refused([](auto& s) { s.bias_counts_E[1] = -1; });
-  refused([](auto& s) { s.bias_counts_E.push_back(0); });
-  refused([](auto& s) { s.balance_counts_E.pop_back(); });
-  refused([](auto& s) { s.balance_tokens = -1; });
-  R without_bias(CompleteConfig{{H, E, K}});
-  EXPECT_THROW(without_bias.restore(good), gatepro::Error);
+  const auto inf = std::numeric_limits<double>::infinity();
+  refused([](auto& s) { s.partners_EM.pop_back(); }, {"partners_EM", "size=11, size needed=12"});
+  refused([](auto& s) { s.partners_EM[0] = static_cast<std::int32_t>(E); }, {"partners_EM", "=12"});
+  refused([](auto& s) { s.expert_bias_E.clear(); }, {"expert_bias_E", "bias_counts_E=12"});
+  refused([](auto& s) { s.expert_bias_E.push_back(0); }, {"expert_bias_E", "size=13"});
+  refused([&](auto& s) { s.expert_bias_E[1] = inf; }, {"expert_bias_E", "value=inf"});
+  refused([&](auto& s) { s.expert_bias_E[1] = 1e300; }, {"expert_bias_E", "value=1e+300"});
+  refused([](auto& s) { s.bias_counts_E[1] = -1; }, {"bias_counts_E", "count=-1"});
+  refused([](auto& s) { s.bias_counts_E.push_back(0); }, {"bias_counts_E", "size=13"});
+  refused([](auto& s) { s.balance_counts_E.pop_back(); }, {"balance_counts_E", "size=11"});
+  refused([](auto& s) { s.balance_counts_E[0] = -1; }, {"balance_counts_E", "count=-1"});
+  refused([](auto& s) { s.balance_counts_E[0] = 1; }, {"balance_counts_E", "balance_tokens=0"});
+  refused([](auto& s) { s.balance_tokens = -1; }, {"balance_tokens=-1"});
+  refused([](auto& s) { s.balance_counts_E.clear(), s.balance_tokens = 3; }, {"balance_tokens=3"});
+  refused([](auto& s) { s.noise_position = -1; }, {"noise_position=-1"});
+}
+
+/// States of routers with other settings.
+TEST(CompleteState, AnotherRoutersStateNamesWhatDiffers) {
+  const auto state_of = [](const CompleteConfig& config) {
+    R router(config);
+    const auto w_EH = random_matrix<float>(config.router.num_experts, H, 2);
+    router.refresh(w_EH, 0);
+    return router.state();
+  };
+  const auto refused = [&](const CompleteConfig& from, const CompleteConfig& to,
+                           std::initializer_list<const char*> parts) {
+    R router(to);
+    expect_error([&] { router.restore(state_of(from)); }, parts);
+  };
+  const CompleteConfig plain{{H, E, K}};
+  CompleteConfig biased = plain, two_partners = plain, half_as_many{{H, E / 2, K}};
+  biased.bias.enabled = true;
+  two_partners.router.pairing.partners_per_expert = 2;
+  half_as_many.router.pairing.partners_per_expert = 2;  // E m is the same
+  refused(biased, plain, {"expert_bias_E", "BiasRule::enabled is false"});
+  refused(two_partners, plain, {"partners_EM", "size=24, size needed=12"});
+  refused(half_as_many, plain, {"balance_counts_E", "size=6, size needed=12"});
+  R router(biased);
+  router.restore(state_of(plain));  // has no bias yet
+  EXPECT_EQ(router.state().expert_bias_E, std::vector<double>(E, 0));
 }
 
 // ---- Evaluation and recomputation

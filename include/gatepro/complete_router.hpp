@@ -232,7 +232,9 @@ class CompleteRouter {
   /// What a checkpoint needs. Allocates.
   RouterState state() const;
   /// Takes a checkpoint of a router with the same settings; reports of earlier forwards are then
-  /// refused. Throws Error if it does not fit, and nothing has changed then. Allocates.
+  /// refused. What is empty in the state the router has none of afterwards: RouterState{} makes it
+  /// new. Throws Error that names the member that does not fit, and nothing has changed then.
+  /// Allocates.
   void restore(const RouterState& state);
 
  private:
@@ -392,26 +394,22 @@ RouterState CompleteRouter<X, W, Id>::state() const {
 
 template <class X, class W, class Id>
 void CompleteRouter<X, W, Id>::restore(const RouterState& state) {
-  const char* where = "CompleteRouter::restore";
-  CompleteRouter fresh(config_);  // so that a state that does not fit changes nothing
+  detail::check_state<A>("CompleteRouter::restore", config_, state);
+  CompleteRouter fresh(config_);  // so that a failure changes nothing
+  const Index experts = config_.router.num_experts;
   if (!state.partners_EM.empty()) {
-    const Index experts = config_.router.num_experts;
     const Index m = config_.router.pairing.partners_per_expert;
-    detail::need(static_cast<Index>(state.partners_EM.size()) == experts * m, where,
-                 "num_experts * partners_per_expert partners, or none",
-                 {{"partners", state.partners_EM.size()}, {"needed", experts * m}});
     fresh.set_partners({state.partners_EM.data(), experts, m, m, 1}, state.partners_step);
   }
-  detail::need(config_.bias.enabled || state.expert_bias_E.empty(), where,
-               "no bias in the state of a router without one",
-               {{"biases", state.expert_bias_E.size()}});
-  if (config_.bias.enabled) {
+  if (!state.expert_bias_E.empty()) {
     const std::vector<A> bias_E(state.expert_bias_E.begin(), state.expert_bias_E.end());
-    fresh.bias_.restore(bias_E, state.bias_counts_E);
+    std::vector<std::int64_t> counts_E = state.bias_counts_E;
+    counts_E.resize(bias_E.size());
+    fresh.bias_.restore(bias_E, counts_E);
   }
-  fresh.balance_.restore({state.balance_counts_E, state.balance_tokens});
-  detail::need(state.noise_position >= 0, where, "noise_position >= 0",
-               {{"noise_position", state.noise_position}});
+  if (!state.balance_counts_E.empty()) {
+    fresh.balance_.restore({state.balance_counts_E, state.balance_tokens});
+  }
   fresh.noise_position_ = state.noise_position;
   *this = std::move(fresh);
 }

@@ -14,8 +14,8 @@ namespace gatepro {
 ///
 /// Settings are not part of it: the trainer makes the router from the same config. Neither is the
 /// similarity matrix: no forward reads it, and the next refresh makes it anew. Empty arrays mean
-/// "has none". The members may be written to any file format; integers and doubles hold every
-/// value exactly.
+/// "has none": no partners yet, a bias of zeros, nothing counted. The members may be written to any
+/// file format; integers and doubles hold every value exactly.
 struct RouterState {
   std::vector<std::int32_t> partners_EM;       ///< E x m ids, row-major; empty before a refresh.
   std::int64_t partners_step = 0;              ///< The step of the last refresh or set_partners.

@@ -3,13 +3,17 @@
 #ifndef GATEPRO_DETAIL_COMPLETE_CHECKS_HPP
 #define GATEPRO_DETAIL_COMPLETE_CHECKS_HPP
 
+#include <cmath>
 #include <cstdint>
+#include <limits>
+#include <vector>
 
 #include "gatepro/competition.hpp"
 #include "gatepro/complete_routing.hpp"
 #include "gatepro/detail/complete_losses.hpp"
 #include "gatepro/detail/overlap.hpp"
 #include "gatepro/detail/selection_checks.hpp"
+#include "gatepro/router_state.hpp"
 
 namespace gatepro {
 namespace detail {
@@ -188,6 +192,61 @@ void check_complete_forward(const CompleteConfig& config, const RivalTable& riva
   check_complete_outputs(where, config, out, tokens, jittered);
   check_replay(where, config, in, tokens);
   checked_competition<A>(where, config.router.competition, rivals, config.router.num_experts);
+}
+
+/// A member of a state is empty, for "has none", or as large as the settings make it.
+template <class T>
+void check_state_size(const char* where, const char* name, const char* rule,
+                      const std::vector<T>& values, Index size) {
+  if (values.empty() || static_cast<Index>(values.size()) == size) return;
+  fail_view(where, name, rule, {{"size", values.size()}, {"size needed", size}});
+}
+
+inline void check_state_sizes(const char* where, const CompleteConfig& config,
+                              const RouterState& state) {
+  const Index experts = config.router.num_experts;
+  const char* per_expert = "num_experts elements, or none";
+  check_state_size(where, "balance_counts_E", per_expert, state.balance_counts_E, experts);
+  const Index biases = config.bias.enabled ? experts : 0;
+  const char* rule = config.bias.enabled ? per_expert : "no elements: BiasRule::enabled is false";
+  check_state_size(where, "expert_bias_E", rule, state.expert_bias_E, biases);
+  check_state_size(where, "bias_counts_E", rule, state.bias_counts_E, biases);
+  need(!state.expert_bias_E.empty() || state.bias_counts_E.empty(), where,
+       "expert_bias_E where there are bias_counts_E",
+       {{"size of bias_counts_E", state.bias_counts_E.size()}});
+  check_state_size(where, "partners_EM", "num_experts * partners_per_expert elements, or none",
+                   state.partners_EM, experts * config.router.pairing.partners_per_expert);
+}
+
+/// Everything that `restore` takes. `A` is the type of the bias.
+template <class A>
+void check_state(const char* where, const CompleteConfig& config, const RouterState& state) {
+  check_state_sizes(where, config, state);
+  const Index experts = config.router.num_experts;
+  const auto size = [](const auto& values) { return static_cast<Index>(values.size()); };
+  const StridedView<const std::int32_t> partners(state.partners_EM.data(), size(state.partners_EM),
+                                                 1, 1, 1);
+  check_ids(where, "partners_EM", partners, experts);
+  for (const double bias : state.expert_bias_E) {
+    const bool fits =
+        is_finite(bias) && std::abs(bias) <= static_cast<double>((std::numeric_limits<A>::max)());
+    need(fits, where, "expert_bias_E with values that are finite, also in the router's precision",
+         {{"value", bias}});
+  }
+  check_counts(where, "bias_counts_E", state.bias_counts_E, size(state.bias_counts_E));
+  check_counts(where, "balance_counts_E", state.balance_counts_E, size(state.balance_counts_E));
+  need(state.balance_tokens >= 0, where, "balance_tokens >= 0",
+       {{"balance_tokens", state.balance_tokens}});
+  for (const std::int64_t count : state.balance_counts_E) {
+    need(count <= state.balance_tokens, where,
+         "balance_counts_E with no count above balance_tokens",
+         {{"count", count}, {"balance_tokens", state.balance_tokens}});
+  }
+  need(state.balance_tokens == 0 || !state.balance_counts_E.empty(), where,
+       "balance_counts_E where there are balance_tokens",
+       {{"balance_tokens", state.balance_tokens}});
+  need(state.noise_position >= 0, where, "noise_position >= 0",
+       {{"noise_position", state.noise_position}});
 }
 
 }  // namespace GATEPRO_ABI
