@@ -11,6 +11,7 @@
 #include "gatepro/detail/choices.hpp"
 #include "gatepro/detail/order.hpp"
 #include "gatepro/detail/overlap.hpp"
+#include "gatepro/detail/product.hpp"
 #include "gatepro/workspace.hpp"
 
 namespace gatepro {
@@ -395,12 +396,12 @@ void renormalise_kept_backward(StridedView<const std::uint8_t> kept_TK,
     A mean = 0;
     for (Index j = 0; j < top_k && scaled; ++j) {
       const bool weighs = kept_TK(t, j) != 0 && detail::key_of(weights_TK(t, j)) != 0;
-      if (weighs) mean += weights_TK(t, j) / totals_T[t] * dweights_TK(t, j);
+      if (weighs) mean += detail::product(weights_TK(t, j) / totals_T[t], dweights_TK(t, j));
     }
     const bool rises = scaled && detail::key_of(sums_T[t]) != 0;
     const A slope = rises ? (std::min)(totals_T[t] / sums_T[t], most) : A(1);
     for (Index j = 0; j < top_k; ++j) {
-      const A kept = slope * (dweights_TK(t, j) - mean) + mean;
+      const A kept = detail::product(slope, dweights_TK(t, j) - mean) + mean;
       dbefore_TK(t, j) = kept_TK(t, j) != 0 ? kept : mean;
     }
   }

@@ -9,6 +9,7 @@
 
 #include "gatepro/balance_counts.hpp"
 #include "gatepro/detail/order.hpp"
+#include "gatepro/detail/product.hpp"
 
 namespace gatepro {
 namespace detail {
@@ -103,7 +104,8 @@ class ExpertBias {
     const double mean = centre ? static_cast<double>(signs) / static_cast<double>(experts) : 0;
     for (std::size_t e = 0; e < values_.size(); ++e) {
       const double direction = detail::load_error_sign(total, experts, reduced_[e]) - mean;
-      values_[e] = static_cast<B>(static_cast<double>(values_[e]) + update_rate * direction);
+      values_[e] =
+          static_cast<B>(static_cast<double>(values_[e]) + detail::product(update_rate, direction));
     }
     std::fill(counts_.begin(), counts_.end(), std::int64_t{0});
   }

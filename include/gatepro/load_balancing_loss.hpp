@@ -8,6 +8,7 @@
 
 #include "gatepro/balance_counts.hpp"
 #include "gatepro/detail/loss_pass.hpp"
+#include "gatepro/detail/product.hpp"
 #include "gatepro/loss_weight.hpp"
 
 namespace gatepro {
@@ -21,7 +22,9 @@ void mean_prices(const LossGroup<A>& group, const A* price_E, Index experts) {
   std::fill_n(group.mean_L, lanes, A(0));
   for (Index e = 0; e < experts; ++e) {
     const A* shares_L = group.scores_EL + e * lanes;
-    for (Index lane = 0; lane < lanes; ++lane) group.mean_L[lane] += shares_L[lane] * price_E[e];
+    for (Index lane = 0; lane < lanes; ++lane) {
+      group.mean_L[lane] += product(shares_L[lane], price_E[e]);
+    }
   }
 }
 
@@ -40,7 +43,7 @@ void balance_group(const LossGroup<A>& group, Index experts, ScoreFunction funct
       const A* slopes_L = slopes_EL + e * lanes;
       for (Index lane = 0; lane < lanes; ++lane) {
         group.gradient_EL[e * lanes + lane] =
-            factor * slopes_L[lane] * (price_E[e] - group.mean_L[lane]);
+            product(factor * slopes_L[lane], price_E[e] - group.mean_L[lane]);
       }
     }
   }
@@ -74,7 +77,7 @@ double balance_pass(LossArguments<A> arguments, const VectorView<const std::int6
   const auto body = [&](const LossGroup<A>& group, Index first) {
     balance_group(group, experts, function, price_of(first), factor, gradient);
   };
-  return weight.coefficient * layout.run(arguments, borders, executor, body);
+  return product(weight.coefficient, layout.run(arguments, borders, executor, body));
 }
 
 template <class A>

@@ -16,6 +16,7 @@
 #include "gatepro/detail/order.hpp"
 #include "gatepro/detail/overlap.hpp"
 #include "gatepro/detail/philox.hpp"
+#include "gatepro/detail/product.hpp"
 
 namespace gatepro {
 
@@ -102,7 +103,7 @@ void for_each_noise(std::uint64_t key, Index first_token, Index tokens, Index co
 
 /// What jitter multiplies by. A float, so that tokens and gradients of any scalar get the same.
 inline float jitter_factor(double epsilon, double uniform) {
-  return static_cast<float>(1 + epsilon * uniform);
+  return static_cast<float>(1 + product(epsilon, uniform));
 }
 
 inline void check_first_token(const char* where, Index first_token, Index tokens) {
@@ -170,8 +171,8 @@ void jitter_backward(detail::non_deduced_t<MatrixView<const A>> dout_TH, double 
   const auto key = detail::stream_key(noise, detail::NoiseUse::jitter);
   detail::for_each_noise(key, first_token, dout_TH.rows, dout_TH.cols, detail::uniforms_of,
                          executor, workers, [&](Index t, Index c, double uniform) {
-                           dx_TH(t, c) += dout_TH(t, c) *
-                                          static_cast<A>(detail::jitter_factor(epsilon, uniform));
+                           const A factor = static_cast<A>(detail::jitter_factor(epsilon, uniform));
+                           dx_TH(t, c) += detail::product(dout_TH(t, c), factor);
                          });
 }
 
@@ -195,9 +196,10 @@ void add_logit_noise(double sigma, const NoiseKey& noise, Index first_token,
   if (detail::key_of(sigma) == 0) return;
 
   const auto key = detail::stream_key(noise, detail::NoiseUse::logits);
-  detail::for_each_noise(
-      key, first_token, logits_TE.rows, logits_TE.cols, detail::normals_of, executor, workers,
-      [&](Index t, Index c, double normal) { logits_TE(t, c) += static_cast<A>(sigma * normal); });
+  detail::for_each_noise(key, first_token, logits_TE.rows, logits_TE.cols, detail::normals_of,
+                         executor, workers, [&](Index t, Index c, double normal) {
+                           logits_TE(t, c) += static_cast<A>(detail::product(sigma, normal));
+                         });
 }
 
 }  // namespace GATEPRO_ABI

@@ -56,34 +56,6 @@ void add_row(A coefficient, const Source* row, Index width, A* out) {
                                                          out);
 }
 
-/// The dot product of two rows, in the same order for any width and instruction set: lane i sums
-/// the elements i, i + 16, ... and the lanes are added in pairs.
-template <class Source, class A>
-A dot_rows(const A* a, const Source* b, Index width) {
-  constexpr Index lanes = 16;
-  constexpr Index piece = 256;
-  A sum[lanes] = {};
-  A wide[piece] = {};
-  A tail[piece] = {};
-  for (Index c = 0; c < width; c += piece) {
-    const Index count = (std::min)(piece, width - c);
-    kernels<A>().widen[source_index<Source>()](b + c, count, wide);
-    const A* left = a + c;
-    if (count < piece) {
-      std::copy_n(left, count, tail);
-      std::fill(wide + count, wide + piece, A(0));
-      left = tail;
-    }
-    for (Index i = 0; i < count; i += lanes) {
-      for (Index lane = 0; lane < lanes; ++lane) sum[lane] += left[i + lane] * wide[i + lane];
-    }
-  }
-  for (Index half = lanes / 2; half >= 1; half /= 2) {
-    for (Index lane = 0; lane < half; ++lane) sum[lane] += sum[lane + half];
-  }
-  return sum[0];
-}
-
 }  // namespace GATEPRO_ABI
 }  // namespace detail
 
@@ -247,11 +219,12 @@ void combine_backward_weights(MatrixView<R> rows_NH, StridedView<Id> row_TK,
   detail::check_plan_table(where, "row_TK", row_TK, rows_NH.rows);
   const int workers = detail::checked_workers(where, executor);
 
+  const auto dot = detail::gradient_kernels<A>().dot[detail::source_index<Source>()];
   detail::for_each_row(dy_TH.rows, executor, workers, [&](Index t) {
     for (Index j = 0; j < row_TK.cols; ++j) {
       if (!detail::is_some(row_TK(t, j))) continue;
       const Source* row = rows_NH.row(static_cast<Index>(row_TK(t, j)));
-      dweights_TK(t, j) += detail::dot_rows(dy_TH.row(t), row, dy_TH.cols);
+      dweights_TK(t, j) += dot(dy_TH.row(t), row, dy_TH.cols);
     }
   });
 }

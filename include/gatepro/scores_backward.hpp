@@ -8,6 +8,7 @@
 
 #include "gatepro/competition.hpp"
 #include "gatepro/detail/overlap.hpp"
+#include "gatepro/detail/product.hpp"
 #include "gatepro/detail/scored_layout.hpp"
 #include "gatepro/detail/scored_record.hpp"
 #include "gatepro/softmax.hpp"
@@ -51,7 +52,7 @@ void shares_backward_row(const ScoredGroup<A>& group, const ScoreRule& rule,
   A mean = nonfinite ? score : A(0);
   for (Index j = 0; j < in.scores_TK.cols; ++j) {
     const A share = shares_K[j * lanes];
-    if (key_of(share) != 0) mean += share * in.dweights_TK(t, j);
+    if (key_of(share) != 0) mean += product(share, in.dweights_TK(t, j));
   }
   const A scale = static_cast<A>(rule.scale);
   for (Index j = 0; j < in.scores_TK.cols; ++j) {
@@ -75,13 +76,13 @@ void dscores_row(const ScoreGradientInput<A>& in, const ScoreRule& rule, Index t
     quotient += A(1e-20);
     for (Index j = 0; j < top_k; ++j) {
       const A s = in.scores_TK(t, j);
-      if (key_of(s) != 0) mean += s / quotient * in.dweights_TK(t, j);
+      if (key_of(s) != 0) mean += product(s / quotient, in.dweights_TK(t, j));
     }
   }
   const A scale = static_cast<A>(rule.scale);
   for (Index j = 0; j < top_k; ++j) {
     const bool zero = key_of(in.scores_TK(t, j)) == 0;
-    dscores_TK(t, j) = zero ? A(0) : scale * ((in.dweights_TK(t, j) - mean) / quotient);
+    dscores_TK(t, j) = zero ? A(0) : product(scale, (in.dweights_TK(t, j) - mean) / quotient);
   }
 }
 
@@ -94,7 +95,8 @@ void separate_scores_backward_row(const ScoredGroup<A>& group, const ScoreGradie
     const A score = in.scores_TK(t, j);
     if (key_of(score) == 0) continue;
     const bool nonfinite = key_of(score) == Order<A>::nan;
-    dselected_TK(t, j) *= nonfinite ? score : group.scores_KL[j * kernels<A>().lanes + lane];
+    const A slope = nonfinite ? score : group.scores_KL[j * kernels<A>().lanes + lane];
+    dselected_TK(t, j) = product(dselected_TK(t, j), slope);
   }
 }
 
@@ -108,13 +110,13 @@ void full_softmax_backward_row(const ScoredGroup<A>& group, const typename Order
   A sum = 0;
   for (Index j = 0; j < in.scores_TK.cols; ++j) {
     A& dselected = dselected_TK(t, j);
-    if (key_of(in.scores_TK(t, j)) != 0) dselected *= in.scores_TK(t, j);
+    if (key_of(in.scores_TK(t, j)) != 0) dselected = product(dselected, in.scores_TK(t, j));
     sum += dselected;
   }
   const Index lanes = kernels<A>().lanes;
   for (Index e = 0; e < dlogits_TE.cols; ++e) {
     const Index i = e * lanes + lane;
-    if (ranked_EL[i] > -Order<A>::infinity) dlogits_TE(t, e) -= group.scores_EL[i] * sum;
+    if (ranked_EL[i] > -Order<A>::infinity) dlogits_TE(t, e) -= product(group.scores_EL[i], sum);
   }
 }
 
@@ -136,7 +138,8 @@ void scores_backward_group(const ScoredGroup<A>& group, const typename Order<A>:
       softmax_backward_row<A>(in.scores_TK, in.dweights_TK, t, &dselected_TK(t, 0),
                               dselected_TK.col_stride);
       for (Index j = 0; j < rule.top_k; ++j) {
-        dselected_TK(t, j) *= static_cast<A>(rule.scores.scale);
+        A& dselected = dselected_TK(t, j);
+        dselected = product(dselected, static_cast<A>(rule.scores.scale));
       }
     } else {
       dscores_row(in, rule.scores, t, dselected_TK);

@@ -8,6 +8,7 @@
 
 #include "gatepro/detail/checks.hpp"
 #include "gatepro/detail/overlap.hpp"
+#include "gatepro/detail/product.hpp"
 #include "gatepro/detail/routing_group.hpp"
 
 namespace gatepro {
@@ -34,11 +35,11 @@ void softmax_backward_row(const StridedView<const A>& weights_TK,
   A mean = 0;
   for (Index j = 0; j < weights_TK.cols; ++j) {
     const A p = weights_TK(t, j);
-    if (key_of(p) != 0) mean += p * dweights_TK(t, j);
+    if (key_of(p) != 0) mean += product(p, dweights_TK(t, j));
   }
   for (Index j = 0; j < weights_TK.cols; ++j) {
     const A p = weights_TK(t, j);
-    dlogits[j * stride] = key_of(p) != 0 ? p * (dweights_TK(t, j) - mean) : A(0);
+    dlogits[j * stride] = key_of(p) != 0 ? product(p, dweights_TK(t, j) - mean) : A(0);
   }
 }
 

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "gatepro/detail/loss_pass.hpp"
+#include "gatepro/detail/product.hpp"
 #include "gatepro/loss_weight.hpp"
 
 namespace gatepro {
@@ -20,13 +21,14 @@ void z_loss_group(const LossGroup<A>& group, Index experts, A factor, bool gradi
                             group.scores_EL, group.sum_L, group.log_sum_exp_L);
   for (Index lane = 0; lane < lanes; ++lane) {
     const double log_sum_exp = static_cast<double>(group.log_sum_exp_L[lane]);
-    group.value_L[lane] = log_sum_exp * log_sum_exp;
+    group.value_L[lane] = product(log_sum_exp, log_sum_exp);
   }
   if (!gradient) return;
   for (Index e = 0; e < experts; ++e) {
     const A* scores_L = group.scores_EL + e * lanes;
     for (Index lane = 0; lane < lanes; ++lane) {
-      group.gradient_EL[e * lanes + lane] = factor * group.log_sum_exp_L[lane] * scores_L[lane];
+      group.gradient_EL[e * lanes + lane] =
+          product(factor * group.log_sum_exp_L[lane], scores_L[lane]);
     }
   }
 }
@@ -87,7 +89,8 @@ double z_loss(MatrixView<L> logits_TE, const LossWeight& weight,
   const auto body = [&](const detail::LossGroup<A>& group, Index) {
     detail::z_loss_group(group, experts, factor, gradient);
   };
-  return scale * layout.run(arguments, VectorView<const std::int64_t>(&end, 1), executor, body);
+  const VectorView<const std::int64_t> border(&end, 1);
+  return detail::product(scale, layout.run(arguments, border, executor, body));
 }
 
 }  // namespace GATEPRO_ABI

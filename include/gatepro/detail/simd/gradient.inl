@@ -49,3 +49,34 @@ GATEPRO_KERNEL void add_rows(const A* coefficients, const Index* rows, Index cou
     add_rows_block<A, Source, 1>(coefficients, rows, count, from + c, stride, out + c, n);
   }
 }
+
+/// The dot product of two rows, in the same order for any width and instruction set: of 16 chains,
+/// chain i sums the rounded products of the elements i, i + 16, ..., and the chains are added in
+/// pairs.
+template <class A, class Source>
+GATEPRO_KERNEL A dot(const A* a, const void* b, Index width) {
+  constexpr int L = lanes_v<A>;
+  constexpr int chains = 16;
+  constexpr int vectors = chains / L;
+  const Source* other = static_cast<const Source*>(b);
+  Lanes<A> sum[std::size_t(vectors)];
+  GATEPRO_UNROLL
+  for (int v = 0; v < vectors; ++v) sum[v] = Lanes<A>::splat(A(0));
+  Index c = 0;
+  for (; c + chains <= width; c += chains) {
+    GATEPRO_UNROLL
+    for (int v = 0; v < vectors; ++v) {
+      sum[v] = sum[v] + load_as<A>(a + c + v * L, L) * load_as<A>(other + c + v * L, L);
+    }
+  }
+  for (int v = 0; c < width; c += L, ++v) {
+    const int n = width - c < L ? int(width - c) : L;
+    sum[v] = sum[v] + load_as<A>(a + c, n) * load_as<A>(other + c, n);
+  }
+  A lanes[std::size_t(chains)];
+  for (int v = 0; v < vectors; ++v) sum[v].store(lanes + v * L);
+  for (int half = chains / 2; half >= 1; half /= 2) {
+    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+  }
+  return lanes[0];
+}

@@ -95,7 +95,9 @@ template <class A>
 struct GradientKernels {
   using AddRows = void(const A* coefficients, const Index* rows, Index count, const void* base,
                        Index stride, Index width, A* out);
+  using Dot = A(const A* a, const void* b, Index width);
   AddRows* add_rows[4];
+  Dot* dot[4];
 };
 
 inline namespace GATEPRO_ABI {

@@ -4,6 +4,8 @@
 
 #include "gatepro/detail/simd/vec.inl"
 
+#include "gatepro/detail/simd/mul_add.inl"
+
 #include "gatepro/detail/simd/loads.inl"
 
 #include "gatepro/detail/simd/gate.inl"
@@ -44,4 +46,5 @@ inline constexpr ScoreKernels<A> score_kernels{scores<A>, slopes<A>, shares<A>, 
 
 template <class A>
 inline constexpr GradientKernels<A> gradient_kernels{
-    {add_rows<A, float>, add_rows<A, double>, add_rows<A, bfloat16>, add_rows<A, half>}};
+    {add_rows<A, float>, add_rows<A, double>, add_rows<A, bfloat16>, add_rows<A, half>},
+    {dot<A, float>, dot<A, double>, dot<A, bfloat16>, dot<A, half>}};

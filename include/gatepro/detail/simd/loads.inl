@@ -26,9 +26,7 @@ GATEPRO_FN bool any_lane(Vec<T, N> mask) {
 /// loads are what the few-expert gate has least of.
 template <class T, int N>
 GATEPRO_FN Vec<T, N> loaded_once(Vec<T, N> v) {
-#if GATEPRO_X86_TARGETS
-  __asm__("" : "+v"(v.raw));
-#endif
+  GATEPRO_OPAQUE(v.raw);
   return v;
 }
 

@@ -14,8 +14,15 @@
 
 #include "gatepro/detail/config.hpp"
 #include "gatepro/detail/order.hpp"
+#include "gatepro/detail/product.hpp"
 #include "gatepro/detail/simd/kernel_table.hpp"
 #include "gatepro/scalar.hpp"
+
+#if GATEPRO_X86_TARGETS
+#include <immintrin.h>
+#elif GATEPRO_VECTOR_EXTENSIONS && defined(__aarch64__)
+#include <arm_neon.h>
+#endif
 
 #if GATEPRO_VECTOR_EXTENSIONS
 #define GATEPRO_FN GATEPRO_TARGET __attribute__((always_inline)) inline

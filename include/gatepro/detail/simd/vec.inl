@@ -26,7 +26,11 @@ struct Vec {
 
   GATEPRO_FN friend Vec operator+(Vec a, Vec b) { return {a.raw + b.raw}; }
   GATEPRO_FN friend Vec operator-(Vec a, Vec b) { return {a.raw - b.raw}; }
-  GATEPRO_FN friend Vec operator*(Vec a, Vec b) { return {a.raw * b.raw}; }
+  GATEPRO_FN friend Vec operator*(Vec a, Vec b) {
+    Raw product = a.raw * b.raw;
+    GATEPRO_OPAQUE(product);
+    return {product};
+  }
   GATEPRO_FN friend Vec operator/(Vec a, Vec b) { return {a.raw / b.raw}; }
   GATEPRO_FN friend Vec operator&(Vec a, Vec b) { return {a.raw & b.raw}; }
   GATEPRO_FN friend Vec operator|(Vec a, Vec b) { return {a.raw | b.raw}; }
@@ -37,8 +41,6 @@ struct Vec {
   GATEPRO_FN friend Mask operator>(Vec a, Vec b) { return {(typename Mask::Raw)(a.raw > b.raw)}; }
   GATEPRO_FN friend Mask operator==(Vec a, Vec b) { return {(typename Mask::Raw)(a.raw == b.raw)}; }
 
-  /// a * b + c: one expression, because clang fuses only within one.
-  GATEPRO_FN friend Vec mul_add(Vec a, Vec b, Vec c) { return {a.raw * b.raw + c.raw}; }
   GATEPRO_FN friend Vec select(Mask mask, Vec a, Vec b) { return {mask.raw ? a.raw : b.raw}; }
 
   // On the raw vectors, where both compilers see a maximum; through a Mask, g++ does not.
@@ -134,7 +136,11 @@ struct Vec {
 
   GATEPRO_FN friend Vec operator+(Vec a, Vec b) { return {a.raw + b.raw}; }
   GATEPRO_FN friend Vec operator-(Vec a, Vec b) { return {a.raw - b.raw}; }
-  GATEPRO_FN friend Vec operator*(Vec a, Vec b) { return {a.raw * b.raw}; }
+  GATEPRO_FN friend Vec operator*(Vec a, Vec b) {
+    T product = a.raw * b.raw;
+    GATEPRO_OPAQUE(product);
+    return {product};
+  }
   GATEPRO_FN friend Vec operator/(Vec a, Vec b) { return {a.raw / b.raw}; }
   GATEPRO_FN friend Vec operator&(Vec a, Vec b) { return {a.raw & b.raw}; }
   GATEPRO_FN friend Vec operator|(Vec a, Vec b) { return {a.raw | b.raw}; }
@@ -147,7 +153,6 @@ struct Vec {
   GATEPRO_FN friend Mask operator>(Vec a, Vec b) { return {BitsOf<T>(-(a.raw > b.raw))}; }
   GATEPRO_FN friend Mask operator==(Vec a, Vec b) { return {BitsOf<T>(-(a.raw == b.raw))}; }
 
-  GATEPRO_FN friend Vec mul_add(Vec a, Vec b, Vec c) { return {a.raw * b.raw + c.raw}; }
   GATEPRO_FN friend Vec select(Mask mask, Vec a, Vec b) { return mask.raw != 0 ? a : b; }
 
   GATEPRO_FN friend Vec larger(Vec a, Vec b) { return a.raw > b.raw ? a : b; }

@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: MIT
+// mul_add: a * b + c, with one rounding on sets that have an instruction for it, else with two.
+//
+// Never the compiler's choice, which depends on its flags, on the tuning and on what surrounds the
+// expression. For the same reason Vec rounds every other product.
+
+#if GATEPRO_VECTOR_EXTENSIONS && GATEPRO_BYTES == 64
+
+GATEPRO_FN Vec<float, 16> mul_add(Vec<float, 16> a, Vec<float, 16> b, Vec<float, 16> c) {
+  return {(Vec<float, 16>::Raw)_mm512_fmadd_ps((__m512)a.raw, (__m512)b.raw, (__m512)c.raw)};
+}
+GATEPRO_FN Vec<double, 8> mul_add(Vec<double, 8> a, Vec<double, 8> b, Vec<double, 8> c) {
+  return {(Vec<double, 8>::Raw)_mm512_fmadd_pd((__m512d)a.raw, (__m512d)b.raw, (__m512d)c.raw)};
+}
+
+#elif GATEPRO_VECTOR_EXTENSIONS && GATEPRO_BYTES == 32
+
+GATEPRO_FN Vec<float, 8> mul_add(Vec<float, 8> a, Vec<float, 8> b, Vec<float, 8> c) {
+  return {(Vec<float, 8>::Raw)_mm256_fmadd_ps((__m256)a.raw, (__m256)b.raw, (__m256)c.raw)};
+}
+GATEPRO_FN Vec<double, 4> mul_add(Vec<double, 4> a, Vec<double, 4> b, Vec<double, 4> c) {
+  return {(Vec<double, 4>::Raw)_mm256_fmadd_pd((__m256d)a.raw, (__m256d)b.raw, (__m256d)c.raw)};
+}
+
+#elif GATEPRO_VECTOR_EXTENSIONS && defined(__aarch64__)
+
+GATEPRO_FN Vec<float, 4> mul_add(Vec<float, 4> a, Vec<float, 4> b, Vec<float, 4> c) {
+  return {
+      (Vec<float, 4>::Raw)vfmaq_f32((float32x4_t)c.raw, (float32x4_t)a.raw, (float32x4_t)b.raw)};
+}
+GATEPRO_FN Vec<double, 2> mul_add(Vec<double, 2> a, Vec<double, 2> b, Vec<double, 2> c) {
+  return {
+      (Vec<double, 2>::Raw)vfmaq_f64((float64x2_t)c.raw, (float64x2_t)a.raw, (float64x2_t)b.raw)};
+}
+
+#else
+
+template <class T, int N>
+GATEPRO_FN Vec<T, N> mul_add(Vec<T, N> a, Vec<T, N> b, Vec<T, N> c) {
+  return a * b + c;
+}
+
+#endif
