@@ -34,7 +34,7 @@ awk -v floors="$floors" '
   }
 
   FILENAME == floors {
-    if (NF != 2 || $1 !~ /^[0-9]+$/) complain(floors ":" FNR ": expected `<floor> <path>`")
+    if (NF != 2 || $1 !~ /^-?[0-9]+$/) complain(floors ":" FNR ": expected `<floor> <path>`")
     else if ($2 in floor) complain(floors ":" FNR ": " $2 " is listed twice")
     else floor[$2] = $1 + 0
     next

@@ -32,7 +32,7 @@ namespace gatepro {
 /// Then the gate, the similarity and the backward leave workers idle where there is less for each.
 struct SerialExecutor {
   /// One.
-  int workers() const noexcept { return 1; }
+  GATEPRO_ALWAYS_INLINE constexpr int workers() const noexcept { return 1; }
   /// Calls `body(0)` to `body(count - 1)` in order.
   template <class Body>
   void run(int count, Body body) const {

@@ -120,7 +120,7 @@ struct MatrixView {
   Index cols = 0;        ///< Number of columns.
   Index row_stride = 0;  ///< Elements from one row to the next; at least cols.
 
-  constexpr MatrixView() = default;
+  GATEPRO_ALWAYS_INLINE constexpr MatrixView() = default;
   /// `rows` x `cols` elements without gaps.
   GATEPRO_ALWAYS_INLINE constexpr MatrixView(T* data_, Index rows_, Index cols_)
       : MatrixView(data_, rows_, cols_, cols_) {}
@@ -165,7 +165,7 @@ struct StridedView {
   Index row_stride = 0;  ///< Elements from one row to the next.
   Index col_stride = 0;  ///< Elements from one column to the next.
 
-  constexpr StridedView() = default;
+  GATEPRO_ALWAYS_INLINE constexpr StridedView() = default;
   /// `rows` x `cols` elements, row-major, without gaps.
   GATEPRO_ALWAYS_INLINE constexpr StridedView(T* data_, Index rows_, Index cols_)
       : StridedView(data_, rows_, cols_, cols_, 1) {}
@@ -206,7 +206,7 @@ struct VectorView {
   T* data = nullptr;  ///< Element 0.
   Index size = 0;     ///< Number of elements.
 
-  constexpr VectorView() = default;
+  GATEPRO_ALWAYS_INLINE constexpr VectorView() = default;
   /// `size` elements from `data`.
   GATEPRO_ALWAYS_INLINE constexpr VectorView(T* data_, Index size_) : data(data_), size(size_) {}
   /// A view to read from, of a view to write to.

@@ -19,7 +19,7 @@ struct Workspace {
   void* data = nullptr;   ///< First byte.
   std::size_t bytes = 0;  ///< Size.
 
-  constexpr Workspace() = default;
+  GATEPRO_ALWAYS_INLINE constexpr Workspace() = default;
   /// `bytes` bytes from `data`.
   GATEPRO_ALWAYS_INLINE constexpr Workspace(void* data_, std::size_t bytes_)
       : data(data_), bytes(bytes_) {}

@@ -27,9 +27,11 @@ struct CosineTile {
   Index from_expert = 0;
   MatrixView<const A> cosines;
 
-  Index end_expert() const { return first_expert + cosines.rows; }
+  GATEPRO_ALWAYS_INLINE Index end_expert() const { return first_expert + cosines.rows; }
   /// S_ij for an expert i of the tile.
-  A operator()(Index i, Index j) const { return cosines(i - first_expert, j - from_expert); }
+  GATEPRO_ALWAYS_INLINE A operator()(Index i, Index j) const {
+    return cosines(i - first_expert, j - from_expert);
+  }
 };
 
 inline namespace GATEPRO_ABI {
