@@ -703,7 +703,9 @@ TEST_F(BadStage, SelectTopK) {
   const auto select = [&](MatrixView<const float> in, MatrixView<const std::uint8_t> loser,
                           StridedView<std::int32_t> id, StridedView<float> selected,
                           Workspace scratch) {
-    return [=] { gatepro::select_top_k(in, loser, id, selected, scratch); };
+    return [=] {
+      gatepro::select_top_k(in, gatepro::EliminatedExperts(loser), id, selected, scratch);
+    };
   };
   const char* where = "select_top_k";
   expect_error(select({nullptr, 5, 6}, {}, out_ids, out_logits, workspace()), {where, "not null"});
@@ -712,9 +714,9 @@ TEST_F(BadStage, SelectTopK) {
   expect_error(select({logits.data(), 5, 1}, {}, out_ids, out_logits, workspace()),
                {where, "top_k=2", "num_experts=1"});
   expect_error(select(logits_v, {losers.data(), 4, 6}, out_ids, out_logits, workspace()),
-               {where, "loser_TE", "rows=4"});
+               {where, "eliminated", "rows=4"});
   expect_error(select(logits_v, {nullptr, 5, 6}, out_ids, out_logits, workspace()),
-               {where, "loser_TE", "not null"});
+               {where, "eliminated", "not null"});
   expect_error(select(logits_v, {}, {out_ids.data, 5, 0}, out_logits, workspace()),
                {where, "1 <= top_k", "top_k=0"});
   expect_error(select(logits_v, {}, {out_ids.data, 4, 2}, out_logits, workspace()),

@@ -18,6 +18,7 @@ using gatepro::MatrixView;
 using gatepro::RivalTable;
 using gatepro::RowMatrix;
 using gatepro::SerialExecutor;
+using gatepro::TieRule;
 using Partners = RowMatrix<std::int32_t>;
 using Bytes = RowMatrix<std::uint8_t>;
 
@@ -109,10 +110,16 @@ TYPED_TEST(CompetitionTest, MatchesTheReference) {
         const Rivals rivals = random_rivals(experts, m, both_sides, 4);
         for (const RowMatrix<A>& logits_TE : all_logits) {
           for (const Competition& competition :
-               {Competition::off(), Competition{}, penalty<A>(0), penalty<A>(1e-4), penalty<A>(0.5),
+               {Competition::off(),
+                Competition{},
+                penalty<A>(0),
+                penalty<A>(1e-4),
+                penalty<A>(0.5),
                 penalty<A>(largest),
                 penalty<A>(static_cast<double>(std::numeric_limits<A>::denorm_min())),
-                Competition::eliminate()}) {
+                Competition::eliminate(),
+                {CompetitionMode::penalty, 0.5, TieRule::higher_id_loses},
+                {CompetitionMode::eliminate, 0, TieRule::higher_id_loses}}) {
             // The default lambda, 1e-4, is no float.
             Competition exact = competition;
             exact.lambda = static_cast<double>(static_cast<A>(competition.lambda));
@@ -143,6 +150,35 @@ TYPED_TEST(CompetitionTest, TheRuleByHand) {
   Bytes want_losers(3, 4);
   want_losers << 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0;
   EXPECT_TRUE(data::same_bits(got.loser_TE, want_losers));
+}
+
+// Exact copies: by the paper's rule both survive, by the other one the lower id does. Zeros of
+// either sign tie, infinities tie, a NaN ties nobody.
+TYPED_TEST(CompetitionTest, TheHigherIdLosesATieIfAsked) {
+  using A = TypeParam;
+  const A nan = std::numeric_limits<A>::quiet_NaN(), inf = std::numeric_limits<A>::infinity();
+  for (const bool both_sides : {false, true}) {
+    Partners partners_EM(4, 1);
+    partners_EM << 1, 0, 3, 2;
+    const RivalTable rivals(gatepro::view(partners_EM), both_sides);
+    RowMatrix<A> logits_TE(3, 4);
+    logits_TE << 2, 2, A(-0.0), 0, nan, nan, inf, inf, -inf, -inf, 1, nan;
+    Bytes want_losers(3, 4);
+    want_losers << 0, 1, 0, 1, 0, 0, 0, 1, 0, 1, 0, 0;
+    for (const Competition& strict : {Competition::penalty(0.5), Competition::eliminate()}) {
+      Competition competition = strict;
+      EXPECT_TRUE((compete(logits_TE, rivals, competition).loser_TE.array() == 0).all());
+      competition.ties = TieRule::higher_id_loses;
+      const Outcome<A> got = compete(logits_TE, rivals, competition);
+      EXPECT_TRUE(data::same_bits(got.loser_TE, want_losers));
+      RowMatrix<A> want_TE = logits_TE;
+      if (competition.mode == CompetitionMode::penalty) {
+        want_TE(0, 1) = A(1.5);
+        want_TE(0, 3) = A(-0.5);
+      }
+      EXPECT_TRUE(data::same_bits(got.penalised_TE, want_TE));
+    }
+  }
 }
 
 TYPED_TEST(CompetitionTest, ALoserPaysOnceHoweverManyBeatIt) {

@@ -39,6 +39,16 @@ PenaltyStatistics count(const RowMatrix<A>& logits_TE, const reference::Ids& par
     counts.tokens_changed += with != without ? 1 : 0;
     counts.tokens_short_of_survivors += routed.short_of_survivors ? 1 : 0;
     for (std::size_t e = 0; e < logits.size(); ++e) {
+      if (competition.active() && !rivals[e].empty()) {
+        double best = -std::numeric_limits<double>::infinity();
+        bool any = false;
+        for (int rival : rivals[e]) {
+          const double logit = logits[static_cast<std::size_t>(rival)];
+          any = any || !std::isnan(logit);
+          if (logit > best) best = logit;
+        }
+        counts.tied_pairs += any && logits[e] == best ? 1 : 0;
+      }
       if (!routed.loses[e]) continue;
       ++counts.penalised_pairs;
       const bool penalty = competition.mode == CompetitionMode::penalty;
@@ -93,7 +103,9 @@ TYPED_TEST(PenaltyStatisticsTest, EqualsBruteForce) {
           const auto partners = router.similarity().partners();
           for (const Competition& competition :
                {Competition::off(), Competition::penalty(0), Competition::penalty(0.4),
-                Competition::penalty(1e-4), Competition::penalty(1e4), Competition::eliminate()}) {
+                Competition::penalty(1e-4), Competition::penalty(1e4), Competition::eliminate(),
+                Competition{CompetitionMode::eliminate, 0, gatepro::TieRule::higher_id_loses},
+                Competition{CompetitionMode::penalty, 0.4, gatepro::TieRule::higher_id_loses}}) {
             SCOPED_TRACE(testing::Message() << "E " << experts << ", m " << m << ", K " << top_k
                                             << ", lambda " << competition.lambda);
             router.set_competition(competition);
@@ -108,6 +120,30 @@ TYPED_TEST(PenaltyStatisticsTest, EqualsBruteForce) {
       }
     }
   }
+}
+
+// What upcycled models start from: all experts are copies.
+TYPED_TEST(PenaltyStatisticsTest, CopiesTieAndSurviveUnlessAskedOtherwise) {
+  using A = TypeParam;
+  const RowMatrix<A> w = random_matrix<A>(1, 6, 2).replicate(4, 1);
+  const RowMatrix<A> x = random_matrix<A>(9, 6, 3);
+  gatepro::RouterConfig config{6, 4, 2};
+  config.pairing.both_sides = true;
+  config.competition = Competition::eliminate();
+  gatepro::Router<A> router(config);
+  router.refresh(w, 0);
+  auto outcome = routing_data::forward(router, x, w);
+  EXPECT_EQ(outcome.statistics.tied_pairs, 9 * 4);
+  EXPECT_EQ(outcome.statistics.penalised_pairs, 0);
+  EXPECT_EQ(outcome.statistics.coactivation_rate(), 1);
+  config.competition.ties = gatepro::TieRule::higher_id_loses;
+  router.set_competition(config.competition);
+  outcome = routing_data::forward(router, x, w);
+  EXPECT_EQ(outcome.statistics.tied_pairs, 9 * 4);
+  // Partners are 1, 0, 0, 0: only expert 0 has no rival of lower id.
+  EXPECT_EQ(outcome.statistics.penalised_pairs, 9 * 3);
+  EXPECT_EQ(outcome.statistics.tokens_short_of_survivors, 9);
+  EXPECT_TRUE((outcome.weights_TK.col(1).array() == 0).all());
 }
 
 TYPED_TEST(PenaltyStatisticsTest, ASmallLambdaIsLostInLargeLogits) {

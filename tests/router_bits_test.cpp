@@ -284,14 +284,13 @@ TYPED_TEST(RouterBits, StageByStage) {
       memory = poisoned_workspace(gatepro::apply_competition_workspace<A>(experts, workers));
       const auto penalised_range = gatepro::view(penalised).middle_rows(first, count);
       const auto loser_range = gatepro::view(losers).middle_rows(first, count);
-      gatepro::apply_competition(gatepro::view(staged.logits_TE).middle_rows(first, count),
-                                 c.router.similarity().rivals(), config.competition,
-                                 penalised_range, loser_range, memory, executor);
-      const bool eliminate = config.competition.mode == gatepro::CompetitionMode::eliminate;
+      const auto eliminated = gatepro::apply_competition(
+          gatepro::view(staged.logits_TE).middle_rows(first, count), c.router.similarity().rivals(),
+          config.competition, penalised_range, loser_range, memory, executor);
       memory =
           poisoned_workspace(gatepro::select_top_k_workspace<A>(experts, config.top_k, workers));
       staged.report.tokens_short_of_survivors += gatepro::select_top_k(
-          penalised_range, eliminate ? loser_range : MatrixView<std::uint8_t>(),
+          penalised_range, eliminated,
           gatepro::strided_view(staged.ids_TK).middle_rows(first, count),
           gatepro::strided_view(selected).middle_rows(first, count), memory, executor);
     }

@@ -20,8 +20,13 @@ using routing_data::to_reference;
 
 const std::vector<Competition>& competitions() {
   static const std::vector<Competition> all = {
-      Competition::off(),      Competition::penalty(1e-4), Competition::penalty(0.1),
-      Competition::penalty(1), Competition::penalty(1e4),  Competition::eliminate()};
+      Competition::off(),
+      Competition::penalty(1e-4),
+      Competition::penalty(0.1),
+      Competition::penalty(1),
+      Competition::penalty(1e4),
+      Competition::eliminate(),
+      {gatepro::CompetitionMode::eliminate, 0, gatepro::TieRule::higher_id_loses}};
   return all;
 }
 

@@ -90,7 +90,7 @@ TYPED_TEST(ScoredRoutingTest, HardValuesMatchTheReference) {
     logits_TE.row(0).setConstant(nan);
     logits_TE.row(1).setConstant(-inf);
     logits_TE.row(2).setConstant(inf);
-    for (const Extras& extras : {Extras{}, Extras{{-1, 0, 0.5, 0, -0.25, 0, 0, 1}, {}}}) {
+    for (const Extras& extras : {Extras{}, Extras{{-1, 0, 0.375, 0, -0.25, 0, 0, 1}, {}}}) {
       for (const GroupLimit& groups : {GroupLimit{}, GroupLimit{4, 2, GroupScore::share_of_top_k},
                                        GroupLimit{2, 1, GroupScore::top_2}}) {
         for (const SelectionRule& rule : scored_data::rules_of(3, groups)) {

@@ -16,6 +16,7 @@
 namespace {
 
 using gatepro::Competition;
+using gatepro::EliminatedExperts;
 using gatepro::Index;
 using gatepro::MatrixView;
 using gatepro::RivalTable;
@@ -31,20 +32,25 @@ struct Selection {
   Index short_tokens = 0;
 };
 
-/// An empty loser_TE stands for none.
 template <class Id, class A, class Executor = SerialExecutor>
-Selection<A, Id> select(const RowMatrix<A>& logits_TE, const Bytes& loser_TE, Index k,
-                        const Executor& executor = {}) {
+Selection<A, Id> select_from(const RowMatrix<A>& logits_TE, const EliminatedExperts& eliminated,
+                             Index k, const Executor& executor = {}) {
   const Index tokens = logits_TE.rows(), experts = logits_TE.cols();
   Selection<A, Id> got{RowMatrix<Id>::Constant(tokens, k, Id(77)),
                        RowMatrix<A>::Constant(tokens, k, A(77)), 0};
   auto memory = data::scratch(gatepro::select_top_k_workspace<A>(experts, k, executor.workers()));
-  const MatrixView<const std::uint8_t> losers =
-      loser_TE.size() == 0 ? MatrixView<const std::uint8_t>() : gatepro::view(loser_TE);
   got.short_tokens =
-      gatepro::select_top_k(gatepro::view(logits_TE), losers, gatepro::strided_view(got.ids_TK),
+      gatepro::select_top_k(gatepro::view(logits_TE), eliminated, gatepro::strided_view(got.ids_TK),
                             gatepro::strided_view(got.logits_TK), memory, executor);
   return got;
+}
+
+/// An empty loser_TE stands for none.
+template <class Id, class A, class Executor = SerialExecutor>
+Selection<A, Id> select(const RowMatrix<A>& logits_TE, const Bytes& loser_TE, Index k,
+                        const Executor& executor = {}) {
+  const auto eliminated = loser_TE.size() == 0 ? EliminatedExperts() : EliminatedExperts(loser_TE);
+  return select_from<Id>(logits_TE, eliminated, k, executor);
 }
 
 /// Numbers before NaN, survivors before losers, the larger logit, the lower id: by a full sort.
@@ -137,8 +143,9 @@ TYPED_TEST(TopKTest, EveryIdTypeAndLayout) {
   auto memory = data::scratch(gatepro::select_top_k_workspace<A>(12, 5));
   data::GuardedMatrix<A> logits(logits_TE, 2);
   data::GuardedMatrix<std::uint8_t> losers(loser_TE, 9);
-  gatepro::select_top_k(logits.view(), losers.view(), gatepro::strided_view(planes),
-                        StridedView<A>(spread.data(), 29, 5, 13, 2), memory);
+  gatepro::select_top_k(logits.view(), EliminatedExperts(losers.view()),
+                        gatepro::strided_view(planes), StridedView<A>(spread.data(), 29, 5, 13, 2),
+                        memory);
   for (Index t = 0; t < 29; ++t) {
     for (Index j = 0; j < 5; ++j) {
       ASSERT_EQ(planes(t, j), want.ids_TK(t, j));
@@ -175,7 +182,7 @@ TYPED_TEST(TopKTest, RangesAndExecutorsGiveTheSameBits) {
 TYPED_TEST(TopKTest, NoTokensWriteNothing) {
   using A = TypeParam;
   auto memory = data::scratch(gatepro::select_top_k_workspace<A>(6, 2));
-  EXPECT_EQ(gatepro::select_top_k(MatrixView<A>(nullptr, 0, 6), MatrixView<const std::uint8_t>(),
+  EXPECT_EQ(gatepro::select_top_k(MatrixView<A>(nullptr, 0, 6), {},
                                   StridedView<std::int32_t>(nullptr, 0, 2),
                                   StridedView<A>(nullptr, 0, 2), memory),
             0);
@@ -203,15 +210,20 @@ TYPED_TEST(TopKTest, StagesInARowMatchTheReference) {
          {data::random_matrix<A>(tokens, experts, 11), data::tied_matrix<A>(tokens, experts, 12),
           data::special_matrix<A>(tokens, experts, 13, 6)}) {
       for (const Competition& competition :
-           {Competition::off(), Competition::penalty(0.25), Competition::eliminate()}) {
+           {Competition::off(), Competition::penalty(0.25), Competition::eliminate(),
+            Competition{gatepro::CompetitionMode::penalty, 0.25, gatepro::TieRule::higher_id_loses},
+            Competition{gatepro::CompetitionMode::eliminate, 0,
+                        gatepro::TieRule::higher_id_loses}}) {
         for (Index k : {Index{2}, Index{4}, experts}) {
           RowMatrix<A> penalised_TE(tokens, experts);
           Bytes loser_TE(tokens, experts);
           auto memory = data::scratch(gatepro::apply_competition_workspace<A>(experts));
-          gatepro::apply_competition(gatepro::view(logits_TE), rivals, competition,
-                                     gatepro::view(penalised_TE), gatepro::view(loser_TE), memory);
+          const EliminatedExperts eliminated = gatepro::apply_competition(
+              gatepro::view(logits_TE), rivals, competition, gatepro::view(penalised_TE),
+              gatepro::view(loser_TE), memory);
           const bool eliminate = competition.mode == gatepro::CompetitionMode::eliminate;
-          const auto got = select<std::int32_t>(penalised_TE, eliminate ? loser_TE : Bytes(), k);
+          ASSERT_EQ(eliminated.given(), eliminate);
+          const auto got = select_from<std::int32_t>(penalised_TE, eliminated, k);
           RowMatrix<A> weights_TK(tokens, k);
           auto softmax_memory = data::scratch(gatepro::softmax_selected_workspace<A>(k));
           const Index nonfinite =

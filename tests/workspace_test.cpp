@@ -106,7 +106,7 @@ TEST(Workspace, TopK) {
   expect_query_suffices<float>(bytes, [&](Workspace workspace) {
     RowMatrix<std::int32_t> ids_TK(256 * 3, 4);
     RowMatrix<float> selected_TK(256 * 3, 4);
-    gatepro::select_top_k(gatepro::view(logits_TE), gatepro::view(loser_TE),
+    gatepro::select_top_k(gatepro::view(logits_TE), gatepro::EliminatedExperts(loser_TE),
                           gatepro::strided_view(ids_TK), gatepro::strided_view(selected_TK),
                           workspace, executor);
     return RowMatrix<float>(ids_TK.cast<float>());

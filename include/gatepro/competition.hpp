@@ -9,6 +9,7 @@
 #include "gatepro/detail/checks.hpp"
 #include "gatepro/detail/overlap.hpp"
 #include "gatepro/detail/routing_group.hpp"
+#include "gatepro/eliminated_experts.hpp"
 
 namespace gatepro {
 namespace detail {
@@ -36,6 +37,7 @@ ActiveCompetition<A> checked_competition(const char* where, const Competition& c
        {{"experts with partners", rivals.num_experts()}, {"num_experts", num_experts}});
   result.active = true;
   result.eliminate = competition.mode == CompetitionMode::eliminate;
+  result.ties_lose = competition.ties == TieRule::higher_id_loses;
   result.lambda = static_cast<A>(competition.lambda);
   result.rivals = rivals.rivals();
   return result;
@@ -72,20 +74,23 @@ std::size_t apply_competition_workspace(Index num_experts, int workers = 1) {
 }
 
 /// Applies delta_i = -lambda if l_i < l_j*(i), strictly, on the original logits, else 0 (GatePro
-/// eq. 7-8), for trainers that select experts themselves.
+/// eq. 7-8), for trainers that select experts themselves. Competition::ties says who loses a tie.
 ///
 /// logits_TE: T x E. penalised_TE: T x E, overwritten with l + delta; in elimination it is a copy
 /// of the logits. It may be logits_TE itself. loser_TE: T x E bytes, 1 where the expert loses, else
 /// 0; required in elimination, where it is the only result, and optional otherwise. A NaN on either
 /// side penalises nobody. A range of tokens is `middle_rows` of all three.
 ///
+/// Returns the mask for select_top_k: loser_TE in elimination, else nobody, for whom it needs no
+/// mask: losers of a penalty have paid it in penalised_TE.
+///
 /// Throws Error for shapes, settings, a missing partner table, a workspace that is too small, or
 /// outputs that overlap other memory, before any write. No allocation. Thread-safe.
 template <class A, class Executor = SerialExecutor>
-void apply_competition(detail::non_deduced_t<MatrixView<const A>> logits_TE,
-                       const RivalTable& rivals, const Competition& competition,
-                       MatrixView<A> penalised_TE, MatrixView<std::uint8_t> loser_TE,
-                       Workspace workspace, const Executor& executor = {}) {
+EliminatedExperts apply_competition(detail::non_deduced_t<MatrixView<const A>> logits_TE,
+                                    const RivalTable& rivals, const Competition& competition,
+                                    MatrixView<A> penalised_TE, MatrixView<std::uint8_t> loser_TE,
+                                    Workspace workspace, const Executor& executor = {}) {
   detail::check_accumulator<A>();
   detail::check_executor<Executor>();
   const char* where = "apply_competition";
@@ -121,6 +126,7 @@ void apply_competition(detail::non_deduced_t<MatrixView<const A>> logits_TE,
                                          logits_TE.row(first), logits_TE.row_stride,
                                          penalised_TE.row(first), penalised_TE.row_stride);
   });
+  return active.eliminate ? EliminatedExperts(loser_TE) : EliminatedExperts();
 }
 
 }  // namespace GATEPRO_ABI

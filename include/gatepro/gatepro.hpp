@@ -13,6 +13,7 @@
 #include "gatepro/count_unpenalised.hpp"
 #include "gatepro/detail/simd/dispatch.hpp"
 #include "gatepro/dispatch_plan.hpp"
+#include "gatepro/eliminated_experts.hpp"
 #include "gatepro/error.hpp"
 #include "gatepro/executor.hpp"
 #include "gatepro/expert_bias.hpp"

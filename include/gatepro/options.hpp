@@ -9,11 +9,17 @@
 
 namespace gatepro {
 
-/// What happens to an expert whose logit is strictly below its rival's.
+/// What happens to an expert whose logit is strictly below its rival's, or that loses a tie.
 enum class CompetitionMode {
   off,        ///< Nothing: plain top-k routing, bit for bit.
   penalty,    ///< It pays lambda before top-k and softmax (GatePro eq. 7-8).
   eliminate,  ///< It ranks after every survivor and weighs 0: the limit lambda -> infinity.
+};
+
+/// Who loses where an expert's logit equals its rival's, as those of exact copies always do.
+enum class TieRule {
+  nobody_loses,     ///< The comparison is strict, as the paper's: copies never compete.
+  higher_id_loses,  ///< One of two copies loses, and the lower id survives.
 };
 
 /// The competition, applied per token to the original logits. May change between any two forwards.
@@ -25,6 +31,7 @@ struct Competition {
   CompetitionMode mode = CompetitionMode::penalty;  ///< What a loser pays.
   double lambda =
       1e-4;  ///< The penalty, in units of the logits: finite, >= 0. Used in penalty mode.
+  TieRule ties = TieRule::nobody_loses;  ///< Who loses among equals. NaN equals nobody.
 
   /// Plain top-k routing.
   GATEPRO_ALWAYS_INLINE static constexpr Competition off() { return {CompetitionMode::off, 0}; }

@@ -14,6 +14,9 @@ namespace gatepro {
 struct PenaltyStatistics {
   std::int64_t tokens = 0;           ///< Tokens routed.
   std::int64_t penalised_pairs = 0;  ///< (token, expert) pairs in which the expert lost.
+  /// (token, expert) pairs in which the expert's logit equals the largest of its rivals', whatever
+  /// Competition::ties makes of it. Two experts that name each other, as exact copies do, are two.
+  std::int64_t tied_pairs = 0;
   /// Of these, pairs whose logit minus lambda rounds to the logit: the penalty does nothing.
   std::int64_t penalties_lost_in_rounding = 0;
   std::int64_t tokens_changed = 0;  ///< Tokens whose selected set differs from the unpenalised one.
@@ -38,6 +41,7 @@ struct PenaltyStatistics {
   GATEPRO_ALWAYS_INLINE PenaltyStatistics& operator+=(const PenaltyStatistics& other) {
     tokens += other.tokens;
     penalised_pairs += other.penalised_pairs;
+    tied_pairs += other.tied_pairs;
     penalties_lost_in_rounding += other.penalties_lost_in_rounding;
     tokens_changed += other.tokens_changed;
     tokens_short_of_survivors += other.tokens_short_of_survivors;
@@ -60,7 +64,7 @@ inline namespace GATEPRO_ABI {
 /// The most similar partner of each expert, or nothing if there are no partners.
 using FirstPartners = StridedView<const std::int32_t>;
 
-/// Counts losers and lost penalties of one token.
+/// Counts losers, ties and lost penalties of one token.
 template <class A>
 void count_penalties(const RoutingGroup<A>& group, Index lane, Index experts,
                      const ActiveCompetition<A>& competition, PenaltyStatistics& counts) {
@@ -68,11 +72,13 @@ void count_penalties(const RoutingGroup<A>& group, Index lane, Index experts,
   const Index lanes = kernels<A>().lanes;
   const auto key = [&](Index e) { return group.keys_EL[e * lanes + lane]; };
   for (Index e = 0; e < experts; ++e) {
+    if (key(e) == O::nan) continue;
     auto best_rival = O::lowest;
     for (auto i = competition.rivals.begin[e]; i < competition.rivals.begin[e + 1]; ++i) {
       best_rival = (std::max)(best_rival, key(competition.rivals.ids[i]));
     }
-    if (key(e) >= best_rival || key(e) == O::nan) continue;
+    counts.tied_pairs += key(e) == best_rival ? 1 : 0;
+    if (!has_lost<A>(group.keys_EL + lane, lanes, e, competition)) continue;
     ++counts.penalised_pairs;
     const A logit = value_of<A>(key(e));
     const bool lost = !competition.eliminate && key_of<A>(logit - competition.lambda) == key(e);

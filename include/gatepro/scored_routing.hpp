@@ -43,20 +43,6 @@ void check_expert_bias(const char* where, const VectorView<B>& bias_E, Index exp
   }
 }
 
-/// True if an expert lost to a rival, also where its penalty vanished in rounding. keys_E: those of
-/// one token, `lanes` apart. Without branches, which would be mispredicted.
-template <class Key>
-bool has_lost(const Key* keys_E, Index lanes, const RivalView& rivals, Key e, Key nan) {
-  const Key own = keys_E[e * lanes];
-  const bool is_number = own != nan;
-  if (rivals.only != nullptr) return is_number & (own < keys_E[rivals.only[e] * lanes]);
-  bool below = false;
-  for (std::int32_t r = rivals.begin[e]; r < rivals.begin[e + 1]; ++r) {
-    below |= own < keys_E[rivals.ids[r] * lanes];
-  }
-  return is_number & below;
-}
-
 /// other_keys_KL = 1 where the selected expert had lost, else 0.
 template <class A>
 void mark_penalised(const ScoredGroup<A>& group, const ActiveSelection<A>& selection) {
@@ -67,8 +53,8 @@ void mark_penalised(const ScoredGroup<A>& group, const ActiveSelection<A>& selec
   if (!selection.competition.active) return;
   for (Index lane = 0; lane < lanes; ++lane) {
     for (Index i = lane; i < size; i += lanes) {
-      const bool lost = has_lost(routing.keys_EL + lane, lanes, selection.competition.rivals,
-                                 routing.top_ids_KL[i], Order<A>::nan);
+      const bool lost = has_lost<A>(routing.keys_EL + lane, lanes, Index(routing.top_ids_KL[i]),
+                                    selection.competition);
       routing.other_keys_KL[i] = lost ? 1 : 0;
     }
   }

@@ -142,9 +142,10 @@ class SimilarityCache {
   /// Zero rows and non-finite rows of W at the last refresh.
   const SimilarityReport& report() const { return state_.report; }
 
-  /// Mean of S_ij over all pairs i != j of finite rows; 0 if S is unknown or there is no pair. The
-  /// paper's average pairwise similarity. Cost: E^2.
+  /// Mean of S_ij over all pairs i != j of finite rows; 0 if there is no pair. The paper's average
+  /// pairwise similarity. Throws Error if S is unknown: see similarity(). Cost: E^2.
   double mean_pairwise_similarity() const {
+    check_similarity();
     double sum = 0;
     Index pairs = 0;
     const MatrixView<const A> similarity_EE = similarity();
@@ -154,8 +155,10 @@ class SimilarityCache {
     return pairs == 0 ? 0 : sum / static_cast<double>(pairs);
   }
 
-  /// Mean of S_ij*(i) over the experts that have a partner; 0 if S is unknown or nobody has.
+  /// Mean of S_ij*(i) over the experts that have a partner; 0 if nobody has. Throws Error if S is
+  /// unknown: see similarity().
   double mean_partner_similarity() const {
+    check_similarity();
     double sum = 0;
     Index pairs = 0;
     const MatrixView<const A> similarity_EE = similarity();
@@ -181,6 +184,11 @@ class SimilarityCache {
     static_assert(std::is_same_v<accumulator_t<detail::value_t<W>>, A>,
                   "gatepro: similarities are double if W is, else float");
     detail::check_matrix("SimilarityCache", "w_EH", w_EH, experts_, w_EH.cols);
+  }
+
+  void check_similarity() const {
+    detail::need(similarity().given(), "SimilarityCache",
+                 "a similarity that a refresh has kept: see Pairing::keep_similarity");
   }
 
   std::size_t partner_count() const {

@@ -9,6 +9,7 @@
 #include "gatepro/detail/checks.hpp"
 #include "gatepro/detail/overlap.hpp"
 #include "gatepro/detail/routing_group.hpp"
+#include "gatepro/eliminated_experts.hpp"
 
 namespace gatepro {
 namespace detail {
@@ -59,9 +60,9 @@ std::size_t select_top_k_workspace(Index num_experts, Index top_k, int workers =
 
 /// Selects the K best experts of each token, best first (GatePro eq. 2).
 ///
-/// logits_TE: T x E, usually penalised ones. loser_TE: T x E bytes from apply_competition in
-/// elimination, or not given. The order is total: numbers before NaN, survivors before losers, the
-/// larger logit, the lower id; -0.0 equals +0.0. expert_ids_TK: T x K distinct ids in
+/// logits_TE: T x E, usually penalised ones. eliminated: what apply_competition returned, or {} for
+/// nobody. The order is total: numbers before NaN, survivors before losers, the larger logit, the
+/// lower id; -0.0 equals +0.0. expert_ids_TK: T x K distinct ids in
 /// [0, E), int32, int64 or uint64, any strides. selected_logits_TK: T x K, the logits of the
 /// selected as softmax_selected takes them (a loser's is -inf, -0.0 becomes +0.0).
 ///
@@ -70,7 +71,7 @@ std::size_t select_top_k_workspace(Index num_experts, Index top_k, int workers =
 /// allocation. Thread-safe.
 template <class Id, class A, class Executor = SerialExecutor>
 Index select_top_k(detail::non_deduced_t<MatrixView<const A>> logits_TE,
-                   MatrixView<const std::uint8_t> loser_TE, StridedView<Id> expert_ids_TK,
+                   const EliminatedExperts& eliminated, StridedView<Id> expert_ids_TK,
                    StridedView<A> selected_logits_TK, Workspace workspace,
                    const Executor& executor = {}) {
   detail::check_accumulator<A>();
@@ -83,14 +84,15 @@ Index select_top_k(detail::non_deduced_t<MatrixView<const A>> logits_TE,
   detail::check_num_experts(where, experts);
   detail::check_top_k(where, top_k, experts);
   detail::check_matrix(where, "logits_TE", logits_TE, tokens, experts);
-  detail::check_optional_matrix(where, "loser_TE", loser_TE, tokens, experts);
+  const MatrixView<const std::uint8_t>& loser_TE = eliminated.mask_TE();
+  detail::check_optional_matrix(where, "eliminated", loser_TE, tokens, experts);
   detail::check_strided(where, "expert_ids_TK", expert_ids_TK, tokens, top_k);
   detail::check_strided(where, "selected_logits_TK", selected_logits_TK, tokens, top_k);
   detail::check_overlaps(where, detail::output("expert_ids_TK", expert_ids_TK),
                          detail::output("selected_logits_TK", selected_logits_TK),
                          detail::output("workspace", workspace),
                          detail::input("logits_TE", logits_TE),
-                         detail::input("loser_TE", loser_TE));
+                         detail::input("eliminated", loser_TE));
   const int workers = detail::checked_workers(where, executor);
   detail::Arena arena(where, workspace, select_top_k_workspace<A>(experts, top_k, workers));
 

@@ -317,13 +317,12 @@ class Step {
     gatepro::gate_logits(x_.view(), w_.view(), staged.logits.view(), memory, Workers{2});
     check_same(staged.logits, whole.logits, "logits stage by stage");
     memory = std::vector<std::byte>(gatepro::apply_competition_workspace<A>(experts, 3));
-    gatepro::apply_competition(staged.logits.view(), router_.similarity().rivals(), c.competition,
-                               penalised.view(), losers.view(), memory, Workers{3});
+    const auto eliminated = gatepro::apply_competition(
+        staged.logits.view(), router_.similarity().rivals(), c.competition, penalised.view(),
+        losers.view(), memory, Workers{3});
     memory = std::vector<std::byte>(gatepro::select_top_k_workspace<A>(experts, c.top_k, 2));
-    MatrixView<std::uint8_t> loser_TE;
-    if (c.competition.mode == gatepro::CompetitionMode::eliminate) loser_TE = losers.view();
     const Index short_tokens =
-        gatepro::select_top_k(penalised.view(), loser_TE, ids, selected_TK, memory, Workers{2});
+        gatepro::select_top_k(penalised.view(), eliminated, ids, selected_TK, memory, Workers{2});
     memory = std::vector<std::byte>(gatepro::softmax_selected_workspace<A>(c.top_k));
     const Index nonfinite = gatepro::softmax_selected(selected_TK, weights_TK, memory);
     check_same(staged.ids, whole.ids, "ids stage by stage");

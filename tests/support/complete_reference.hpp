@@ -157,9 +157,7 @@ inline Choice choose(const Row& logits, const Rules& rules) {
   Choice choice;
   choice.lost_E.assign(experts, false);
   for (std::size_t e = 0; e < experts && rules.competition.active(); ++e) {
-    for (int rival : rules.rivals[e]) {
-      if (logits[e] < logits[static_cast<std::size_t>(rival)]) choice.lost_E[e] = true;
-    }
+    choice.lost_E[e] = reference::loses(logits, e, rules.rivals[e], rules.competition);
   }
   const Row l = penalised(logits, choice, rules);
   const Flags out = left_out(choice, rules);

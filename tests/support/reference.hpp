@@ -94,6 +94,18 @@ inline Ids rivals(const Ids& partners, bool both_sides) {
   return rivals;
 }
 
+// Eq. 7, strictly, or with ties that the higher id loses. False for NaN.
+inline bool loses(const std::vector<double>& logits, std::size_t i, const std::vector<int>& rivals,
+                  const gatepro::Competition& competition) {
+  for (int rival : rivals) {
+    const auto r = static_cast<std::size_t>(rival);
+    if (logits[i] < logits[r]) return true;
+    const bool ties_lose = competition.ties == gatepro::TieRule::higher_id_loses;
+    if (ties_lose && logits[i] == logits[r] && r < i) return true;
+  }
+  return false;
+}
+
 struct Token {
   std::vector<double> logits;   // after competition; a loser keeps its own in elimination
   std::vector<bool> loses;      // eq. 7-8
@@ -115,9 +127,7 @@ Token route(const std::vector<double>& logits, const Ids& rivals,
   token.loses.assign(logits.size(), false);
   if (competition.mode != gatepro::CompetitionMode::off) {
     for (std::size_t i = 0; i < logits.size(); ++i) {
-      for (int rival : rivals[i]) {
-        if (logits[i] < at(logits, rival)) token.loses[i] = true;  // false for NaN
-      }
+      token.loses[i] = loses(logits, i, rivals[i], competition);
       if (token.loses[i] && !eliminate) token.logits[i] = round(logits[i] - competition.lambda);
     }
   }

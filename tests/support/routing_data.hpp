@@ -156,6 +156,7 @@ inline void expect_same_statistics(const gatepro::PenaltyStatistics& a,
                                    const gatepro::PenaltyStatistics& b) {
   EXPECT_EQ(a.tokens, b.tokens);
   EXPECT_EQ(a.penalised_pairs, b.penalised_pairs);
+  EXPECT_EQ(a.tied_pairs, b.tied_pairs);
   EXPECT_EQ(a.penalties_lost_in_rounding, b.penalties_lost_in_rounding);
   EXPECT_EQ(a.tokens_changed, b.tokens_changed);
   EXPECT_EQ(a.tokens_short_of_survivors, b.tokens_short_of_survivors);

@@ -30,7 +30,12 @@ inline constexpr ScoreFunction all_functions[] = {
     ScoreFunction::sqrt_softplus};
 
 inline std::vector<Competition> all_competitions() {
-  return {Competition::off(), Competition::penalty(0.3), Competition::eliminate()};
+  constexpr auto ties_lose = gatepro::TieRule::higher_id_loses;
+  return {Competition::off(),
+          Competition::penalty(0.3),
+          Competition::eliminate(),
+          {gatepro::CompetitionMode::penalty, 0.3, ties_lose},
+          {gatepro::CompetitionMode::eliminate, 0, ties_lose}};
 }
 
 /// Every way from scores to weights, with every competition, for groups as given.

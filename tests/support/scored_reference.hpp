@@ -79,7 +79,7 @@ struct ScoredToken {
 /// What all steps of a token need to know of its experts.
 struct Contest {
   Row logits;               ///< After the penalty.
-  std::vector<bool> loses;  ///< Strictly below a rival.
+  std::vector<bool> loses;  ///< Below a rival.
   std::vector<bool> out;    ///< Loses in elimination.
   Row choice;               ///< Score plus bias; of losers in elimination, as if nobody competed.
 };
@@ -92,9 +92,7 @@ Contest contest(const Row& logits, const Ids& rivals, const gatepro::SelectionRu
   const std::size_t experts = logits.size();
   Contest c{logits, std::vector<bool>(experts), std::vector<bool>(experts), {}};
   for (std::size_t e = 0; e < experts && competition.active(); ++e) {
-    for (int rival : rivals[e]) {
-      if (logits[e] < logits[static_cast<std::size_t>(rival)]) c.loses[e] = true;
-    }
+    c.loses[e] = loses(logits, e, rivals[e], competition);
     c.out[e] = eliminate && c.loses[e];
     if (c.loses[e] && !eliminate) c.logits[e] = round(logits[e] - competition.lambda);
     if (c.out[e]) c.logits[e] = -std::numeric_limits<double>::infinity();

@@ -22,6 +22,7 @@ template <class A>
 struct ActiveCompetition {
   bool active = false;
   bool eliminate = false;
+  bool ties_lose = false;  ///< The higher id loses where logits are equal.
   A lambda = 0;
   RivalView rivals;
 };
@@ -64,8 +65,27 @@ const typename Order<A>::Key* rank_group(const RoutingGroup<A>& group, Index exp
                                          const ActiveCompetition<A>& competition) {
   if (!competition.active) return group.keys_EL;
   kernels<A>().compete(group.keys_EL, experts, competition.rivals, competition.eliminate,
-                       competition.lambda, group.ranked_EL);
+                       competition.ties_lose, competition.lambda, group.ranked_EL);
   return group.ranked_EL;
+}
+
+/// True if an expert that is a number lost to a rival, also where its penalty vanished in rounding.
+/// keys_E: those of one token, `lanes` apart. Without branches, which would be mispredicted.
+template <class A>
+bool has_lost(const typename Order<A>::Key* keys_E, Index lanes, Index e,
+              const ActiveCompetition<A>& competition) {
+  using Key = typename Order<A>::Key;
+  const RivalView& rivals = competition.rivals;
+  const Key own = keys_E[e * lanes];
+  const auto is_below = [&](Index rival) {
+    const bool wins_ties = competition.ties_lose & (rival < e);
+    return own < keys_E[rival * lanes] + Key(wins_ties);
+  };
+  const bool is_number = own != Order<A>::nan;
+  if (rivals.only != nullptr) return is_number & is_below(rivals.only[e]);
+  bool below = false;
+  for (auto r = rivals.begin[e]; r < rivals.begin[e + 1]; ++r) below |= is_below(rivals.ids[r]);
+  return is_number & below;
 }
 
 /// True if one of the first `tokens` tokens selected a loser.

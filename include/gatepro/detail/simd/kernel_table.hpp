@@ -61,7 +61,7 @@ struct Kernels {
   void (*store_lanes)(const void* values_CL, Index cols, Index tokens, void* to, Index row_stride);
   void (*count_ids)(const Key* ids_KL, Index k, Index tokens, std::int64_t* tokens_per_expert_E);
   void (*compete)(const Key* keys_EL, Index experts, const RivalView& rivals, bool eliminate,
-                  A lambda, Key* ranked_EL);
+                  bool ties_lose, A lambda, Key* ranked_EL);
   void (*store_penalised)(const Key* keys_EL, const Key* ranked_EL, Index experts, Index tokens,
                           const A* logits, Index logits_stride, A* out, Index out_stride);
   void (*top_k)(const Key* keys_EL, Index experts, Index k, Key* top_keys_KL, Key* top_ids_KL);

@@ -146,14 +146,17 @@ GATEPRO_KERNEL void count_ids(const BitsOf<A>* ids_KL, Index k, Index tokens,
   }
 }
 
-/// The largest key of the rivals of expert `e`.
-template <class A, bool several>
+/// The largest key of the rivals of expert `e`; one more for a rival of lower id if it wins ties.
+template <class A, bool several, bool ties_lose>
 GATEPRO_FN Keys<A> best_rival(const BitsOf<A>* keys_EL, RivalView rivals, Index e) {
   constexpr int L = lanes_v<A>;
   if constexpr (several) {
     Keys<A> best = Keys<A>::splat(Order<A>::lowest);
     for (std::int32_t i = rivals.begin[e]; i < rivals.begin[e + 1]; ++i) {
-      best = larger(best, Keys<A>::load(keys_EL + Index(rivals.ids[i]) * L));
+      const Index rival = rivals.ids[i];
+      Keys<A> key = Keys<A>::load(keys_EL + rival * L);
+      if constexpr (ties_lose) key = key + Keys<A>::splat(rival < e ? 1 : 0);
+      best = larger(best, key);
     }
     return best;
   } else {
@@ -161,7 +164,7 @@ GATEPRO_FN Keys<A> best_rival(const BitsOf<A>* keys_EL, RivalView rivals, Index 
   }
 }
 
-template <class A, bool eliminate, bool several>
+template <class A, bool eliminate, bool several, bool ties_lose>
 GATEPRO_FN void compete_as(const BitsOf<A>* keys_EL, Index experts, RivalView rivals, A lambda,
                            BitsOf<A>* ranked_EL) {
   using O = Order<A>;
@@ -173,25 +176,30 @@ GATEPRO_FN void compete_as(const BitsOf<A>* keys_EL, Index experts, RivalView ri
     // A NaN, which ranks lower than all of these, keeps its key.
     Keys<A> lowered = Keys<A>::splat(O::loser);
     if constexpr (!eliminate) lowered = number_keys<A>(to_values<A>(own) - penalty);
-    const auto loses = own < best_rival<A, several>(keys_EL, rivals, e);
+    const auto loses = own < best_rival<A, several, ties_lose>(keys_EL, rivals, e);
     select(loses, smaller(lowered, own), own).store(ranked_EL + e * L);
   }
 }
 
 /// ranked_EL = keys_EL, with the losers' keys lowered: to the key of their logit minus lambda, or
-/// to Order::loser. An expert loses if its key is strictly below that of any rival; NaNs never do.
+/// to Order::loser. An expert loses if its key is strictly below that of any rival, or with
+/// `ties_lose` equal to that of a rival of lower id; NaNs never do.
 template <class A>
 GATEPRO_KERNEL void compete(const BitsOf<A>* keys_EL, Index experts, const RivalView& rivals,
-                            bool eliminate, A lambda, BitsOf<A>* ranked_EL) {
+                            bool eliminate, bool ties_lose, A lambda, BitsOf<A>* ranked_EL) {
   const bool several = rivals.only == nullptr;
-  if (eliminate && several) {
-    compete_as<A, true, true>(keys_EL, experts, rivals, lambda, ranked_EL);
+  if (ties_lose && eliminate) {
+    compete_as<A, true, true, true>(keys_EL, experts, rivals, lambda, ranked_EL);
+  } else if (ties_lose) {
+    compete_as<A, false, true, true>(keys_EL, experts, rivals, lambda, ranked_EL);
+  } else if (eliminate && several) {
+    compete_as<A, true, true, false>(keys_EL, experts, rivals, lambda, ranked_EL);
   } else if (eliminate) {
-    compete_as<A, true, false>(keys_EL, experts, rivals, lambda, ranked_EL);
+    compete_as<A, true, false, false>(keys_EL, experts, rivals, lambda, ranked_EL);
   } else if (several) {
-    compete_as<A, false, true>(keys_EL, experts, rivals, lambda, ranked_EL);
+    compete_as<A, false, true, false>(keys_EL, experts, rivals, lambda, ranked_EL);
   } else {
-    compete_as<A, false, false>(keys_EL, experts, rivals, lambda, ranked_EL);
+    compete_as<A, false, false, false>(keys_EL, experts, rivals, lambda, ranked_EL);
   }
 }
 
