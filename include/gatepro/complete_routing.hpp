@@ -143,6 +143,8 @@ class CompleteBuffers {
     resize(max_tokens);
   }
 
+  CompleteBuffers(const R& router, Index max_tokens, bool, Index = 1) = delete;
+
   /// Sets T for the calls that follow; an Error above max_tokens. Allocates nothing.
   void resize(Index tokens) {
     check_tokens(tokens);

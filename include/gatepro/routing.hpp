@@ -54,7 +54,8 @@ class RoutingBuffers {
   using ExpertId = typename R::ExpertId;
 
   /// Memory for up to `max_tokens` tokens and up to `workers` workers of an executor; E logits per
-  /// token only if `keep_logits`. Throws Error for a negative size.
+  /// token only if `keep_logits`. Throws Error for a negative size. A bool is no number of workers:
+  /// that does not compile.
   RoutingBuffers(const R& router, Index max_tokens, int workers = 1, bool keep_logits = false)
       : experts_(router.config().num_experts), top_k_(router.config().top_k) {
     const char* where = "RoutingBuffers";
@@ -75,6 +76,8 @@ class RoutingBuffers {
     max_tokens_ = max_tokens;
     resize(max_tokens);
   }
+
+  RoutingBuffers(const R& router, Index max_tokens, bool, bool = false) = delete;
 
   /// Sets T for the calls that follow; an Error above max_tokens. Allocates nothing.
   void resize(Index tokens) {

@@ -43,7 +43,11 @@ void step(const Tokens& x_TH, const gatepro::RowMatrix<float>& w_EH,
           gatepro::RowMatrix<float>& dw_EH, gatepro::RowMatrix<Accumulator>& logits_TE,
           gatepro::Workspace workspace) {
   gatepro::Router<float, float, Id> router({8, 4, 2});
-  gatepro::RoutingBuffers buffers(router, x_TH.rows());
+#if defined(FAULT_bool_for_workers)
+  gatepro::RoutingBuffers buffers(router, x_TH.rows(), true);
+#else
+  gatepro::RoutingBuffers buffers(router, x_TH.rows(), 1, true);
+#endif
 #if defined(FAULT_expression)
   router.forward(2 * x_TH, w_EH, buffers, OwnExecutor{});
 #elif defined(FAULT_temporary)
@@ -52,6 +56,20 @@ void step(const Tokens& x_TH, const gatepro::RowMatrix<float>& w_EH,
   router.forward(x_TH, w_EH, buffers, OwnExecutor{});
 #endif
   router.backward(x_TH, w_EH, buffers, dweights_TK, {}, dx_TH, dw_EH);
+  gatepro::RowMatrix<float> penalised_TE, selected_TK;
+  gatepro::RowMatrix<std::uint8_t> loser_TE;
+  gatepro::RowMatrix<std::int32_t> ids_TK;
+  [[maybe_unused]] const gatepro::EliminatedExperts eliminated = gatepro::apply_competition(
+      gatepro::view(penalised_TE), router.similarity().rivals(), router.config().competition,
+      gatepro::view(penalised_TE), gatepro::view(loser_TE), workspace);
+#if defined(FAULT_losers_as_eliminated)
+  gatepro::select_top_k(gatepro::view(penalised_TE), gatepro::view(loser_TE),
+                        gatepro::strided_view(ids_TK), gatepro::strided_view(selected_TK),
+                        workspace);
+#else
+  gatepro::select_top_k(gatepro::view(penalised_TE), eliminated, gatepro::strided_view(ids_TK),
+                        gatepro::strided_view(selected_TK), workspace);
+#endif
 #if defined(FAULT_view_of_temporary)
   gatepro::gate_logits(gatepro::view(Tokens(x_TH)), gatepro::view(w_EH), gatepro::view(logits_TE),
                        workspace);
