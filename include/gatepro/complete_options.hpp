@@ -34,7 +34,7 @@ struct LossRule {
 
   /// True if any is on.
   GATEPRO_ALWAYS_INLINE constexpr bool any() const {
-    return !(batch == 0 && sequence == 0 && global == 0 && z == 0);
+    return batch > 0 || sequence > 0 || global > 0 || z > 0;
   }
 };
 

@@ -36,7 +36,7 @@ SimilarityReport similarity_report(const CosineRows<A>& rows) {
   SimilarityReport report;
   for (Index i = 0; i < rows.scaled_EH.rows; ++i) {
     report.nonfinite_rows += rows.inverse_norm_E[i] < 0 ? 1 : 0;
-    report.degenerate_rows += rows.inverse_norm_E[i] == 0 ? 1 : 0;
+    report.degenerate_rows += key_of(rows.inverse_norm_E[i]) == 0 ? 1 : 0;
   }
   return report;
 }

@@ -23,6 +23,10 @@
 
 namespace gatepro {
 
+#if defined(__clang__)
+#pragma clang diagnostic push
+#pragma clang diagnostic ignored "-Wweak-vtables"  // there is no unit that could hold the table
+#endif
 /// Thrown for every precondition that a caller broke: bad shapes, strides, options, ids or a
 /// workspace that is too small. Nothing has been written when it is thrown. The message names the
 /// function, the rule and the values, e.g.
@@ -31,6 +35,9 @@ class Error : public std::invalid_argument {
  public:
   using std::invalid_argument::invalid_argument;
 };
+#if defined(__clang__)
+#pragma clang diagnostic pop
+#endif
 
 namespace detail {
 inline namespace GATEPRO_ABI {

@@ -72,7 +72,7 @@ double balance_pass(LossArguments<A> arguments, const VectorView<const std::int6
                     const Executor& executor, const PriceOf& price_of) {
   const Index experts = arguments.logits_TE.cols;
   const A factor = static_cast<A>(weight.coefficient * weight.gradient_scale);
-  const bool gradient = arguments.dlogits_TE.given() && factor != 0;
+  const bool gradient = arguments.dlogits_TE.given() && key_of(factor) != 0;
   if (!gradient) arguments.dlogits_TE = {};
   const auto body = [&](const LossGroup<A>& group, Index first) {
     balance_group(group, experts, function, price_of(first), factor, gradient);

@@ -46,8 +46,7 @@ struct Competition {
 
   /// False if the routing equals plain top-k whatever the partners are.
   GATEPRO_ALWAYS_INLINE constexpr bool active() const {
-    return mode == CompetitionMode::eliminate ||
-           (mode == CompetitionMode::penalty && !(lambda == 0));
+    return mode == CompetitionMode::eliminate || (mode == CompetitionMode::penalty && lambda > 0);
   }
 };
 

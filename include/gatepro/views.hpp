@@ -22,6 +22,12 @@ using RowMatrix = Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMaj
 
 namespace detail {
 
+/// A count as an index. A template, because a plain cast is useless where the types are the same.
+template <class Count>
+constexpr Index index_of(Count count) {
+  return static_cast<Index>(count);
+}
+
 template <class M>
 using plain_t = std::remove_cv_t<std::remove_reference_t<M>>;
 

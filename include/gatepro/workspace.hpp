@@ -42,7 +42,7 @@ class Arena {
     need(workspace.bytes >= needed, where, "a workspace as large as its query says",
          {{"bytes", workspace.bytes}, {"bytes needed", needed}});
     const auto address = reinterpret_cast<std::uintptr_t>(workspace.data);
-    base_ = static_cast<std::byte*>(workspace.data) + (alignment - address % alignment) % alignment;
+    base_ = (address + alignment - 1) / alignment * alignment;
   }
 
   template <class T>
@@ -52,7 +52,7 @@ class Arena {
     constexpr Index most = (std::numeric_limits<Index>::max)() - 2 * static_cast<Index>(alignment);
     need(bytes <= most - static_cast<Index>(used_), "workspace", "sizes within the address space",
          {{"bytes", used_}, {"more bytes", bytes}});
-    std::byte* array = base_ == nullptr ? nullptr : base_ + used_;
+    const std::uintptr_t array = base_ + used_;
     used_ += (static_cast<std::size_t>(bytes) + alignment - 1) / alignment * alignment;
     return reinterpret_cast<T*>(array);
   }
@@ -60,7 +60,7 @@ class Arena {
   /// An arena over memory that is already aligned.
   static Arena at(std::byte* base) {
     Arena arena;
-    arena.base_ = base;
+    arena.base_ = reinterpret_cast<std::uintptr_t>(base);
     return arena;
   }
 
@@ -72,7 +72,7 @@ class Arena {
 
  private:
   static constexpr std::size_t alignment = 64;  // a cache line, and the widest vector
-  std::byte* base_ = nullptr;
+  std::uintptr_t base_ = 0;                     // not a pointer, because a dry run counts from null
   std::size_t used_ = 0;
 };
 
@@ -106,6 +106,8 @@ class PerWorker {
   Index bytes_each_ = 0;
   std::byte* base_ = nullptr;
 };
+template <class Carve>
+PerWorker(Arena&, int, const Carve&) -> PerWorker<Carve>;
 
 }  // namespace GATEPRO_ABI
 }  // namespace detail

@@ -82,7 +82,7 @@ double z_loss(MatrixView<L> logits_TE, const LossWeight& weight,
 
   const double scale = weight.coefficient / static_cast<double>(mean_over);
   const A factor = static_cast<A>(2 * scale * weight.gradient_scale);
-  const bool gradient = dlogits_TE.given() && factor != 0;
+  const bool gradient = dlogits_TE.given() && detail::key_of(factor) != 0;
   if (!gradient) arguments.dlogits_TE = {};
   const detail::LossLayout<A> layout(arena, tokens, experts, workers);
   const std::int64_t end = tokens;

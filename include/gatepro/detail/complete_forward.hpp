@@ -197,8 +197,8 @@ DropReport drop_by_rule(const CompleteConfig& config, const ForwardInputs<Id>& i
                         const CompleteRoutingView<X, A, Id>& out, Workspace workspace,
                         const Executor& executor, CompleteReport& report) {
   const RouterConfig& router = config.router;
-  report.capacity = expert_capacity(static_cast<Index>(report.valid_tokens), router.top_k,
-                                    router.num_experts, *config.capacity);
+  report.capacity = expert_capacity(index_of(report.valid_tokens), router.top_k, router.num_experts,
+                                    *config.capacity);
   return drop_over_capacity(out.expert_ids_TK, in.is_padding_T, report.capacity,
                             config.capacity->policy, out.weights_TK, out.kept_TK,
                             out.kept_per_expert_E, workspace, executor);

@@ -184,8 +184,9 @@ void add_selected_to_tokens(const StridedView<Id>& expert_ids_TK,
   const bool slice_weights = entries >= 2 * experts;
   const Index most = slice_weights ? slice_cols<A>() : w_EH.cols;
   const auto& kernels = gradient_kernels<A>();
-  const auto add_rows =
-      kernels.add_rows[slice_weights ? source_index<A>() : source_index<Source>()];
+  int scalar = source_index<Source>();
+  if (slice_weights) scalar = source_index<A>();
+  const auto add_rows = kernels.add_rows[scalar];
   for (Index c = 0; c < w_EH.cols; c += most) {
     const Index cols = (std::min)(most, w_EH.cols - c);
     if (slice_weights) copy_slices(w_EH.middle_cols(c, cols), scratch.slice);

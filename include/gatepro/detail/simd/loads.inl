@@ -95,7 +95,7 @@ GATEPRO_FN Lanes<A> load_as(const Source* from, int count) {
     float values[lanes_v<float>];
     std::memcpy(bits, static_cast<const void*>(from), std::size_t(count) * sizeof(Source));
     widen_16_bits<Source>(bits).store(values);
-    for (int i = 0; i < lanes_v<A>; ++i) wide[i] = values[i];
+    for (int i = 0; i < lanes_v<A>; ++i) wide[i] = static_cast<A>(values[i]);
   } else {
     for (int i = 0; i < count; ++i) wide[i] = static_cast<A>(from[i]);
   }

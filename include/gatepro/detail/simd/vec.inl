@@ -37,9 +37,15 @@ struct Vec {
   GATEPRO_FN friend Vec operator^(Vec a, Vec b) { return {a.raw ^ b.raw}; }
   GATEPRO_FN friend Vec operator<<(Vec a, int bits) { return {a.raw << bits}; }
   GATEPRO_FN friend Vec operator>>(Vec a, int bits) { return {a.raw >> bits}; }
-  GATEPRO_FN friend Mask operator<(Vec a, Vec b) { return {(typename Mask::Raw)(a.raw < b.raw)}; }
-  GATEPRO_FN friend Mask operator>(Vec a, Vec b) { return {(typename Mask::Raw)(a.raw > b.raw)}; }
-  GATEPRO_FN friend Mask operator==(Vec a, Vec b) { return {(typename Mask::Raw)(a.raw == b.raw)}; }
+  GATEPRO_FN friend Mask operator<(Vec a, Vec b) {
+    return {reinterpret_cast<typename Mask::Raw>(a.raw < b.raw)};
+  }
+  GATEPRO_FN friend Mask operator>(Vec a, Vec b) {
+    return {reinterpret_cast<typename Mask::Raw>(a.raw > b.raw)};
+  }
+  GATEPRO_FN friend Mask operator==(Vec a, Vec b) {
+    return {reinterpret_cast<typename Mask::Raw>(a.raw == b.raw)};
+  }
 
   GATEPRO_FN friend Vec select(Mask mask, Vec a, Vec b) { return {mask.raw ? a.raw : b.raw}; }
 
@@ -51,7 +57,7 @@ struct Vec {
 /// The same bits as another element type of the same size.
 template <class To, class T, int N>
 GATEPRO_FN Vec<To, N> bit_cast(Vec<T, N> v) {
-  return {(typename Vec<To, N>::Raw)v.raw};
+  return {reinterpret_cast<typename Vec<To, N>::Raw>(v.raw)};
 }
 
 /// Values converted lane by lane; towards zero if To is an integer.

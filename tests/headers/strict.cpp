@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: MIT
+// Every public template, instantiated for the warnings that its body may give.
+#include <cstddef>
+#include <cstdint>
+#include <gatepro/gatepro.hpp>
+#include <vector>
+
+namespace {
+
+using gatepro::Index;
+using gatepro::RowMatrix;
+
+constexpr Index tokens = 8, hidden = 4, experts = 4, top_k = 2;
+
+struct OwnExecutor {
+  int workers() const { return 2; }
+  template <class Body>
+  void run(int count, Body body) const {
+    for (int worker = count - 1; worker >= 0; --worker) body(worker);
+  }
+};
+
+template <class T>
+RowMatrix<T> zeros(Index rows, Index cols) {
+  return RowMatrix<T>::Zero(rows, cols);
+}
+
+template <class X, class W>
+void route() {
+  using A = gatepro::accumulator_t<X, W>;
+  const RowMatrix<X> x_TH = zeros<X>(tokens, hidden);
+  const RowMatrix<W> w_EH = zeros<W>(experts, hidden);
+  const RowMatrix<A> dweights_TK = zeros<A>(tokens, top_k);
+  RowMatrix<A> dx_TH = zeros<A>(tokens, hidden);
+  RowMatrix<A> dw_EH = zeros<A>(experts, hidden);
+  const OwnExecutor executor;
+
+  gatepro::Router<X, W> router({hidden, experts, top_k});
+  gatepro::RoutingBuffers<gatepro::Router<X, W>> buffers(router, tokens);
+  router.refresh(w_EH, 0, executor);
+  router.forward(x_TH, w_EH, buffers, executor);
+  router.forward(x_TH, w_EH, buffers);
+  const RowMatrix<A> logits_TE = zeros<A>(tokens, experts);
+  router.forward_logits(logits_TE, buffers.view(), buffers.workspace(), executor);
+  router.backward(x_TH, w_EH, buffers, dweights_TK, logits_TE, dx_TH, dw_EH, executor);
+}
+
+template <class X, class W>
+void route_completely() {
+  using A = gatepro::accumulator_t<X, W>;
+  using Router = gatepro::CompleteRouter<X, W, std::int64_t>;
+  const RowMatrix<X> x_TH = zeros<X>(tokens, hidden);
+  const RowMatrix<W> w_EH = zeros<W>(experts, hidden);
+  const RowMatrix<A> dweights_TK = zeros<A>(tokens, top_k);
+  RowMatrix<A> dx_TH = zeros<A>(tokens, hidden);
+  RowMatrix<A> dw_EH = zeros<A>(experts, hidden);
+  RowMatrix<A> dlogits_TE = zeros<A>(tokens, experts);
+  const OwnExecutor executor;
+
+  Router router(gatepro::CompleteConfig{{hidden, experts, top_k}});
+  gatepro::CompleteBuffers<Router> buffers(router, tokens);
+  router.refresh(w_EH, 0, executor);
+  const gatepro::NoReduce reduce;
+  router.forward(x_TH, w_EH, {}, buffers, reduce, executor);
+  router.forward_logits({}, buffers.view(), buffers.workspace(), reduce, executor);
+  router.backward(x_TH, w_EH, {}, buffers, dweights_TK, {}, dx_TH, dw_EH, executor);
+  router.backward_logits({}, buffers.view(), buffers.report(), dweights_TK, {}, dlogits_TE,
+                         buffers.workspace(), executor);
+  router.end_step(reduce);
+  router.restore(router.state());
+}
+
+template <class A>
+void dispatch() {
+  const std::vector<std::int32_t> zeros_TK(tokens * top_k);
+  std::vector<std::int32_t> token_of_row_N(tokens * top_k), choice_of_row_N(tokens * top_k);
+  std::vector<std::int64_t> offsets_E1(experts + 1);
+  RowMatrix<std::int32_t> row_TK(tokens, top_k);
+  std::vector<std::byte> scratch(gatepro::plan_dispatch_workspace(experts));
+  gatepro::DispatchPlan<> plan;
+  plan.offsets_E1 = offsets_E1;
+  plan.token_of_row_N = token_of_row_N;
+  plan.choice_of_row_N = choice_of_row_N;
+  plan.row_TK = row_TK;
+  const gatepro::StridedView<const std::int32_t> ids_TK(zeros_TK.data(), tokens, top_k);
+  const Index rows = gatepro::plan_dispatch(ids_TK, {}, {}, experts, {}, plan, scratch);
+
+  RowMatrix<A> x_TH = zeros<A>(tokens, hidden), rows_NH = zeros<A>(rows, hidden);
+  RowMatrix<A> weights_TK = zeros<A>(tokens, top_k);
+  const auto drows_NH = gatepro::view(rows_NH);
+  const auto dx_TH = gatepro::view(x_TH);
+  const auto row_view_TK = gatepro::strided_view(row_TK);
+  gatepro::permute(dx_TH, gatepro::VectorView<std::int32_t>(token_of_row_N), drows_NH);
+  gatepro::permute_backward(row_view_TK, drows_NH, dx_TH);
+  gatepro::combine(drows_NH, row_view_TK, gatepro::strided_view(weights_TK), dx_TH);
+  gatepro::combine_backward_weights(drows_NH, row_view_TK, dx_TH,
+                                    gatepro::strided_view(weights_TK));
+}
+
+}  // namespace
+
+int main() {
+  route<float, float>();
+  route<double, double>();
+  route<gatepro::bfloat16, float>();
+  route_completely<float, float>();
+  route_completely<double, double>();
+  route_completely<gatepro::bfloat16, float>();
+  dispatch<float>();
+  dispatch<double>();
+}
