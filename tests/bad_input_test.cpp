@@ -272,6 +272,28 @@ TEST_F(BadCall, ForwardLogitsInput) {
              {"Router::forward_logits", "it is the input"});
 }
 
+/// One byte further, where no element of more than a byte may stand.
+template <class T>
+void misplace(T*& data) {
+  data = reinterpret_cast<T*>(reinterpret_cast<std::uintptr_t>(data) + 1);
+}
+
+TEST_F(BadCall, ElementsThatAreNotAligned) {
+  const Parts of_float = {"aligned", "address modulo alignment=1", "alignment=4"};
+  expect_bad_forward([](auto& f) { misplace(f.x.data); }, {"Router::forward: need x_TH"});
+  expect_bad_forward([](auto& f) { misplace(f.x.data); }, of_float);
+  expect_bad_forward([](auto& f) { misplace(f.w.data); }, {"w_EH", "aligned"});
+  expect_bad_forward([](auto& f) { misplace(f.out.logits_TE.data); }, {"logits_TE", "aligned"});
+  expect_bad_output([](auto& f) { misplace(f.out.expert_ids_TK.data); },
+                    {"expert_ids_TK", "aligned", "alignment=4"});
+  expect_bad_output([](auto& f) { misplace(f.out.weights_TK.data); }, {"weights_TK", "aligned"});
+  expect_bad_output([](auto& f) { misplace(f.out.tokens_per_expert_E.data); },
+                    {"tokens_per_expert_E", "aligned", "alignment=8"});
+  expect_bad_backward([](auto& b) { misplace(b.dweights.data); }, {"dweights_TK", "aligned"});
+  expect_bad_backward([](auto& b) { misplace(b.dlogits.data); }, {"dlogits_TE", "aligned"});
+  expect_bad_backward([](auto& b) { misplace(b.dx.data); }, {"dx_TH", "aligned"});
+}
+
 TEST_F(BadCall, ForwardOutputs) {
   expect_bad_output([](auto& f) { f.out.expert_ids_TK = {}; }, {"expert_ids_TK", "shape"});
   expect_bad_output([](auto& f) { f.out.expert_ids_TK.rows = 4; },

@@ -117,8 +117,11 @@ struct is_std_vector<std::vector<std::remove_const_t<T>, A>, T> : std::true_type
 /// that is absent or an optional output that is not wanted. A view of an empty object is given, so
 /// that a gradient that nobody sized is refused for its shape, not left out. Row-major Eigen
 /// matrices, maps, refs and blocks with contiguous rows convert implicitly; anything that would
-/// need a copy (a column-major matrix, an expression, a temporary matrix) does not compile. Strides
-/// and null pointers are checked by the functions that take views, not here.
+/// need a copy (a column-major matrix, an expression, a temporary matrix) does not compile.
+///
+/// Elements stand where their type may stand, at a multiple of alignof(T); no more is asked. What a
+/// file holds at an odd offset has to be copied out. Strides, alignment and null pointers are
+/// checked by the functions that take views, not here.
 template <class T>
 struct MatrixView {
   T* data = nullptr;     ///< Element (0, 0).

@@ -57,6 +57,16 @@ inline void check_not_negative(const char* where, const char* name, Index rows, 
   }
 }
 
+/// Elements stand where their type may stand: elsewhere, reading one is undefined.
+template <class T>
+void check_alignment(const char* where, const char* name, const T* data, bool has_elements) {
+  const std::uintptr_t misplaced_by = reinterpret_cast<std::uintptr_t>(data) % alignof(T);
+  if (has_elements && misplaced_by != 0) {
+    fail_view(where, name, "data aligned as its element type",
+              {{"address modulo alignment", misplaced_by}, {"alignment", alignof(T)}});
+  }
+}
+
 /// A given matrix of the expected shape whose elements all have addresses.
 template <class T>
 void check_matrix(const char* where, const char* name, const MatrixView<T>& m, Index rows,
@@ -72,6 +82,7 @@ void check_matrix(const char* where, const char* name, const MatrixView<T>& m, I
   if (m.data == nullptr && m.rows > 0 && m.cols > 0) {
     fail_view(where, name, "data that is not null", {{"rows", m.rows}, {"cols", m.cols}});
   }
+  check_alignment(where, name, m.data, m.rows > 0 && m.cols > 0);
   constexpr Index most = (std::numeric_limits<Index>::max)() / static_cast<Index>(sizeof(T));
   if (m.rows > 1 && m.row_stride > (most - m.cols) / (m.rows - 1)) {
     fail_view(where, name, "rows * row_stride within the address space",
@@ -99,6 +110,7 @@ void check_strided(const char* where, const char* name, const StridedView<T>& m,
   if (m.data == nullptr && m.rows > 0 && m.cols > 0) {
     fail_view(where, name, "data that is not null", {{"rows", m.rows}, {"cols", m.cols}});
   }
+  check_alignment(where, name, m.data, m.rows > 0 && m.cols > 0);
   constexpr Index most = (std::numeric_limits<Index>::max)() / static_cast<Index>(sizeof(T)) / 2;
   const Index row_gaps = m.rows > 1 ? m.rows - 1 : 0;
   const Index col_gaps = m.cols > 1 ? m.cols - 1 : 0;
@@ -133,6 +145,7 @@ void check_vector(const char* where, const char* name, const VectorView<T>& v, I
   if (v.data == nullptr && size > 0) {
     fail_view(where, name, "data that is not null", {{"size", v.size}});
   }
+  check_alignment(where, name, v.data, size > 0);
 }
 
 /// The same, or not given. A null that has an extent is neither.
