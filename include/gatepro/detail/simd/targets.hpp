@@ -42,6 +42,12 @@
 #define GATEPRO_UNROLL_2 _Pragma("GCC unroll 2")
 #endif
 
+// nvcc passes the host compiler's pragmas on, but warns of each.
+#if defined(__NVCC__)
+#pragma nv_diagnostic push
+#pragma nv_diag_suppress 1675
+#endif
+
 #if GATEPRO_X86_TARGETS
 
 #define GATEPRO_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")))
@@ -97,6 +103,10 @@ namespace portable {
 #undef GATEPRO_KERNEL
 #undef GATEPRO_UNROLL
 #undef GATEPRO_UNROLL_2
+
+#if defined(__NVCC__)
+#pragma nv_diagnostic pop
+#endif
 
 #if GATEPRO_X86_TARGETS
 #define GATEPRO_TABLE(isa, table) \
