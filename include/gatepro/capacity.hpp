@@ -215,9 +215,10 @@ inline Index expert_capacity(Index num_tokens, Index top_k, Index num_experts,
   const double share = static_cast<double>(choices) / static_cast<double>(num_experts);
   const double wanted = std::ceil(rule.factor * share * (1 - 0x1p-50));
   const bool fewer = wanted < static_cast<double>(num_tokens);
-  const Index slots = fewer ? (std::max)(static_cast<Index>(wanted), rule.minimum) : num_tokens;
+  const Index used_slots =
+      fewer ? (std::max)(static_cast<Index>(wanted), rule.minimum) : num_tokens;
   return detail::align_up(where, "aligned slots within the address space",
-                          (std::min)(slots, num_tokens), rule.alignment);
+                          (std::min)(used_slots, num_tokens), rule.alignment);
 }
 
 /// Bytes of workspace for drop_over_capacity.

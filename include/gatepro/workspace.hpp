@@ -54,7 +54,7 @@ class Arena {
          {{"bytes", used_}, {"more bytes", bytes}});
     const std::uintptr_t array = base_ + used_;
     used_ += (static_cast<std::size_t>(bytes) + alignment - 1) / alignment * alignment;
-    return reinterpret_cast<T*>(array);
+    return reinterpret_cast<T*>(array);  // NOLINT(performance-no-int-to-ptr)
   }
 
   /// An arena over memory that is already aligned.

@@ -229,7 +229,7 @@ void check_state(const char* where, const CompleteConfig& config, const RouterSt
   check_ids(where, "partners_EM", partners, experts);
   for (const double bias : state.expert_bias_E) {
     const bool fits =
-        is_finite(bias) && std::abs(bias) <= static_cast<double>((std::numeric_limits<A>::max)());
+        is_finite(bias) && (std::abs)(bias) <= static_cast<double>((std::numeric_limits<A>::max)());
     need(fits, where, "expert_bias_E with values that are finite, also in the router's precision",
          {{"value", bias}});
   }

@@ -185,7 +185,7 @@ void weights_of_scores(const ScoredGroup<A>& group, const ScoreRule& scores, Ind
     std::copy_n(group.scores_KL, size, weights_KL);
   }
   const A scale = static_cast<A>(scores.scale);
-  if (scale == A(1)) return;
+  if (key_of(scale) == key_of(A(1))) return;
   for (Index i = 0; i < size; ++i) weights_KL[i] *= scale;
 }
 
