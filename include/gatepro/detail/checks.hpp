@@ -8,6 +8,7 @@
 #include <limits>
 #include <string>
 
+#include "gatepro/detail/isa.hpp"
 #include "gatepro/error.hpp"
 #include "gatepro/executor.hpp"
 #include "gatepro/scalar.hpp"
@@ -183,8 +184,11 @@ void check_ids(const char* where, const char* name, const StridedView<Id>& ids, 
   }
 }
 
+/// How many bodies may run at once. Chooses the instruction set as well: in a body, which must not
+/// throw, it would be too late to find that GATEPRO_ISA names none.
 template <class Executor>
 int checked_workers(const char* where, const Executor& executor) {
+  chosen_isa();
   const int workers = executor.workers();
   need(workers >= 1, where, "an executor with workers() >= 1", {{"workers", workers}});
   return workers;

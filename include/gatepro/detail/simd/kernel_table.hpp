@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "gatepro/detail/isa.hpp"
 #include "gatepro/detail/order.hpp"
 #include "gatepro/options.hpp"
 #include "gatepro/scalar.hpp"
@@ -12,9 +13,6 @@
 
 namespace gatepro {
 namespace detail {
-
-/// The instruction sets, each with all that those before it have.
-enum class Isa { portable, avx2, avx512 };
 
 /// Positions in the tables that have one entry per storage type.
 template <class Source>

@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: MIT
+// GATEPRO_ISA names no instruction set: an Error from every function that has an executor or uses
+// kernels, whatever is called first, and not the end of the process.
+#include <gatepro/gatepro.hpp>
+
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+#include <vector>
+
+#include "support/errors.hpp"
+
+namespace {
+
+using namespace gatepro;
+
+constexpr Index T = 2, H = 3, E = 4, K = 2, N = T * K;
+
+/// Valid arguments of all stages.
+struct Arguments {
+  RowMatrix<float> x_TH = RowMatrix<float>::Random(T, H), out_TH = x_TH;
+  RowMatrix<float> w_EH = RowMatrix<float>::Random(E, H), out_EH = w_EH;
+  RowMatrix<float> logits_TE = RowMatrix<float>::Random(T, E), out_TE = logits_TE;
+  RowMatrix<float> a_TK = RowMatrix<float>::Constant(T, K, 0.5F), b_TK = a_TK, c_TK = a_TK;
+  RowMatrix<float> rows_NH = RowMatrix<float>::Random(N, H), out_NH = rows_NH;
+  RowMatrix<float> similarity_EE = RowMatrix<float>::Zero(E, E);
+  RowMatrix<std::int32_t> ids_TK = (RowMatrix<std::int32_t>(T, K) << 0, 1, 2, 3).finished();
+  RowMatrix<std::int32_t> row_TK = ids_TK, partners_E1 = RowMatrix<std::int32_t>::Zero(E, 1);
+  RowMatrix<std::uint8_t> bytes_TK = RowMatrix<std::uint8_t>::Zero(T, K), more_TK = bytes_TK;
+  RowMatrix<std::uint8_t> loser_TE = RowMatrix<std::uint8_t>::Zero(T, E);
+  std::vector<std::int32_t> token_N = {0, 0, 1, 1}, choice_N = {0, 1, 2, 3};
+  std::vector<std::int64_t> counts_E = {1, 1, 1, 1}, begin_S1 = {0, T};
+  std::vector<std::byte> memory = std::vector<std::byte>(1 << 20);
+  RivalTable rivals = RivalTable(view(partners_E1), false);
+  SelectionRule rule{K, {ScoreFunction::sigmoid, true, 1}, {}, Competition::off()};
+  NoiseKey noise{};
+};
+
+template <class Call>
+void expect_refused(const char* what, const Call& call) {
+  SCOPED_TRACE(what);
+  expect_error(call, {"GATEPRO_ISA", "portable, avx2, avx512", "nonsense"});
+}
+
+#define EXPECT_REFUSED(...) expect_refused(#__VA_ARGS__, [&] { __VA_ARGS__; })
+
+template <class T>
+VectorView<T> all(std::vector<T>& values) {
+  return {values.data(), static_cast<Index>(values.size())};
+}
+
+class UnknownInstructionSet : public testing::Test, public Arguments {
+ protected:
+  static void SetUpTestSuite() { setenv("GATEPRO_ISA", "nonsense", 1); }
+};
+
+TEST_F(UnknownInstructionSet, IsRefusedByStages) {
+  EXPECT_REFUSED(instruction_set());
+  EXPECT_REFUSED(gate_logits(view(x_TH), view(w_EH), view(out_TE), memory));
+  EXPECT_REFUSED(cosine_similarity(view(w_EH), view(similarity_EE), memory));
+  EXPECT_REFUSED(find_partners(view(w_EH), {}, view(partners_E1), {}, memory));
+  EXPECT_REFUSED(apply_competition(view(logits_TE), rivals, Competition::penalty(1), view(out_TE),
+                                   {}, memory));
+  EXPECT_REFUSED(
+      select_top_k(view(logits_TE), {}, strided_view(ids_TK), strided_view(a_TK), memory));
+  EXPECT_REFUSED(softmax_selected(strided_view(a_TK), strided_view(b_TK), memory));
+  EXPECT_REFUSED(route_scored(
+      view(logits_TE), rivals, rule, VectorView<float>(), {},
+      ScoredRoutingView<float, std::int32_t>{strided_view(ids_TK), strided_view(a_TK)}, memory));
+  EXPECT_REFUSED(replay_scored(view(logits_TE), rivals, rule, {}, strided_view(ids_TK),
+                               strided_view(bytes_TK), strided_view(a_TK), strided_view(b_TK),
+                               memory));
+  EXPECT_REFUSED(gate_backward_tokens(strided_view(ids_TK), strided_view(a_TK), {}, view(w_EH),
+                                      view(out_TH), memory));
+  EXPECT_REFUSED(gate_backward_weights(strided_view(ids_TK), strided_view(a_TK), {}, view(x_TH),
+                                       ExpertRange{0, E}, view(out_EH), memory));
+  EXPECT_REFUSED(scores_backward(view(logits_TE), rivals, rule, strided_view(ids_TK),
+                                 strided_view(bytes_TK), strided_view(a_TK), {}, strided_view(b_TK),
+                                 strided_view(c_TK), {}, memory));
+}
+
+TEST_F(UnknownInstructionSet, IsRefusedByLosses) {
+  const ScoreFunction softmax = ScoreFunction::softmax_before_top_k;
+  const VectorView<const std::int64_t> counts = all(counts_E);
+  const BalanceCounts load{counts, T, 1};
+  EXPECT_REFUSED(
+      load_balancing_loss(view(logits_TE), softmax, K, load, {1}, {}, view(out_TE), memory));
+  EXPECT_REFUSED(sequence_load_balancing_loss(view(logits_TE), strided_view(ids_TK), all(begin_S1),
+                                              softmax, {1}, {}, view(out_TE), memory));
+  EXPECT_REFUSED(z_loss(view(logits_TE), {1}, {}, view(out_TE), memory));
+  EXPECT_REFUSED(count_unpenalised(view(logits_TE), softmax, K, {}, all(counts_E), memory));
+}
+
+TEST_F(UnknownInstructionSet, IsRefusedByTheWayToTheExperts) {
+  EXPECT_REFUSED(drop_over_capacity(strided_view(ids_TK), {}, 1, DropPolicy::position,
+                                    strided_view(a_TK), strided_view(bytes_TK), all(counts_E),
+                                    memory));
+  EXPECT_REFUSED(permute<float>(view(x_TH), all(token_N), view(out_NH)));
+  EXPECT_REFUSED(permute_backward(strided_view(row_TK), view(rows_NH), view(out_TH)));
+  EXPECT_REFUSED(combine(view(rows_NH), strided_view(row_TK), strided_view(a_TK), view(out_TH)));
+  EXPECT_REFUSED(
+      combine_backward_rows(all(choice_N), strided_view(a_TK), view(x_TH), view(out_NH)));
+  EXPECT_REFUSED(combine_backward_weights(view(rows_NH), strided_view(row_TK), view(x_TH),
+                                          strided_view(b_TK)));
+}
+
+TEST_F(UnknownInstructionSet, IsRefusedByNoise) {
+  EXPECT_REFUSED(jitter_tokens(view(x_TH), 0.1, noise, 0, view(out_TH)));
+  EXPECT_REFUSED(jitter_backward(view(x_TH), 0.1, noise, 0, view(out_TH)));
+  EXPECT_REFUSED(add_logit_noise(0.1, noise, 0, view(out_TE)));
+  EXPECT_REFUSED(random_logits(noise, 0, view(out_TE)));
+}
+
+TEST_F(UnknownInstructionSet, IsRefusedByRouters) {
+  EXPECT_REFUSED(Router<float>({H, E, K}).refresh(w_EH, 0));
+  EXPECT_REFUSED(RoutingBuffers(Router<float>({H, E, K}), T));
+  EXPECT_REFUSED(CompleteRouter<float>(CompleteConfig{{H, E, K}}).refresh(w_EH, 0));
+  EXPECT_REFUSED(CompleteBuffers(CompleteRouter<float>(CompleteConfig{{H, E, K}}), T));
+}
+
+}  // namespace
