@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: MIT
 #
-# test.sh: installs what is missing, builds tests and examples in build/release, runs all tests.
+# test.sh: installs what is missing, builds tests and examples in build/release, runs all tests. The
+# last line says which instruction sets they ran on.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -16,5 +17,9 @@ cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DGATEPRO_BUILD_BENCH
 echo "== build with $jobs jobs"
 cmake --build "$build" --parallel "$jobs"
 echo "== test"
+log=$build/test.log
+status=0
 ctest --test-dir "$build" --parallel "$jobs" --output-on-failure --no-tests=error \
-  --no-label-summary
+  --no-label-summary | tee "$log" || status=$?
+scripts/tested_sets.sh "$log"
+exit "$status"
