@@ -375,6 +375,35 @@ TEST(CompleteRecord, ARoutingMadeElsewhereIsFollowed) {
   }
 }
 
+/// A bias that its loads do not answer would grow without end.
+TEST(CompleteRecord, ReplayedChoicesCountForLossesAndNotForTheBias) {
+  CompleteConfig config = complete_data::full_config(H, E, K);
+  Trainer trainer(config);
+  trainer.router.refresh(trainer.w_EH, 0);
+  trainer.train(0, 1);
+  gatepro::RoutingRecord<> record;
+  auto in = inputs();
+  in.record = &record;
+  const auto x_TH = tokens_of_step(1);
+  const auto chosen = complete_data::forward(trainer.router, x_TH, trainer.w_EH, in);
+  EXPECT_EQ(trainer.router.state().bias_counts_E, chosen.counts_E);
+  trainer.router.end_step();
+  const gatepro::RouterState before = trainer.router.state();
+  in.record = nullptr;
+  in.replay = &record;
+  for (int repeat = 1; repeat <= 3; ++repeat) {
+    const auto replayed = complete_data::forward(trainer.router, x_TH, trainer.w_EH, in);
+    EXPECT_TRUE(same_bits(replayed.ids_TK, chosen.ids_TK));
+    EXPECT_EQ(replayed.counts_E, chosen.counts_E);
+    const gatepro::RouterState after = trainer.router.state();
+    EXPECT_EQ(after.balance_tokens, repeat * T);
+    EXPECT_EQ(after.noise_position, before.noise_position + repeat * T);
+    EXPECT_EQ(after.bias_counts_E, std::vector<std::int64_t>(E, 0));
+  }
+  trainer.router.end_step();
+  EXPECT_EQ(trainer.router.state().expert_bias_E, before.expert_bias_E);
+}
+
 TEST(CompleteRecord, WhatDoesNotFitIsRefused) {
   R router(complete_data::full_config(H, E, K));
   const auto w_EH = random_matrix<float>(E, H, 2);

@@ -14,7 +14,8 @@
 namespace gatepro {
 
 /// Balancing without a loss: a bias per expert, added for the choice only, moved against the load
-/// (Wang et al. 2024, arXiv 2408.15664).
+/// (Wang et al. 2024, arXiv 2408.15664). Only loads that it had a say in move it: choices that are
+/// replayed or forced would push it on without end, since they never answer.
 struct BiasRule {
   bool enabled = false;       ///< Whether there is a bias.
   double update_rate = 1e-3;  ///< u: b_i += u sign(mean load - load_i) at each end_step.
@@ -38,11 +39,17 @@ struct LossRule {
   }
 };
 
-/// A routing that is made up, to measure a balanced system before the router is.
+/// A routing that is made up, to measure a balanced system before the router is. Expert bias and
+/// competition have no say in it, nor does it move the bias. Padding and capacity act as always.
 enum class ForcedRouting {
-  none,         ///< The router decides.
-  round_robin,  ///< Token t goes to the experts t K, t K + 1, ... modulo E.
-  random,       ///< The logits are replaced by random numbers.
+  none,  ///< The router decides.
+  /// Experts take turns, K per token, whatever the groups are. Ranks take turns, too: the first
+  /// token of a forward of T tokens is number seed T plus the tokens routed before it. So with
+  /// consecutive seeds and equal T the loads of all ranks together differ by one at most.
+  round_robin,
+  /// The logits are replaced by random numbers, of which the group limit takes the best groups:
+  /// loads are even but for sampling noise.
+  random,
 };
 
 /// Noise of training passes. Every number is a function of seed, token and column, so that it does
@@ -88,8 +95,10 @@ struct ForwardInputs {
   /// S + 1 ascending offsets from 0 to T: sequence s is tokens [begin_s, begin_s+1), of any length.
   /// Required for a sequence loss.
   VectorView<const std::int64_t> sequence_begin_S1{};
-  RoutingRecord<Id>* record = nullptr;        ///< Filled if given.
-  const RoutingRecord<Id>* replay = nullptr;  ///< Followed if given; Pass::recompute needs it.
+  RoutingRecord<Id>* record = nullptr;  ///< Filled if given.
+  /// Followed if given; Pass::recompute needs it. In Pass::training its choices count for the
+  /// losses, as any do, but not for the expert bias.
+  const RoutingRecord<Id>* replay = nullptr;
   /// What means are over, where one optimizer step takes several forwards: the valid tokens of the
   /// whole step, over all ranks. 0: those of this forward.
   std::int64_t tokens_in_mean = 0;

@@ -299,8 +299,10 @@ class CompleteRouter {
     return in.pass == Pass::recompute ? in.replay->noise_position : noise_position_;
   }
 
-  VectorView<const A> choice_bias() const {
-    return config_.bias.enabled ? bias_.values() : VectorView<const A>();
+  /// The bias, where it has a say in the choices.
+  VectorView<const A> choice_bias(const Inputs& in) const {
+    const bool decides = in.replay == nullptr && !detail::is_forced(config_, in.pass);
+    return config_.bias.enabled && decides ? bias_.values() : VectorView<const A>();
   }
 
   /// Ids of forwards follow this one. Multiples of the golden ratio keep those of routers apart.
@@ -317,7 +319,7 @@ class CompleteRouter {
                        const Reduce& reduce, const Executor& executor) {
     const std::int64_t position = noise_position(in);
     detail::add_noise(config_.noise, in.pass, position, out.logits_TE, executor);
-    CompleteReport report = detail::choose(config_, router_.similarity().rivals(), choice_bias(),
+    CompleteReport report = detail::choose(config_, router_.similarity().rivals(), choice_bias(in),
                                            position, in, out, workspace, executor);
     report.noise_position = position;
     report.jittered = jittered;
@@ -336,7 +338,7 @@ class CompleteRouter {
   /// Moves the counters and hands out the results. What can throw throws before anything changes.
   void commit(const Inputs& in, const Routing& out, const CompleteReport& report) {
     if (in.pass == Pass::training) {
-      if (config_.bias.enabled) bias_.accumulate(out.tokens_per_expert_E);
+      if (choice_bias(in).given()) bias_.accumulate(out.tokens_per_expert_E);
       if (config_.losses.any()) balance_.commit();
       noise_position_ += report.tokens;
     }

@@ -19,6 +19,18 @@ namespace gatepro {
 namespace detail {
 inline namespace GATEPRO_ABI {
 
+/// True if the choices of a pass are made up.
+inline bool is_forced(const CompleteConfig& config, Pass pass) {
+  return config.noise.forced != ForcedRouting::none && pass != Pass::evaluation;
+}
+
+/// The rule that a pass chooses and weighs by.
+inline SelectionRule selection_in(const CompleteConfig& config, Pass pass) {
+  SelectionRule rule = config.selection();
+  if (is_forced(config, pass)) rule.competition = Competition::off();
+  return rule;
+}
+
 inline void check_loss_rule(const char* where, const LossRule& rule) {
   for (const double coefficient : {rule.batch, rule.sequence, rule.global, rule.z}) {
     need(is_finite(coefficient) && coefficient >= 0, where, "loss coefficients finite and >= 0",
@@ -191,7 +203,8 @@ void check_complete_forward(const CompleteConfig& config, const RivalTable& riva
   check_complete_inputs(where, config, in, tokens);
   check_complete_outputs(where, config, out, tokens, jittered);
   check_replay(where, config, in, tokens);
-  checked_competition<A>(where, config.router.competition, rivals, config.router.num_experts);
+  checked_competition<A>(where, selection_in(config, in.pass).competition, rivals,
+                         config.router.num_experts);
 }
 
 /// A member of a state is empty, for "has none", or as large as the settings make it.

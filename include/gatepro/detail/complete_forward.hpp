@@ -121,6 +121,14 @@ void load_record(const RoutingRecord<Id>& record, const CompleteRoutingView<X, A
   }
 }
 
+/// The token that a round robin starts with: each seed has a share of its own. Modulo E.
+inline Index round_robin_start(const CompleteConfig& config, std::int64_t position, Index tokens) {
+  const Index experts = config.router.num_experts;
+  const auto share = static_cast<Index>(config.noise.seed % static_cast<std::uint64_t>(experts)) *
+                     (tokens % experts);
+  return (static_cast<Index>(position % experts) + share % experts) % experts;
+}
+
 /// The outputs take choices that the logits had no part in. False if the router is to choose.
 template <class X, class A, class Id>
 bool load_choices(const CompleteConfig& config, std::int64_t position, const ForwardInputs<Id>& in,
@@ -129,9 +137,10 @@ bool load_choices(const CompleteConfig& config, std::int64_t position, const For
     load_record(*in.replay, out);
     return true;
   }
-  const bool forced = config.noise.forced == ForcedRouting::round_robin;
-  if (!forced || in.pass == Pass::evaluation) return false;
-  round_robin_ids(position, config.router.num_experts, out.expert_ids_TK);
+  const bool forced = is_forced(config, in.pass);
+  if (!forced || config.noise.forced != ForcedRouting::round_robin) return false;
+  round_robin_ids(round_robin_start(config, position, out.expert_ids_TK.rows),
+                  config.router.num_experts, out.expert_ids_TK);
   for (Index t = 0; t < out.penalised_TK.rows; ++t) {
     for (Index j = 0; j < out.penalised_TK.cols; ++j) out.penalised_TK(t, j) = 0;
   }
@@ -144,22 +153,22 @@ CompleteReport choose(const CompleteConfig& config, const RivalTable& rivals,
                       const VectorView<const A>& bias_E, std::int64_t position,
                       const ForwardInputs<Id>& in, const CompleteRoutingView<X, A, Id>& out,
                       Workspace workspace, const Executor& executor) {
+  const SelectionRule rule = selection_in(config, in.pass);
   RoutingReport found;
   if (load_choices(config, position, in, out)) {
-    found =
-        replay_scored(out.logits_TE, rivals, config.selection(), in.is_padding_T, out.expert_ids_TK,
-                      out.penalised_TK, out.weights_TK, out.scores_TK, workspace, executor);
+    found = replay_scored(out.logits_TE, rivals, rule, in.is_padding_T, out.expert_ids_TK,
+                          out.penalised_TK, out.weights_TK, out.scores_TK, workspace, executor);
     count_valid_choices(out.expert_ids_TK, in.is_padding_T, out.tokens_per_expert_E);
   } else {
     const ScoredRoutingView<A, Id> routed{out.expert_ids_TK, out.weights_TK, out.scores_TK,
                                           out.penalised_TK, out.tokens_per_expert_E};
-    found = route_scored(out.logits_TE, rivals, config.selection(), bias_E, in.is_padding_T, routed,
-                         workspace, executor);
+    found = route_scored(out.logits_TE, rivals, rule, bias_E, in.is_padding_T, routed, workspace,
+                         executor);
   }
   CompleteReport report;
   report.pass = in.pass;
   report.tokens = out.logits_TE.rows;
-  report.competition = config.router.competition;
+  report.competition = rule.competition;
   report.partners = rivals.fingerprint();
   report.nonfinite_rows = found.nonfinite_rows;
   report.tokens_short_of_survivors = found.tokens_short_of_survivors;
