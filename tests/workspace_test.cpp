@@ -3,18 +3,25 @@
 // a workspace belong to someone else.
 #include <gatepro/workspace.hpp>
 
+#include <algorithm>
 #include <functional>
+#include <limits>
 #include <vector>
 
 #include "gatepro/capacity.hpp"
 #include "gatepro/competition.hpp"
 #include "gatepro/cosine_similarity.hpp"
+#include "gatepro/count_unpenalised.hpp"
 #include "gatepro/dispatch_plan.hpp"
 #include "gatepro/gate_backward.hpp"
 #include "gatepro/gate_logits.hpp"
+#include "gatepro/load_balancing_loss.hpp"
 #include "gatepro/partner_search.hpp"
+#include "gatepro/router.hpp"
+#include "gatepro/scored_routing.hpp"
 #include "gatepro/softmax.hpp"
 #include "gatepro/top_k.hpp"
+#include "gatepro/z_loss.hpp"
 #include "support/data.hpp"
 #include "support/executors.hpp"
 
@@ -194,6 +201,72 @@ TEST(Workspace, QueriesOfEmptyShapesHaveAnAnswer) {
   EXPECT_NO_THROW(
       gatepro::drop_over_capacity_workspace<float>(0, 0, 0, gatepro::DropPolicy::probability));
   EXPECT_NO_THROW(gatepro::plan_dispatch_workspace(0));
+}
+
+/// An Error, or a size that holds a byte per unit: no overflow.
+template <class Query>
+void expect_size_or_error(Index unit, const Query& query) {
+  try {
+    EXPECT_GE(static_cast<double>(query()), static_cast<double>(unit));
+  } catch (const gatepro::Error&) {
+  }
+}
+
+// Every query with every argument near the borders of int, int32 and the address space.
+TEST(Workspace, QueriesOfHugeShapesOverflowNothing) {
+  constexpr Index most = std::numeric_limits<Index>::max();
+  constexpr int most_workers = std::numeric_limits<int>::max();
+  constexpr Index p31 = Index{1} << 31, p62 = Index{1} << 62;
+  for (const Index e : {Index{1}, p31 - 1, p31, p62 - 1, p62, most - 63, most}) {
+    for (const Index other : {Index{1}, p31 - 1, p31, p62 / 7, p62, most - 255, most}) {
+      for (const int count : {1, 3, most_workers}) {
+        const Index k = other;
+        const auto expect = [&](const auto& query) {
+          expect_size_or_error((std::max)(e, count * Index{1}), query);
+        };
+        expect([&] { return gatepro::select_top_k_workspace<float>(e, k, count); });
+        expect([&] { return gatepro::softmax_selected_workspace<double>(e, count); });
+        expect([&] { return gatepro::apply_competition_workspace<float>(e, count); });
+        expect([&] { return gatepro::gate_logits_workspace<float, float>(e, other, count); });
+        expect([&] { return gatepro::cosine_similarity_workspace<float>(e, other, count); });
+        expect([&] { return gatepro::find_partners_workspace<float>(e, 3, other, count); });
+        expect([&] { return gatepro::find_partners_workspace<float>(e, other, 1, count); });
+        expect([&] { return gatepro::gate_backward_tokens_workspace<float>(e, count); });
+        expect([&] { return gatepro::gate_backward_weights_workspace<float>(other, e, 1, count); });
+        expect([&] { return gatepro::gate_backward_weights_workspace<float>(1, e, other, count); });
+        expect([&] { return gatepro::z_loss_workspace<float>(other, e, count); });
+        expect([&] { return gatepro::load_balancing_loss_workspace<float>(other, e, count); });
+        expect([&] {
+          return gatepro::sequence_load_balancing_loss_workspace<float>(3, e, other, count);
+        });
+        expect([&] {
+          gatepro::SelectionRule rule;
+          rule.top_k = k;
+          return gatepro::route_scored_workspace<float>(e, rule, count);
+        });
+        expect([&] { return gatepro::count_unpenalised_workspace<float>(e, k, count); });
+        expect_size_or_error(e, [&] { return gatepro::plan_dispatch_workspace(e); });
+        expect_size_or_error(e, [&] {
+          return gatepro::drop_over_capacity_workspace<float>(other, e, k,
+                                                              gatepro::DropPolicy::probability);
+        });
+        expect([&] { return gatepro::Router<float>({other, e, 1}).forward_workspace(count); });
+        expect([&] { return gatepro::Router<float>({1, e, 1}).backward_workspace(other, count); });
+      }
+    }
+  }
+}
+
+TEST(Workspace, QueriesRefuseNegativeSizes) {
+  for (const Index bad : {Index{-1}, std::numeric_limits<Index>::min()}) {
+    EXPECT_THROW(gatepro::select_top_k_workspace<float>(bad, 1), gatepro::Error);
+    EXPECT_THROW(gatepro::select_top_k_workspace<float>(4, bad), gatepro::Error);
+    EXPECT_THROW(gatepro::select_top_k_workspace<float>(4, 1, -1), gatepro::Error);
+    EXPECT_THROW(gatepro::softmax_selected_workspace<float>(bad), gatepro::Error);
+    EXPECT_THROW((gatepro::gate_logits_workspace<float, float>(4, bad)), gatepro::Error);
+    EXPECT_THROW(gatepro::gate_backward_weights_workspace<float>(bad, 4, 1), gatepro::Error);
+    EXPECT_THROW(gatepro::z_loss_workspace<float>(bad, 4), gatepro::Error);
+  }
 }
 
 }  // namespace

@@ -225,6 +225,7 @@ inline Index expert_capacity(Index num_tokens, Index top_k, Index num_experts,
 template <class A>
 std::size_t drop_over_capacity_workspace(Index num_tokens, Index num_experts, Index top_k,
                                          DropPolicy policy) {
+  detail::check_query_experts("drop_over_capacity", num_experts);
   return detail::measure([&](detail::Arena& arena) {
     detail::carve_drop<A>(arena, num_tokens, num_experts, top_k, policy);
   });

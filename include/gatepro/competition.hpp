@@ -67,6 +67,7 @@ inline namespace GATEPRO_ABI {
 /// Bytes of workspace for apply_competition.
 template <class A>
 std::size_t apply_competition_workspace(Index num_experts, int workers = 1) {
+  detail::check_query_experts("apply_competition", num_experts);
   return detail::measure([&](detail::Arena& arena) {
     const auto carve = [&](detail::Arena& a) { return detail::carve_group<A>(a, num_experts, 1); };
     detail::PerWorker(arena, workers, carve);

@@ -212,6 +212,7 @@ inline Index max_dispatch_rows(Index num_tokens, Index top_k, Index num_experts,
 
 /// Bytes of workspace for plan_dispatch.
 inline std::size_t plan_dispatch_workspace(Index num_experts) {
+  detail::check_query_experts("plan_dispatch", num_experts);
   return detail::measure([&](detail::Arena& arena) { detail::carve_plan(arena, num_experts); });
 }
 

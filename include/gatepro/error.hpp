@@ -91,10 +91,12 @@ inline void need(bool ok, const char* where, const char* rule,
   if (!ok) fail(where, rule, got);
 }
 
-/// a * b for sizes >= 0, refused where the product leaves the range of std::ptrdiff_t.
+/// a * b for sizes, refused where one is negative or the product leaves the range of
+/// std::ptrdiff_t.
 inline std::ptrdiff_t checked_product(const char* where, const char* rule, std::ptrdiff_t a,
                                       std::ptrdiff_t b) {
-  const bool fits = a == 0 || b <= (std::numeric_limits<std::ptrdiff_t>::max)() / a;
+  const bool fits =
+      a >= 0 && b >= 0 && (a == 0 || b <= (std::numeric_limits<std::ptrdiff_t>::max)() / a);
   need(fits, where, rule, {{"left factor", a}, {"right factor", b}});
   return a * b;
 }

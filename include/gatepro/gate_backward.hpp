@@ -38,6 +38,7 @@ inline namespace GATEPRO_ABI {
 /// Bytes of workspace for gate_backward_tokens.
 template <class A>
 std::size_t gate_backward_tokens_workspace(Index num_experts, int workers = 1) {
+  detail::check_query_experts("gate_backward_tokens", num_experts);
   const auto bytes = [&](const auto& carve) {
     return detail::measure([&](detail::Arena& arena) { detail::PerWorker(arena, workers, carve); });
   };
@@ -121,6 +122,7 @@ void gate_backward_tokens(StridedView<Id> expert_ids_TK,
 template <class A>
 std::size_t gate_backward_weights_workspace(Index num_tokens, Index num_experts, Index top_k,
                                             int workers = 1) {
+  detail::check_query_experts("gate_backward_weights", num_experts);
   return (std::max)(detail::measure([&](detail::Arena& arena) {
                       detail::carve_sorted<A>(arena, num_tokens, num_experts, top_k);
                       detail::PerWorker(arena, workers, detail::CarveSlices<A>{});

@@ -169,6 +169,7 @@ inline namespace GATEPRO_ABI {
 /// Bytes of workspace for load_balancing_loss.
 template <class A>
 std::size_t load_balancing_loss_workspace(Index num_tokens, Index num_experts, int workers = 1) {
+  detail::check_query_experts("load_balancing_loss", num_experts);
   return detail::measure([&](detail::Arena& arena) {
     detail::BatchLossScratch<A>(arena, num_tokens, num_experts, workers);
   });
@@ -249,6 +250,7 @@ double load_balancing_loss(MatrixView<L> logits_TE, ScoreFunction function, Inde
 template <class A>
 std::size_t sequence_load_balancing_loss_workspace(Index num_tokens, Index num_experts,
                                                    Index num_sequences, int workers = 1) {
+  detail::check_query_experts("sequence_load_balancing_loss", num_experts);
   return detail::measure([&](detail::Arena& arena) {
     detail::SequenceLossScratch<A>(arena, num_tokens, num_experts, num_sequences, workers);
   });

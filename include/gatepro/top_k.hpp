@@ -50,6 +50,7 @@ inline namespace GATEPRO_ABI {
 /// Bytes of workspace for select_top_k.
 template <class A>
 std::size_t select_top_k_workspace(Index num_experts, Index top_k, int workers = 1) {
+  detail::check_query_experts("select_top_k", num_experts);
   return detail::measure([&](detail::Arena& arena) {
     const auto carve = [&](detail::Arena& a) {
       return detail::carve_group<A>(a, num_experts, top_k);

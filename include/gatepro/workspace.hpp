@@ -45,6 +45,7 @@ class Arena {
     base_ = (address + alignment - 1) / alignment * alignment;
   }
 
+  /// `count` elements.
   template <class T>
   T* take(Index count) {
     const Index bytes = checked_product("workspace", "sizes within the address space", count,
@@ -55,6 +56,12 @@ class Arena {
     const std::uintptr_t array = base_ + used_;
     used_ += (static_cast<std::size_t>(bytes) + alignment - 1) / alignment * alignment;
     return reinterpret_cast<T*>(array);  // NOLINT(performance-no-int-to-ptr)
+  }
+
+  /// `rows` times `cols` elements.
+  template <class T>
+  T* take(Index rows, Index cols) {
+    return take<T>(checked_product("workspace", "sizes within the address space", rows, cols));
   }
 
   /// An arena over memory that is already aligned.
@@ -75,6 +82,12 @@ class Arena {
   std::uintptr_t base_ = 0;                     // not a pointer, because a dry run counts from null
   std::size_t used_ = 0;
 };
+
+/// How many blocks of `size` it takes to hold `count`, which must not be negative.
+inline Index blocks_of(Index count, Index size) {
+  need(count >= 0, "workspace", "sizes >= 0", {{"size", count}});
+  return count / size + (count % size != 0 ? 1 : 0);
+}
 
 /// The size query of a layout: what `carve(arena)` takes.
 template <class Carve>

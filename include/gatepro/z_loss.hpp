@@ -41,6 +41,7 @@ inline namespace GATEPRO_ABI {
 /// Bytes of workspace for z_loss.
 template <class A>
 std::size_t z_loss_workspace(Index num_tokens, Index num_experts, int workers = 1) {
+  detail::check_query_experts("z_loss", num_experts);
   return detail::measure([&](detail::Arena& arena) {
     detail::LossLayout<A>(arena, num_tokens, num_experts, workers);
   });

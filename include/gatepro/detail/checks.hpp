@@ -163,6 +163,11 @@ inline void check_num_experts(const char* where, Index num_experts) {
        "1 <= num_experts <= 2^31 - 1", {{"num_experts", num_experts}});
 }
 
+/// The same for a workspace query, which has an answer for E = 0: the stage says what is wrong.
+inline void check_query_experts(const char* where, Index num_experts) {
+  if (num_experts != 0) check_num_experts(where, num_experts);
+}
+
 inline void check_top_k(const char* where, Index top_k, Index num_experts) {
   need(top_k >= 1 && top_k <= num_experts, where, "1 <= top_k <= num_experts",
        {{"top_k", top_k}, {"num_experts", num_experts}});

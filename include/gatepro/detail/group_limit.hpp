@@ -38,10 +38,10 @@ GroupLimitScratch<A> carve_group_limit(Arena& arena, const SelectionRule& rule) 
   if (!rule.groups.active()) return scratch;
   using Key = typename Order<A>::Key;
   const Index lanes = kernels<A>().lanes;
-  scratch.best_keys_NL = arena.take<Key>(experts_per_group_score(rule) * lanes);
-  scratch.best_ids_NL = arena.take<Key>(experts_per_group_score(rule) * lanes);
-  scratch.ranks_GL = arena.take<GroupRank<A>>(rule.groups.num_groups * lanes);
-  scratch.allowed_GL = arena.take<bool>(rule.groups.num_groups * lanes);
+  scratch.best_keys_NL = arena.take<Key>(experts_per_group_score(rule), lanes);
+  scratch.best_ids_NL = arena.take<Key>(experts_per_group_score(rule), lanes);
+  scratch.ranks_GL = arena.take<GroupRank<A>>(rule.groups.num_groups, lanes);
+  scratch.allowed_GL = arena.take<bool>(rule.groups.num_groups, lanes);
   return scratch;
 }
 

@@ -42,10 +42,10 @@ template <class A>
 LossGroup<A> carve_loss_group(Arena& arena, Index experts) {
   const Index lanes = kernels<A>().lanes;
   LossGroup<A> group;
-  group.keys_EL = arena.take<typename Order<A>::Key>(experts * lanes);
-  group.scores_EL = arena.take<A>(experts * lanes);
-  group.slopes_EL = arena.take<A>(experts * lanes);
-  group.gradient_EL = arena.take<A>(experts * lanes);
+  group.keys_EL = arena.take<typename Order<A>::Key>(experts, lanes);
+  group.scores_EL = arena.take<A>(experts, lanes);
+  group.slopes_EL = arena.take<A>(experts, lanes);
+  group.gradient_EL = arena.take<A>(experts, lanes);
   group.sum_L = arena.take<A>(lanes);
   group.mean_L = arena.take<A>(lanes);
   group.log_sum_exp_L = arena.take<A>(lanes);
@@ -84,7 +84,7 @@ class LossLayout {
  public:
   LossLayout(Arena& arena, Index tokens, Index experts, int workers)
       : workers_(workers),
-        blocks_((tokens + block_tokens - 1) / block_tokens),
+        blocks_(blocks_of(tokens, block_tokens)),
         sums_(arena.take<double>(blocks_)),
         groups_(arena, workers, Carve{experts}) {}
 

@@ -65,8 +65,8 @@ Index padded_depth(Index depth) {
 template <class A>
 Index packed_size(Index experts, Index hidden) {
   constexpr Index most_padding = 64;
-  need(hidden <= (std::numeric_limits<Index>::max)() - most_padding, "gate_logits",
-       "hidden_size within the address space", {{"hidden_size", hidden}});
+  need(hidden >= 0 && hidden <= (std::numeric_limits<Index>::max)() - most_padding, "gate_logits",
+       "hidden_size >= 0 and within the address space", {{"hidden_size", hidden}});
   return checked_product("gate_logits", "num_experts * hidden_size within the address space",
                          padded_experts<A>(experts), padded_depth<A>(hidden));
 }

@@ -48,13 +48,13 @@ RoutingGroup<A> carve_group(Arena& arena, Index experts, Index top_k) {
   using Key = typename Order<A>::Key;
   const Index lanes = kernels<A>().lanes;
   RoutingGroup<A> group;
-  group.keys_EL = arena.take<Key>(experts * lanes);
-  group.ranked_EL = arena.take<Key>(experts * lanes);
-  group.top_keys_KL = arena.take<Key>(top_k * lanes);
-  group.top_ids_KL = arena.take<Key>(top_k * lanes);
-  group.other_keys_KL = arena.take<Key>(top_k * lanes);
-  group.other_ids_KL = arena.take<Key>(top_k * lanes);
-  group.weights_KL = arena.take<A>(top_k * lanes);
+  group.keys_EL = arena.take<Key>(experts, lanes);
+  group.ranked_EL = arena.take<Key>(experts, lanes);
+  group.top_keys_KL = arena.take<Key>(top_k, lanes);
+  group.top_ids_KL = arena.take<Key>(top_k, lanes);
+  group.other_keys_KL = arena.take<Key>(top_k, lanes);
+  group.other_ids_KL = arena.take<Key>(top_k, lanes);
+  group.weights_KL = arena.take<A>(top_k, lanes);
   group.nonfinite_L = arena.take<Key>(lanes);
   return group;
 }

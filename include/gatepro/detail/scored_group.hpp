@@ -50,12 +50,12 @@ ScoredGroup<A> carve_scored_group(Arena& arena, Index experts, const SelectionRu
   ScoredGroup<A> group;
   group.routing = carve_group<A>(arena, experts, rule.top_k);
   group.groups = carve_group_limit<A>(arena, rule);
-  group.scores_EL = arena.take<A>(experts * lanes);
-  group.choice_EL = arena.take<Key>(experts * lanes);
-  group.other_scores_EL = arena.take<A>(experts * lanes);
-  group.other_EL = arena.take<Key>(experts * lanes);
-  group.selected_KL = arena.take<Key>(rule.top_k * lanes);
-  group.scores_KL = arena.take<A>(rule.top_k * lanes);
+  group.scores_EL = arena.take<A>(experts, lanes);
+  group.choice_EL = arena.take<Key>(experts, lanes);
+  group.other_scores_EL = arena.take<A>(experts, lanes);
+  group.other_EL = arena.take<Key>(experts, lanes);
+  group.selected_KL = arena.take<Key>(rule.top_k, lanes);
+  group.scores_KL = arena.take<A>(rule.top_k, lanes);
   group.sum_L = arena.take<A>(lanes);
   return group;
 }

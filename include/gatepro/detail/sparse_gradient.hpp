@@ -218,7 +218,7 @@ template <class A>
 SortedGradients<A> carve_sorted(Arena& arena, Index tokens, Index experts, Index top_k) {
   const Index entries =
       checked_product("gate_backward_weights", "T * K within the address space", tokens, top_k);
-  const Index chunks = (tokens + gradient_chunk - 1) / gradient_chunk;
+  const Index chunks = blocks_of(tokens, gradient_chunk);
   SortedGradients<A> sorted;
   sorted.coefficients = arena.take<A>(entries);
   sorted.rows = arena.take<Index>(entries);
