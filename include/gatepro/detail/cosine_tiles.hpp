@@ -47,6 +47,25 @@ CosineRows<A> carve_cosine_rows(Arena& arena, Index experts, Index hidden) {
   return rows;
 }
 
+/// A row of numbers so small that denormals among them count, times 2^(2 * mantissa_bits): exact,
+/// and by integers, because threads that flush denormals would multiply zeros.
+template <class A>
+void lift_row(A* row, Index count) {
+  using O = Order<A>;
+  using Key = typename O::Key;
+  constexpr Key smallest_normal = Key(1) << O::mantissa_bits;
+  // The smallest denormal, lifted.
+  const A unit = value_of<A>(Key(1 + O::mantissa_bits) << O::mantissa_bits);
+  for (Index i = 0; i < count; ++i) {
+    const Key key = key_of(row[i]);
+    const Key size = key < 0 ? -key : key;
+    const A lifted = size < smallest_normal
+                         ? static_cast<A>(size) * unit
+                         : value_of<A>(size + (Key(2 * O::mantissa_bits) << O::mantissa_bits));
+    row[i] = key < 0 ? -lifted : lifted;
+  }
+}
+
 /// Writes one row of W times a power of two, so that its largest element lies in [1, 2): exact,
 /// and no sum of squares can leave the range of A. Returns 1 / norm. A zero row gives 0; a
 /// non-finite row becomes zeros and gives -1.
@@ -54,12 +73,16 @@ template <class W, class A>
 A scale_row(const W* w, Index hidden, A* scaled) {
   const Kernels<A>& kernel = kernels<A>();
   kernel.widen[source_index<W>()](w, hidden, scaled);
-  const auto largest = kernel.largest_magnitude(scaled, hidden);
+  auto largest = kernel.largest_magnitude(scaled, hidden);
   if (largest >= Order<A>::infinity) {
     std::fill_n(scaled, hidden, A(0));
     return A(-1);
   }
   if (largest == 0) return A(0);
+  if (largest < typename Order<A>::Key(2 * Order<A>::mantissa_bits) << Order<A>::mantissa_bits) {
+    lift_row(scaled, hidden);
+    largest = kernel.largest_magnitude(scaled, hidden);
+  }
   // In two factors, because 2^-exponent alone may leave the range.
   const int exponent = std::ilogb(value_of<A>(largest));
   const A first = std::ldexp(A(1), -(exponent / 2));
