@@ -349,6 +349,44 @@ TEST(Overlap, ScoredRouting) {
                           });
 }
 
+TEST(Overlap, CompleteRouter) {
+  gatepro::CompleteConfig config;
+  config.router = {hidden, experts, top_k, gatepro::Competition::off()};
+  gatepro::CompleteRouter<float> router(config);
+  gatepro::CompleteBuffers buffers(router, tokens);
+  const auto x_TH = random_matrix<float>(tokens, hidden, 1);
+  const auto w_EH = random_matrix<float>(experts, hidden, 2);
+  const auto dweights_TK = random_matrix<float>(tokens, top_k, 3);
+  auto out = buffers.view();
+  out.weights_TK.data = out.scores_TK.data + 1;
+  expect_error([&] { router.forward(x_TH, w_EH, {}, out, buffers.workspace()); },
+               {"CompleteRouter::forward", "weights_TK and scores_TK overlap"});
+  out = buffers.view();
+  const MatrixView<const float> in_out(out.logits_TE.data, tokens, hidden, hidden);
+  expect_error([&] { router.forward(in_out, w_EH, {}, out, buffers.workspace()); },
+               {"CompleteRouter::forward", "logits_TE and x_TH overlap"});
+  const auto report = router.forward(x_TH, w_EH, {}, out, buffers.workspace());
+  // What an output already holds must not be added to it once more.
+  gatepro::RowMatrix<float> dlogits_TE = random_matrix<float>(tokens, experts, 4);
+  const auto before = dlogits_TE;
+  gatepro::BackwardInputs<float> more;
+  more.dlogits_TE = dlogits_TE;
+  expect_error(
+      [&] {
+        router.backward_logits({}, out, report, dweights_TK, more, dlogits_TE, buffers.workspace());
+      },
+      {"CompleteRouter::backward", "dlogits_TE and more.dlogits_TE overlap"});
+  gatepro::RowMatrix<float> dw_EH = gatepro::RowMatrix<float>::Zero(experts, hidden);
+  more = {};
+  expect_error(
+      [&] {
+        router.backward(x_TH, w_EH, {}, out, report, dweights_TK, more,
+                        {out.logits_TE.data, tokens, hidden}, dw_EH, buffers.workspace());
+      },
+      {"CompleteRouter::backward", "logits_TE and dx_TH overlap"});
+  EXPECT_EQ(dlogits_TE, before);
+}
+
 // Halves of the columns of one matrix, and weights between the ids: rows and columns interleave.
 TEST(Overlap, InterleavedOutputsGiveTheSameBits) {
   const auto x_TH = random_matrix<float>(tokens, hidden, 1);

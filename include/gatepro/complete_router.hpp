@@ -193,7 +193,7 @@ class CompleteRouter {
   }
 
   /// The gradient of the raw logits alone, for trainers with a GEMM of their own: dlogits_TE
-  /// (T x E) is added to. The rest as in backward.
+  /// (T x E) is added to; it is other memory than more.dlogits_TE. The rest as in backward.
   template <class Executor = SerialExecutor>
   void backward_logits(const Inputs& in, const Routing& out, const CompleteReport& report,
                        StridedView<const Accumulator> dweights_TK,
