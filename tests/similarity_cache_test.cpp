@@ -337,6 +337,70 @@ TEST(SimilarityCache, AFailedRefreshLeavesEverything) {
   EXPECT_TRUE(cache.similarity().given());
 }
 
+/// Throws in the last of its runs, after half of the blocks of that run.
+struct HalfWayThrower {
+  int* runs_left;
+  int workers() const { return 2; }
+  template <class Body>
+  void run(int count, Body body) const {
+    if (--*runs_left >= 0) {
+      for (int w = 0; w < count; ++w) body(w);
+      return;
+    }
+    body(0);
+    throw std::runtime_error("no second thread");
+  }
+};
+
+// S is replaced in place: what a failure has overwritten comes back, to the bit.
+TEST(SimilarityCache, AFailureAfterTheWorkLeavesTheOldSimilarity) {
+  constexpr Index experts = 101;
+  Cache cache(experts, {}, RefreshSchedule::every_step());
+  const auto old_w = random_matrix<float>(experts, 20, 1);
+  auto new_w = random_matrix<float>(experts, 20, 2);
+  new_w.row(7).setZero();
+  new_w(9, 1) = std::numeric_limits<float>::quiet_NaN();
+  cache.refresh(view(old_w), 1);
+  const auto kept = [&] {
+    return RowMatrix<float>(
+        Eigen::Map<const RowMatrix<float>>(cache.similarity().data, experts, experts));
+  };
+  const RowMatrix<float> before = kept();
+  int failures = 0;
+  for (int runs = 0; failures == runs; ++runs) {
+    int runs_left = runs;
+    try {
+      cache.refresh(view(new_w), 2, HalfWayThrower{&runs_left});
+    } catch (const std::runtime_error&) {
+      ++failures;
+      ASSERT_TRUE(routing_data::same_bits(kept(), before)) << runs;
+    }
+  }
+  EXPECT_GE(failures, 3);
+  Cache fresh(experts, {}, RefreshSchedule::every_step());
+  fresh.refresh(view(new_w), 2);
+  RowMatrix<float> want(experts, experts);
+  std::vector<std::byte> memory(gatepro::cosine_similarity_workspace<float>(experts, 20));
+  gatepro::cosine_similarity(view(new_w), view(want), memory);
+  EXPECT_TRUE(routing_data::same_bits(kept(), want));
+  EXPECT_EQ(partners_of(cache), partners_of(fresh));
+}
+
+TEST(SimilarityCache, TheSizeDecidesWhetherSimilaritiesAreKept) {
+  EXPECT_TRUE(Pairing{}.keeps_similarity(8192));
+  EXPECT_FALSE(Pairing{}.keeps_similarity(8193));
+  Pairing pairing;
+  pairing.keep_similarity = true;
+  EXPECT_TRUE(pairing.keeps_similarity(65536));
+  pairing.keep_similarity = false;
+  EXPECT_FALSE(pairing.keeps_similarity(2));
+  Cache cache(8193, {}, RefreshSchedule::every_step());
+  const RowMatrix<float> w = RowMatrix<float>::Ones(8193, 1);
+  cache.refresh(view(w), 0);
+  EXPECT_TRUE(cache.has_partners());
+  EXPECT_FALSE(cache.similarity().given());
+}
+
 TEST(SimilarityCache, KeepsNoSimilarityIfToldSo) {
   Pairing pairing;
   pairing.keep_similarity = false;

@@ -31,6 +31,32 @@ void store_cosines(const CosineTile<A>& tile, const MatrixView<A>& similarity_EE
   }
 }
 
+/// Writes the rows of a tile, without a mirror image; S_ii to diagonal_E.
+template <class A>
+void store_upper_cosines(const CosineTile<A>& tile, const MatrixView<A>& similarity_EE,
+                         A* diagonal_E) {
+  for (Index i = tile.first_expert; i < tile.end_expert(); ++i) {
+    diagonal_E[i] = tile(i, i);
+    for (Index j = i + 1; j < similarity_EE.cols; ++j) similarity_EE(i, j) = tile(i, j);
+  }
+}
+
+/// Copies the triangle i < j to the other one, or that one to this, some rows at a time: they stay
+/// in cache.
+template <class A>
+void mirror_triangle(const MatrixView<A>& similarity_EE, bool upper_to_lower) {
+  for (Index first = 0; first < similarity_EE.rows; first += tile_tokens) {
+    for (Index j = first + 1; j < similarity_EE.cols; ++j) {
+      const Index end = (std::min)(first + tile_tokens, j);
+      for (Index i = first; i < end; ++i) {
+        A& upper = similarity_EE(i, j);
+        A& lower = similarity_EE(j, i);
+        upper_to_lower ? lower = upper : upper = lower;
+      }
+    }
+  }
+}
+
 template <class A>
 SimilarityReport similarity_report(const CosineRows<A>& rows) {
   SimilarityReport report;
@@ -56,6 +82,7 @@ inline namespace GATEPRO_ABI {
 /// Bytes of workspace for cosine_similarity of E x H weights.
 template <class W>
 std::size_t cosine_similarity_workspace(Index num_experts, Index hidden_size, int workers = 1) {
+  detail::check_query_experts("cosine_similarity", num_experts);
   using A = accumulator_t<W>;
   return detail::measure([&](detail::Arena& arena) {
     detail::carve_cosine_rows<A>(arena, num_experts, hidden_size);
@@ -68,8 +95,8 @@ std::size_t cosine_similarity_workspace(Index num_experts, Index hidden_size, in
 ///
 /// w_EH: E x H router weights. similarity_EE: E x E, overwritten; symmetric to the bit, in
 /// [-1, 1], 1 on the diagonal. Very small and very large rows lose nothing: rows are scaled by
-/// powers of two first. A zero row has similarity 0 to all, itself included; a row with a NaN or
-/// infinity has similarity NaN. Error <= c sqrt(H) eps.
+/// powers of two first. A zero row, as all are if H = 0, has similarity 0 to all, itself included;
+/// a row with a NaN or infinity has similarity NaN. Error <= c sqrt(H) eps.
 ///
 /// Throws Error on a shape, stride, null or workspace that does not fit, before any write. Cost:
 /// about E^2 H operations, no allocation. Bits do not depend on the executor.

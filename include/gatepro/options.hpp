@@ -4,6 +4,7 @@
 #define GATEPRO_OPTIONS_HPP
 
 #include <cstdint>
+#include <optional>
 
 #include "gatepro/views.hpp"
 
@@ -97,7 +98,14 @@ struct Pairing {
   Index partners_per_expert = 1;  ///< m: the m most similar experts are rivals. 1 <= m <= E - 1.
   double min_similarity = -1;     ///< tau: a pair competes iff S >= tau; in [-1, 1], -1 for all.
   bool both_sides = false;        ///< The loser of {i, j*(i)} pays, whoever named whom.
-  bool keep_similarity = true;    ///< Store S, E x E, beside the partners.
+  /// Whether the cache stores S, E x E, beside the partners. If not set: if E <= 8192, where S
+  /// takes 256 MiB in float.
+  std::optional<bool> keep_similarity{};
+
+  /// The answer for E experts.
+  GATEPRO_ALWAYS_INLINE constexpr bool keeps_similarity(Index num_experts) const {
+    return keep_similarity.value_or(num_experts <= 8192);
+  }
 };
 
 /// When the similarity cache recomputes itself from the router weights.

@@ -22,8 +22,8 @@ class PartnerLists {
 
   PartnerLists(Arena& arena, Index experts, Index m)
       : enough_E_(arena.take<Key>(experts)),
-        keys_EM_(arena.take<Key>(experts * m), experts, m),
-        ids_EM_(arena.take<std::int32_t>(experts * m), experts, m) {}
+        keys_EM_(arena.take<Key>(experts, m), experts, m),
+        ids_EM_(arena.take<std::int32_t>(experts, m), experts, m) {}
 
   /// "None" everywhere: the expert itself, with a key that every candidate beats.
   void clear(Key least) const {
@@ -90,6 +90,29 @@ struct CarveLists {
   PartnerLists<A> operator()(Arena& arena) const { return PartnerLists<A>(arena, experts, m); }
 };
 
+/// The search, on checked arguments. `store(tile)` gets each tile of S. partners_EM is written
+/// last.
+template <class W, class A, class Executor, class Store>
+SimilarityReport find_partners_with(const MatrixView<const W>& w_EH, const Pairing& pairing,
+                                    const MatrixView<std::int32_t>& partners_EM, Arena& arena,
+                                    const Executor& executor, int workers, const Store& store) {
+  const Index experts = w_EH.rows;
+  const Index m = pairing.partners_per_expert;
+  const auto least = least_partner_key<A>(pairing);
+  const PerWorker lists(arena, workers, CarveLists<A>{experts, m});
+  for (int worker = 0; worker < workers; ++worker) lists(worker).clear(least);
+  const auto rows = carve_cosine_rows<A>(arena, experts, w_EH.cols);
+  for_each_cosine_tile<W>(w_EH, rows, arena, executor, workers,
+                          [&](int worker, const CosineTile<A>& tile) {
+                            store(tile);
+                            enter_pairs(tile, experts, lists(worker));
+                          });
+  for (int worker = 1; worker < workers; ++worker) lists(0).merge(lists(worker));
+  const auto ids_EM = lists(0).ids();
+  for (Index i = 0; i < experts; ++i) std::copy_n(ids_EM.row(i), m, partners_EM.row(i));
+  return similarity_report(rows);
+}
+
 }  // namespace GATEPRO_ABI
 }  // namespace detail
 
@@ -99,11 +122,9 @@ inline namespace GATEPRO_ABI {
 template <class W>
 std::size_t find_partners_workspace(Index num_experts, Index hidden_size, Index m,
                                     int workers = 1) {
+  detail::check_query_experts("find_partners", num_experts);
   using A = accumulator_t<W>;
   return detail::measure([&](detail::Arena& arena) {
-    detail::checked_product("find_partners",
-                            "num_experts * partners_per_expert within the address space",
-                            num_experts, m);
     detail::PerWorker(arena, workers, detail::CarveLists<A>{num_experts, m});
     const std::size_t rows = cosine_similarity_workspace<W>(num_experts, hidden_size, workers);
     arena.take<std::byte>(static_cast<Index>(rows));
@@ -142,20 +163,11 @@ SimilarityReport find_partners(MatrixView<W> w_EH, const Pairing& pairing,
   detail::Arena arena(where, workspace,
                       find_partners_workspace<Weight>(experts, w_EH.cols, m, workers));
 
-  const auto least = detail::least_partner_key<A>(pairing);
-  const detail::PerWorker lists(arena, workers, detail::CarveLists<A>{experts, m});
-  for (int worker = 0; worker < workers; ++worker) lists(worker).clear(least);
-  const auto rows = detail::carve_cosine_rows<A>(arena, experts, w_EH.cols);
-  detail::for_each_cosine_tile<Weight>(w_EH, rows, arena, executor, workers,
-                                       [&](int worker, const detail::CosineTile<A>& tile) {
-                                         if (similarity_EE.given())
-                                           detail::store_cosines(tile, similarity_EE);
-                                         detail::enter_pairs(tile, experts, lists(worker));
-                                       });
-  for (int worker = 1; worker < workers; ++worker) lists(0).merge(lists(worker));
-  const auto ids_EM = lists(0).ids();
-  for (Index i = 0; i < experts; ++i) std::copy_n(ids_EM.row(i), m, partners_EM.row(i));
-  return detail::similarity_report(rows);
+  return detail::find_partners_with<Weight, A>(w_EH, pairing, partners_EM, arena, executor, workers,
+                                               [&](const detail::CosineTile<A>& tile) {
+                                                 if (!similarity_EE.given()) return;
+                                                 detail::store_cosines(tile, similarity_EE);
+                                               });
 }
 
 }  // namespace GATEPRO_ABI

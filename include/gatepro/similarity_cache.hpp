@@ -19,8 +19,8 @@ inline namespace GATEPRO_ABI {
 ///
 /// Refreshing and set_partners are the only writers: they must not run beside any other call on
 /// the same cache. They leave the old state whole if they throw. Const calls may run concurrently.
-/// Memory: two E x E matrices once refreshed, unless Pairing::keep_similarity is false, and the
-/// scratch of the last refresh.
+/// Memory: one E x E matrix once refreshed, if Pairing::keeps_similarity says so, and the scratch
+/// of the last refresh.
 template <class A>
 class SimilarityCache {
  public:
@@ -89,20 +89,25 @@ class SimilarityCache {
     using Weight = detail::value_t<W>;
     const int workers = detail::checked_workers("SimilarityCache", executor);
     const Index m = pairing_.partners_per_expert;
-    scratch_.resize((std::max)(scratch_.size(),
-                               find_partners_workspace<Weight>(experts_, w_EH.cols, m, workers)));
+    const std::size_t needed = find_partners_workspace<Weight>(experts_, w_EH.cols, m, workers);
+    scratch_.resize((std::max)(scratch_.size(), needed));
     spare_.partners.resize(partner_count());
     const MatrixView<std::int32_t> partners_EM(spare_.partners.data(), experts_, m);
-    MatrixView<A> similarity_EE;
-    if (pairing_.keep_similarity) {
-      spare_.similarity.resize(static_cast<std::size_t>(detail::checked_product(
-          "SimilarityCache", "E * E within the address space", experts_, experts_)));
-      similarity_EE = {spare_.similarity.data(), experts_, experts_};
+    const auto search = [&](const auto& store) {
+      detail::Arena arena("SimilarityCache", Workspace(scratch_), needed);
+      spare_.report = detail::find_partners_with<Weight, A>(w_EH, pairing_, partners_EM, arena,
+                                                            executor, workers, store);
+      spare_.rivals = RivalTable(partners_EM, pairing_.both_sides);
+    };
+    spare_.has_similarity = pairing_.keeps_similarity(experts_);
+    if (spare_.has_similarity) {
+      reserve_similarity();
+      UpperTriangle upper(*this);
+      search([&upper](const detail::CosineTile<A>& tile) { upper.store(tile); });
+      upper.commit();
+    } else {
+      search([](const detail::CosineTile<A>&) {});
     }
-    spare_.report =
-        find_partners(w_EH, pairing_, partners_EM, similarity_EE, Workspace(scratch_), executor);
-    spare_.rivals = RivalTable(partners_EM, pairing_.both_sides);
-    spare_.has_similarity = pairing_.keep_similarity;
     adopt_spare(step);
   }
 
@@ -132,7 +137,7 @@ class SimilarityCache {
   /// S, E x E; not given before a refresh, after set_partners, or if it is not kept.
   MatrixView<const A> similarity() const {
     if (!state_.has_similarity) return {};
-    return {state_.similarity.data(), experts_, experts_};
+    return {similarity_.data(), experts_, experts_};
   }
   /// Who competes against whom; empty before a refresh.
   const RivalTable& rivals() const { return state_.rivals; }
@@ -172,12 +177,44 @@ class SimilarityCache {
  private:
   /// One consistent result of a refresh.
   struct State {
-    std::vector<A> similarity;
     std::vector<std::int32_t> partners;
     RivalTable rivals;
     SimilarityReport report;
     bool has_similarity = false;
   };
+
+  /// Replaces S without a second one: new values go to the triangle i < j, and the old S stands in
+  /// the other one until all are there. If that fails, they are taken back.
+  class UpperTriangle {
+   public:
+    explicit UpperTriangle(SimilarityCache& cache) : cache_(cache) {}
+    UpperTriangle(const UpperTriangle&) = delete;
+    UpperTriangle& operator=(const UpperTriangle&) = delete;
+    ~UpperTriangle() { detail::mirror_triangle(cache_.kept(), committed_); }
+
+    void store(const detail::CosineTile<A>& tile) const {
+      detail::store_upper_cosines(tile, cache_.kept(), cache_.diagonal_.data());
+    }
+    void commit() {
+      for (Index i = 0; i < cache_.experts_; ++i) {
+        cache_.kept()(i, i) = cache_.diagonal_[static_cast<std::size_t>(i)];
+      }
+      committed_ = true;
+    }
+
+   private:
+    SimilarityCache& cache_;
+    bool committed_ = false;
+  };
+
+  /// Memory for S and for a new diagonal.
+  void reserve_similarity() {
+    similarity_.resize(static_cast<std::size_t>(detail::checked_product(
+        "SimilarityCache", "E * E within the address space", experts_, experts_)));
+    diagonal_.resize(static_cast<std::size_t>(experts_));
+  }
+
+  MatrixView<A> kept() { return {similarity_.data(), experts_, experts_}; }
 
   template <class W>
   void check_weights(const MatrixView<W>& w_EH) const {
@@ -222,6 +259,8 @@ class SimilarityCache {
   RefreshSchedule schedule_;
   State state_;
   State spare_;  // where the next refresh writes, so that a failed one changes nothing
+  std::vector<A> similarity_;  // S, if state_ has one
+  std::vector<A> diagonal_;    // where the next refresh writes that of S
   std::vector<std::byte> scratch_;
   std::int64_t last_step_ = 0;
   Index partners_changed_ = 0;
