@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <limits>
 #include <stdexcept>
+#include <utility>
 #include <vector>
 
 #include "support/data.hpp"
@@ -143,6 +144,22 @@ TEST(BalanceAccumulator, AFailureChangesNoTotal) {
   const Counts large{most, 0};
   expect_error([&] { sums.add({large, most}); }, {"BalanceAccumulator", "fits int64", "sum=1"});
   expect_whole();
+}
+
+TEST(BalanceAccumulator, MovedFromIsEmpty) {
+  BalanceAccumulator sums(2);
+  const Counts good{1, 2};
+  sums.add({good, 3});
+  const BalanceAccumulator other = std::move(sums);
+  EXPECT_EQ(other.total().tokens, 3);
+  EXPECT_EQ(sums.num_experts(), 0);
+  for (const BalanceCounts& counts : {sums.total(), sums.latest()}) {
+    EXPECT_FALSE(counts.tokens_per_expert_E.given());
+    EXPECT_EQ(counts.tokens, 0);
+  }
+  expect_error([&] { sums.add({good, 3}); }, {"BalanceAccumulator", "num_experts=0"});
+  expect_error([&] { sums.add({}); }, {"BalanceAccumulator", "num_experts=0"});
+  expect_error([&] { sums.restore({}); }, {"BalanceAccumulator", "num_experts=0"});
 }
 
 TEST(BalanceAccumulator, BadInput) {

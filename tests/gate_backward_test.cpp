@@ -432,4 +432,13 @@ TEST(GateBackward, TypesOfXAndWMayDifferFromTheGradients) {
   EXPECT_TRUE(data::same_bits(dw_EH, to_weights(wide)));
 }
 
+// Without columns there is no gradient to write, and nothing to trip over.
+TEST(GateBackward, NoColumns) {
+  for (const bool dense : {false, true}) {
+    const auto p = make_problem<float>(30, 5, 2, 0, dense);
+    EXPECT_EQ(to_tokens(p).size(), 0);
+    EXPECT_EQ(to_weights(p).size(), 0);
+  }
+}
+
 }  // namespace

@@ -4,9 +4,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 #include <vector>
 
 #include "support/data.hpp"
+#include "support/errors.hpp"
 #include "support/executors.hpp"
 #include "support/type_names.hpp"
 
@@ -166,7 +168,39 @@ TYPED_TEST(GateLogitsTest, NoColumnsGiveZeros) {
   for (Index experts : {1, 2, 20}) {
     const auto logits_TE = gate(tokens<TypeParam>(7, 0), weights<TypeParam>(experts, 0));
     EXPECT_TRUE((logits_TE.array() == 0).all()) << experts;
+    using X = typename TypeParam::X;
+    using A = typename TypeParam::A;
+    const auto w_EH = weights<TypeParam>(experts, 0);
+    const gatepro::PackedWeights<A> packed(gatepro::view(w_EH));
+    EXPECT_EQ(packed.num_experts(), experts);
+    RowMatrix<A> again_TE = RowMatrix<A>::Constant(7, experts, A(77));
+    auto memory = data::scratch(gatepro::gate_logits_workspace<X, A>(experts, 0));
+    gatepro::gate_logits(MatrixView<const X>(nullptr, 7, 0), packed, gatepro::view(again_TE),
+                         memory);
+    EXPECT_TRUE(data::same_bits(again_TE, logits_TE)) << experts;
   }
+}
+
+TEST(PackedWeights, MovedFromIsEmptyAndRefused) {
+  const auto w_EH = data::random_matrix<float>(5, 9, 2);
+  const auto x_TH = data::random_matrix<float>(7, 9, 1);
+  gatepro::PackedWeights<float> first(gatepro::view(w_EH));
+  const gatepro::PackedWeights<float> second = std::move(first);
+  gatepro::PackedWeights<float> third = second;
+  first = std::move(third);
+  RowMatrix<float> logits_TE(7, 5);
+  auto memory = data::scratch(gatepro::gate_logits_workspace<float, float>(5, 9));
+  EXPECT_EQ(third.num_experts(), 0);
+  EXPECT_EQ(third.hidden_size(), 0);
+  for (const MatrixView<const float>& x :
+       {gatepro::view(x_TH), MatrixView<const float>(nullptr, 7, 0)}) {
+    expect_error([&] { gatepro::gate_logits(x, third, gatepro::view(logits_TE), memory); },
+                 {"gate_logits", "packed weights that were not moved from"});
+  }
+  gatepro::gate_logits(gatepro::view(x_TH), first, gatepro::view(logits_TE), memory);
+  EXPECT_TRUE(data::same_bits(logits_TE, gate(x_TH, w_EH)));
+  third.pack(gatepro::view(w_EH));
+  EXPECT_EQ(third.num_experts(), 5);
 }
 
 // A row that is not finite spoils the logits that read it, and no others: padding is not read.

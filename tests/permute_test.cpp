@@ -397,4 +397,21 @@ TYPED_TEST(PermuteTest, NoTokens) {
                                    StridedView<const A>(nullptr, 0, 2), empty));
 }
 
+TYPED_TEST(PermuteTest, NoColumns) {
+  using A = typename TypeParam::A;
+  using Id = typename TypeParam::Id;
+  MatrixView<A> empty(nullptr, 2, 0);
+  const std::vector<Id> rows = {1, 0};
+  const std::vector<A> weights = {1, 2};
+  std::vector<A> dweights = {3, 4};
+  const StridedView<const Id> row_TK(rows.data(), 2, 1);
+  const StridedView<const A> weights_TK(weights.data(), 2, 1);
+  gatepro::permute(empty, VectorView<const Id>(rows), empty);
+  gatepro::permute_backward(row_TK, empty, empty);
+  gatepro::combine(empty, row_TK, weights_TK, empty);
+  gatepro::combine_backward_rows(VectorView<const Id>(rows), weights_TK, empty, empty);
+  gatepro::combine_backward_weights(empty, row_TK, empty, StridedView<A>(dweights.data(), 2, 1));
+  EXPECT_EQ(dweights, (std::vector<A>{3, 4}));
+}
+
 }  // namespace

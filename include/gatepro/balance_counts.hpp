@@ -63,6 +63,7 @@ inline void check_counts(const char* where, const char* name,
 }
 
 inline void check_balance_counts(const char* where, const BalanceCounts& counts, Index experts) {
+  check_num_experts(where, experts);
   check_counts(where, "tokens_per_expert_E", counts.tokens_per_expert_E, experts);
   need(counts.tokens >= 0, where, "tokens >= 0", {{"tokens", counts.tokens}});
   need(counts.sequences >= 0 && counts.sequences <= counts.tokens, where,
@@ -186,16 +187,17 @@ class BalanceAccumulator {
     std::fill(latest_.begin(), latest_.end(), std::int64_t{0});
   }
 
-  /// E.
-  Index num_experts() const { return static_cast<Index>(total_.size()) - 1; }
+  /// E; 0 once moved from.
+  Index num_experts() const { return total_.empty() ? 0 : static_cast<Index>(total_.size()) - 1; }
 
  private:
   BalanceCounts without_sequences(const std::vector<std::int64_t>& counts) const {
+    if (counts.empty()) return {};
     return {{counts.data(), num_experts()}, counts[total_.size() - 1]};
   }
   BalanceCounts with_sequences(const std::vector<std::int64_t>& counts) const {
     BalanceCounts load = without_sequences(counts);
-    load.sequences = counts.back();
+    if (!counts.empty()) load.sequences = counts.back();
     return load;
   }
 

@@ -25,7 +25,7 @@ inline namespace GATEPRO_ABI {
 template <class X, class A>
 GateScratch<A> carve_gate(Arena& arena, Index experts) {
   GateScratch<A> scratch;
-  scratch.logits_TE = arena.take<A>(tile_tokens * padded_experts<A>(experts));
+  scratch.logits_TE = arena.take<A>(tile_tokens, padded_experts<A>(experts));
   if constexpr (!reads_directly_v<X, A>) scratch.widened = arena.take<A>(tile_tokens * depth_block);
   return scratch;
 }
@@ -95,7 +95,8 @@ void gate_into(const MatrixView<const X>& x_TH, const PackedView<A>& packed,
 inline namespace GATEPRO_ABI {
 
 /// Router weights, rearranged once for many forwards. W is never cached silently: whoever keeps a
-/// PackedWeights decides when to pack again. Reading is thread-safe; packing is not.
+/// PackedWeights decides when to pack again. Reading is thread-safe; packing is not. One that was
+/// moved from is empty, 0 x 0, and refused by all that would read it.
 template <class A>
 class PackedWeights {
  public:
@@ -117,7 +118,7 @@ class PackedWeights {
     detail::check_num_experts("PackedWeights", w_EH.rows);
     detail::check_matrix("PackedWeights", "w_EH", w_EH, w_EH.rows, w_EH.cols);
     const auto size = static_cast<std::size_t>(detail::packed_size<A>(w_EH.rows, w_EH.cols));
-    lines_.resize((size + per_line - 1) / per_line);
+    lines_.resize((std::max<std::size_t>)(1, (size + per_line - 1) / per_line));
     detail::pack<Weight>(MatrixView<const Weight>(w_EH), lines_.data()->values, SerialExecutor{},
                          1);
     experts_ = w_EH.rows;
@@ -125,10 +126,10 @@ class PackedWeights {
   }
 
   /// E.
-  Index num_experts() const { return experts_; }
+  Index num_experts() const { return lines_.empty() ? 0 : experts_; }
   /// H.
-  Index hidden_size() const { return hidden_; }
-  /// The packed elements, for the library's own stages.
+  Index hidden_size() const { return lines_.empty() ? 0 : hidden_; }
+  /// The packed elements, for the library's own stages; num_experts() >= 1.
   detail::PackedView<A> packed() const { return {lines_.data()->values, experts_, hidden_}; }
 
  private:
@@ -138,7 +139,7 @@ class PackedWeights {
     A values[per_line];
   };
 
-  std::vector<Line> lines_;
+  std::vector<Line> lines_;  // at least one, unless moved from
   Index experts_ = 0;
   Index hidden_ = 0;
 };
@@ -146,6 +147,7 @@ class PackedWeights {
 /// Bytes of workspace for gate_logits with unpacked weights of E x H, or with PackedWeights.
 template <class X, class W>
 std::size_t gate_logits_workspace(Index num_experts, Index hidden_size, int workers = 1) {
+  detail::check_query_experts("gate_logits", num_experts);
   using A = accumulator_t<X, W>;
   return detail::measure([&](detail::Arena& arena) {
     arena.take<A>(detail::packed_size<A>(num_experts, hidden_size));
@@ -156,7 +158,8 @@ std::size_t gate_logits_workspace(Index num_experts, Index hidden_size, int work
 
 /// logits_TE = x_TH W^T (GatePro eq. 1), with weights packed before.
 ///
-/// x_TH: T x H tokens of float, double, bfloat16 or half. logits_TE: T x E in A, overwritten.
+/// x_TH: T x H tokens of float, double, bfloat16 or half. logits_TE: T x E in A, overwritten; zeros
+/// if H = 0.
 /// Each logit is one chain of fused multiply-adds over ascending h where the instruction set has
 /// them: its bits depend on the token and the expert only, not on T, threads or position. 16-bit
 /// input gives the bits of its widened float. Error |logit - exact| <= c sqrt(H) eps |x| |w|.
@@ -170,6 +173,7 @@ void gate_logits(MatrixView<X> x_TH, const PackedWeights<A>& weights, MatrixView
   detail::check_input_scalars<Token, A>();
   detail::check_executor<Executor>();
   const char* where = "gate_logits";
+  detail::need(weights.num_experts() >= 1, where, "packed weights that were not moved from");
   detail::check_matrix(where, "x_TH", x_TH, x_TH.rows, weights.hidden_size());
   detail::check_matrix(where, "logits_TE", logits_TE, x_TH.rows, weights.num_experts());
   detail::check_overlaps(where, detail::output("logits_TE", logits_TE),
