@@ -15,35 +15,50 @@ namespace gatepro {
 namespace detail {
 inline namespace GATEPRO_ABI {
 
-/// group.mean_L: the mean price of each lane's token, by its shares.
+/// The prices of the experts where all lanes have the same.
 template <class A>
-void mean_prices(const LossGroup<A>& group, const A* price_E, Index experts) {
+struct CommonPrices {
+  const A* price_E;
+  A operator()(Index e, Index /*lane*/) const { return price_E[e]; }
+};
+
+/// The prices of the experts for each lane.
+template <class A>
+struct LanePrices {
+  const A* prices_EL;
+  Index lanes;
+  A operator()(Index e, Index lane) const { return prices_EL[e * lanes + lane]; }
+};
+
+/// group.mean_L: the mean price of each lane's token, by its shares.
+template <class A, class Prices>
+void mean_prices(const LossGroup<A>& group, const Prices& prices, Index experts) {
   const Index lanes = kernels<A>().lanes;
   std::fill_n(group.mean_L, lanes, A(0));
   for (Index e = 0; e < experts; ++e) {
     const A* shares_L = group.scores_EL + e * lanes;
     for (Index lane = 0; lane < lanes; ++lane) {
-      group.mean_L[lane] += product(shares_L[lane], price_E[e]);
+      group.mean_L[lane] += product(shares_L[lane], prices(e, lane));
     }
   }
 }
 
 /// The mean price of each lane's token, and its gradient: factor * (price - mean price) * share *
 /// d log(score) / d logit.
-template <class A>
+template <class A, class Prices>
 void balance_group(const LossGroup<A>& group, Index experts, ScoreFunction function,
-                   const A* price_E, A factor, bool gradient) {
+                   const Prices& prices, A factor, bool gradient) {
   const Index lanes = kernels<A>().lanes;
   score_kernels<A>().shares(group.keys_EL, experts, function, group.scores_EL,
                             gradient ? group.slopes_EL : nullptr);
-  mean_prices(group, price_E, experts);
+  mean_prices(group, prices, experts);
   if (gradient) {
     const A* slopes_EL = is_softmax(function) ? group.scores_EL : group.slopes_EL;
     for (Index e = 0; e < experts; ++e) {
       const A* slopes_L = slopes_EL + e * lanes;
       for (Index lane = 0; lane < lanes; ++lane) {
         group.gradient_EL[e * lanes + lane] =
-            product(factor * slopes_L[lane], price_E[e] - group.mean_L[lane]);
+            product(factor * slopes_L[lane], prices(e, lane) - group.mean_L[lane]);
       }
     }
   }
@@ -64,20 +79,38 @@ void set_prices(const Count* tokens_per_expert_E, Index experts, Index top_k, do
   }
 }
 
-/// c * sum over tokens of the mean price, and its gradient. `price_of(first)` gives the prices for
-/// the tokens from `first` up to the next border.
+/// group.prices_EL: of each lane's token; lanes past them repeat the last.
+template <class A, class PriceOf>
+void load_prices(const LossGroup<A>& group, Index experts, Index first, Index count,
+                 const PriceOf& price_of) {
+  const Index lanes = kernels<A>().lanes;
+  for (Index lane = 0; lane < lanes; ++lane) {
+    const A* price_E = price_of(first + (std::min)(lane, count - 1));
+    for (Index e = 0; e < experts; ++e) group.prices_EL[e * lanes + lane] = price_E[e];
+  }
+}
+
+/// c * sum over tokens of the mean price, and its gradient. `price_of(t)` gives the prices for
+/// token t: the same for all that stand between two that have the same.
 template <class A, class Executor, class PriceOf>
-double balance_pass(LossArguments<A> arguments, const VectorView<const std::int64_t>& borders,
-                    ScoreFunction function, const LossWeight& weight, const LossLayout<A>& layout,
-                    const Executor& executor, const PriceOf& price_of) {
+double balance_pass(LossArguments<A> arguments, ScoreFunction function, const LossWeight& weight,
+                    const LossLayout<A>& layout, const Executor& executor,
+                    const PriceOf& price_of) {
   const Index experts = arguments.logits_TE.cols;
   const A factor = static_cast<A>(weight.coefficient * weight.gradient_scale);
   const bool gradient = arguments.dlogits_TE.given() && key_of(factor) != 0;
   if (!gradient) arguments.dlogits_TE = {};
-  const auto body = [&](const LossGroup<A>& group, Index first) {
-    balance_group(group, experts, function, price_of(first), factor, gradient);
+  const auto body = [&](const LossGroup<A>& group, Index first, Index count) {
+    const A* price_E = price_of(first);
+    if (price_E == price_of(first + count - 1)) {
+      balance_group(group, experts, function, CommonPrices<A>{price_E}, factor, gradient);
+    } else {
+      load_prices(group, experts, first, count, price_of);
+      balance_group(group, experts, function, LanePrices<A>{group.prices_EL, kernels<A>().lanes},
+                    factor, gradient);
+    }
   };
-  return product(weight.coefficient, layout.run(arguments, borders, executor, body));
+  return product(weight.coefficient, layout.run(arguments, executor, body));
 }
 
 template <class A>
@@ -241,9 +274,8 @@ double load_balancing_loss(MatrixView<L> logits_TE, ScoreFunction function, Inde
   detail::set_prices(counts.tokens_per_expert_E.data, experts, top_k,
                      static_cast<double>(counts.tokens), static_cast<double>(mean_over),
                      scratch.price_E);
-  const std::int64_t end = tokens;
-  return detail::balance_pass(arguments, VectorView<const std::int64_t>(&end, 1), function, weight,
-                              scratch.layout, executor, [&](Index) { return scratch.price_E; });
+  return detail::balance_pass(arguments, function, weight, scratch.layout, executor,
+                              [&](Index) { return scratch.price_E; });
 }
 
 /// Bytes of workspace for sequence_load_balancing_loss.
@@ -314,12 +346,12 @@ double sequence_load_balancing_loss(
     detail::price_sequence(choices, sequence_begin_S1, s, experts, mean_over,
                            scratch.counts(worker), scratch);
   });
-  const auto price_of = [&](Index first) {
-    const auto s = detail::upper_border(sequence_begin_S1, first) - sequence_begin_S1.data - 1;
+  const std::int64_t* begin = sequence_begin_S1.data;
+  const auto price_of = [&](Index t) {
+    const auto s = std::upper_bound(begin, begin + sequences + 1, std::int64_t{t}) - begin - 1;
     return scratch.price_SE + s * experts;
   };
-  return detail::balance_pass(arguments, sequence_begin_S1, function, weight, scratch.layout,
-                              executor, price_of);
+  return detail::balance_pass(arguments, function, weight, scratch.layout, executor, price_of);
 }
 
 }  // namespace GATEPRO_ABI

@@ -86,12 +86,10 @@ double z_loss(MatrixView<L> logits_TE, const LossWeight& weight,
   const bool gradient = dlogits_TE.given() && detail::key_of(factor) != 0;
   if (!gradient) arguments.dlogits_TE = {};
   const detail::LossLayout<A> layout(arena, tokens, experts, workers);
-  const std::int64_t end = tokens;
-  const auto body = [&](const detail::LossGroup<A>& group, Index) {
+  const auto body = [&](const detail::LossGroup<A>& group, Index, Index) {
     detail::z_loss_group(group, experts, factor, gradient);
   };
-  const VectorView<const std::int64_t> border(&end, 1);
-  return detail::product(scale, layout.run(arguments, border, executor, body));
+  return detail::product(scale, layout.run(arguments, executor, body));
 }
 
 }  // namespace GATEPRO_ABI

@@ -21,6 +21,7 @@ struct LossGroup {
   typename Order<A>::Key* keys_EL = nullptr;  ///< The logits' keys.
   A* scores_EL = nullptr;                     ///< Softmax, or shares of the scores.
   A* slopes_EL = nullptr;                     ///< Of the shares.
+  A* prices_EL = nullptr;                     ///< Where lanes have prices of their own.
   A* gradient_EL = nullptr;                   ///< What is added to dlogits.
   A* sum_L = nullptr;
   A* mean_L = nullptr;
@@ -45,6 +46,7 @@ LossGroup<A> carve_loss_group(Arena& arena, Index experts) {
   group.keys_EL = arena.take<typename Order<A>::Key>(experts, lanes);
   group.scores_EL = arena.take<A>(experts, lanes);
   group.slopes_EL = arena.take<A>(experts, lanes);
+  group.prices_EL = arena.take<A>(experts, lanes);
   group.gradient_EL = arena.take<A>(experts, lanes);
   group.sum_L = arena.take<A>(lanes);
   group.mean_L = arena.take<A>(lanes);
@@ -58,11 +60,6 @@ inline std::int64_t count_valid(const VectorView<const std::uint8_t>& is_padding
                                 Index end) {
   if (!is_padding_T.given()) return end - first;
   return std::count(is_padding_T.data + first, is_padding_T.data + end, std::uint8_t{0});
-}
-
-/// Where the first of the ascending borders above t is.
-inline const std::int64_t* upper_border(const VectorView<const std::int64_t>& borders, Index t) {
-  return std::upper_bound(borders.data, borders.data + borders.size, std::int64_t{t});
 }
 
 /// The arguments that all losses have in common.
@@ -89,23 +86,17 @@ class LossLayout {
         groups_(arena, workers, Carve{experts}) {}
 
   /// Calls `body(group, first, count)` for groups of tokens, which fills group.value_L and, if
-  /// gradients are wanted, group.gradient_EL. No group crosses a border; `borders` are ascending
-  /// positions, the last of which is T. Returns the sum of the values of all tokens that are not
-  /// padding, in fp64 and per block of 256 tokens, so that bits do not depend on the executor.
+  /// gradients are wanted, group.gradient_EL. Returns the sum of the values of all tokens that are
+  /// not padding, in fp64 and per block of 256 tokens, so that bits do not depend on the executor.
   template <class Executor, class Body>
-  double run(const LossArguments<A>& arguments, const VectorView<const std::int64_t>& borders,
-             const Executor& executor, const Body& body) const {
+  double run(const LossArguments<A>& arguments, const Executor& executor, const Body& body) const {
     std::fill(sums_, sums_ + blocks_, 0.0);
     const Index tokens = arguments.logits_TE.rows;
     for_each_group<A>(tokens, executor, workers_, [&](int worker, Index first, Index count) {
       const LossGroup<A> group = groups_(worker);
-      const Index end = first + count;
-      for (Index next = first; first < end; first = next) {
-        next = (std::min)(end, static_cast<Index>(*upper_border(borders, first)));
-        load(arguments, group, first, next - first);
-        body(group, first);
-        sums_[first / block_tokens] += store(arguments, group, first, next - first);
-      }
+      load(arguments, group, first, count);
+      body(group, first, count);
+      sums_[first / block_tokens] += store(arguments, group, first, count);
     });
     double sum = 0;
     for (Index block = 0; block < blocks_; ++block) sum += sums_[block];
