@@ -337,6 +337,12 @@ TYPED_TEST(KernelsTest, TopKIsAStableSort) {
                         {1, 2, 3, 4, 6, 8, 9, 16, 17, 24, 31, 32, 33, 63, experts - 1, experts});
       }
     }
+    // Each way from short lists of many to long ones.
+    for (Index experts : {1024, 1200}) {
+      for (const auto& keys_EL : hard_keys<A>(experts, kernel.lanes)) {
+        expect_top_k<A>(kernel, keys_EL, {9, 32, 33, 34, 35, 63, 64, 65, 100, 600, experts});
+      }
+    }
   });
 }
 

@@ -430,11 +430,12 @@ GATEPRO_FN bool top_k_packed(const BitsOf<A>* keys_EL, Index experts, Index k,
                              BitsOf<A>* top_keys_KL, BitsOf<A>* top_ids_KL) {
   PackedKeys<A> packed(experts);
   Keys<A> top[std::size_t(Slots + 1)];
-  for (int j = 0; j <= Slots; ++j) top[j] = Keys<A>::splat(Order<A>::lowest);
+  const int blocks = Slots <= 8 ? 1 : int(k + 7) / 8;
+  const int slots = Slots <= 8 ? Slots : 8 * blocks;
+  for (int j = 0; j <= slots; ++j) top[j] = Keys<A>::splat(Order<A>::lowest);
   if constexpr (Slots < 8) {
     insert_packed<A, Slots>(packed, keys_EL, experts, top);
   } else {
-    const int blocks = Slots == 8 ? 1 : int(k + 7) / 8;
     merge_packed<A>(packed, keys_EL, experts, blocks, top);
   }
   return store_packed<A>(packed, top, keys_EL, experts, k, top_keys_KL, top_ids_KL);
@@ -463,7 +464,7 @@ GATEPRO_FN void top_k_inserted(const BitsOf<A>* keys_EL, Index experts, Index k,
   }
 }
 
-/// The same for any k: the lists stand in memory.
+/// The same for any k: the lists stand in memory. Most of many keys are behind all of a short list.
 template <class A>
 GATEPRO_FN void top_k_in_memory(const BitsOf<A>* keys_EL, Index experts, Index k,
                                 BitsOf<A>* top_keys_KL, BitsOf<A>* top_ids_KL) {
@@ -489,6 +490,102 @@ GATEPRO_FN void top_k_in_memory(const BitsOf<A>* keys_EL, Index experts, Index k
   }
 }
 
+/// The k-th largest key of each lane, bit by bit from the top: the largest that k keys reach. Ends
+/// early where it is known which k these are. No branch depends on a key, and all lanes share the
+/// passes.
+template <class A>
+GATEPRO_FN Keys<A> lowest_selected(const BitsOf<A>* keys_EL, Index experts, Index k) {
+  constexpr int L = lanes_v<A>;
+  using Unsigned = std::make_unsigned_t<BitsOf<A>>;
+  const Keys<A> most_below = Keys<A>::splat(BitsOf<A>(experts - k));
+  Keys<A> lowest = Keys<A>::splat(Order<A>::lowest);
+  Keys<A> below_lowest = Keys<A>::splat(0);
+  for (int bit = 8 * int(sizeof(A)) - 1; bit >= 0; --bit) {
+    const Keys<A> trial = lowest ^ Keys<A>::splat(BitsOf<A>(Unsigned(1) << bit));
+    Keys<A> below = Keys<A>::splat(0);
+    GATEPRO_UNROLL_2
+    for (Index e = 0; e < experts; ++e) below = below - (Keys<A>::load(keys_EL + e * L) < trial);
+    const auto too_high = below > most_below;
+    lowest = select(too_high, lowest, trial);
+    below_lowest = select(too_high, below_lowest, below);
+    if (!any_lane(below_lowest ^ most_below)) break;
+  }
+  return lowest;
+}
+
+/// The k keys of each lane that reach `lowest`, in order of the experts; of those that equal it, the
+/// first. Rows of keys are read in pieces that stay in the nearest cache.
+template <class A>
+GATEPRO_FN void gather_selected_keys(const BitsOf<A>* keys_EL, Index experts, Index k,
+                                     Keys<A> lowest, BitsOf<A>* top_keys_KL,
+                                     BitsOf<A>* top_ids_KL) {
+  constexpr int L = lanes_v<A>;
+  constexpr Index piece = 128;
+  Keys<A> above = Keys<A>::splat(0);
+  for (Index e = 0; e < experts; ++e) above = above - (Keys<A>::load(keys_EL + e * L) > lowest);
+  BitsOf<A> lowest_L[std::size_t(L)], equals_L[std::size_t(L)];
+  Index taken_L[std::size_t(L)] = {};
+  lowest.store(lowest_L);
+  (Keys<A>::splat(BitsOf<A>(k)) - above).store(equals_L);
+  for (Index first = 0; first < experts; first += piece) {
+    const Index end = first + piece < experts ? first + piece : experts;
+    for (int lane = 0; lane < L; ++lane) {
+      Index taken = taken_L[lane];
+      BitsOf<A> equals = equals_L[lane];
+      for (Index e = first; e < end && taken < k; ++e) {
+        const BitsOf<A> key = keys_EL[e * L + lane];
+        top_keys_KL[taken * L + lane] = key;
+        top_ids_KL[taken * L + lane] = BitsOf<A>(e);
+        const bool equal = key == lowest_L[lane];
+        taken += Index(key > lowest_L[lane]) | Index(equal & (equals > 0));
+        equals -= BitsOf<A>(equal);
+      }
+      taken_L[lane] = taken;
+      equals_L[lane] = equals;
+    }
+  }
+}
+
+/// Puts rows i and j of each lane in order: the larger key first, of equal ones the lower id.
+template <class A>
+GATEPRO_FN void order_rows(Index i, Index j, BitsOf<A>* keys_KL, BitsOf<A>* ids_KL) {
+  constexpr int L = lanes_v<A>;
+  const Keys<A> key = Keys<A>::load(keys_KL + i * L), other = Keys<A>::load(keys_KL + j * L);
+  const Keys<A> id = Keys<A>::load(ids_KL + i * L), other_id = Keys<A>::load(ids_KL + j * L);
+  const auto swap = (other > key) | ((other == key) & (other_id < id));
+  larger(key, other).store(keys_KL + i * L);
+  smaller(key, other).store(keys_KL + j * L);
+  select(swap, other_id, id).store(ids_KL + i * L);
+  select(swap, id, other_id).store(ids_KL + j * L);
+}
+
+/// Sorts k rows: Batcher's merge exchange (Knuth, The Art of Computer Programming, volume 3,
+/// 5.2.2 M), a network for any k.
+template <class A>
+GATEPRO_FN void sort_rows(Index k, BitsOf<A>* keys_KL, BitsOf<A>* ids_KL) {
+  Index half = 1;
+  while (2 * half < k) half *= 2;
+  for (Index p = half; p > 0; p /= 2) {
+    Index r = 0, distance = p;
+    for (Index q = half; q >= p; q /= 2) {
+      for (Index i = 0; i + distance < k; ++i) {
+        if ((i & p) == r) order_rows<A>(i, i + distance, keys_KL, ids_KL);
+      }
+      distance = q - p;
+      r = p;
+    }
+  }
+}
+
+/// The same for long lists, in time that hardly depends on k.
+template <class A>
+GATEPRO_FN void top_k_by_bits(const BitsOf<A>* keys_EL, Index experts, Index k,
+                              BitsOf<A>* top_keys_KL, BitsOf<A>* top_ids_KL) {
+  const Keys<A> lowest = lowest_selected<A>(keys_EL, experts, k);
+  gather_selected_keys<A>(keys_EL, experts, k, lowest, top_keys_KL, top_ids_KL);
+  sort_rows<A>(k, top_keys_KL, top_ids_KL);
+}
+
 /// The k largest keys of each lane, in descending order, with their ids.
 template <class A, int Slots>
 GATEPRO_FN void top_k_in_registers(const BitsOf<A>* keys_EL, Index experts, Index k,
@@ -501,16 +598,21 @@ GATEPRO_FN void top_k_in_registers(const BitsOf<A>* keys_EL, Index experts, Inde
 template <class A>
 GATEPRO_KERNEL void top_k(const BitsOf<A>* keys_EL, Index experts, Index k, BitsOf<A>* top_keys_KL,
                           BitsOf<A>* top_ids_KL) {
-  constexpr Index most_packed = 32;
+  // With more experts, a float has too few bits for key and id: a lane is in doubt too often.
+  const Index most_packed = experts <= 1024 || sizeof(A) == 8 ? 64 : 32;
   if (k <= 2) {
     top_k_in_registers<A, 2>(keys_EL, experts, k, top_keys_KL, top_ids_KL);
   } else if (k <= 4) {
     top_k_in_registers<A, 4>(keys_EL, experts, k, top_keys_KL, top_ids_KL);
   } else if (k <= 8) {
     top_k_in_registers<A, 8>(keys_EL, experts, k, top_keys_KL, top_ids_KL);
-  } else if (k > most_packed ||
-             !top_k_packed<A, most_packed>(keys_EL, experts, k, top_keys_KL, top_ids_KL)) {
+  } else if (k <= most_packed &&
+             top_k_packed<A, 64>(keys_EL, experts, k, top_keys_KL, top_ids_KL)) {
+    return;
+  } else if (k <= 32 || k * k <= experts) {
     top_k_in_memory<A>(keys_EL, experts, k, top_keys_KL, top_ids_KL);
+  } else {
+    top_k_by_bits<A>(keys_EL, experts, k, top_keys_KL, top_ids_KL);
   }
 }
 
