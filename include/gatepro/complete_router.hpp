@@ -252,8 +252,13 @@ class CompleteRouter {
                                     detail::output("workspace", scratch), more...);
     detail::Arena arena(where, scratch,
                         detail::forward_bytes<X, W>(config_, shape_of(in, tokens, executor)));
-    if (detail::follows_drops(config_, in)) {
-      detail::check_recorded_slots(where, in, experts, arena.template take<Index>(experts));
+    if (in.replay != nullptr) {
+      Index* scratch_E = arena.template take<Index>(experts);
+      detail::check_distinct_ids(where, "recorded ids", in.replay->expert_ids(), experts,
+                                 scratch_E);
+      if (detail::follows_drops(config_, in)) {
+        detail::check_recorded_slots(where, in, experts, scratch_E);
+      }
     }
     const std::int64_t position = noise_position(in);
     detail::need(position >= 0 && tokens <= (std::numeric_limits<std::int64_t>::max)() - position,
