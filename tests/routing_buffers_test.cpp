@@ -5,6 +5,7 @@
 
 #include <gtest/gtest.h>
 
+#include <type_traits>
 #include <utility>
 
 #include "support/executors.hpp"
@@ -130,6 +131,19 @@ TEST_F(RoutingBuffersTest, OfAnotherRouter) {
   other.refresh(w, 0);
   const auto x = random_matrix<float>(10, hidden, 7);
   EXPECT_THROW(other.forward(x, w, buffers), gatepro::Error);
+}
+
+// Workers may come in any integer type, but not as a bool, which would be meant for keep_logits.
+TEST(RoutingBuffersTypes, NumbersOfWorkers) {
+  using Buffers = gatepro::RoutingBuffers<TestedRouter>;
+  static_assert(std::is_constructible_v<Buffers, const TestedRouter&, Index, unsigned>);
+  static_assert(std::is_constructible_v<Buffers, const TestedRouter&, Index, Index, bool>);
+  static_assert(!std::is_constructible_v<Buffers, const TestedRouter&, Index, bool>);
+  static_assert(!std::is_constructible_v<Buffers, const TestedRouter&, Index, bool, bool>);
+  using Complete = gatepro::CompleteRouter<float>;
+  using CompleteBuffers = gatepro::CompleteBuffers<Complete>;
+  static_assert(std::is_constructible_v<CompleteBuffers, const Complete&, Index, unsigned, Index>);
+  static_assert(!std::is_constructible_v<CompleteBuffers, const Complete&, Index, bool>);
 }
 
 TEST(RoutingBuffersTypes, FollowTheRouter) {

@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 #include <vector>
 
 #include "gatepro/complete_options.hpp"
@@ -133,7 +134,8 @@ class CompleteBuffers {
   using Routing = typename R::Routing;
 
   /// Memory for up to `max_tokens` tokens, `workers` workers of an executor and `max_sequences`
-  /// sequences. Throws Error for a negative size.
+  /// sequences. Throws Error for a negative size. A bool is no number of workers: that does not
+  /// compile.
   CompleteBuffers(const R& router, Index max_tokens, int workers = 1, Index max_sequences = 1)
       : config_(router.config()), max_tokens_(max_tokens) {
     const char* where = "CompleteBuffers";
@@ -143,7 +145,8 @@ class CompleteBuffers {
     resize(max_tokens);
   }
 
-  CompleteBuffers(const R& router, Index max_tokens, bool, Index = 1) = delete;
+  template <class Bool, std::enable_if_t<std::is_same_v<Bool, bool>, int> = 0>
+  CompleteBuffers(const R& router, Index max_tokens, Bool, Index = 1) = delete;
 
   /// Sets T for the calls that follow; an Error above max_tokens. Allocates nothing.
   void resize(Index tokens) {

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 #include <vector>
 
 #include "gatepro/error.hpp"
@@ -77,7 +78,8 @@ class RoutingBuffers {
     resize(max_tokens);
   }
 
-  RoutingBuffers(const R& router, Index max_tokens, bool, bool = false) = delete;
+  template <class Bool, std::enable_if_t<std::is_same_v<Bool, bool>, int> = 0>
+  RoutingBuffers(const R& router, Index max_tokens, Bool, bool = false) = delete;
 
   /// Sets T for the calls that follow; an Error above max_tokens. Allocates nothing.
   void resize(Index tokens) {
