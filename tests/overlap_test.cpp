@@ -142,9 +142,11 @@ void expect_overlaps_refused(const std::vector<Slot>& slots,
     apart.push_back(memory.data() + (64 - base % 64) + room * i);
   }
   EXPECT_NO_THROW(call(apart));
+  std::fill(memory.begin(), memory.end(), std::byte{0});
   for (std::size_t i = 0; i < slots.size(); ++i) {
     for (std::size_t j = 0; j < slots.size(); ++j) {
       if (i == j || (!slots[i].is_output && !slots[j].is_output)) continue;
+      SCOPED_TRACE(slots[i].name + " on " + slots[j].name);
       auto moved = apart;
       const std::size_t step = std::max(slots[i].alignment, slots[j].alignment);
       moved[i] = apart[j] + (slots[j].bytes - 1) / step * step;
@@ -347,6 +349,159 @@ TEST(Overlap, ScoredRouting) {
                                 VectorView<const float>(as<float>(at[6]), experts),
                                 {as<std::uint8_t>(at[7]), tokens}, out, Workspace(at[8], needed));
                           });
+}
+
+TEST(Overlap, ScoredReplayAndBackward) {
+  gatepro::SelectionRule rule;
+  rule.top_k = 1;
+  rule.competition = gatepro::Competition::off();
+  const std::size_t needed = gatepro::replay_scored_workspace<float>(experts, rule);
+  expect_overlaps_refused(
+      {{"weights_TK", tokens * 4, true, 4},
+       {"scores_TK", tokens * 4, true, 4},
+       {"logits_TE", bytes_of_TE, false, 4},
+       {"is_padding_T", tokens, false, 1},
+       {"expert_ids_TK", tokens * 4, false, 4},
+       {"penalised_TK", tokens, false, 1},
+       {"workspace", needed, true, 1}},
+      [&](const auto& at) {
+        gatepro::replay_scored(
+            MatrixView<const float>(as<float>(at[2]), tokens, experts), gatepro::RivalTable(), rule,
+            {as<std::uint8_t>(at[3]), tokens}, StridedView(as<std::int32_t>(at[4]), tokens, 1),
+            {as<std::uint8_t>(at[5]), tokens, 1}, StridedView(as<float>(at[0]), tokens, 1),
+            {as<float>(at[1]), tokens, 1}, Workspace(at[6], needed));
+      });
+  expect_overlaps_refused(
+      {{"dselected_logits_TK", tokens * 4, true, 4},
+       {"dlogits_TE", bytes_of_TE, true, 4},
+       {"logits_TE", bytes_of_TE, false, 4},
+       {"scores_TK", tokens * 8 - 4, false, 4},
+       {"dweights_TK", tokens * 8 - 4, false, 4},
+       {"expert_ids_TK", tokens * 4, false, 4},
+       {"workspace", needed, true, 1}},
+      [&](const auto& at) {
+        gatepro::scores_backward(
+            MatrixView<const float>(as<float>(at[2]), tokens, experts), gatepro::RivalTable(), rule,
+            StridedView(as<std::int32_t>(at[5]), tokens, 1), {},
+            {as<float>(at[3]), tokens, 1, 2, 1}, {}, {as<float>(at[4]), tokens, 1, 2, 1},
+            StridedView(as<float>(at[0]), tokens, 1), {as<float>(at[1]), tokens, experts},
+            Workspace(at[6], needed));
+      });
+}
+
+TEST(Overlap, GateBackward) {
+  const std::size_t to_tokens = gatepro::gate_backward_tokens_workspace<float>(experts);
+  const std::size_t to_weights =
+      gatepro::gate_backward_weights_workspace<float>(tokens, experts, top_k);
+  const auto slots = [](const char* output, std::size_t rows, const char* input,
+                        std::size_t input_rows, std::size_t needed) {
+    return std::vector<Slot>{
+        {output, rows * hidden * 4, true, 4},     {input, input_rows * hidden * 4, false, 4},
+        {"expert_ids_TK", bytes_of_TK, false, 4}, {"dselected_logits_TK", bytes_of_TK, false, 4},
+        {"dlogits_TE", bytes_of_TE, false, 4},    {"workspace", needed, true, 1}};
+  };
+  const auto gradients = [](const auto& at, const auto& call) {
+    call(StridedView(as<std::int32_t>(at[2]), tokens, top_k),
+         StridedView<const float>(as<float>(at[3]), tokens, top_k),
+         MatrixView<const float>(as<float>(at[4]), tokens, experts));
+  };
+  expect_overlaps_refused(slots("dx_TH", tokens, "w_EH", experts, to_tokens), [&](const auto& at) {
+    gradients(at, [&](const auto& ids, const auto& dselected, const auto& dlogits) {
+      gatepro::gate_backward_tokens(
+          ids, dselected, dlogits, MatrixView(as<float>(at[1]), experts, hidden),
+          MatrixView(as<float>(at[0]), tokens, hidden), Workspace(at[5], to_tokens));
+    });
+  });
+  expect_overlaps_refused(slots("dw_EH", experts, "x_TH", tokens, to_weights), [&](const auto& at) {
+    gradients(at, [&](const auto& ids, const auto& dselected, const auto& dlogits) {
+      gatepro::gate_backward_weights(
+          ids, dselected, dlogits, MatrixView(as<float>(at[1]), tokens, hidden),
+          gatepro::ExpertRange{0, experts}, MatrixView(as<float>(at[0]), experts, hidden),
+          Workspace(at[5], to_weights));
+    });
+  });
+}
+
+TEST(Overlap, Losses) {
+  const std::size_t needed = gatepro::z_loss_workspace<float>(tokens, experts);
+  expect_overlaps_refused({{"dlogits_TE", bytes_of_TE, true, 4},
+                           {"logits_TE", bytes_of_TE, false, 4},
+                           {"is_padding_T", tokens, false, 1},
+                           {"workspace", needed, true, 1}},
+                          [&](const auto& at) {
+                            gatepro::z_loss(MatrixView(as<float>(at[1]), tokens, experts),
+                                            {1, 0, 1}, {as<std::uint8_t>(at[2]), tokens},
+                                            MatrixView(as<float>(at[0]), tokens, experts),
+                                            Workspace(at[3], needed));
+                          });
+}
+
+TEST(Overlap, CapacityAndDispatch) {
+  const std::size_t drops = gatepro::drop_over_capacity_workspace<float>(
+      tokens, experts, 1, gatepro::DropPolicy::probability);
+  expect_overlaps_refused(
+      {{"weights_TK", tokens * 4, true, 4},
+       {"kept_TK", tokens, true, 1},
+       {"tokens_per_expert_E", experts * 8, true},
+       {"expert_ids_TK", tokens * 4, false, 4},
+       {"is_padding_T", tokens, false, 1},
+       {"workspace", drops, true, 1}},
+      [&](const auto& at) {
+        gatepro::drop_over_capacity(
+            StridedView(as<std::int32_t>(at[3]), tokens, 1), {as<std::uint8_t>(at[4]), tokens}, 2,
+            gatepro::DropPolicy::probability, StridedView(as<float>(at[0]), tokens, 1),
+            {as<std::uint8_t>(at[1]), tokens, 1}, {as<std::int64_t>(at[2]), experts},
+            Workspace(at[5], drops));
+      });
+  const std::size_t plans = gatepro::plan_dispatch_workspace(experts);
+  expect_overlaps_refused({{"tokens_per_expert_E", experts * 8, true},
+                           {"offsets_E1", (experts + 1) * 8, true},
+                           {"choice_of_row_N", tokens * 4, true, 4},
+                           {"row_TK", tokens * 4, true, 4},
+                           {"expert_ids_TK", tokens * 4, false, 4},
+                           {"kept_TK", tokens, false, 1},
+                           {"workspace", plans, true, 1}},
+                          [&](const auto& at) {
+                            gatepro::DispatchPlan<> plan;
+                            plan.tokens_per_expert_E = {as<std::int64_t>(at[0]), experts};
+                            plan.offsets_E1 = {as<std::int64_t>(at[1]), experts + 1};
+                            plan.choice_of_row_N = {as<std::int32_t>(at[2]), tokens};
+                            plan.row_TK = {as<std::int32_t>(at[3]), tokens, 1};
+                            gatepro::plan_dispatch(StridedView(as<std::int32_t>(at[4]), tokens, 1),
+                                                   {as<std::uint8_t>(at[5]), tokens, 1}, {},
+                                                   experts, {}, plan, Workspace(at[6], plans));
+                          });
+}
+
+TEST(Overlap, PermuteAndNoise) {
+  const std::size_t bytes_of_TH = tokens * hidden * 4;
+  expect_overlaps_refused({{"rows_NH", bytes_of_TH, true, 4},
+                           {"x_TH", bytes_of_TH, false, 4},
+                           {"token_of_row_N", tokens * 4, false, 4}},
+                          [&](const auto& at) {
+                            gatepro::permute(
+                                MatrixView<const float>(as<float>(at[1]), tokens, hidden),
+                                VectorView(as<std::int32_t>(at[2]), tokens),
+                                MatrixView(as<float>(at[0]), tokens, hidden));
+                          });
+  expect_overlaps_refused({{"y_TH", bytes_of_TH, true, 4},
+                           {"rows_NH", bytes_of_TH, false, 4},
+                           {"row_TK", tokens * 4, false, 4},
+                           {"weights_TK", tokens * 4, false, 4}},
+                          [&](const auto& at) {
+                            gatepro::combine(MatrixView(as<float>(at[1]), tokens, hidden),
+                                             StridedView(as<std::int32_t>(at[2]), tokens, 1),
+                                             StridedView<const float>(as<float>(at[3]), tokens, 1),
+                                             MatrixView(as<float>(at[0]), tokens, hidden));
+                          });
+  const auto jitter = [](const auto& at) {
+    gatepro::jitter_tokens(MatrixView<const float>(as<float>(at[1]), tokens, hidden), 0.1, {}, 0,
+                           MatrixView(as<float>(at[0]), tokens, hidden));
+  };
+  expect_overlaps_refused({{"out_TH", bytes_of_TH, true, 4}, {"x_TH", bytes_of_TH, false, 4}},
+                          jitter);
+  std::vector<std::byte> memory(bytes_of_TH);
+  EXPECT_NO_THROW(jitter(std::vector<std::byte*>{memory.data(), memory.data()}));
 }
 
 TEST(Overlap, CompleteRouter) {

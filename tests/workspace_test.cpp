@@ -10,6 +10,7 @@
 
 #include "gatepro/capacity.hpp"
 #include "gatepro/competition.hpp"
+#include "gatepro/complete_router.hpp"
 #include "gatepro/cosine_similarity.hpp"
 #include "gatepro/count_unpenalised.hpp"
 #include "gatepro/dispatch_plan.hpp"
@@ -252,6 +253,14 @@ TEST(Workspace, QueriesOfHugeShapesOverflowNothing) {
         });
         expect([&] { return gatepro::Router<float>({other, e, 1}).forward_workspace(count); });
         expect([&] { return gatepro::Router<float>({1, e, 1}).backward_workspace(other, count); });
+        gatepro::CompleteConfig config;
+        config.router = {8, 4, 2};
+        config.losses.sequence = 1;
+        config.capacity = gatepro::CapacityRule{};
+        const gatepro::CompleteRouter<float> router(config);
+        expect_size_or_error(e, [&] { return router.outputs_bytes(e); });
+        expect_size_or_error(e, [&] { return router.workspace(e, count, 1); });
+        expect_size_or_error(other, [&] { return router.workspace(1, count, other); });
       }
     }
   }

@@ -92,6 +92,7 @@ gatepro::CompleteConfig choose_config(FuzzedDataProvider& data) {
   c.router.allow_zero_gradient = data.ConsumeBool();
   c.router.competition.mode =
       static_cast<gatepro::CompetitionMode>(data.ConsumeIntegralInRange(0, 2));
+  c.router.competition.ties = static_cast<gatepro::TieRule>(data.ConsumeIntegralInRange(0, 1));
   c.router.competition.lambda = pick({1e-4, 0, 0.3, 1e4, 1e30});
   c.scores.function = static_cast<gatepro::ScoreFunction>(data.ConsumeIntegralInRange(0, 3));
   c.scores.renormalise = data.ConsumeBool();

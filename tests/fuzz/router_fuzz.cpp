@@ -395,6 +395,7 @@ gatepro::RouterConfig choose_config(FuzzedDataProvider& data) {
   const double thresholds[] = {-1, 0, 0.5, 1};
   config.competition.mode =
       static_cast<gatepro::CompetitionMode>(data.ConsumeIntegralInRange(0, 2));
+  config.competition.ties = static_cast<gatepro::TieRule>(data.ConsumeIntegralInRange(0, 1));
   config.competition.lambda = lambdas[data.ConsumeIntegralInRange(0, 4)];
   config.pairing.min_similarity = thresholds[data.ConsumeIntegralInRange(0, 3)];
   config.allow_zero_gradient = data.ConsumeBool();
