@@ -1,6 +1,12 @@
 // SPDX-License-Identifier: MIT
 // Names that well-known headers define as macros. Each stands for something that no declaration
 // survives, so that a use of the name is an error whatever the real macro would have made of it.
+#if defined(__x86_64__) || defined(__i386__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
 #define HOSTILE ) hostile macro (
 
 // C's <complex.h>, which GNU dialects of C++ hand through.

@@ -126,7 +126,7 @@ inline Index round_robin_start(const CompleteConfig& config, std::int64_t positi
   const Index experts = config.router.num_experts;
   const auto share = static_cast<Index>(config.noise.seed % static_cast<std::uint64_t>(experts)) *
                      (tokens % experts);
-  return (static_cast<Index>(position % experts) + share % experts) % experts;
+  return (index_of(position % experts) + share % experts) % experts;
 }
 
 /// The outputs take choices that the logits had no part in. False if the router is to choose.

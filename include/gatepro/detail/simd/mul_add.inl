@@ -7,30 +7,32 @@
 #if GATEPRO_VECTOR_EXTENSIONS && GATEPRO_BYTES == 64
 
 GATEPRO_FN Vec<float, 16> mul_add(Vec<float, 16> a, Vec<float, 16> b, Vec<float, 16> c) {
-  return {(Vec<float, 16>::Raw)_mm512_fmadd_ps((__m512)a.raw, (__m512)b.raw, (__m512)c.raw)};
+  return {_mm512_fmadd_ps(a.raw, b.raw, c.raw)};
 }
 GATEPRO_FN Vec<double, 8> mul_add(Vec<double, 8> a, Vec<double, 8> b, Vec<double, 8> c) {
-  return {(Vec<double, 8>::Raw)_mm512_fmadd_pd((__m512d)a.raw, (__m512d)b.raw, (__m512d)c.raw)};
+  return {_mm512_fmadd_pd(a.raw, b.raw, c.raw)};
 }
 
 #elif GATEPRO_VECTOR_EXTENSIONS && GATEPRO_BYTES == 32
 
 GATEPRO_FN Vec<float, 8> mul_add(Vec<float, 8> a, Vec<float, 8> b, Vec<float, 8> c) {
-  return {(Vec<float, 8>::Raw)_mm256_fmadd_ps((__m256)a.raw, (__m256)b.raw, (__m256)c.raw)};
+  return {_mm256_fmadd_ps(a.raw, b.raw, c.raw)};
 }
 GATEPRO_FN Vec<double, 4> mul_add(Vec<double, 4> a, Vec<double, 4> b, Vec<double, 4> c) {
-  return {(Vec<double, 4>::Raw)_mm256_fmadd_pd((__m256d)a.raw, (__m256d)b.raw, (__m256d)c.raw)};
+  return {_mm256_fmadd_pd(a.raw, b.raw, c.raw)};
 }
 
 #elif GATEPRO_VECTOR_EXTENSIONS && defined(__aarch64__)
 
 GATEPRO_FN Vec<float, 4> mul_add(Vec<float, 4> a, Vec<float, 4> b, Vec<float, 4> c) {
-  return {
-      (Vec<float, 4>::Raw)vfmaq_f32((float32x4_t)c.raw, (float32x4_t)a.raw, (float32x4_t)b.raw)};
+  return {reinterpret_cast<Vec<float, 4>::Raw>(vfmaq_f32(reinterpret_cast<float32x4_t>(c.raw),
+                                                         reinterpret_cast<float32x4_t>(a.raw),
+                                                         reinterpret_cast<float32x4_t>(b.raw)))};
 }
 GATEPRO_FN Vec<double, 2> mul_add(Vec<double, 2> a, Vec<double, 2> b, Vec<double, 2> c) {
-  return {
-      (Vec<double, 2>::Raw)vfmaq_f64((float64x2_t)c.raw, (float64x2_t)a.raw, (float64x2_t)b.raw)};
+  return {reinterpret_cast<Vec<double, 2>::Raw>(vfmaq_f64(reinterpret_cast<float64x2_t>(c.raw),
+                                                          reinterpret_cast<float64x2_t>(a.raw),
+                                                          reinterpret_cast<float64x2_t>(b.raw)))};
 }
 
 #else

@@ -431,8 +431,8 @@ GATEPRO_FN bool top_k_packed(const BitsOf<A>* keys_EL, Index experts, Index k,
   PackedKeys<A> packed(experts);
   Keys<A> top[std::size_t(Slots + 1)];
   const int blocks = Slots <= 8 ? 1 : int(k + 7) / 8;
-  const int slots = Slots <= 8 ? Slots : 8 * blocks;
-  for (int j = 0; j <= slots; ++j) top[j] = Keys<A>::splat(Order<A>::lowest);
+  const int used_slots = Slots <= 8 ? Slots : 8 * blocks;
+  for (int j = 0; j <= used_slots; ++j) top[j] = Keys<A>::splat(Order<A>::lowest);
   if constexpr (Slots < 8) {
     insert_packed<A, Slots>(packed, keys_EL, experts, top);
   } else {
@@ -513,8 +513,8 @@ GATEPRO_FN Keys<A> lowest_selected(const BitsOf<A>* keys_EL, Index experts, Inde
   return lowest;
 }
 
-/// The k keys of each lane that reach `lowest`, in order of the experts; of those that equal it, the
-/// first. Rows of keys are read in pieces that stay in the nearest cache.
+/// The k keys of each lane that reach `lowest`, in order of the experts; of those that equal it,
+/// the first. Rows of keys are read in pieces that stay in the nearest cache.
 template <class A>
 GATEPRO_FN void gather_selected_keys(const BitsOf<A>* keys_EL, Index experts, Index k,
                                      Keys<A> lowest, BitsOf<A>* top_keys_KL,
