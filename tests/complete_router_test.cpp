@@ -54,8 +54,10 @@ std::vector<CompleteConfig> all_combinations() {
       capacities.emplace_back(rule);
     }
   }
-  const gatepro::GroupLimit groups[] = {
-      {}, {4, 2, GroupScore::share_of_top_k}, {4, 2, GroupScore::top_2}};
+  const gatepro::GroupLimit groups[] = {{},
+                                        {4, 2, GroupScore::share_of_top_k},
+                                        {4, 2, GroupScore::top_2},
+                                        {2, 1, GroupScore::best_n, 3}};
   std::vector<CompleteConfig> all;
   CompleteConfig config{{/*hidden_size=*/1, experts, top_k}};
   config.losses = {0.3, 0.2, 0.1, 0.05, CountSource::dispatched};
@@ -684,7 +686,11 @@ TEST(CompleteRouter, BadSettingsAndInputsAreRefused) {
   refused([](auto& c) { c.router.hidden_size = 0; }, "hidden_size >= 1");
   refused([](auto& c) { c.router.competition = Competition::penalty(-1); }, "lambda");
   refused([](auto& c) { c.groups.num_groups = 3; }, "multiple of num_groups");
-  refused([](auto& c) { c.groups.groups_per_token = 4; }, "groups_per_token <= top_k");
+  refused(
+      [](auto& c) {
+        c.groups = {4, 4, GroupScore::share_of_top_k};
+      },
+      "groups_per_token <= top_k");
   refused([](auto& c) { c.scores.scale = 0; }, "scale");
   refused([](auto& c) { c.bias.update_rate = -1; }, "update_rate");
   refused([](auto& c) { c.losses.z = -1; }, "loss coefficients");

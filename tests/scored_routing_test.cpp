@@ -42,9 +42,13 @@ std::vector<Shape> small_shapes() {
   const GroupLimit off;
   const auto share = GroupScore::share_of_top_k;
   const auto top_2 = GroupScore::top_2;
+  const auto best_n = GroupScore::best_n;
   return {{1, 1, {off}},
           {6, 6, {off, {2, 2, share}}},
           {8, 2, {off, {4, 2, share}, {4, 1, top_2}, {8, 2, share}}},
+          // More groups than choices, and one or several experts that speak for their group.
+          {8, 2, {{4, 3, top_2}, {4, 4, best_n, 1}, {2, 2, best_n, 3}}},
+          {12, 4, {{4, 2, best_n}, {3, 2, best_n, 3}, {3, 1, best_n, 4}, {6, 5, best_n, 2}}},
           {8, 5, {off, {2, 2, share}, {4, 3, top_2}}},
           {12, 4, {off, {3, 2, share}, {3, 1, share}, {4, 2, top_2}}},
           {37, 9, {off}}};
@@ -517,7 +521,14 @@ TEST(ScoredRoutingBadInput, Rules) {
         c.rule.top_k = 2;
         c.rule.groups = {4, 3, GroupScore::share_of_top_k};
       },
-      {"groups_per_token <= top_k", "top_k=2", "groups_per_token=3"});
+      {"groups_per_token <= top_k to rank", "top_k=2", "groups_per_token=3"});
+  for (Index best : {Index{0}, Index{-1}, Index{5}}) {
+    expect_bad(
+        [&](Call& c) {
+          c.rule.groups = {2, 1, GroupScore::best_n, best};
+        },
+        {"1 <= best <= num_experts / num_groups", "best=", "num_groups=2"});
+  }
   expect_bad(
       [](Call& c) {
         c.rule.groups = {8, 4, GroupScore::top_2};

@@ -78,16 +78,19 @@ struct ScoreRule {
 
 /// Which sum of an expert group's best choice values ranks the group.
 enum class GroupScore {
-  share_of_top_k,  ///< The best top_k / groups_per_token, rounded down.
-  top_2,           ///< The best two.
+  share_of_top_k,  ///< The best top_k / groups_per_token, rounded down: Megatron-LM.
+  top_2,           ///< The best two: DeepSeek-V3.
+  best_n,          ///< The best GroupLimit::best; for 1 the largest: DeepSeek-V2.
 };
 
 /// Restricts each token to experts of a few groups. Group g holds the experts from g * E /
 /// num_groups on. Off by default.
 struct GroupLimit {
-  Index num_groups = 1;                           ///< G: a divisor of E. 1 for no limit.
-  Index groups_per_token = 1;                     ///< M, 1 <= M <= G; M <= top_k <= M * E / G.
-  GroupScore score = GroupScore::share_of_top_k;  ///< What ranks the groups.
+  Index num_groups = 1;        ///< G: a divisor of E. 1 for no limit.
+  Index groups_per_token = 1;  ///< M, 1 <= M <= G; top_k <= M * E / G.
+  /// What ranks the groups. share_of_top_k needs M <= top_k, top_2 two experts in a group.
+  GroupScore score = GroupScore::share_of_top_k;
+  Index best = 1;  ///< n of GroupScore::best_n, 1 <= n <= E / G.
 
   /// False if every expert is open to every token.
   GATEPRO_ALWAYS_INLINE constexpr bool active() const { return num_groups > 1; }

@@ -120,9 +120,10 @@ inline Flags allowed_experts(const Better& better, const Rules& rules) {
   const auto groups = static_cast<std::size_t>(rules.groups.num_groups);
   if (groups == 1) return Flags(experts, true);
   const std::size_t size = experts / groups;
-  const auto best = static_cast<std::size_t>(rules.groups.score == gatepro::GroupScore::top_2
-                                                 ? 2
-                                                 : rules.top_k / rules.groups.groups_per_token);
+  gatepro::Index scored = rules.top_k / rules.groups.groups_per_token;
+  if (rules.groups.score == gatepro::GroupScore::top_2) scored = 2;
+  if (rules.groups.score == gatepro::GroupScore::best_n) scored = rules.groups.best;
+  const auto best = static_cast<std::size_t>(scored);
   struct Group {
     int losers = 0;
     double sum = 0;

@@ -59,7 +59,7 @@ inline std::string describe(const SelectionRule& rule) {
        << rule.scores.renormalise << static_cast<int>(rule.scores.renormalisation) << ", scale "
        << rule.scores.scale << ", competition " << static_cast<int>(rule.competition.mode) << ", K "
        << rule.top_k << ", groups " << rule.groups.num_groups << "/" << rule.groups.groups_per_token
-       << " by " << static_cast<int>(rule.groups.score);
+       << " by " << static_cast<int>(rule.groups.score) << "/" << rule.groups.best;
   return text.str();
 }
 

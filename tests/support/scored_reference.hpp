@@ -131,9 +131,11 @@ std::vector<bool> allowed_groups(const Contest& c, const std::vector<int>& order
   const auto wanted = static_cast<std::size_t>(rule.groups.groups_per_token);
   if (groups == 1) return {true};
   const std::size_t size = c.choice.size() / groups;
-  const std::size_t best = rule.groups.score == gatepro::GroupScore::top_2
-                               ? 2
-                               : static_cast<std::size_t>(rule.top_k) / wanted;
+  std::size_t best = static_cast<std::size_t>(rule.top_k) / wanted;
+  if (rule.groups.score == gatepro::GroupScore::top_2) best = 2;
+  if (rule.groups.score == gatepro::GroupScore::best_n) {
+    best = static_cast<std::size_t>(rule.groups.best);
+  }
   std::vector<int> unusable(groups), taken(groups);
   Row sum(groups);
   for (int id : order) {

@@ -14,6 +14,7 @@ inline namespace GATEPRO_ABI {
 /// How many of a group's best experts its score sums.
 inline Index experts_per_group_score(const SelectionRule& rule) {
   if (rule.groups.score == GroupScore::top_2) return 2;
+  if (rule.groups.score == GroupScore::best_n) return rule.groups.best;
   return rule.top_k / rule.groups.groups_per_token;
 }
 
@@ -29,15 +30,21 @@ inline void check_group_limit(const char* where, const SelectionRule& rule, Inde
        "1 <= groups_per_token <= num_groups",
        {{"groups_per_token", groups.groups_per_token}, {"num_groups", groups.num_groups}});
   const Index group_size = experts / groups.num_groups;
-  need(rule.top_k >= groups.groups_per_token && rule.top_k <= groups.groups_per_token * group_size,
-       where, "groups_per_token <= top_k <= groups_per_token * num_experts / num_groups",
+  need(rule.top_k <= groups.groups_per_token * group_size, where,
+       "top_k <= groups_per_token * num_experts / num_groups",
        {{"top_k", rule.top_k},
         {"groups_per_token", groups.groups_per_token},
         {"num_experts", experts},
         {"num_groups", groups.num_groups}});
+  need(groups.score != GroupScore::share_of_top_k || rule.top_k >= groups.groups_per_token, where,
+       "groups_per_token <= top_k to rank groups by share_of_top_k",
+       {{"groups_per_token", groups.groups_per_token}, {"top_k", rule.top_k}});
   need(groups.score != GroupScore::top_2 || group_size >= 2, where,
        "two experts in a group to rank groups by top_2",
        {{"num_experts", experts}, {"num_groups", groups.num_groups}});
+  need(groups.score != GroupScore::best_n || (groups.best >= 1 && groups.best <= group_size), where,
+       "1 <= best <= num_experts / num_groups to rank groups by best_n",
+       {{"best", groups.best}, {"num_experts", experts}, {"num_groups", groups.num_groups}});
 }
 
 /// Everything but the competition, for results in A.
