@@ -145,8 +145,8 @@ class CompleteBuffers {
     resize(max_tokens);
   }
 
-  template <class Bool, std::enable_if_t<std::is_same_v<Bool, bool>, int> = 0>
-  CompleteBuffers(const R& router, Index max_tokens, Bool, Index = 1) = delete;
+  template <class Flag, std::enable_if_t<std::is_same_v<Flag, bool>, int> = 0>
+  CompleteBuffers(const R& router, Index max_tokens, Flag, Index = 1) = delete;
 
   /// Sets T for the calls that follow; an Error above max_tokens. Allocates nothing.
   void resize(Index tokens) {

@@ -78,8 +78,8 @@ class RoutingBuffers {
     resize(max_tokens);
   }
 
-  template <class Bool, std::enable_if_t<std::is_same_v<Bool, bool>, int> = 0>
-  RoutingBuffers(const R& router, Index max_tokens, Bool, bool = false) = delete;
+  template <class Flag, std::enable_if_t<std::is_same_v<Flag, bool>, int> = 0>
+  RoutingBuffers(const R& router, Index max_tokens, Flag, bool = false) = delete;
 
   /// Sets T for the calls that follow; an Error above max_tokens. Allocates nothing.
   void resize(Index tokens) {
