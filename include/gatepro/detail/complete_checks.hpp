@@ -171,7 +171,7 @@ template <class X, class A, class Id, class... More>
 void check_complete_overlaps(const char* where, Access access, const ForwardInputs<Id>& in,
                              const CompleteRoutingView<X, A, Id>& out, const More&... more) {
   const auto of_out = [access](const char* name, const auto& view) {
-    return Argument{name, access, region_of(view)};
+    return argument(name, access, region_of(view));
   };
   check_overlaps(where, of_out("logits_TE", out.logits_TE),
                  of_out("expert_ids_TK", out.expert_ids_TK), of_out("weights_TK", out.weights_TK),
