@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <initializer_list>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -167,6 +168,8 @@ TEST(CompleteReport, BackwardsFollowInAnyOrder) {
     router.forward(tokens_of(i), weights(), {}, in_flight.back());
     expected.push_back(backward(router, tokens_of(i), {}, in_flight.back()));
   }
+  // A vector of layers that grows moves them.
+  static_assert(std::is_nothrow_move_constructible_v<R>);
   R moved(std::move(router));
   for (std::size_t i : {1U, 2U, 0U}) {
     expect_same(backward(moved, tokens_of(i), {}, in_flight[i]), expected[i]);
