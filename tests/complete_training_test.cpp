@@ -295,6 +295,43 @@ TEST(CompleteRegression, RecomputationCannotFlipNearTies) {
   }
 }
 
+/// What was set since the recorded forward plays no part.
+TEST(CompleteRegression, RecomputationAppliesTheRuleOfTheRecord) {
+  for (const auto function :
+       {gatepro::ScoreFunction::softmax_before_top_k, gatepro::ScoreFunction::sigmoid}) {
+    for (const Competition& before : {Competition::off(), Competition::penalty(0.4)}) {
+      CompleteConfig config{{H, E, K}};
+      config.scores.function = function;
+      config.router.competition = before;
+      R router(config);
+      const auto w_EH = random_matrix<float>(E, H, 2);
+      const auto other_EH = random_matrix<float>(E, H, 9);
+      const auto x_TH = tokens_of_step(0);
+      const auto dweights_TK = random_matrix<float>(T, K, 3);
+      router.refresh(w_EH, 0);
+      gatepro::RoutingRecord<> record;
+      ForwardInputs<> in, again;
+      in.record = &record;
+      again.pass = Pass::recompute;
+      again.replay = &record;
+      const auto step = [&](const ForwardInputs<>& inputs) {
+        return complete_data::step(router, x_TH, w_EH, inputs, dweights_TK, zeros<float>(E, H));
+      };
+      const auto original = step(in);
+      for (const Competition& after : {Competition::penalty(2), Competition::eliminate()}) {
+        router.set_competition(after);
+        expect_same_outcome(step(again), original);
+      }
+      router.refresh(other_EH, 1);
+      if (before.active() && function == gatepro::ScoreFunction::softmax_before_top_k) {
+        expect_error([&] { step(again); }, {"partners of the record"});
+      } else {
+        expect_same_outcome(step(again), original);
+      }
+    }
+  }
+}
+
 /// Two tokens want the only slot of an expert, and a recomputation finds the other one heavier.
 TEST(CompleteRegression, RecomputationCannotFlipDrops) {
   for (bool renormalise : {false, true}) {

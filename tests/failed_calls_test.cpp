@@ -88,6 +88,7 @@ void expect_same_record(const gatepro::RoutingRecord<>& a, const gatepro::Routin
   EXPECT_EQ(a.penalised_TK, b.penalised_TK);
   EXPECT_EQ(a.kept_TK, b.kept_TK);
   EXPECT_EQ(a.capacity, b.capacity);
+  EXPECT_EQ(a.partners, b.partners);
   EXPECT_EQ(a.totals, b.totals);
   EXPECT_EQ(a.noise_position, b.noise_position);
 }

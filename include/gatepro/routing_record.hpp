@@ -4,9 +4,10 @@
 #define GATEPRO_ROUTING_RECORD_HPP
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
-#include "gatepro/views.hpp"
+#include "gatepro/options.hpp"
 
 namespace gatepro {
 
@@ -32,6 +33,10 @@ struct RoutingRecord {
   /// Pass::recompute with a capacity refuses it.
   std::vector<std::uint8_t> kept_TK;
   Index capacity = 0;  ///< Slots per expert that kept_TK was decided with.
+  /// The rule for losers that was applied: Pass::recompute applies it again, whatever the router's
+  /// has become. None if the record was filled by hand: then it is the router's.
+  std::optional<Competition> competition;
+  std::uint64_t partners = 0;  ///< RivalTable::fingerprint of those who competed.
 
   /// The choices, T x K.
   GATEPRO_ALWAYS_INLINE StridedView<const Id> expert_ids() const {

@@ -25,9 +25,13 @@ inline bool is_forced(const CompleteConfig& config, Pass pass) {
 }
 
 /// The rule that a pass chooses and weighs by.
-inline SelectionRule selection_in(const CompleteConfig& config, Pass pass) {
+template <class Id>
+SelectionRule selection_in(const CompleteConfig& config, const ForwardInputs<Id>& in) {
   SelectionRule rule = config.selection();
-  if (is_forced(config, pass)) rule.competition = Competition::off();
+  if (is_forced(config, in.pass)) rule.competition = Competition::off();
+  if (in.pass == Pass::recompute && in.replay->competition) {
+    rule.competition = *in.replay->competition;
+  }
   return rule;
 }
 
@@ -194,8 +198,15 @@ void check_complete_forward(const CompleteConfig& config, const RivalTable& riva
   check_complete_inputs(where, config, in, tokens);
   check_complete_outputs(where, config, out, tokens, jittered);
   check_replay(where, config, in, tokens);
-  checked_competition<A>(where, selection_in(config, in.pass).competition, rivals,
-                         config.router.num_experts);
+  const SelectionRule rule = selection_in(config, in);
+  checked_competition<A>(where, rule.competition, rivals, config.router.num_experts);
+  need(in.pass != Pass::recompute || !in.replay->competition || !rule.competition.active() ||
+           rule.scores.function != ScoreFunction::softmax_before_top_k ||
+           in.replay->partners == rivals.fingerprint(),
+       where,
+       "the partners of the record: with softmax_before_top_k all scores depend on them, so "
+       "recompute before refresh or set_partners change them",
+       {{"fingerprint", rivals.fingerprint()}});
 }
 
 /// A member of a state is empty, for "has none", or as large as the settings make it.

@@ -93,6 +93,8 @@ void fill_record(const CompleteConfig& config, const ForwardInputs<Id>& in,
   record.top_k = out.expert_ids_TK.cols;
   record.noise_position = report.noise_position;
   record.capacity = report.capacity;
+  record.competition = report.competition;
+  record.partners = report.partners;
   record.expert_ids_TK.clear();
   record.penalised_TK.clear();
   record.kept_TK.clear();
@@ -153,7 +155,7 @@ CompleteReport choose(const CompleteConfig& config, const RivalTable& rivals,
                       const VectorView<const A>& bias_E, std::int64_t position,
                       const ForwardInputs<Id>& in, const CompleteRoutingView<X, A, Id>& out,
                       Workspace workspace, const Executor& executor) {
-  const SelectionRule rule = selection_in(config, in.pass);
+  const SelectionRule rule = selection_in(config, in);
   RoutingReport found;
   if (load_choices(config, position, in, out)) {
     found = replay_scored(out.logits_TE, rivals, rule, in.is_padding_T, out.expert_ids_TK,
