@@ -499,7 +499,7 @@ TEST_F(BadCall, BackwardInput) {
 }
 
 TEST_F(BadCall, BackwardIds) {
-  for (std::int32_t id : {-1, 6, 1000000, std::numeric_limits<std::int32_t>::min(),
+  for (std::int32_t id : {-2, 6, 1000000, std::numeric_limits<std::int32_t>::min(),
                           std::numeric_limits<std::int32_t>::max()}) {
     ids(4, 1) = id;
     const std::string value = "id=" + std::to_string(id);
@@ -561,7 +561,7 @@ TEST_F(BadCall, RefreshAndSetPartners) {
   expect_error([&] { set({table.data(), 3, 2}); }, {"partners_EM", "cols=2", "cols needed=1"});
   expect_error([&] { set({nullptr, 6, 1}); }, {"partners_EM", "not null"});
   expect_error([&] { set({table.data(), 6, 1, 0, 1}); }, {"partners_EM", "strides"});
-  for (std::int32_t id : {-1, 6, std::numeric_limits<std::int32_t>::min()}) {
+  for (std::int32_t id : {-2, 6, std::numeric_limits<std::int32_t>::min()}) {
     table[3] = id;
     const std::string value = "id=" + std::to_string(id);
     expect_error([&] { set({table.data(), 6, 1}); }, {"partners_EM", value.c_str(), "row=3"});
@@ -870,16 +870,16 @@ TEST_F(BadStage, TokensPerExpert) {
   expect_error(
       [&] { gatepro::add_tokens_per_expert(StridedView<std::int32_t>(nullptr, 5, 2), counts); },
       {where, "expert_ids_TK", "not null"});
-  ids(4, 0) = -1;
+  ids(4, 0) = -2;
   expect_error([&] { gatepro::add_tokens_per_expert(strided_view(ids), counts); },
-               {where, "id=-1", "row=4"});
+               {where, "id=-2", "row=4"});
   // A 64-bit id is shown as what it is.
-  const std::uint64_t huge = std::numeric_limits<std::uint64_t>::max();
+  const std::uint64_t huge = std::numeric_limits<std::uint64_t>::max() - 1;
   expect_error(
       [&] {
         gatepro::add_tokens_per_expert(StridedView<const std::uint64_t>(&huge, 1, 1), counts);
       },
-      {where, "id=18446744073709551615"});
+      {where, "id=18446744073709551614"});
   expect_outputs_untouched();
 }
 

@@ -257,6 +257,29 @@ TYPED_TEST(CapacityTest, MaskedTokensChangeNothingForTheOthers) {
   }
 }
 
+// Ids of -1 are choices that were not made; those of padding may be anything.
+TYPED_TEST(CapacityTest, NoIdTakesNoSlot) {
+  constexpr Index tokens = 90, experts = 7, top_k = 3;
+  auto ids_TK = data::random_ids<std::int32_t>(tokens, experts, top_k, 5);
+  auto weights_TK = data::random_matrix<TypeParam>(tokens, top_k, 6);
+  const Mask mask = random_mask(tokens, 7);
+  for (DropPolicy policy : policies) {
+    const auto want = drop(ids_TK, weights_TK, experts, mask, 9, policy);
+    auto marked_TK = ids_TK;
+    for (Index t = 0; t < tokens; ++t) {
+      if (mask[static_cast<std::size_t>(t)] != 0) marked_TK.row(t).setConstant(-1);
+    }
+    expect_same(drop(marked_TK, weights_TK, experts, mask, 9, policy), want);
+    auto unmasked = drop(marked_TK, weights_TK, experts, {}, 9, policy);
+    unmasked.report.tokens_without_expert = want.report.tokens_without_expert;
+    expect_same(unmasked, want);
+    for (Index t = 0; t < tokens; ++t) {
+      if (mask[static_cast<std::size_t>(t)] != 0) marked_TK.row(t) << experts, -7, experts;
+    }
+    expect_same(drop(marked_TK, weights_TK, experts, mask, 9, policy), want);
+  }
+}
+
 TYPED_TEST(CapacityTest, ThreadsAndStridesDoNotMatter) {
   constexpr Index tokens = 300, experts = 12, top_k = 4;
   const auto ids_TK = data::random_ids<std::uint64_t>(tokens, experts, top_k, 8);
@@ -314,7 +337,7 @@ TYPED_TEST(CapacityTest, BadInputWritesNothing) {
   expect_refused(2, mask, w, {reinterpret_cast<std::uint8_t*>(w.data), tokens, top_k}, experts,
                  memory);
   const std::int32_t good = ids_TK(5, 1);
-  for (std::int32_t bad : {ids_TK(5, 0), std::int32_t{experts}, std::int32_t{-1}}) {
+  for (std::int32_t bad : {ids_TK(5, 0), std::int32_t{experts}, std::int32_t{-2}}) {
     ids_TK(5, 1) = bad;
     expect_refused(2, mask, w, kept, experts, memory);
     ids_TK(5, 1) = good;

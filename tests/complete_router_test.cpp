@@ -344,18 +344,18 @@ RowMatrix<float> spread(const RowMatrix<float>& m, const std::vector<std::uint8_
   return result;
 }
 
-TEST(CompleteRouter, PaddingInfluencesNothing) {
-  constexpr Index T = 30, H = 16, E = 12, K = 3;
+/// A batch with padding that holds NaNs is the batch without it, the trainer's own gradients too.
+void expect_inert_padding(CompleteConfig config, Index H, Index E) {
+  const Index K = config.router.top_k;
   std::vector<std::uint8_t> padding(50);
   for (std::size_t t = 0; t < 20; ++t) padding[(t * t + t / 2) % 50] = 1;
   const Index padded = static_cast<Index>(padding.size());
   const Index masked = std::count(padding.begin(), padding.end(), 1);
   const auto short_x_TH = random_matrix<float>(padded - masked, H, 1);
   const auto short_dweights_TK = random_matrix<float>(padded - masked, K, 3);
-  ASSERT_GE(short_x_TH.rows(), T);
+  const auto short_dlogits_TE = random_matrix<float>(padded - masked, E, 4);
+  const auto dlogits_TE = spread(short_dlogits_TE, padding);
   const auto w_EH = random_matrix<float>(E, H, 2);
-  CompleteConfig config = complete_data::full_config(H, E, K);
-  config.noise = {};  // noise depends on the position
   CompleteRouter<float> without(config), with(config);
   without.refresh(w_EH, 0);
   with.refresh(w_EH, 0);
@@ -365,10 +365,14 @@ TEST(CompleteRouter, PaddingInfluencesNothing) {
   in.sequence_begin_S1 = one_sequence;
   padded_in.sequence_begin_S1 = padded_sequence;
   padded_in.is_padding_T = padding;
-  const auto expected =
-      complete_data::step(without, short_x_TH, w_EH, in, short_dweights_TK, zeros<float>(E, H));
-  const auto actual = complete_data::step(with, spread(short_x_TH, padding), w_EH, padded_in,
-                                          spread(short_dweights_TK, padding), zeros<float>(E, H));
+  gatepro::BackwardInputs<float> more, padded_more;
+  more.dlogits_TE = short_dlogits_TE;
+  padded_more.dlogits_TE = dlogits_TE;
+  const auto expected = complete_data::step(without, short_x_TH, w_EH, in, short_dweights_TK,
+                                            zeros<float>(E, H), more);
+  const auto actual =
+      complete_data::step(with, spread(short_x_TH, padding), w_EH, padded_in,
+                          spread(short_dweights_TK, padding), zeros<float>(E, H), padded_more);
   without.end_step();
   with.end_step();
   Index from = 0;
@@ -381,7 +385,9 @@ TEST(CompleteRouter, PaddingInfluencesNothing) {
     EXPECT_TRUE(same_bits<float>(actual.weights_TK.row(t), expected.weights_TK.row(from)));
     EXPECT_TRUE(same_bits<float>(actual.dx_TH.row(t), expected.dx_TH.row(from)));
     EXPECT_TRUE(same_bits<std::int32_t>(actual.ids_TK.row(t), expected.ids_TK.row(from)));
-    EXPECT_TRUE(same_bits<std::uint8_t>(actual.kept_TK.row(t), expected.kept_TK.row(from)));
+    if (config.capacity) {
+      EXPECT_TRUE(same_bits<std::uint8_t>(actual.kept_TK.row(t), expected.kept_TK.row(from)));
+    }
     ++from;
   }
   EXPECT_TRUE(same_bits(actual.dw_EH, expected.dw_EH));
@@ -396,6 +402,47 @@ TEST(CompleteRouter, PaddingInfluencesNothing) {
   near(actual.report.losses.global, expected.report.losses.global);
   near(actual.report.losses.z, expected.report.losses.z);
   EXPECT_EQ(with.state().expert_bias_E, without.state().expert_bias_E);
+}
+
+TEST(CompleteRouter, PaddingInfluencesNothing) {
+  constexpr Index H = 16, E = 12, K = 3;
+  CompleteConfig full = complete_data::full_config(H, E, K);
+  full.noise = {};  // noise depends on the position
+  CompleteConfig all_logits{{H, E, K}};
+  all_logits.scores.function = ScoreFunction::softmax_before_top_k;
+  for (const CompleteConfig& config : {full, all_logits, CompleteConfig{{H, E, K}}}) {
+    expect_inert_padding(config, H, E);
+  }
+}
+
+/// The gradient of the logits of padding stays as it was, whatever comes in.
+TEST(CompleteRouter, PaddingGetsNoLogitGradient) {
+  constexpr Index T = 5, H = 6, E = 8, K = 2;
+  const auto w_EH = random_matrix<float>(E, H, 2);
+  const auto x_TH = spread(random_matrix<float>(3, H, 1), {0, 1, 0, 1, 0});
+  const std::vector<std::uint8_t> padding{0, 1, 0, 1, 0};
+  const auto nan_TE = spread(random_matrix<float>(3, E, 3), padding);
+  const auto nan_TK = spread(random_matrix<float>(3, K, 3), padding);
+  for (double z : {0.0, 1e-3}) {
+    CompleteConfig config{{H, E, K}};
+    config.losses.z = z;
+    CompleteRouter<float> router(config);
+    router.refresh(w_EH, 0);
+    gatepro::CompleteBuffers<CompleteRouter<float>> buffers(router, T);
+    ForwardInputs<> in;
+    in.is_padding_T = padding;
+    router.forward(x_TH, w_EH, in, buffers);
+    gatepro::BackwardInputs<float> more;
+    more.dlogits_TE = nan_TE;
+    RowMatrix<float> dlogits_TE = RowMatrix<float>::Constant(T, E, 77);
+    router.backward_logits(in, buffers.view(), buffers.report(), nan_TK, more, dlogits_TE,
+                           buffers.workspace());
+    for (Index t = 0; t < T; ++t) {
+      const bool untouched = (dlogits_TE.row(t).array() == 77).all();
+      EXPECT_EQ(untouched, padding[static_cast<std::size_t>(t)] != 0);
+      EXPECT_TRUE(dlogits_TE.row(t).allFinite());
+    }
+  }
 }
 
 // ---- A whole layer ---------------------------------------------------------------------------

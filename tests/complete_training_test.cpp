@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <initializer_list>
 #include <limits>
+#include <numeric>
 #include <vector>
 
 #include "support/complete_data.hpp"
@@ -441,6 +442,60 @@ TEST(CompleteRecord, ReplayedChoicesCountForLossesAndNotForTheBias) {
   EXPECT_EQ(trainer.router.state().expert_bias_E, before.expert_bias_E);
 }
 
+/// The recorded ids of padding may be anything, and -1 is no choice.
+TEST(CompleteRecord, IdsOfPaddingMayBeAnything) {
+  CompleteConfig config = complete_data::full_config(H, E, K);
+  config.groups = {};
+  config.capacity->renormalise = true;
+  R router(config);
+  const auto w_EH = random_matrix<float>(E, H, 2);
+  const auto dweights_TK = random_matrix<float>(T, K, 3);
+  router.refresh(w_EH, 0);
+  std::vector<std::uint8_t> padding(T);
+  for (std::size_t t = 0; t < padding.size(); t += 4) padding[t] = 1;
+  gatepro::RoutingRecord<> record;
+  ForwardInputs<> in = inputs();
+  in.is_padding_T = padding;
+  in.record = &record;
+  complete_data::forward(router, tokens_of_step(0), w_EH, in);
+  in.record = nullptr;
+  in.replay = &record;
+  in.pass = Pass::recompute;
+  const auto run = [&] {
+    return complete_data::step(router, tokens_of_step(0), w_EH, in, dweights_TK,
+                               zeros<float>(E, H));
+  };
+  const auto set_padding = [&](const std::vector<std::int32_t>& ids) {
+    for (std::size_t i = 0; i < record.expert_ids_TK.size(); ++i) {
+      const auto j = i % static_cast<std::size_t>(K);
+      if (padding[i / static_cast<std::size_t>(K)] != 0) record.expert_ids_TK[i] = ids[j];
+    }
+  };
+  set_padding({0, 1, 2});
+  const auto want = run();
+  for (const std::vector<std::int32_t>& ids :
+       std::vector<std::vector<std::int32_t>>{{-1, -1, -1}, {E, E, -9}, {0, 0, 0}}) {
+    set_padding(ids);
+    complete_data::expect_same_outcome(run(), want);
+  }
+  // Two tokens lose a choice, and a token all of them.
+  in.pass = Pass::training;
+  record.kept_TK.clear();
+  for (const Index i : {1 * K + 1, 2 * K + 0, 3 * K + 0, 3 * K + 1, 3 * K + 2}) {
+    record.expert_ids_TK[static_cast<std::size_t>(i)] = -1;
+  }
+  const auto less = run();
+  const auto counted = [](const Outcome<R>& outcome) {
+    return std::accumulate(outcome.counts_E.begin(), outcome.counts_E.end(), std::int64_t{0});
+  };
+  EXPECT_EQ(counted(less), counted(want) - 5);
+  EXPECT_EQ(less.weights_TK(1, 1), 0);
+  EXPECT_EQ(less.weights_TK.row(3), zeros<float>(1, K));
+  EXPECT_EQ(less.report.nonfinite_rows, 0);
+  EXPECT_TRUE(less.dx_TH.allFinite());
+  EXPECT_TRUE(less.dw_EH.allFinite());
+}
+
 TEST(CompleteRecord, WhatDoesNotFitIsRefused) {
   R router(complete_data::full_config(H, E, K));
   const auto w_EH = random_matrix<float>(E, H, 2);
@@ -458,7 +513,7 @@ TEST(CompleteRecord, WhatDoesNotFitIsRefused) {
     EXPECT_THROW(complete_data::forward(router, x_TH, w_EH, again), gatepro::Error);
   };
   refused([](auto& r) { r.expert_ids_TK[4] = static_cast<std::int32_t>(E); });
-  refused([](auto& r) { r.expert_ids_TK[4] = -1; });
+  refused([](auto& r) { r.expert_ids_TK[4] = -2; });
   refused([](auto& r) { r.expert_ids_TK[4] = r.expert_ids_TK[3]; });
   refused([](auto& r) { r.expert_ids_TK.pop_back(); });
   refused([](auto& r) { r.penalised_TK.pop_back(); });

@@ -184,6 +184,46 @@ TYPED_TEST(DispatchPlanTest, IsAStableSort) {
   }
 }
 
+// -1 in place of a choice says as much as kept_TK and is_padding_T do.
+TYPED_TEST(DispatchPlanTest, IdsSayWhatHasNoPlace) {
+  for (std::uint64_t seed = 0; seed < 30; ++seed) {
+    Routed<TypeParam> routed = random_routing<TypeParam>(seed);
+    const auto want = make_plan<TypeParam>(routed, {});
+    const Index tokens = routed.ids_TK.rows(), top_k = routed.ids_TK.cols();
+    Routed<std::int64_t> marked{RowMatrix<std::int64_t>(tokens, top_k), {}, {}, routed.experts};
+    const auto kept = routed.kept_TK.size() != 0 ? StridedView<const std::uint8_t>(routed.kept_TK)
+                                                 : StridedView<const std::uint8_t>();
+    gatepro::dispatched_ids(strided_view(routed.ids_TK), kept, data::optional(routed.mask_T),
+                            strided_view(marked.ids_TK));
+    for (Index t = 0; t < tokens; ++t) {
+      for (Index j = 0; j < top_k; ++j) {
+        const auto id = static_cast<std::int64_t>(routed.ids_TK(t, j));
+        EXPECT_EQ(marked.ids_TK(t, j), routed.counts(t, j) ? id : -1);
+      }
+    }
+    EXPECT_TRUE(make_plan<TypeParam>(marked, {}) == want);
+    // The ids of padding may be anything.
+    for (Index t = 0; t < tokens; ++t) {
+      if (routed.mask_T.empty() || routed.mask_T[static_cast<std::size_t>(t)] == 0) continue;
+      routed.ids_TK.row(t).setConstant(static_cast<TypeParam>(t % 2 == 0 ? routed.experts : 0));
+    }
+    EXPECT_TRUE(make_plan<TypeParam>(routed, {}) == want);
+    // In place, where no backward needs the ids.
+    gatepro::dispatched_ids(strided_view(routed.ids_TK), kept, data::optional(routed.mask_T),
+                            strided_view(routed.ids_TK));
+    routed.kept_TK.resize(0, 0);
+    routed.mask_T.clear();
+    EXPECT_TRUE(make_plan<TypeParam>(routed, {}) == want);
+  }
+  RowMatrix<TypeParam> ids_TK = RowMatrix<TypeParam>::Zero(3, 2);
+  const auto refused = [&](StridedView<const std::uint8_t> kept, StridedView<TypeParam> out) {
+    EXPECT_THROW(gatepro::dispatched_ids(strided_view(ids_TK), kept, {}, out), gatepro::Error);
+  };
+  const Bytes few = Bytes::Ones(2, 2);
+  refused(strided_view(few), strided_view(ids_TK));
+  refused({}, {ids_TK.data(), 2, 2});
+}
+
 TYPED_TEST(DispatchPlanTest, NoTokensAndOneExpert) {
   Routed<TypeParam> none;
   none.ids_TK.resize(0, 2);
@@ -304,7 +344,7 @@ TYPED_TEST(DispatchPlanTest, BadInputWritesNothing) {
   expect_bad_plan(out);
 
   const std::int32_t good = ids_TK(5, 1);
-  for (std::int32_t bad : {ids_TK(5, 0), std::int32_t{experts}, std::int32_t{-1}}) {
+  for (std::int32_t bad : {ids_TK(5, 0), std::int32_t{experts}, std::int32_t{-2}}) {
     ids_TK(5, 1) = bad;
     expect_bad_plan(owned.view());
     ids_TK(5, 1) = good;

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <vector>
 
 #include "gatepro/gate_logits.hpp"
@@ -203,6 +204,22 @@ TYPED_TEST(GateBackwardTest, ZeroGradientsSkipTheirRows) {
 }
 
 // A gradient that is not finite reaches its token and its expert, no others.
+// -1 is no expert: whatever its gradient is, it adds nothing.
+TYPED_TEST(GateBackwardTest, NoExpertAddsNothing) {
+  using Input = TypeParam;
+  for (const bool dense : {false, true}) {
+    auto p = make_problem<Input>(300, 9, 3, 40, dense);
+    auto without = p;
+    for (Index t = 0; t < 300; t += 2) {
+      without.dselected_TK(t, 1) = 0;
+      p.dselected_TK(t, 1) = std::numeric_limits<typename Problem<Input>::A>::quiet_NaN();
+      p.ids_TK(t, 1) = -1;
+    }
+    EXPECT_TRUE(data::same_bits(to_tokens(p), to_tokens(without)));
+    EXPECT_TRUE(data::same_bits(to_weights(p), to_weights(without)));
+  }
+}
+
 TYPED_TEST(GateBackwardTest, NonfiniteGradientsStayInTheirRow) {
   using A = gatepro::accumulator_t<TypeParam>;
   for (bool dense : {false, true}) {

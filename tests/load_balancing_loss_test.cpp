@@ -513,8 +513,8 @@ TYPED_TEST(BalanceLossTest, BadSequences) {
   Ids bad_TK = good_TK;
   bad_TK(2, 1) = 4;
   expect_error([&] { call(bad_TK, {0, 1, 3}, 0); }, {where, "expert_ids_TK", "id=4", "row=2"});
-  bad_TK(2, 1) = -1;
-  expect_error([&] { call(bad_TK, {0, 1, 3}, 0); }, {where, "expert_ids_TK", "id=-1"});
+  bad_TK(2, 1) = -2;
+  expect_error([&] { call(bad_TK, {0, 1, 3}, 0); }, {where, "expert_ids_TK", "id=-2"});
   expect_error([&] { call(Ids(2, 2), {0, 1, 3}, 0); }, {where, "expert_ids_TK", "rows=2"});
   expect_error([&] { call(Ids(3, 5), {0, 1, 3}, 0); }, {where, "top_k=5"});
   expect_error([&] { call(good_TK, {}, 0); }, {where, "sequence_begin_S1", "size=0"});

@@ -184,6 +184,44 @@ TYPED_TEST(ScoredReplayTest, NansAreNotHiddenByTheRecord) {
   }
 }
 
+// Without an expert a choice weighs nothing, and the others weigh as if it had not been made. The
+// ids of padding may be anything.
+TYPED_TEST(ScoredReplayTest, ChoicesWithoutAnExpertAreLeftOut) {
+  using A = TypeParam;
+  const Index tokens = 43, experts = 9, top_k = 4;
+  const RowMatrix<A> logits_TE = data::random_matrix<A>(tokens, experts, 3) * A(2);
+  const auto all_TK = data::random_ids<std::uint64_t>(tokens, experts, top_k, 4);
+  const auto is_padding = scored_data::padding(tokens, 5);
+  RowMatrix<std::uint64_t> some_TK(tokens, top_k), rest_TK = all_TK.leftCols(top_k - 1);
+  some_TK << all_TK.leftCols(1), RowMatrix<std::uint64_t>::Constant(tokens, 1, ~std::uint64_t{0}),
+      all_TK.middleCols(1, top_k - 2);
+  some_TK.row(1).setConstant(~std::uint64_t{0});
+  for (Index t = 4; t < tokens; t += 5) some_TK.row(t).setConstant(std::uint64_t{1} << 40);
+  for (Index t = 4; t < tokens; t += 10) some_TK.row(t).setZero();
+  for (SelectionRule rule : scored_data::rules_of(top_k, {})) {
+    SCOPED_TRACE(scored_data::describe(rule));
+    SelectionRule fewer = rule;
+    fewer.top_k = top_k - 1;
+    const Replay<A> got =
+        replay(logits_TE, rule, some_TK, Bytes(Bytes::Zero(tokens, top_k)), is_padding);
+    const Replay<A> want =
+        replay(logits_TE, fewer, rest_TK, Bytes(Bytes::Zero(tokens, top_k - 1)), is_padding);
+    EXPECT_EQ(got.report.nonfinite_rows, 0);
+    EXPECT_EQ(got.report.tokens_short_of_survivors, 0);
+    EXPECT_TRUE((got.weights_TK.row(1).array() == 0).all());
+    EXPECT_TRUE((got.scores_TK.row(1).array() == 0).all());
+    for (Index t = 2; t < tokens; ++t) {
+      EXPECT_EQ(got.weights_TK(t, 1), 0);
+      EXPECT_EQ(got.scores_TK(t, 1), 0);
+      for (Index j = 0; j < top_k; ++j) {
+        if (j == 1) continue;
+        const A w = want.weights_TK(t, j == 0 ? 0 : j - 1);
+        EXPECT_NEAR(got.weights_TK(t, j), w, 8 * std::numeric_limits<A>::epsilon()) << t;
+      }
+    }
+  }
+}
+
 TEST(ScoredReplayBadInput, IdsAndViews) {
   const RowMatrix<float> logits_TE = data::random_matrix<float>(4, 6, 6);
   const SelectionRule rule{2, {}, {}, Competition::off()};
@@ -198,7 +236,7 @@ TEST(ScoredReplayBadInput, IdsAndViews) {
   };
   expect_error(with_id(3, 1, 1), {"replay_scored", "distinct ids in each row", "row=3"});
   expect_error(with_id(2, 0, 6), {"replay_scored", "every id in [0, num_experts)", "id=6"});
-  expect_error(with_id(0, 1, -1), {"every id in [0, num_experts)", "id=-1", "row=0"});
+  expect_error(with_id(0, 1, -2), {"every id in [0, num_experts)", "id=-2", "row=0"});
   expect_error([&] { replay(logits_TE, rule, ids_TK, Bytes(Bytes::Zero(3, 2))); },
                {"penalised_TK", "rows=3"});
   expect_error([&] { replay(logits_TE, rule, ids_TK, none, {1}); }, {"is_padding_T", "size=1"});

@@ -47,9 +47,9 @@ TYPED_TEST(TokensPerExpertTest, AddsToTheCountsInAnyLayout) {
 }
 
 TYPED_TEST(TokensPerExpertTest, IdsOutOfRangeCountNothing) {
-  for (TypeParam bad :
-       {TypeParam(9), static_cast<TypeParam>(-1), std::numeric_limits<TypeParam>::max(),
-        std::numeric_limits<TypeParam>::min()}) {
+  for (TypeParam bad : {TypeParam(9), static_cast<TypeParam>(-2),
+                        TypeParam(std::numeric_limits<TypeParam>::max() - 1),
+                        std::numeric_limits<TypeParam>::min()}) {
     if (bad == TypeParam(0)) continue;
     RowMatrix<TypeParam> ids_TK = data::random_ids<TypeParam>(10, 9, 3, 2);
     ids_TK(9, 2) = bad;
@@ -59,6 +59,14 @@ TYPED_TEST(TokensPerExpertTest, IdsOutOfRangeCountNothing) {
                  gatepro::Error);
     EXPECT_EQ(counts, Counts(9, 4));
   }
+}
+
+TYPED_TEST(TokensPerExpertTest, NoExpertCountsNothing) {
+  RowMatrix<TypeParam> ids_TK(2, 2);
+  ids_TK << TypeParam(3), static_cast<TypeParam>(-1), static_cast<TypeParam>(-1), TypeParam(0);
+  Counts counts(4, 0);
+  gatepro::add_tokens_per_expert(gatepro::strided_view(ids_TK), VectorView<std::int64_t>(counts));
+  EXPECT_EQ(counts, (Counts{1, 0, 0, 1}));
 }
 
 TYPED_TEST(TokensPerExpertTest, NoTokensCountNothing) {

@@ -87,15 +87,14 @@ DropScratch<A> carve_drop(Arena& arena, Index tokens, Index experts, Index top_k
   return scratch;
 }
 
-/// Before anything is dropped: all choices are kept, except those of masked tokens.
+/// Before anything is dropped: all choices that count are kept.
 template <class Id, class A>
 void keep_all(const Choices<Id>& choices, const StridedView<A>& weights_TK,
               const StridedView<std::uint8_t>& kept_TK) {
   for (Index t = 0; t < kept_TK.rows; ++t) {
-    const bool padding = is_masked(choices.is_padding_T, t);
     for (Index j = 0; j < kept_TK.cols; ++j) {
-      kept_TK(t, j) = padding ? 0 : 1;
-      if (padding) weights_TK(t, j) = A(0);
+      kept_TK(t, j) = counts(choices, t, j) ? 1 : 0;
+      if (kept_TK(t, j) == 0) weights_TK(t, j) = A(0);
     }
   }
 }
@@ -233,12 +232,12 @@ std::size_t drop_over_capacity_workspace(Index num_tokens, Index num_experts, In
 
 /// Leaves each expert its first `capacity` choices in the order of `policy`, and drops the rest.
 ///
-/// expert_ids_TK: T x K, distinct within a row; they stay as they are. is_padding_T: T, or not
-/// given; masked tokens take no slot and are never kept. weights_TK: T x K, read and written: a
-/// choice that is not kept weighs exactly 0, NaN or not. kept_TK: T x K, overwritten, 1 or 0.
-/// tokens_per_expert_E: E, overwritten with the choices that are kept. Weights compare as logits
-/// do: numbers before NaN, -0.0 equals +0.0, then the lowest token. A capacity above T drops
-/// nothing, 0 drops everything.
+/// expert_ids_TK: T x K, distinct within a row, -1 for none; they stay as they are. is_padding_T:
+/// T, or not given; masked tokens take no slot and are never kept, whatever their ids are.
+/// weights_TK: T x K, read and written: a choice that is not kept weighs exactly 0, NaN or not.
+/// kept_TK: T x K, overwritten, 1 or 0. tokens_per_expert_E: E, overwritten with the choices that
+/// are kept. Weights compare as logits do: numbers before NaN, -0.0 equals +0.0, then the lowest
+/// token. A capacity above T drops nothing, 0 drops everything.
 ///
 /// Throws Error for shapes, a negative capacity, an id that is out of range or twice in a row, or a
 /// workspace that is too small, before any write. Cost: O(T K); no allocation. Thread-safe.
@@ -269,14 +268,13 @@ DropReport drop_over_capacity(StridedView<Id> expert_ids_TK,
       detail::output("tokens_per_expert_E", tokens_per_expert_E),
       detail::output("workspace", workspace), detail::input("expert_ids_TK", expert_ids_TK),
       detail::input("is_padding_T", is_padding_T));
-  detail::check_ids(where, "expert_ids_TK", expert_ids_TK, experts);
   const int workers = detail::checked_workers(where, executor);
   detail::Arena arena(where, workspace,
                       drop_over_capacity_workspace<A>(tokens, experts, top_k, policy));
   const auto scratch = detail::carve_drop<A>(arena, tokens, experts, top_k, policy);
-  detail::check_distinct_ids(where, "expert_ids_TK", expert_ids_TK, experts, scratch.taken_E);
-
   const detail::Choices<Id> choices{expert_ids_TK, is_padding_T};
+  detail::check_distinct_choices(where, "expert_ids_TK", choices, experts, scratch.taken_E);
+
   detail::keep_all(choices, weights_TK, kept_TK);
   detail::count_choices(choices, experts, scratch.taken_E);
   std::copy_n(scratch.taken_E, experts, tokens_per_expert_E.data);

@@ -182,13 +182,14 @@ class CompleteRouter {
     const auto dlogits_TE = detail::logit_gradients(config_, router_.similarity().rivals(), in, out,
                                                     report, dweights_TK, more, gradients, executor);
     if (dx_TH.given()) {
-      detail::backward_to_tokens(config_, report, out, dlogits_TE, w_EH, dx_TH, gradients,
+      detail::backward_to_tokens(config_, in, report, out, dlogits_TE, w_EH, dx_TH, gradients,
                                  executor);
     }
     if (dw_EH.given()) {
       const auto seen_TH = report.jittered ? MatrixView<const X>(out.jittered_TH) : x_TH;
-      gate_backward_weights(out.expert_ids_TK, gradients.dselected_TK, dlogits_TE, seen_TH,
-                            ExpertRange{0, dw_EH.rows}, dw_EH, gradients.stages, executor);
+      detail::gradient_to_weights<Id, A>(detail::choices_of(in, out), gradients.dselected_TK,
+                                         dlogits_TE, seen_TH, ExpertRange{0, dw_EH.rows}, dw_EH,
+                                         gradients.stages, executor);
     }
   }
 
@@ -205,8 +206,8 @@ class CompleteRouter {
                                              executor, detail::output("dlogits_TE", dlogits_TE));
     const auto dense_TE = detail::logit_gradients(config_, router_.similarity().rivals(), in, out,
                                                   report, dweights_TK, more, gradients, executor);
-    detail::add_logit_gradients<Accumulator>(out.expert_ids_TK, gradients.dselected_TK, dense_TE,
-                                             dlogits_TE);
+    detail::add_logit_gradients<Accumulator>(detail::choices_of(in, out), gradients.dselected_TK,
+                                             dense_TE, dlogits_TE);
   }
 
   /// The same with outputs, report and workspace of the buffers that the forward wrote.
@@ -254,8 +255,8 @@ class CompleteRouter {
                         detail::forward_bytes<X, W>(config_, shape_of(in, tokens, executor)));
     if (in.replay != nullptr) {
       Index* scratch_E = arena.template take<Index>(experts);
-      detail::check_distinct_ids(where, "recorded ids", in.replay->expert_ids(), experts,
-                                 scratch_E);
+      const detail::Choices<const Id> recorded{in.replay->expert_ids(), in.is_padding_T};
+      detail::check_distinct_choices(where, "recorded ids", recorded, experts, scratch_E);
       if (detail::follows_drops(config_, in)) {
         detail::check_recorded_slots(where, in, experts, scratch_E);
       }

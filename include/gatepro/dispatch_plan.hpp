@@ -210,6 +210,40 @@ inline Index max_dispatch_rows(Index num_tokens, Index top_k, Index num_experts,
   return detail::checked_sum(where, choices, gaps);
 }
 
+/// dispatched_ids_TK = expert_ids_TK, but -1 (the largest value of an unsigned type) where a choice
+/// has no place in an expert: dropped, or of padding. It is what consumers take that know no masks;
+/// wherever ids are read, -1 means none.
+///
+/// expert_ids_TK: T x K. kept_TK: T x K, or not given. is_padding_T: T, or not given.
+/// dispatched_ids_TK: T x K, overwritten, may be expert_ids_TK; a backward needs the ids of dropped
+/// choices. Throws Error for shapes, before any write. No allocation. Thread-safe.
+template <class In, class Id>
+void dispatched_ids(StridedView<In> expert_ids_TK, StridedView<const std::uint8_t> kept_TK,
+                    VectorView<const std::uint8_t> is_padding_T,
+                    StridedView<Id> dispatched_ids_TK) {
+  detail::check_id_type<detail::value_t<In>>();
+  detail::check_id_type<Id>();
+  const char* where = "dispatched_ids";
+  const Index tokens = expert_ids_TK.rows;
+  const Index top_k = expert_ids_TK.cols;
+  detail::check_strided(where, "expert_ids_TK", expert_ids_TK, tokens, top_k);
+  detail::check_optional_strided(where, "kept_TK", kept_TK, tokens, top_k);
+  detail::check_optional_vector(where, "is_padding_T", is_padding_T, tokens);
+  detail::check_strided(where, "dispatched_ids_TK", dispatched_ids_TK, tokens, top_k);
+  detail::check_overlaps(where, detail::output("dispatched_ids_TK", dispatched_ids_TK),
+                         detail::in_place("expert_ids_TK", expert_ids_TK),
+                         detail::input("kept_TK", kept_TK),
+                         detail::input("is_padding_T", is_padding_T));
+  const detail::Choices<In> choices{expert_ids_TK, is_padding_T, kept_TK};
+  for (Index t = 0; t < tokens; ++t) {
+    for (Index j = 0; j < top_k; ++j) {
+      const bool dispatched = detail::counts(choices, t, j);
+      dispatched_ids_TK(t, j) =
+          dispatched ? static_cast<Id>(expert_ids_TK(t, j)) : static_cast<Id>(-1);
+    }
+  }
+}
+
 /// Bytes of workspace for plan_dispatch.
 inline std::size_t plan_dispatch_workspace(Index num_experts) {
   detail::check_query_experts("plan_dispatch", num_experts);
@@ -218,9 +252,10 @@ inline std::size_t plan_dispatch_workspace(Index num_experts) {
 
 /// Sorts the choices of a routing by expert, stably: expert after expert, each in rule.order.
 ///
-/// expert_ids_TK: T x K, distinct within a row. kept_TK: T x K, from drop_over_capacity, or not
-/// given; zero means dropped. is_padding_T: T, or not given; nonzero masks a token. Dropped and
-/// masked choices get no row. `plan` is overwritten; its id type may differ from that of the ids.
+/// expert_ids_TK: T x K, distinct within a row, -1 for none. kept_TK: T x K, from
+/// drop_over_capacity, or not given; zero means dropped. is_padding_T: T, or not given; nonzero
+/// masks a token, whatever its ids are. Choices that are none, dropped or masked get no row. `plan`
+/// is overwritten; its id type may differ from that of the ids.
 ///
 /// Returns the number of rows, gaps included: offsets_E1[E]. Throws Error for shapes, settings, an
 /// id that is out of range or twice in a row, more choices than rows_per_expert, numbers that do
@@ -241,12 +276,11 @@ Index plan_dispatch(StridedView<In> expert_ids_TK, StridedView<const std::uint8_
   detail::check_strided(where, "expert_ids_TK", expert_ids_TK, tokens, top_k);
   detail::check_optional_strided(where, "kept_TK", kept_TK, tokens, top_k);
   detail::check_optional_vector(where, "is_padding_T", is_padding_T, tokens);
-  detail::check_ids(where, "expert_ids_TK", expert_ids_TK, num_experts);
   detail::Arena arena(where, workspace, plan_dispatch_workspace(num_experts));
   const auto scratch = detail::carve_plan(arena, num_experts);
-  detail::check_distinct_ids(where, "expert_ids_TK", expert_ids_TK, num_experts, scratch.count_E);
-
   const detail::Choices<In> choices{expert_ids_TK, is_padding_T, kept_TK};
+  detail::check_distinct_choices(where, "expert_ids_TK", choices, num_experts, scratch.count_E);
+
   detail::count_choices(choices, num_experts, scratch.count_E);
   const Index rows = detail::count_rows(where, rule, num_experts, scratch.count_E);
   const Index all_choices =

@@ -152,15 +152,6 @@ inline void check_sequences(const char* where, const VectorView<const std::int64
   }
 }
 
-/// The choices of one sequence.
-template <class Id>
-Choices<Id> middle_choices(const Choices<Id>& choices, Index first, Index count) {
-  const auto& is_padding_T = choices.is_padding_T;
-  Choices<Id> middle{choices.expert_ids_TK.middle_rows(first, count)};
-  if (is_padding_T.given()) middle.is_padding_T = {is_padding_T.data + first, count};
-  return middle;
-}
-
 /// The tokens of sequence s that are not padding.
 inline std::int64_t valid_in_sequence(const VectorView<const std::uint8_t>& is_padding_T,
                                       const VectorView<const std::int64_t>& begin_S1, Index s) {
@@ -323,7 +314,8 @@ double sequence_load_balancing_loss(
   detail::check_loss_arguments(where, arguments, workspace);
   detail::check_top_k(where, expert_ids_TK.cols, experts);
   detail::check_strided(where, "expert_ids_TK", expert_ids_TK, tokens, expert_ids_TK.cols);
-  detail::check_ids(where, "expert_ids_TK", expert_ids_TK, experts);
+  const detail::Choices<Id> choices{expert_ids_TK, is_padding_T};
+  detail::check_choices(where, "expert_ids_TK", choices, experts);
   detail::check_sequences(where, sequence_begin_S1, tokens);
   detail::check_overlaps(where, detail::output("dlogits_TE", dlogits_TE),
                          detail::input("expert_ids_TK", expert_ids_TK),
@@ -341,7 +333,6 @@ double sequence_load_balancing_loss(
   if (sequences_here == 0) return 0;
   const auto mean_over =
       static_cast<double>(weight.mean_over != 0 ? weight.mean_over : sequences_here);
-  const detail::Choices<Id> choices{expert_ids_TK, is_padding_T};
   detail::for_each_block(executor, workers, sequences, [&](int worker, Index s) {
     detail::price_sequence(choices, sequence_begin_S1, s, experts, mean_over,
                            scratch.counts(worker), scratch);

@@ -8,7 +8,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "gatepro/detail/checks.hpp"
+#include "gatepro/detail/choices.hpp"
 #include "gatepro/detail/order.hpp"
 #include "gatepro/detail/overlap.hpp"
 #include "gatepro/detail/simd/dispatch.hpp"
@@ -16,12 +16,6 @@
 namespace gatepro {
 namespace detail {
 inline namespace GATEPRO_ABI {
-
-/// True unless the element says "none": -1, or the largest value of an unsigned type.
-template <class Id>
-bool is_some(Id id) {
-  return id != static_cast<value_t<Id>>(-1);
-}
 
 /// Every element of a plan's table is "none" or in [0, limit).
 template <class Id>

@@ -17,7 +17,8 @@ namespace gatepro {
 /// A forward with ForwardInputs::record fills it, a forward with ForwardInputs::replay follows it.
 /// It owns its memory and may be copied, stored or filled by hand (ids chosen elsewhere, such as by
 /// another implementation; penalised all 0). Ids are checked when replayed: in range and distinct
-/// per token. Filling allocates only where the vectors grow.
+/// per token, or -1 for none; those of padding may be anything. Filling allocates only where the
+/// vectors grow.
 template <class Id = std::int32_t>
 struct RoutingRecord {
   Index tokens = 0;                        ///< T.

@@ -120,35 +120,46 @@ void full_softmax_backward_row(const ScoredGroup<A>& group, const typename Order
   }
 }
 
-/// The gradient of a group, after prepare_scores_backward.
+/// The gradient of one token.
 template <class A>
+void scores_backward_row(const ScoredGroup<A>& group, const typename Order<A>::Key* ranked_EL,
+                         const SelectionRule& rule, const ScoreGradientInput<A>& in, Index t,
+                         Index lane, const StridedView<A>& dselected_TK,
+                         const MatrixView<A>& dlogits_TE) {
+  const ScoreFunction function = rule.scores.function;
+  if (weighs_by_share(rule.scores)) {
+    shares_backward_row(group, rule.scores, in, t, lane, dselected_TK);
+  } else if (function == ScoreFunction::softmax_after_top_k) {
+    softmax_backward_row<A>(in.scores_TK, in.dweights_TK, t, &dselected_TK(t, 0),
+                            dselected_TK.col_stride);
+    for (Index j = 0; j < rule.top_k; ++j) {
+      A& dselected = dselected_TK(t, j);
+      dselected = product(dselected, static_cast<A>(rule.scores.scale));
+    }
+  } else {
+    dscores_row(in, rule.scores, t, dselected_TK);
+    if (function == ScoreFunction::softmax_before_top_k) {
+      full_softmax_backward_row(group, ranked_EL, in, t, lane, dselected_TK,
+                                has_dense_gradient(rule) ? dlogits_TE : MatrixView<A>());
+    } else {
+      separate_scores_backward_row(group, in, t, lane, dselected_TK);
+    }
+  }
+}
+
+/// The gradient of a group, after prepare_scores_backward. Exactly 0 for choices that do not count.
+template <class A, class Id>
 void scores_backward_group(const ScoredGroup<A>& group, const typename Order<A>::Key* ranked_EL,
                            const SelectionRule& rule, const ScoreGradientInput<A>& in,
-                           const VectorView<const std::uint8_t>& is_padding_T, Index first,
-                           Index tokens, const StridedView<A>& dselected_TK,
-                           const MatrixView<A>& dlogits_TE) {
-  const ScoreFunction function = rule.scores.function;
+                           const Choices<Id>& choices, Index first, Index tokens,
+                           const StridedView<A>& dselected_TK, const MatrixView<A>& dlogits_TE) {
   for (Index lane = 0; lane < tokens; ++lane) {
     const Index t = first + lane;
-    if (is_masked(is_padding_T, t)) {
-      for (Index j = 0; j < rule.top_k; ++j) dselected_TK(t, j) = 0;
-    } else if (weighs_by_share(rule.scores)) {
-      shares_backward_row(group, rule.scores, in, t, lane, dselected_TK);
-    } else if (function == ScoreFunction::softmax_after_top_k) {
-      softmax_backward_row<A>(in.scores_TK, in.dweights_TK, t, &dselected_TK(t, 0),
-                              dselected_TK.col_stride);
-      for (Index j = 0; j < rule.top_k; ++j) {
-        A& dselected = dselected_TK(t, j);
-        dselected = product(dselected, static_cast<A>(rule.scores.scale));
-      }
-    } else {
-      dscores_row(in, rule.scores, t, dselected_TK);
-      if (function == ScoreFunction::softmax_before_top_k) {
-        full_softmax_backward_row(group, ranked_EL, in, t, lane, dselected_TK,
-                                  has_dense_gradient(rule) ? dlogits_TE : MatrixView<A>());
-      } else {
-        separate_scores_backward_row(group, in, t, lane, dselected_TK);
-      }
+    if (!is_masked(choices.is_padding_T, t)) {
+      scores_backward_row(group, ranked_EL, rule, in, t, lane, dselected_TK, dlogits_TE);
+    }
+    for (Index j = 0; j < rule.top_k; ++j) {
+      if (!counts(choices, t, j)) dselected_TK(t, j) = 0;
     }
   }
 }
@@ -156,23 +167,25 @@ void scores_backward_group(const ScoredGroup<A>& group, const typename Order<A>:
 /// What the gradient of a group needs to know of its logits: scores of all experts, or of the
 /// selected the slopes in scores_KL, and the shares in routing.weights_KL. Returns the ranked keys,
 /// null if nothing is needed.
-template <class A>
+template <class A, class Id>
 const typename Order<A>::Key* prepare_scores_backward(
     const ScoredGroup<A>& group, const SelectionRule& rule, const ActiveCompetition<A>& competition,
-    const MatrixView<const A>& logits_TE, const StridedView<const std::uint8_t>& penalised_TK,
-    Index first, Index tokens) {
+    const MatrixView<const A>& logits_TE, const Choices<Id>& choices,
+    const StridedView<const std::uint8_t>& penalised_TK, Index first, Index tokens) {
   if (!gradient_needs_logits(rule)) return nullptr;
   const Index experts = logits_TE.cols;
   kernels<A>().load_keys(logits_TE.row(first), logits_TE.row_stride,
                          row_room(logits_TE, first, tokens), tokens, experts,
                          group.routing.keys_EL);
-  const auto* ranked_EL = rank_by_record(group, experts, competition, penalised_TK, first, tokens);
+  const auto* ranked_EL =
+      rank_by_record(group, experts, competition, choices, penalised_TK, first, tokens);
   if (has_dense_gradient(rule)) {
     score_kernels<A>().scores(ranked_EL, experts, rule.scores.function, group.scores_EL,
                               group.sum_L, nullptr);
     return ranked_EL;
   }
   gather_selected(group.routing, rule.top_k, ranked_EL, group.selected_KL);
+  lower_missing(group, choices, first, tokens);
   if (weighs_by_share(rule.scores)) {
     score_kernels<A>().shares(group.selected_KL, rule.top_k, rule.scores.function,
                               group.routing.weights_KL, group.scores_KL);
@@ -261,16 +274,17 @@ void scores_backward(detail::non_deduced_t<MatrixView<const A>> logits_TE, const
   const auto competition = detail::checked_competition<A>(where, rule.competition, rivals, experts);
   const int workers = detail::checked_workers(where, executor);
   detail::Arena arena(where, workspace, scores_backward_workspace<A>(experts, rule, workers));
-  detail::check_ids(where, "expert_ids_TK", expert_ids_TK, experts);
+  const detail::Choices<Id> choices{expert_ids_TK, is_padding_T};
+  detail::check_choices(where, "expert_ids_TK", choices, experts);
 
   const detail::ScoredLayout<A> layout(arena, experts, rule, workers);
   const detail::ScoreGradientInput<A> in{scores_TK, dweights_TK};
   detail::for_each_group<A>(tokens, executor, workers, [&](int worker, Index first, Index count) {
     const detail::ScoredGroup<A> group = layout.scratch(worker).group;
-    detail::load_recorded_ids(group, expert_ids_TK, first, count);
+    detail::load_recorded_ids(group, choices, first, count);
     const auto* ranked_EL = detail::prepare_scores_backward<A>(group, rule, competition, logits_TE,
-                                                               penalised_TK, first, count);
-    detail::scores_backward_group(group, ranked_EL, rule, in, is_padding_T, first, count,
+                                                               choices, penalised_TK, first, count);
+    detail::scores_backward_group(group, ranked_EL, rule, in, choices, first, count,
                                   dselected_logits_TK, dlogits_TE);
   });
 }

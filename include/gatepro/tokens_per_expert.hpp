@@ -6,13 +6,14 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "gatepro/detail/checks.hpp"
+#include "gatepro/detail/choices.hpp"
 #include "gatepro/detail/overlap.hpp"
 
 namespace gatepro {
 inline namespace GATEPRO_ABI {
 
-/// tokens_per_expert_E[e] += number of choices of expert e in expert_ids_TK (T x K, any strides).
+/// tokens_per_expert_E[e] += number of choices of expert e in expert_ids_TK (T x K, any strides, -1
+/// for none).
 ///
 /// It adds, so that ranges of tokens can be counted one after the other: zero the counts first.
 /// Throws Error for shapes or an id outside [0, E), before any write. No allocation.
@@ -27,12 +28,9 @@ void add_tokens_per_expert(StridedView<Id> expert_ids_TK,
                         expert_ids_TK.cols);
   detail::check_overlaps(where, detail::output("tokens_per_expert_E", tokens_per_expert_E),
                          detail::input("expert_ids_TK", expert_ids_TK));
-  detail::check_ids(where, "expert_ids_TK", expert_ids_TK, tokens_per_expert_E.size);
-  for (Index t = 0; t < expert_ids_TK.rows; ++t) {
-    for (Index j = 0; j < expert_ids_TK.cols; ++j) {
-      ++tokens_per_expert_E[static_cast<Index>(expert_ids_TK(t, j))];
-    }
-  }
+  const detail::Choices<Id> choices{expert_ids_TK};
+  detail::check_choices(where, "expert_ids_TK", choices, tokens_per_expert_E.size);
+  detail::for_each_choice(choices, false, [&](Index, Index, Index e) { ++tokens_per_expert_E[e]; });
 }
 
 /// Experts that got no token in a step: the paper's zero token count.

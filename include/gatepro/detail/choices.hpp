@@ -12,10 +12,11 @@
 namespace gatepro {
 namespace detail {
 
-/// A routing's choices, less those that were dropped and those of masked tokens.
+/// A routing's choices, less those without an expert, those that were dropped, and those of masked
+/// tokens, whose ids may be anything.
 template <class Id>
 struct Choices {
-  StridedView<Id> expert_ids_TK;
+  StridedView<Id> expert_ids_TK;                  ///< -1 for none, also of an unsigned type.
   VectorView<const std::uint8_t> is_padding_T{};  ///< Optional; nonzero masks a token.
   StridedView<const std::uint8_t> kept_TK{};      ///< Optional; zero drops a choice.
 };
@@ -26,10 +27,27 @@ inline bool is_masked(const VectorView<const std::uint8_t>& is_padding_T, Index 
   return is_padding_T.given() && is_padding_T[t] != 0;
 }
 
+/// True unless the id, or row of a plan, says "none": -1, or the largest value of an unsigned type.
+template <class Id>
+bool is_some(Id id) {
+  return id != static_cast<value_t<Id>>(-1);
+}
+
 template <class Id>
 bool counts(const Choices<Id>& choices, Index t, Index j) {
-  return !is_masked(choices.is_padding_T, t) &&
+  return !is_masked(choices.is_padding_T, t) && is_some(choices.expert_ids_TK(t, j)) &&
          (!choices.kept_TK.given() || choices.kept_TK(t, j) != 0);
+}
+
+/// The choices of `count` tokens from `first`.
+template <class Id>
+Choices<Id> middle_choices(const Choices<Id>& choices, Index first, Index count) {
+  const auto& is_padding_T = choices.is_padding_T;
+  Choices<Id> middle{choices.expert_ids_TK.middle_rows(first, count),
+                     {},
+                     choices.kept_TK.middle_rows(first, count)};
+  if (is_padding_T.given()) middle.is_padding_T = {is_padding_T.data + first, count};
+  return middle;
 }
 
 /// Calls `visit(t, j, e)` for each choice that counts: token after token, or all first choices
@@ -56,21 +74,38 @@ void count_choices(const Choices<Id>& choices, Index experts, Index* count_E) {
   for_each_choice(choices, false, [&](Index, Index, Index e) { ++count_E[e]; });
 }
 
-/// No token holds an expert twice. The ids are in range; `last_token_E` is scratch.
+/// Every id that the caller supplies is in range, or none.
 template <class Id>
-void check_distinct_ids(const char* where, const char* name, const StridedView<Id>& ids,
-                        Index experts, Index* last_token_E) {
-  std::fill_n(last_token_E, experts, Index{-1});
-  for (Index t = 0; t < ids.rows; ++t) {
-    for (Index j = 0; j < ids.cols; ++j) {
-      Index& last_token = last_token_E[static_cast<Index>(ids(t, j))];
-      if (last_token == t) {
-        fail_view(where, name, "distinct ids in each row",
-                  {{"id", ids(t, j)}, {"row", t}, {"column", j}});
+void check_choices(const char* where, const char* name, const Choices<Id>& choices, Index experts) {
+  const StridedView<Id>& ids_TK = choices.expert_ids_TK;
+  for (Index t = 0; t < ids_TK.rows; ++t) {
+    if (is_masked(choices.is_padding_T, t)) continue;
+    for (Index j = 0; j < ids_TK.cols; ++j) {
+      const auto id = ids_TK(t, j);
+      const bool in_range =
+          !is_some(id) || static_cast<std::uint64_t>(id) < static_cast<std::uint64_t>(experts);
+      if (!in_range) {
+        fail_view(where, name, "every id in [0, num_experts), or -1 for none",
+                  {{"id", id}, {"row", t}, {"column", j}, {"num_experts", experts}});
       }
-      last_token = t;
     }
   }
+}
+
+/// The same, and no token holds an expert twice. `last_token_E` is scratch.
+template <class Id>
+void check_distinct_choices(const char* where, const char* name, const Choices<Id>& choices,
+                            Index experts, Index* last_token_E) {
+  check_choices(where, name, choices, experts);
+  std::fill_n(last_token_E, experts, Index{-1});
+  for_each_choice(Choices<Id>{choices.expert_ids_TK, choices.is_padding_T}, false,
+                  [&](Index t, Index j, Index e) {
+                    if (last_token_E[e] == t) {
+                      fail_view(where, name, "distinct ids in each row",
+                                {{"id", e}, {"row", t}, {"column", j}});
+                    }
+                    last_token_E[e] = t;
+                  });
 }
 
 /// The least multiple of `alignment` that is not below `size`.

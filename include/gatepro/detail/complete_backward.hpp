@@ -123,7 +123,7 @@ void check_complete_backward(const CompleteConfig& config, const RivalTable& riv
        "expert is constant, the router would learn nothing",
        {{"top_k", config.router.top_k}});
   check_strided(where, "dweights_TK", dweights_TK, tokens, config.router.top_k);
-  check_ids(where, "expert_ids_TK", out.expert_ids_TK, experts);
+  check_choices(where, "expert_ids_TK", choices_of(in, out), experts);
   check_optional_matrix(where, "dlogits_TE", more.dlogits_TE, tokens, experts);
   need(is_finite(more.gradient_scale), where, "gradient_scale finite",
        {{"gradient_scale", more.gradient_scale}});
@@ -185,8 +185,8 @@ MatrixView<const A> logit_gradients(
 
 /// dx_TH += the gradient of the jittered tokens, jittered again.
 template <class X, class A, class Id, class W, class Executor>
-void backward_to_tokens(const CompleteConfig& config, const CompleteReport& report,
-                        const CompleteRoutingView<X, A, Id>& out,
+void backward_to_tokens(const CompleteConfig& config, const ForwardInputs<Id>& in,
+                        const CompleteReport& report, const CompleteRoutingView<X, A, Id>& out,
                         const MatrixView<const A>& dlogits_TE, const MatrixView<const W>& w_EH,
                         const MatrixView<A>& dx_TH, const CompleteGradients<A>& gradients,
                         const Executor& executor) {
@@ -194,24 +194,26 @@ void backward_to_tokens(const CompleteConfig& config, const CompleteReport& repo
   if (report.jittered) {
     for (Index t = 0; t < seen_TH.rows; ++t) std::fill_n(seen_TH.row(t), seen_TH.cols, A(0));
   }
-  gate_backward_tokens(out.expert_ids_TK, gradients.dselected_TK, dlogits_TE, w_EH, seen_TH,
-                       gradients.stages, executor);
+  gradient_to_tokens<Id, A>(choices_of(in, out), gradients.dselected_TK, dlogits_TE, w_EH, seen_TH,
+                            gradients.stages, executor);
   if (report.jittered) {
     jitter_backward(seen_TH, config.noise.jitter, NoiseKey{config.noise.seed, 0},
                     report.noise_position, dx_TH, executor);
   }
 }
 
-/// dlogits_TE += both kinds of gradients of the logits.
+/// dlogits_TE += both kinds of gradients of the logits, but those of padding.
 template <class A, class Id>
-void add_logit_gradients(const StridedView<Id>& expert_ids_TK, const StridedView<A>& dselected_TK,
+void add_logit_gradients(const Choices<Id>& choices, const StridedView<A>& dselected_TK,
                          const MatrixView<const A>& dense_TE, const MatrixView<A>& dlogits_TE) {
   for (Index t = 0; t < dlogits_TE.rows; ++t) {
+    if (is_masked(choices.is_padding_T, t)) continue;
     if (dense_TE.given()) {
       for (Index e = 0; e < dlogits_TE.cols; ++e) dlogits_TE(t, e) += dense_TE(t, e);
     }
-    for (Index j = 0; j < expert_ids_TK.cols; ++j) {
-      dlogits_TE(t, static_cast<Index>(expert_ids_TK(t, j))) += dselected_TK(t, j);
+    for (Index j = 0; j < dselected_TK.cols; ++j) {
+      if (!counts(choices, t, j)) continue;
+      dlogits_TE(t, static_cast<Index>(choices.expert_ids_TK(t, j))) += dselected_TK(t, j);
     }
   }
 }

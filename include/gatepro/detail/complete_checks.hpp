@@ -85,7 +85,8 @@ void check_replay(const char* where, const CompleteConfig& config, const Forward
         {"ids", record.expert_ids_TK.size()},
         {"tokens needed", tokens},
         {"top_k needed", config.router.top_k}});
-  check_ids(where, "recorded ids", record.expert_ids(), config.router.num_experts);
+  check_choices(where, "recorded ids", Choices<const Id>{record.expert_ids(), in.is_padding_T},
+                config.router.num_experts);
   const bool recompute = in.pass == Pass::recompute;
   if (config.capacity && (recompute || !record.kept_TK.empty())) {
     need(record.kept_TK.size() == size && record.capacity >= 0, where,

@@ -110,15 +110,17 @@ void fill_record(const CompleteConfig& config, const ForwardInputs<Id>& in,
   record.totals.assign(out.totals.data, out.totals.data + out.totals.size);
 }
 
-/// The outputs take the record's choices.
+/// The outputs take the record's choices; those of padding may be anything, and become the first
+/// experts.
 template <class X, class A, class Id>
-void load_record(const RoutingRecord<Id>& record, const CompleteRoutingView<X, A, Id>& out) {
-  const auto ids_TK = record.expert_ids();
-  const auto penalised_TK = record.penalised();
-  for (Index t = 0; t < record.tokens; ++t) {
-    for (Index j = 0; j < record.top_k; ++j) {
-      out.expert_ids_TK(t, j) = ids_TK(t, j);
-      out.penalised_TK(t, j) = penalised_TK(t, j);
+void load_record(const ForwardInputs<Id>& in, const CompleteRoutingView<X, A, Id>& out) {
+  const auto ids_TK = in.replay->expert_ids();
+  const auto penalised_TK = in.replay->penalised();
+  for (Index t = 0; t < ids_TK.rows; ++t) {
+    const bool padding = is_masked(in.is_padding_T, t);
+    for (Index j = 0; j < ids_TK.cols; ++j) {
+      out.expert_ids_TK(t, j) = padding ? static_cast<Id>(j) : ids_TK(t, j);
+      out.penalised_TK(t, j) = padding ? std::uint8_t{0} : penalised_TK(t, j);
     }
   }
 }
@@ -136,7 +138,7 @@ template <class X, class A, class Id>
 bool load_choices(const CompleteConfig& config, std::int64_t position, const ForwardInputs<Id>& in,
                   const CompleteRoutingView<X, A, Id>& out) {
   if (in.replay != nullptr) {
-    load_record(*in.replay, out);
+    load_record(in, out);
     return true;
   }
   const bool forced = is_forced(config, in.pass);
@@ -188,15 +190,15 @@ DropReport drop_as_recorded(const ForwardInputs<Id>& in, const CompleteRoutingVi
     Index found = 0;
     for (Index j = 0; j < out.kept_TK.cols; ++j) {
       out.kept_TK(t, j) = counts(kept, t, j) ? 1 : 0;
-      if (out.kept_TK(t, j) == 0) {
-        out.weights_TK(t, j) = A(0);
-      } else {
+      if (out.kept_TK(t, j) != 0) {
         ++found;
         ++out.kept_per_expert_E[static_cast<Index>(out.expert_ids_TK(t, j))];
+      } else {
+        out.weights_TK(t, j) = A(0);
+        report.dropped_choices += counts(choices_of(in, out), t, j) ? 1 : 0;
       }
     }
     if (is_masked(in.is_padding_T, t)) continue;
-    report.dropped_choices += out.kept_TK.cols - found;
     report.tokens_without_expert += found == 0 ? 1 : 0;
   }
   return report;

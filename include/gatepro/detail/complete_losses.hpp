@@ -53,6 +53,12 @@ void count_valid_choices(const StridedView<Id>& expert_ids_TK,
   for_each_choice(choices, false, [&](Index, Index, Index e) { ++tokens_per_expert_E[e]; });
 }
 
+/// The choices of a forward, dropped ones among them.
+template <class X, class A, class Id>
+Choices<Id> choices_of(const ForwardInputs<Id>& in, const CompleteRoutingView<X, A, Id>& out) {
+  return {out.expert_ids_TK, in.is_padding_T};
+}
+
 /// The choices that the losses count.
 template <class X, class A, class Id>
 StridedView<Id> counted_ids(const CompleteRoutingView<X, A, Id>& out) {

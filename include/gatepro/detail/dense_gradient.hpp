@@ -66,13 +66,18 @@ DenseChunk<A> carve_chunk(Arena& arena, Index experts) {
   return chunk;
 }
 
-/// The gradient of all logits of token `t`, in merged_E: dense plus selected.
+/// The gradient of all logits of token `t`, in merged_E: dense plus selected; zeros for padding.
 template <class Id, class A>
-void merge_row(const StridedView<Id>& expert_ids_TK, const StridedView<const A>& dselected_TK,
+void merge_row(const Choices<Id>& choices, const StridedView<const A>& dselected_TK,
                const MatrixView<const A>& dlogits_TE, Index t, A* merged_E) {
+  if (is_masked(choices.is_padding_T, t)) {
+    std::fill_n(merged_E, dlogits_TE.cols, A(0));
+    return;
+  }
   std::copy_n(dlogits_TE.row(t), dlogits_TE.cols, merged_E);
-  for (Index j = 0; j < expert_ids_TK.cols; ++j) {
-    merged_E[static_cast<Index>(expert_ids_TK(t, j))] += dselected_TK(t, j);
+  for (Index j = 0; j < dselected_TK.cols; ++j) {
+    const auto id = choices.expert_ids_TK(t, j);
+    if (is_some(id)) merged_E[static_cast<Index>(id)] += dselected_TK(t, j);
   }
 }
 
@@ -130,14 +135,13 @@ void add_product(const A* x, Index x_stride, Index depth, const A* panels, const
 
 /// dx_TH += dlogits W for a block of tokens.
 template <class Source, class Id, class A>
-void add_dense_to_tokens(const StridedView<Id>& expert_ids_TK,
-                         const StridedView<const A>& dselected_TK,
+void add_dense_to_tokens(const Choices<Id>& choices, const StridedView<const A>& dselected_TK,
                          const MatrixView<const A>& dlogits_TE,
                          const MatrixView<const Source>& w_EH, const MatrixView<A>& dx_TH,
                          const DenseScratch<A>& scratch) {
   const Index experts = w_EH.rows;
   for (Index t = 0; t < dx_TH.rows; ++t) {
-    merge_row(expert_ids_TK, dselected_TK, dlogits_TE, t, scratch.merged_TE + t * experts);
+    merge_row(choices, dselected_TK, dlogits_TE, t, scratch.merged_TE + t * experts);
   }
   const Index most = most_panels * panel_cols<A>();
   for (Index c = 0; c < w_EH.cols; c += most) {
@@ -154,29 +158,31 @@ void add_dense_to_tokens(const StridedView<Id>& expert_ids_TK,
 
 /// Lists the tokens of [first, first + rows) that have a gradient. The others add nothing to the
 /// weights, whatever stands in their rows of X.
-template <class A>
-void list_tokens(const StridedView<const A>& dselected_TK, const MatrixView<const A>& dlogits_TE,
-                 Index first, Index rows, DenseChunk<A>& chunk) {
+template <class Id, class A>
+void list_tokens(const Choices<Id>& choices, const StridedView<const A>& dselected_TK,
+                 const MatrixView<const A>& dlogits_TE, Index first, Index rows,
+                 DenseChunk<A>& chunk) {
   chunk.count = 0;
   for (Index t = first; t < first + rows; ++t) {
+    if (is_masked(choices.is_padding_T, t)) continue;
     bool any = kernels<A>().largest_magnitude(dlogits_TE.row(t), dlogits_TE.cols) != 0;
-    for (Index j = 0; j < dselected_TK.cols && !any; ++j) any = !is_zero(dselected_TK(t, j));
+    for (Index j = 0; j < dselected_TK.cols && !any; ++j) {
+      any = !is_zero(dselected_TK(t, j)) && counts(choices, t, j);
+    }
     if (any) chunk.tokens[chunk.count++] = t;
   }
 }
 
 /// Merges and transposes the gradients of the chunk's tokens [first, first + lanes).
 template <class Id, class A>
-void transpose_gradients(const StridedView<Id>& expert_ids_TK,
-                         const StridedView<const A>& dselected_TK,
+void transpose_gradients(const Choices<Id>& choices, const StridedView<const A>& dselected_TK,
                          const MatrixView<const A>& dlogits_TE, Index first,
                          const DenseChunk<A>& chunk, A* merged_TE) {
   const Kernels<A>& kernel = kernels<A>();
   const Index experts = dlogits_TE.cols;
   const Index rows = std::min<Index>(kernel.lanes, chunk.count - first);
   for (Index i = 0; i < rows; ++i) {
-    merge_row(expert_ids_TK, dselected_TK, dlogits_TE, chunk.tokens[first + i],
-              merged_TE + i * experts);
+    merge_row(choices, dselected_TK, dlogits_TE, chunk.tokens[first + i], merged_TE + i * experts);
   }
   kernel.pack[source_index<A>()](merged_TE, experts, rows, experts, chunk.gradients_EC + first,
                                  gradient_chunk);
@@ -198,8 +204,7 @@ void add_chunk_to_weights(const DenseChunk<A>& chunk, const MatrixView<const Sou
 /// dw_EH += dlogits^T X for the experts of `range`, chunk by chunk of tokens, so that each element
 /// is one chain over the tokens. Workers divide the columns.
 template <class Source, class Id, class A, class Executor>
-void add_dense_to_weights(const StridedView<Id>& expert_ids_TK,
-                          const StridedView<const A>& dselected_TK,
+void add_dense_to_weights(const Choices<Id>& choices, const StridedView<const A>& dselected_TK,
                           const MatrixView<const A>& dlogits_TE,
                           const MatrixView<const Source>& x_TH, ExpertRange range,
                           const MatrixView<A>& dw_EH, Arena& arena, const Executor& executor,
@@ -212,11 +217,11 @@ void add_dense_to_weights(const StridedView<Id>& expert_ids_TK,
   const Index panels_each = std::clamp<Index>(all_panels / busy, 1, most_panels);
   const Index most = panels_each * panel_cols<A>();
   for (Index first = 0; first < x_TH.rows; first += gradient_chunk) {
-    list_tokens(dselected_TK, dlogits_TE, first, (std::min)(gradient_chunk, x_TH.rows - first),
-                chunk);
+    list_tokens(choices, dselected_TK, dlogits_TE, first,
+                (std::min)(gradient_chunk, x_TH.rows - first), chunk);
     const Index groups = (chunk.count + lanes - 1) / lanes;
     for_each_block(executor, busy, groups, [&](int worker, Index i) {
-      transpose_gradients(expert_ids_TK, dselected_TK, dlogits_TE, i * lanes, chunk,
+      transpose_gradients(choices, dselected_TK, dlogits_TE, i * lanes, chunk,
                           scratch(worker).merged_TE);
     });
     for_each_block(executor, busy, (dw_EH.cols + most - 1) / most, [&](int worker, Index i) {

@@ -6,7 +6,7 @@
 
 #include <algorithm>
 
-#include "gatepro/detail/checks.hpp"
+#include "gatepro/detail/choices.hpp"
 #include "gatepro/detail/order.hpp"
 #include "gatepro/detail/simd/dispatch.hpp"
 #include "gatepro/workspace.hpp"
@@ -93,21 +93,23 @@ void copy_slices(const MatrixView<const Source>& from, A* slices) {
 
 /// Sorts one chunk of the selected logits' gradients by expert, stably.
 template <class Id, class A>
-void sort_chunk(const StridedView<Id>& expert_ids_TK, const StridedView<const A>& dselected_TK,
-                Index experts, Index chunk, const SortedGradients<A>& sorted) {
+void sort_chunk(const Choices<Id>& choices, const StridedView<const A>& dselected_TK, Index experts,
+                Index chunk, const SortedGradients<A>& sorted) {
   const Index first = chunk * gradient_chunk;
-  const Index last = (std::min)(expert_ids_TK.rows, first + gradient_chunk);
+  const StridedView<Id>& ids_TK = choices.expert_ids_TK;
+  const Index last = (std::min)(ids_TK.rows, first + gradient_chunk);
   const auto for_each_nonzero = [&](const auto& visit) {
     for (Index t = first; t < last; ++t) {
-      for (Index j = 0; j < expert_ids_TK.cols; ++j) {
-        if (!is_zero(dselected_TK(t, j))) visit(t, static_cast<Index>(expert_ids_TK(t, j)), j);
+      for (Index j = 0; j < ids_TK.cols; ++j) {
+        const bool adds = !is_zero(dselected_TK(t, j)) && counts(choices, t, j);
+        if (adds) visit(t, static_cast<Index>(ids_TK(t, j)), j);
       }
     }
   };
   // begin[e + 1] first counts expert e - 1, then is where e starts, then where e ends.
   Index* begin = sorted.begin + chunk * (experts + 2);
   std::fill_n(begin, experts + 2, Index{0});
-  begin[0] = begin[1] = first * expert_ids_TK.cols;
+  begin[0] = begin[1] = first * ids_TK.cols;
   for_each_nonzero([&](Index, Index e, Index) { ++begin[e + 2]; });
   for (Index e = 1; e <= experts; ++e) begin[e + 1] += begin[e];
   for_each_nonzero([&](Index t, Index e, Index j) {
@@ -161,23 +163,23 @@ struct CarveTokenLists {
 
 /// dx_TH += dlogits W for a block of tokens: all tokens against one slice of W, then the next.
 template <class Source, class Id, class A>
-void add_selected_to_tokens(const StridedView<Id>& expert_ids_TK,
-                            const StridedView<const A>& dselected_TK,
+void add_selected_to_tokens(const Choices<Id>& choices, const StridedView<const A>& dselected_TK,
                             const MatrixView<const Source>& w_EH, const MatrixView<A>& dx_TH,
                             const TokenListScratch<A>& scratch) {
   const Index experts = w_EH.rows;
-  Index counts[most_gradient_tokens];
+  Index lengths[most_gradient_tokens];
   Index entries = 0;
   const auto list_of = [&](Index t) {
-    const Index at = t * expert_ids_TK.cols;
+    const Index at = t * dselected_TK.cols;
     return RowList<A>{scratch.lists.coefficients + at, scratch.lists.rows + at, 0};
   };
   for (Index t = 0; t < dx_TH.rows; ++t) {
     RowList<A> list = list_of(t);
-    for (Index j = 0; j < expert_ids_TK.cols; ++j) {
-      append_nonzero(list, dselected_TK(t, j), static_cast<Index>(expert_ids_TK(t, j)));
+    for (Index j = 0; j < dselected_TK.cols; ++j) {
+      if (!counts(choices, t, j)) continue;
+      append_nonzero(list, dselected_TK(t, j), static_cast<Index>(choices.expert_ids_TK(t, j)));
     }
-    counts[t] = list.count;
+    lengths[t] = list.count;
     entries += list.count;
   }
   // A slice pays off if its rows are used more than once. Bits do not depend on it.
@@ -195,7 +197,7 @@ void add_selected_to_tokens(const StridedView<Id>& expert_ids_TK,
     for (Index t = 0; t < dx_TH.rows; ++t) {
       const RowList<A> list = list_of(t);
       if (t + 4 < dx_TH.rows) prefetch(dx_TH.row(t + 4) + c, cols);
-      add_rows(list.coefficients, list.rows, counts[t], base, stride, cols, dx_TH.row(t) + c);
+      add_rows(list.coefficients, list.rows, lengths[t], base, stride, cols, dx_TH.row(t) + c);
     }
   }
 }
@@ -252,18 +254,17 @@ void add_sorted_to_weights(const SortedGradients<A>& sorted, const MatrixView<co
 /// dw_EH += dlogits^T X for the experts of `range`. Workers divide the columns; bits do not depend
 /// on how many each takes.
 template <class Source, class Id, class A, class Executor>
-void add_selected_to_weights(const StridedView<Id>& expert_ids_TK,
-                             const StridedView<const A>& dselected_TK,
+void add_selected_to_weights(const Choices<Id>& choices, const StridedView<const A>& dselected_TK,
                              const MatrixView<const Source>& x_TH, ExpertRange range,
                              const MatrixView<A>& dw_EH, Arena& arena, const Executor& executor,
                              int workers) {
-  const auto sorted = carve_sorted<A>(arena, x_TH.rows, dw_EH.rows, expert_ids_TK.cols);
+  const auto sorted = carve_sorted<A>(arena, x_TH.rows, dw_EH.rows, dselected_TK.cols);
   const PerWorker slices(arena, workers, CarveSlices<A>{});
   const Index chunks = (x_TH.rows + gradient_chunk - 1) / gradient_chunk;
   const int busy =
-      useful_workers(executor, workers, {sparse_work, x_TH.rows, expert_ids_TK.cols, dw_EH.cols});
+      useful_workers(executor, workers, {sparse_work, x_TH.rows, dselected_TK.cols, dw_EH.cols});
   for_each_block(executor, busy, chunks, [&](int, Index chunk) {
-    sort_chunk(expert_ids_TK, dselected_TK, dw_EH.rows, chunk, sorted);
+    sort_chunk(choices, dselected_TK, dw_EH.rows, chunk, sorted);
   });
   const Index all_slices = (dw_EH.cols + slice_cols<A>() - 1) / slice_cols<A>();
   const Index slices_each = std::clamp<Index>(all_slices / busy, 1, most_slices);
