@@ -47,8 +47,8 @@ TEST(BalanceAccumulator, AddsMicroBatchesUntilReset) {
   EXPECT_EQ(sums.total().tokens, 0);
 }
 
-// Counts, tokens and sequences pass the hook in one array, once per micro-batch.
-TEST(BalanceAccumulator, TheHookSeesCountsTokensAndSequencesOnce) {
+// Counts, tokens, sequences and ranks pass the hook in one array, once per micro-batch.
+TEST(BalanceAccumulator, TheHookSeesCountsAndTheirOriginOnce) {
   BalanceAccumulator sums(2);
   std::vector<Counts> seen;
   const auto triple = [&](std::int64_t* counts, Index size) {
@@ -59,10 +59,11 @@ TEST(BalanceAccumulator, TheHookSeesCountsTokensAndSequencesOnce) {
   sums.add({counts, 10, 2}, triple);
   EXPECT_EQ(sums.latest().sequences, 6);
   sums.add({counts, 11}, triple);
-  EXPECT_EQ(seen, (std::vector<Counts>{{5, 7, 10, 2}, {5, 7, 11, 0}}));
+  EXPECT_EQ(seen, (std::vector<Counts>{{5, 7, 10, 2, 1}, {5, 7, 11, 0, 1}}));
   EXPECT_EQ(of(sums.latest()), (Counts{15, 21}));
   EXPECT_EQ(sums.latest().tokens, 33);
   EXPECT_EQ(sums.latest().sequences, 0);
+  EXPECT_EQ(sums.latest().ranks, 3);
   EXPECT_EQ(of(sums.total()), (Counts{30, 42}));
   EXPECT_EQ(sums.total().tokens, 63);
   EXPECT_EQ(sums.total().sequences, 0);

@@ -5,6 +5,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <initializer_list>
 #include <limits>
@@ -476,7 +477,12 @@ TEST(CompleteRecord, IdsOfPaddingMayBeAnything) {
   for (const std::vector<std::int32_t>& ids :
        std::vector<std::vector<std::int32_t>>{{-1, -1, -1}, {E, E, -9}, {0, 0, 0}}) {
     set_padding(ids);
-    complete_data::expect_same_outcome(run(), want);
+    auto got = run();
+    for (Index i = 0; i < got.ids_TK.size(); ++i) {
+      EXPECT_EQ(got.ids_TK.data()[i], record.expert_ids_TK[static_cast<std::size_t>(i)]);
+    }
+    got.ids_TK = want.ids_TK;
+    complete_data::expect_same_outcome(got, want);
   }
   // Two tokens lose a choice, and a token all of them.
   in.pass = Pass::training;
@@ -526,6 +532,74 @@ TEST(CompleteRecord, WhatDoesNotFitIsRefused) {
   refused([](auto& r) { r.capacity = 1; });
   auto nothing = inputs(Pass::recompute);
   EXPECT_THROW(complete_data::forward(router, x_TH, w_EH, nothing), gatepro::Error);
+}
+
+// ---- Capacity ----------------------------------------------------------------------------------
+
+TEST(CompleteCapacity, EvaluationsHaveTheirOwn) {
+  CompleteConfig config{{H, E, K}};
+  config.capacity = gatepro::CapacityRule{/*factor=*/0.5};
+  const auto w_EH = random_matrix<float>(E, H, 2);
+  const auto capacity = [&](double factor, Pass pass) {
+    config.capacity->evaluation_factor = factor;
+    R router(config);
+    router.refresh(w_EH, 0);
+    const auto outcome = complete_data::forward(router, tokens_of_step(0), w_EH, inputs(pass));
+    EXPECT_EQ(outcome.report.dropped_choices == 0, outcome.report.capacity == T);
+    return outcome.report.capacity;
+  };
+  for (const double factor : {0.0, 0.1, 1.0, 4.0}) EXPECT_EQ(capacity(factor, Pass::training), 8);
+  EXPECT_EQ(capacity(0, Pass::evaluation), 8);
+  EXPECT_EQ(capacity(0.1, Pass::evaluation), 2);
+  EXPECT_EQ(capacity(1, Pass::evaluation), 15);
+  EXPECT_EQ(capacity(static_cast<double>(E) / K, Pass::evaluation), T);  // dropless
+  for (const double bad :
+       {-1.0, std::numeric_limits<double>::infinity(), std::numeric_limits<double>::quiet_NaN()}) {
+    config.capacity->evaluation_factor = bad;
+    EXPECT_THROW(R{config}, gatepro::Error);
+  }
+}
+
+// Ranks with 60, 40, 20 and 0 valid tokens: 30 each, on average.
+TEST(CompleteCapacity, RanksAgree) {
+  constexpr int ranks = 4;
+  for (const bool losses : {false, true}) {
+    CompleteConfig config{{H, E, K}};
+    config.capacity = gatepro::CapacityRule{/*factor=*/1.5};
+    config.capacity->alignment = 4;
+    config.capacity->over_ranks = true;
+    config.losses.batch = losses ? 1e-2 : 0;
+    const Index want = gatepro::expert_capacity(30, K, E, *config.capacity);
+    run_ranks(ranks, [&](int rank, const auto& all_reduce) {
+      int calls = 0;
+      const auto reduce = [&](std::int64_t* counts, Index size) {
+        ++calls;
+        all_reduce(counts, size);
+      };
+      R router(config);
+      const auto w_EH = random_matrix<float>(E, H, 2);
+      router.refresh(w_EH, 0);
+      std::vector<std::uint8_t> padding(T);
+      std::fill_n(padding.begin(), 20 * rank, std::uint8_t{1});
+      gatepro::RoutingRecord<> record;
+      auto in = inputs();
+      in.is_padding_T = padding;
+      in.record = &record;
+      const auto run = [&](int calls_more) {
+        const int before = calls;
+        const auto outcome = complete_data::forward(router, tokens_of_step(0), w_EH, in, reduce);
+        EXPECT_EQ(outcome.report.capacity, want);
+        EXPECT_EQ(calls, before + calls_more);
+      };
+      run(1);
+      in.record = nullptr;
+      in.pass = Pass::evaluation;
+      run(1);
+      in.pass = Pass::recompute;
+      in.replay = &record;
+      run(0);
+    });
+  }
 }
 
 // ---- Ranks and micro-batches

@@ -216,7 +216,7 @@ TEST(FailedForward, OfBadInputLeavesTheBuffers) {
   }
   refused_with([](auto& r) { r.totals[2] = r.totals[static_cast<std::size_t>(E)] + 1; });
   refused_with([](auto& r) { r.kept_TK[0] = 1, r.capacity = 0; });
-  refused_with([](auto& r) { r.expert_ids_TK.back() = -1; });
+  refused_with([](auto& r) { r.expert_ids_TK.back() = -2; });
 }
 
 TEST(FailedEndStep, MovesNeitherBiasNorLoads) {

@@ -27,6 +27,8 @@ struct BalanceCounts {
   std::int64_t tokens = 0;
   /// The sequences that hold such a token, where a loss per sequence takes the mean over them.
   std::int64_t sequences = 0;
+  /// The ranks that the counts are summed over.
+  std::int64_t ranks = 1;
 };
 
 /// The reduce hook of a run on one rank: leaves the counts as they are.
@@ -112,7 +114,7 @@ inline namespace GATEPRO_ABI {
 
 /// Sums the loads of micro-batches over ranks and over an optimizer step.
 ///
-/// `add` sends one array through the hook, E counts and the numbers of tokens and sequences;
+/// `add` sends one array through the hook, E counts and the numbers of tokens, sequences and ranks;
 /// `latest` is then the load of this micro-batch on all ranks, for the losses of the batch and per
 /// sequence, and `total` that of all since `reset`, for the global loss: counts and tokens grow
 /// together, so unequal micro-batches weigh by their tokens. Call `reset` at each optimizer step. A
@@ -125,7 +127,7 @@ class BalanceAccumulator {
   explicit BalanceAccumulator(Index num_experts) {
     detail::check_num_experts("BalanceAccumulator", num_experts);
     total_.resize(static_cast<std::size_t>(num_experts) + 1);
-    latest_.resize(total_.size() + 1);
+    latest_.resize(total_.size() + 2);
     next_total_ = total_;
     next_latest_ = latest_;
   }
@@ -149,7 +151,8 @@ class BalanceAccumulator {
     const auto* counts = batch.tokens_per_expert_E.data;
     std::copy(counts, counts + num_experts(), next_latest_.begin());
     next_latest_[total_.size() - 1] = batch.tokens;
-    next_latest_.back() = batch.sequences;
+    next_latest_[total_.size()] = batch.sequences;
+    next_latest_.back() = batch.ranks;
     detail::reduce_counts(where, reduce, next_latest_);
     detail::check_balance_counts(where, next_latest(), num_experts());
     next_total_ = total_;
@@ -163,14 +166,14 @@ class BalanceAccumulator {
   }
 
   /// The micro-batch that was added last, over all ranks. Valid until the next `prepare` or `add`.
-  BalanceCounts latest() const { return with_sequences(latest_); }
+  BalanceCounts latest() const { return of_a_batch(latest_); }
   /// All micro-batches since `reset`, over all ranks; their sequences are not counted. Valid as
   /// `latest`.
-  BalanceCounts total() const { return without_sequences(total_); }
+  BalanceCounts total() const { return of_a_step(total_); }
   /// What `commit` will make of `latest`.
-  BalanceCounts next_latest() const { return with_sequences(next_latest_); }
+  BalanceCounts next_latest() const { return of_a_batch(next_latest_); }
   /// What `commit` will make of `total`.
-  BalanceCounts next_total() const { return without_sequences(next_total_); }
+  BalanceCounts next_total() const { return of_a_step(next_total_); }
 
   /// Forgets everything.
   void reset() {
@@ -191,18 +194,20 @@ class BalanceAccumulator {
   Index num_experts() const { return total_.empty() ? 0 : static_cast<Index>(total_.size()) - 1; }
 
  private:
-  BalanceCounts without_sequences(const std::vector<std::int64_t>& counts) const {
+  BalanceCounts of_a_step(const std::vector<std::int64_t>& counts) const {
     if (counts.empty()) return {};
     return {{counts.data(), num_experts()}, counts[total_.size() - 1]};
   }
-  BalanceCounts with_sequences(const std::vector<std::int64_t>& counts) const {
-    BalanceCounts load = without_sequences(counts);
-    if (!counts.empty()) load.sequences = counts.back();
+  BalanceCounts of_a_batch(const std::vector<std::int64_t>& counts) const {
+    BalanceCounts load = of_a_step(counts);
+    if (counts.empty()) return load;
+    load.sequences = counts[total_.size()];
+    load.ranks = counts.back();
     return load;
   }
 
   std::vector<std::int64_t> total_;   // E counts, then the tokens
-  std::vector<std::int64_t> latest_;  // likewise, then the sequences
+  std::vector<std::int64_t> latest_;  // likewise, then the sequences and ranks
   std::vector<std::int64_t> next_total_;
   std::vector<std::int64_t>
       next_latest_;  // where the hook works, so that a failure changes nothing

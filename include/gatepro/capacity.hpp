@@ -37,6 +37,13 @@ struct CapacityRule {
   /// Whether a token that lost some of its choices gives their weights to those that it kept, so
   /// that its weights sum to what they summed to before; see renormalise_kept.
   bool renormalise = false;
+  /// The factor in Pass::evaluation: finite, >= 0. 0: that of training; from E / K on nothing
+  /// drops.
+  double evaluation_factor = 0;
+  /// Whether T is the mean of all ranks' valid tokens, rounded up, so that all ranks have the same
+  /// capacity and exchange buffers of one size. It goes through the reduce hook, in evaluations
+  /// too.
+  bool over_ranks = false;
 };
 
 /// What drop_over_capacity took away. Masked tokens are not counted.
@@ -70,6 +77,9 @@ inline void check_capacity_rule(const char* where, const CapacityRule& rule) {
   const auto factor = key_of(rule.factor);
   need(factor > 0 && factor < O::infinity, where, "factor finite and > 0",
        {{"factor", rule.factor}});
+  const auto evaluation_factor = key_of(rule.evaluation_factor);
+  need(evaluation_factor >= 0 && evaluation_factor < O::infinity, where,
+       "evaluation_factor finite and >= 0", {{"evaluation_factor", rule.evaluation_factor}});
   need(rule.minimum >= 0, where, "minimum >= 0", {{"minimum", rule.minimum}});
   need(rule.alignment >= 1, where, "alignment >= 1", {{"alignment", rule.alignment}});
 }
@@ -197,11 +207,12 @@ A sum_weights(const StridedView<const A>& weights_TK,
 
 inline namespace GATEPRO_ABI {
 
-/// Slots per expert, by the formula at CapacityRule.
+/// Slots per expert, by the formula at CapacityRule, with its `factor`.
 ///
-/// `num_tokens` are the valid ones: T less those that are masked. A product within 2^-50, relative,
-/// above an integer counts as that integer, so that the rounding of a factor like 1.1 does not cost
-/// a slot: 1.1 times 10 is 11. Throws Error for settings and sizes out of range. Thread-safe.
+/// `num_tokens` are the valid ones: T less those that are masked, or their mean over ranks. A
+/// product within 2^-50, relative, above an integer counts as that integer, so that the rounding of
+/// a factor like 1.1 does not cost a slot: 1.1 times 10 is 11. Throws Error for settings and sizes
+/// out of range. Thread-safe.
 inline Index expert_capacity(Index num_tokens, Index top_k, Index num_experts,
                              const CapacityRule& rule) {
   const char* where = "expert_capacity";

@@ -107,8 +107,8 @@ class CompleteRouter {
   ///
   /// x_TH: T x H. w_EH: E x H. `in`: mask, sequences, pass, record. `out`: T rows, from
   /// `CompleteBuffers::view` or with members of one's own. `reduce` sums int64 counts over ranks,
-  /// see NoReduce; it is called once per training forward, and only if a loss is on. Returns what
-  /// backward must know.
+  /// see NoReduce; it is called once per training forward if a loss is on, and once per forward but
+  /// in Pass::recompute with CapacityRule::over_ranks. Returns what backward must know.
   ///
   /// A token's results do not depend on T, padding or the executor, nor, without noise, on its
   /// position; through a bias, a capacity or losses tokens meet in integers only. Throws Error for
@@ -336,9 +336,26 @@ class CompleteRouter {
           detail::complete_losses(config_, in, out, detail::accumulated_load(out.totals), 1.0,
                                   MatrixView<A>(), workspace, executor);
     }
-    if (config_.capacity) detail::drop(config_, in, out, workspace, executor, report);
+    if (config_.capacity) {
+      report.capacity = capacity(in, report, reduce);
+      detail::drop(config_, in, out, workspace, executor, report);
+    }
     commit(in, out, report);
     return report;
+  }
+
+  /// That of the record, or by the rule. Tokens of all ranks came with the counts of the losses, if
+  /// there are any.
+  template <class Reduce>
+  Index capacity(const Inputs& in, const CompleteReport& report, const Reduce& reduce) const {
+    if (detail::follows_drops(config_, in)) return in.replay->capacity;
+    BalanceCounts valid;
+    valid.tokens = report.valid_tokens;
+    if (config_.capacity->over_ranks) {
+      const bool counted = detail::counts_for_losses(config_.losses, in.pass);
+      valid = counted ? balance_.next_latest() : detail::reduced_tokens(valid, reduce);
+    }
+    return detail::capacity_of(config_, in.pass, valid);
   }
 
   /// Moves the counters and hands out the results. What can throw throws before anything changes.

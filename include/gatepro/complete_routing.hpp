@@ -32,7 +32,7 @@ struct CompleteReport {
   Index nonfinite_rows = 0;             ///< Tokens whose weights are NaN; see RoutingReport.
   Index tokens_short_of_survivors = 0;  ///< Elimination: losers filled in.
   std::int64_t valid_tokens = 0;        ///< Tokens that are not padding.
-  Index capacity = 0;                   ///< Slots per expert; 0 if dropless.
+  Index capacity = 0;                   ///< Slots per expert; 0 if dropless or without tokens.
   Index dropped_choices = 0;            ///< (token, choice) pairs without a slot.
   Index tokens_without_expert = 0;      ///< Tokens that lost all of their choices.
   std::int64_t noise_position = 0;      ///< Where the noise of token 0 was drawn.

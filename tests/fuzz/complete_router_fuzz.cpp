@@ -165,7 +165,9 @@ void check_routing(const gatepro::CompleteConfig& config, const gatepro::Forward
   for (Index e = 0; e < config.router.num_experts; ++e) routed -= out.tokens_per_expert_E[e];
   check(routed == 0, "choices counted once");
   if (!config.capacity) return;
-  check(report.capacity <= report.valid_tokens, "no capacity above the number of tokens");
+  check(report.capacity < report.valid_tokens + config.capacity->alignment,
+        "no capacity above the number of tokens, aligned");
+  check(report.capacity % config.capacity->alignment == 0, "an aligned capacity");
   for (Index e = 0; e < config.router.num_experts; ++e) {
     check(out.kept_per_expert_E[e] <= report.capacity, "no expert above its capacity");
   }

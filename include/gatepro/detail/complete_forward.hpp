@@ -110,17 +110,15 @@ void fill_record(const CompleteConfig& config, const ForwardInputs<Id>& in,
   record.totals.assign(out.totals.data, out.totals.data + out.totals.size);
 }
 
-/// The outputs take the record's choices; those of padding may be anything, and become the first
-/// experts.
+/// The outputs take the record's choices.
 template <class X, class A, class Id>
-void load_record(const ForwardInputs<Id>& in, const CompleteRoutingView<X, A, Id>& out) {
-  const auto ids_TK = in.replay->expert_ids();
-  const auto penalised_TK = in.replay->penalised();
-  for (Index t = 0; t < ids_TK.rows; ++t) {
-    const bool padding = is_masked(in.is_padding_T, t);
-    for (Index j = 0; j < ids_TK.cols; ++j) {
-      out.expert_ids_TK(t, j) = padding ? static_cast<Id>(j) : ids_TK(t, j);
-      out.penalised_TK(t, j) = padding ? std::uint8_t{0} : penalised_TK(t, j);
+void load_record(const RoutingRecord<Id>& record, const CompleteRoutingView<X, A, Id>& out) {
+  const auto ids_TK = record.expert_ids();
+  const auto penalised_TK = record.penalised();
+  for (Index t = 0; t < record.tokens; ++t) {
+    for (Index j = 0; j < record.top_k; ++j) {
+      out.expert_ids_TK(t, j) = ids_TK(t, j);
+      out.penalised_TK(t, j) = penalised_TK(t, j);
     }
   }
 }
@@ -138,7 +136,7 @@ template <class X, class A, class Id>
 bool load_choices(const CompleteConfig& config, std::int64_t position, const ForwardInputs<Id>& in,
                   const CompleteRoutingView<X, A, Id>& out) {
   if (in.replay != nullptr) {
-    load_record(in, out);
+    load_record(*in.replay, out);
     return true;
   }
   const bool forced = is_forced(config, in.pass);
@@ -204,20 +202,41 @@ DropReport drop_as_recorded(const ForwardInputs<Id>& in, const CompleteRoutingVi
   return report;
 }
 
-/// Drops by the rule. Sets the report's capacity.
+/// The tokens and ranks of `mine`, over all ranks.
+template <class Reduce>
+BalanceCounts reduced_tokens(const BalanceCounts& mine, const Reduce& reduce) {
+  check_reduce<Reduce>();
+  std::int64_t counts[] = {mine.tokens, mine.ranks};
+  reduce(counts, Index{2});
+  check_counts("CompleteRouter::forward", "counts from the reduce hook",
+               VectorView<const std::int64_t>(counts, 2), 2);
+  BalanceCounts all;
+  all.tokens = counts[0];
+  all.ranks = counts[1];
+  return all;
+}
+
+/// The slots of an expert in a forward of so many valid tokens.
+inline Index capacity_of(const CompleteConfig& config, Pass pass, const BalanceCounts& valid) {
+  CapacityRule rule = *config.capacity;
+  if (pass == Pass::evaluation && rule.evaluation_factor > 0) rule.factor = rule.evaluation_factor;
+  need(valid.ranks >= 1, "CompleteRouter::forward", "a rank at least, from the reduce hook",
+       {{"ranks", valid.ranks}});
+  const std::int64_t mean = valid.tokens / valid.ranks + (valid.tokens % valid.ranks != 0 ? 1 : 0);
+  return expert_capacity(index_of(mean), config.router.top_k, config.router.num_experts, rule);
+}
+
+/// Drops by the rule, down to the report's capacity.
 template <class X, class A, class Id, class Executor>
 DropReport drop_by_rule(const CompleteConfig& config, const ForwardInputs<Id>& in,
                         const CompleteRoutingView<X, A, Id>& out, Workspace workspace,
-                        const Executor& executor, CompleteReport& report) {
-  const RouterConfig& router = config.router;
-  report.capacity = expert_capacity(index_of(report.valid_tokens), router.top_k, router.num_experts,
-                                    *config.capacity);
+                        const Executor& executor, const CompleteReport& report) {
   return drop_over_capacity(out.expert_ids_TK, in.is_padding_T, report.capacity,
                             config.capacity->policy, out.weights_TK, out.kept_TK,
                             out.kept_per_expert_E, workspace, executor);
 }
 
-/// Takes choices over capacity away, and gives their weights to what is left if asked.
+/// Takes choices over the report's capacity away, and gives their weights to what is left if asked.
 template <class X, class A, class Id, class Executor>
 void drop(const CompleteConfig& config, const ForwardInputs<Id>& in,
           const CompleteRoutingView<X, A, Id>& out, Workspace workspace, const Executor& executor,
@@ -226,7 +245,6 @@ void drop(const CompleteConfig& config, const ForwardInputs<Id>& in,
   if (renormalise) total_weights<A>(out.weights_TK, out.weight_totals_T);
   DropReport dropped;
   if (follows_drops(config, in)) {
-    report.capacity = in.replay->capacity;
     dropped = drop_as_recorded(in, out);
   } else {
     dropped = drop_by_rule(config, in, out, workspace, executor, report);
