@@ -24,8 +24,13 @@
 #include <arm_neon.h>
 #endif
 
-#if GATEPRO_VECTOR_EXTENSIONS
+// Without optimisation, what is inlined leaves every temporary of its own on the stack: more than
+// 160 KB for a kernel, and a thread may have 128 KB.
+#if GATEPRO_VECTOR_EXTENSIONS && defined(__OPTIMIZE__)
 #define GATEPRO_FN GATEPRO_TARGET __attribute__((always_inline)) inline
+#define GATEPRO_KERNEL GATEPRO_TARGET inline
+#elif GATEPRO_VECTOR_EXTENSIONS
+#define GATEPRO_FN GATEPRO_TARGET inline
 #define GATEPRO_KERNEL GATEPRO_TARGET inline
 #else
 #define GATEPRO_FN inline
