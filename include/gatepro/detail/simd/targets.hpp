@@ -24,9 +24,21 @@
 #include <arm_neon.h>
 #endif
 
+// Sanitizers instrument each access, which in kernels takes compilers minutes if they inline and
+// unroll first.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define GATEPRO_SANITIZED 1
+#elif defined(__clang__)
+#define GATEPRO_SANITIZED                                                 \
+  (__has_feature(address_sanitizer) || __has_feature(memory_sanitizer) || \
+   __has_feature(thread_sanitizer) || __has_feature(undefined_behavior_sanitizer))
+#else
+#define GATEPRO_SANITIZED 0
+#endif
+
 // Without optimisation, what is inlined leaves every temporary of its own on the stack: more than
 // 160 KB for a kernel, and a thread may have 128 KB.
-#if GATEPRO_VECTOR_EXTENSIONS && defined(__OPTIMIZE__)
+#if GATEPRO_VECTOR_EXTENSIONS && defined(__OPTIMIZE__) && !GATEPRO_SANITIZED
 #define GATEPRO_FN GATEPRO_TARGET __attribute__((always_inline)) inline
 #define GATEPRO_KERNEL GATEPRO_TARGET inline
 #elif GATEPRO_VECTOR_EXTENSIONS
@@ -36,7 +48,7 @@
 #define GATEPRO_FN inline
 #define GATEPRO_KERNEL inline
 #endif
-#if !GATEPRO_VECTOR_EXTENSIONS
+#if !GATEPRO_VECTOR_EXTENSIONS || GATEPRO_SANITIZED
 #define GATEPRO_UNROLL
 #define GATEPRO_UNROLL_2
 #elif defined(__clang__)
@@ -108,6 +120,7 @@ namespace portable {
 #undef GATEPRO_KERNEL
 #undef GATEPRO_UNROLL
 #undef GATEPRO_UNROLL_2
+#undef GATEPRO_SANITIZED
 
 #if defined(__NVCC__)
 #pragma nv_diagnostic pop
