@@ -28,6 +28,11 @@ void* counted(std::size_t bytes, std::size_t alignment) {
 
 }  // namespace
 
+#if defined(__GNUC__) && !defined(__clang__)
+// What is deleted here comes from the operators here, which g++ forgets once it has inlined one.
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmismatched-new-delete"
+#endif
 // NOLINTBEGIN: replacements of the standard's functions
 void* operator new(std::size_t bytes) { return counted(bytes, 0); }
 void* operator new[](std::size_t bytes) { return counted(bytes, 0); }
@@ -50,6 +55,9 @@ void operator delete[](void* memory, std::align_val_t) noexcept { std::free(memo
 void operator delete(void* memory, std::size_t, std::align_val_t) noexcept { std::free(memory); }
 void operator delete[](void* memory, std::size_t, std::align_val_t) noexcept { std::free(memory); }
 // NOLINTEND
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic pop
+#endif
 
 // Sanitizers bring their own malloc and pthread_create.
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)

@@ -66,9 +66,9 @@ struct Score {
   Lanes<A> log_slope;  ///< s'(x) / s(x).
 };
 
-/// sigmoid, 1 / (1 + exp(-x)), or sqrt_softplus, the square root of log(1 + exp(x)). Below 0 that is
-/// exp(rate * x) times a number between 1/2 and 1, and `top` <= 0, at least x where x is below 0, is
-/// what scores are relative to. Only with `relative`; the same bits for top = 0.
+/// sigmoid, 1 / (1 + exp(-x)), or sqrt_softplus, the square root of log(1 + exp(x)). Below 0 that
+/// is exp(rate * x) times a number between 1/2 and 1, and `top` <= 0, at least x where x is below
+/// 0, is what scores are relative to. Only with `relative`; the same bits for top = 0.
 template <class A, ScoreFunction function, bool relative>
 GATEPRO_FN Score<A> separate_score(Keys<A> keys, Lanes<A> top) {
   using V = Lanes<A>;
@@ -91,8 +91,7 @@ GATEPRO_FN Score<A> separate_score(Keys<A> keys, Lanes<A> top) {
     const V e = decay * decay;
     const V ratio = log1p_over_fraction<A>(e);
     // softplus(x), over exp(x) where x is not positive.
-    const V softplus =
-        select(positive, mul_add(e, ratio, to_values<A>(larger(keys, zero))), ratio);
+    const V softplus = select(positive, mul_add(e, ratio, to_values<A>(larger(keys, zero))), ratio);
     const V root = square_root<A>(softplus);
     const V half = V::splat(A(0.5));
     return {size * root, half * size / ((one + e) * root), half / ((one + e) * softplus)};
