@@ -3,7 +3,7 @@
 #ifndef GATEPRO_BENCHMARKS_SUPPORT_EXECUTORS_HPP
 #define GATEPRO_BENCHMARKS_SUPPORT_EXECUTORS_HPP
 
-#include "gatepro/executor.hpp"
+#include "gatepro/core/executor.hpp"
 #ifdef _OPENMP
 #include "gatepro/openmp.hpp"
 #endif

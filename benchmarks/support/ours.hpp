@@ -3,7 +3,7 @@
 #ifndef GATEPRO_BENCHMARKS_SUPPORT_OURS_HPP
 #define GATEPRO_BENCHMARKS_SUPPORT_OURS_HPP
 
-#include "gatepro/options.hpp"
+#include "gatepro/routing/rules.hpp"
 #include "support/inputs.hpp"
 #include "support/jobs.hpp"
 

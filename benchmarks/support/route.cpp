@@ -4,7 +4,7 @@
 #include <cstddef>
 #include <memory>
 
-#include "gatepro/router.hpp"
+#include "gatepro/router/router.hpp"
 #include "support/executors.hpp"
 #include "support/ours.hpp"
 

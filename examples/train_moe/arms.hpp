@@ -5,7 +5,7 @@
 
 #include <cmath>
 #include <cstdlib>
-#include <gatepro/options.hpp>
+#include <gatepro/routing/rules.hpp>
 #include <sstream>
 #include <string>
 #include <vector>

@@ -5,8 +5,8 @@
 
 #include <algorithm>
 #include <atomic>
-#include <gatepro/executor.hpp>
-#include <gatepro/views.hpp>
+#include <gatepro/core/executor.hpp>
+#include <gatepro/core/views.hpp>
 #ifdef _OPENMP
 #include <gatepro/openmp.hpp>
 #endif

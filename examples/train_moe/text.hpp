@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <fstream>
-#include <gatepro/views.hpp>
+#include <gatepro/core/views.hpp>
 #include <iterator>
 #include <string>
 #include <utility>

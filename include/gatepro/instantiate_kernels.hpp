@@ -8,7 +8,7 @@
 #ifndef GATEPRO_INSTANTIATE_KERNELS_HPP
 #define GATEPRO_INSTANTIATE_KERNELS_HPP
 
-#include "gatepro/detail/simd/targets.hpp"
+#include "gatepro/kernels/targets.hpp"
 
 namespace gatepro {
 namespace detail {

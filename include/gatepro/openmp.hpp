@@ -9,8 +9,8 @@
 
 #include <omp.h>
 
-#include "gatepro/error.hpp"
-#include "gatepro/executor.hpp"
+#include "gatepro/core/error.hpp"
+#include "gatepro/core/executor.hpp"
 
 namespace gatepro {
 inline namespace GATEPRO_ABI {

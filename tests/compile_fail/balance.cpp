@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // What balancing must not accept: 16 bits for its bias, and hooks that cannot sum int64 counts.
-#include <gatepro/balance_counts.hpp>
-#include <gatepro/expert_bias.hpp>
+#include <gatepro/balance/balance_counts.hpp>
+#include <gatepro/balance/expert_bias.hpp>
 
 #if defined(FAULT_bfloat16_bias)
 using Bias = gatepro::bfloat16;

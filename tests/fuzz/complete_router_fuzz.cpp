@@ -11,7 +11,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <gatepro/complete_router.hpp>
+#include <gatepro/router/complete_router.hpp>
 #include <limits>
 #include <vector>
 

@@ -3,8 +3,8 @@
 // Error comes back.
 //
 // usage: linkage [<CPU feature that the variant needs>]
-#include <gatepro/error.hpp>
-#include <gatepro/options.hpp>
+#include <gatepro/core/error.hpp>
+#include <gatepro/routing/rules.hpp>
 
 #include <cmath>
 #include <cstdio>

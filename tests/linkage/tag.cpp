@@ -1,4 +1,4 @@
 // SPDX-License-Identifier: MIT
 // Only preprocessed: its last line is the name of the namespace that functions stand in.
-#include <gatepro/detail/config.hpp>
+#include <gatepro/core/config.hpp>
 GATEPRO_ABI

@@ -43,10 +43,10 @@ foreach(flags IN LISTS different)
 endforeach()
 
 # Two versions in one process, each inside a plugin.
-file(READ "${INCLUDE}/gatepro/version.hpp" version)
+file(READ "${INCLUDE}/gatepro/core/version.hpp" version)
 foreach(part IN ITEMS MAJOR MINOR PATCH)
   string(REGEX REPLACE "(_VERSION_${part}) [0-9]+" "\\1 99" other "${version}")
-  file(WRITE "${SCRATCH}/gatepro/version.hpp" "${other}")
+  file(WRITE "${SCRATCH}/gatepro/core/version.hpp" "${other}")
   get_tag(tag -I "${SCRATCH}")
   if(tag IN_LIST tags)
     message(SEND_ERROR "another ${part} version shares the name ${tag}")

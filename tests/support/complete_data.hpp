@@ -6,7 +6,7 @@
 #include <gtest/gtest.h>
 
 #include <cstdint>
-#include <gatepro/complete_router.hpp>
+#include <gatepro/router/complete_router.hpp>
 #include <type_traits>
 #include <vector>
 

@@ -8,7 +8,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <gatepro/complete_options.hpp>
+#include <gatepro/router/complete_options.hpp>
 #include <limits>
 #include <numeric>
 #include <vector>

@@ -9,8 +9,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <gatepro/scalar.hpp>
-#include <gatepro/views.hpp>
+#include <gatepro/core/scalar.hpp>
+#include <gatepro/core/views.hpp>
 #include <limits>
 #include <sstream>
 #include <type_traits>

@@ -5,7 +5,7 @@
 
 #include <gtest/gtest.h>
 
-#include <gatepro/error.hpp>
+#include <gatepro/core/error.hpp>
 #include <initializer_list>
 #include <string>
 

@@ -7,7 +7,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <gatepro/options.hpp>
+#include <gatepro/routing/rules.hpp>
 #include <vector>
 
 #include "support/reference.hpp"

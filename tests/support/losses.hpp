@@ -7,8 +7,8 @@
 
 #include <cmath>
 #include <cstdint>
-#include <gatepro/load_balancing_loss.hpp>
-#include <gatepro/z_loss.hpp>
+#include <gatepro/balance/load_balancing_loss.hpp>
+#include <gatepro/balance/z_loss.hpp>
 #include <limits>
 #include <vector>
 

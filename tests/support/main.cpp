@@ -2,7 +2,7 @@
 // The main function of all unit tests. Where GATEPRO_ISA asks for an instruction set that the CPU
 // lacks, the library takes the best one that it has; a test of the set is then skipped, with the
 // exit status 77. GATEPRO_TEST_BEST names the best set of a CPU to imitate.
-#include <gatepro/detail/isa.hpp>
+#include <gatepro/core/isa.hpp>
 
 #include <gtest/gtest.h>
 

@@ -5,7 +5,7 @@
 
 #include <condition_variable>
 #include <cstdint>
-#include <gatepro/views.hpp>
+#include <gatepro/core/views.hpp>
 #include <mutex>
 #include <thread>
 #include <vector>

@@ -6,7 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
-#include <gatepro/options.hpp>
+#include <gatepro/routing/rules.hpp>
 #include <limits>
 #include <numeric>
 #include <vector>

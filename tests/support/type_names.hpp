@@ -5,7 +5,7 @@
 #define GATEPRO_TESTS_SUPPORT_TYPE_NAMES_HPP
 
 #include <cstdint>
-#include <gatepro/scalar.hpp>
+#include <gatepro/core/scalar.hpp>
 #include <string>
 #include <type_traits>
 

@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: MIT
+// A bias per expert that steers the choice towards an even load without a loss.
+#ifndef GATEPRO_BALANCE_EXPERT_BIAS_HPP
+#define GATEPRO_BALANCE_EXPERT_BIAS_HPP
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "gatepro/balance/balance_counts.hpp"
+#include "gatepro/core/order.hpp"
+#include "gatepro/core/product.hpp"
+
+namespace gatepro {
+namespace detail {
+
+template <class B>
+constexpr void check_bias() {
+  static_assert(is_accumulator_v<B>,
+                "gatepro: an expert bias is float or double: 16 bits lose its updates");
+}
+
+inline namespace GATEPRO_ABI {
+
+/// Bias values of the right number, all of them finite.
+template <class B>
+void check_bias_values(const char* where, const VectorView<const B>& values, Index experts) {
+  check_vector(where, "bias_E", values, experts);
+  for (Index e = 0; e < experts; ++e) {
+    if (!is_finite(values[e])) {
+      fail_view(where, "bias_E", "finite values",
+                {{"value", static_cast<double>(values[e])}, {"expert", e}});
+    }
+  }
+}
+
+/// sign(total / E - count), exactly.
+inline int load_error_sign(std::int64_t total, std::int64_t experts, std::int64_t count) {
+  const std::int64_t mean = total / experts;
+  if (count != mean) return count < mean ? 1 : -1;
+  return total % experts != 0 ? 1 : 0;
+}
+
+}  // namespace GATEPRO_ABI
+}  // namespace detail
+
+inline namespace GATEPRO_ABI {
+
+/// The expert bias of auxiliary-loss-free balancing (Wang et al. 2024, arXiv 2408.15664), and the
+/// counts that move it. `B` is float or double.
+///
+/// The bias is added to the scores for the choice only; weights come from the unbiased scores.
+/// Counts are int64 from the routing to the sign of the error, so that no load is ever rounded.
+/// Each training forward calls `accumulate`, each optimizer step calls `step`. Evaluation and
+/// recomputation call neither, which is what freezes the bias.
+///
+/// Allocates when made only. Const calls may run concurrently; the others must be alone.
+template <class B = float>
+class ExpertBias {
+ public:
+  /// E zeros, nothing counted. Throws Error for E < 1.
+  explicit ExpertBias(Index num_experts) {
+    detail::check_bias<B>();
+    detail::check_num_experts("ExpertBias", num_experts);
+    values_.resize(static_cast<std::size_t>(num_experts));
+    counts_.resize(values_.size());
+    reduced_.resize(values_.size());
+  }
+
+  /// The bias of each expert, in units of the scores. Valid until the object goes.
+  VectorView<const B> values() const { return values_; }
+  /// This rank's counts since the last step.
+  VectorView<const std::int64_t> counts() const { return counts_; }
+  /// E.
+  Index num_experts() const { return static_cast<Index>(values_.size()); }
+
+  /// Adds the counts of a micro-batch on this rank, padding not among them. Throws Error for the
+  /// size, a negative count, or a sum beyond int64, before any change. Cost: E.
+  void accumulate(VectorView<const std::int64_t> tokens_per_expert_E) {
+    detail::check_counts("ExpertBias::accumulate", "tokens_per_expert_E", tokens_per_expert_E,
+                         num_experts());
+    detail::add_counts("ExpertBias::accumulate", tokens_per_expert_E, counts_);
+  }
+
+  /// b_i += update_rate * sign(mean - n_i) with the counts n of all ranks, and zeroes the counts.
+  ///
+  /// `reduce` is the hook that sums over ranks; see NoReduce. update_rate: finite, >= 0, in units
+  /// of the scores. `centre` subtracts the mean of the update, so that the mean of the bias stays
+  /// as it is (torchtitan's rule). The sign is that of total - E n_i in integers, and the same on
+  /// each rank; without tokens nothing changes. Throws Error for the rate or for what the hook
+  /// leaves behind, and what the hook throws, before any change. Cost: E.
+  template <class Reduce>
+  void step(const Reduce& reduce, double update_rate, bool centre = false) {
+    detail::check_reduce<Reduce>();
+    const char* where = "ExpertBias::step";
+    detail::need(detail::is_finite(update_rate) && update_rate >= 0, where,
+                 "update_rate finite and >= 0", {{"update_rate", update_rate}});
+    reduced_ = counts_;
+    detail::reduce_counts(where, reduce, reduced_);
+    const std::int64_t total = detail::checked_sum(where, reduced_);
+    const auto experts = static_cast<std::int64_t>(reduced_.size());
+    std::int64_t signs = 0;
+    for (const std::int64_t n : reduced_) signs += detail::load_error_sign(total, experts, n);
+    const double mean = centre ? static_cast<double>(signs) / static_cast<double>(experts) : 0;
+    for (std::size_t e = 0; e < values_.size(); ++e) {
+      const double direction = detail::load_error_sign(total, experts, reduced_[e]) - mean;
+      values_[e] =
+          static_cast<B>(static_cast<double>(values_[e]) + detail::product(update_rate, direction));
+    }
+    std::fill(counts_.begin(), counts_.end(), std::int64_t{0});
+  }
+
+  /// Sets bias and counts to zero.
+  void zero() {
+    std::fill(values_.begin(), values_.end(), B(0));
+    std::fill(counts_.begin(), counts_.end(), std::int64_t{0});
+  }
+
+  /// Takes bias and counts from a checkpoint. Throws Error for sizes, a value that is not finite,
+  /// or a negative count, before any change.
+  void restore(VectorView<const B> values, VectorView<const std::int64_t> counts) {
+    const char* where = "ExpertBias::restore";
+    detail::check_bias_values(where, values, num_experts());
+    detail::check_counts(where, "counts", counts, num_experts());
+    std::copy(values.data, values.data + values.size, values_.begin());
+    std::copy(counts.data, counts.data + counts.size, counts_.begin());
+  }
+
+ private:
+  std::vector<B> values_;
+  std::vector<std::int64_t> counts_;
+  std::vector<std::int64_t> reduced_;  // where the hook works, so that a failure changes nothing
+};
+
+}  // namespace GATEPRO_ABI
+}  // namespace gatepro
+
+#endif  // GATEPRO_BALANCE_EXPERT_BIAS_HPP

@@ -1,0 +1,351 @@
+// SPDX-License-Identifier: MIT
+// The Switch load-balancing loss in Megatron-LM's scaling: of a batch, of several, per sequence.
+#ifndef GATEPRO_BALANCE_LOAD_BALANCING_LOSS_HPP
+#define GATEPRO_BALANCE_LOAD_BALANCING_LOSS_HPP
+
+#include <algorithm>
+#include <cstdint>
+
+#include "gatepro/balance/balance_counts.hpp"
+#include "gatepro/balance/loss_pass.hpp"
+#include "gatepro/balance/loss_weight.hpp"
+#include "gatepro/core/product.hpp"
+
+namespace gatepro {
+namespace detail {
+inline namespace GATEPRO_ABI {
+
+/// The prices of the experts where all lanes have the same.
+template <class A>
+struct CommonPrices {
+  const A* price_E;
+  A operator()(Index e, Index /*lane*/) const { return price_E[e]; }
+};
+
+/// The prices of the experts for each lane.
+template <class A>
+struct LanePrices {
+  const A* prices_EL;
+  Index lanes;
+  A operator()(Index e, Index lane) const { return prices_EL[e * lanes + lane]; }
+};
+
+/// group.mean_L: the mean price of each lane's token, by its shares.
+template <class A, class Prices>
+void mean_prices(const LossGroup<A>& group, const Prices& prices, Index experts) {
+  const Index lanes = kernels<A>().lanes;
+  std::fill_n(group.mean_L, lanes, A(0));
+  for (Index e = 0; e < experts; ++e) {
+    const A* shares_L = group.scores_EL + e * lanes;
+    for (Index lane = 0; lane < lanes; ++lane) {
+      group.mean_L[lane] += product(shares_L[lane], prices(e, lane));
+    }
+  }
+}
+
+/// The mean price of each lane's token, and its gradient: factor * (price - mean price) * share *
+/// d log(score) / d logit.
+template <class A, class Prices>
+void balance_group(const LossGroup<A>& group, Index experts, ScoreFunction function,
+                   const Prices& prices, A factor, bool gradient) {
+  const Index lanes = kernels<A>().lanes;
+  score_kernels<A>().shares(group.keys_EL, experts, function, group.scores_EL,
+                            gradient ? group.slopes_EL : nullptr);
+  mean_prices(group, prices, experts);
+  if (gradient) {
+    const A* slopes_EL = is_softmax(function) ? group.scores_EL : group.slopes_EL;
+    for (Index e = 0; e < experts; ++e) {
+      const A* slopes_L = slopes_EL + e * lanes;
+      for (Index lane = 0; lane < lanes; ++lane) {
+        group.gradient_EL[e * lanes + lane] =
+            product(factor * slopes_L[lane], prices(e, lane) - group.mean_L[lane]);
+      }
+    }
+  }
+  for (Index lane = 0; lane < lanes; ++lane) {
+    group.value_L[lane] = static_cast<double>(group.mean_L[lane]);
+  }
+}
+
+/// What a unit of probability of each expert costs: E n_e / (K N M), for N tokens that made the
+/// choices n and a mean over M.
+template <class A, class Count>
+void set_prices(const Count* tokens_per_expert_E, Index experts, Index top_k, double tokens,
+                double mean_over, A* price_E) {
+  const double scale =
+      static_cast<double>(experts) / (static_cast<double>(top_k) * tokens * mean_over);
+  for (Index e = 0; e < experts; ++e) {
+    price_E[e] = static_cast<A>(scale * static_cast<double>(tokens_per_expert_E[e]));
+  }
+}
+
+/// group.prices_EL: of each lane's token; lanes past them repeat the last.
+template <class A, class PriceOf>
+void load_prices(const LossGroup<A>& group, Index experts, Index first, Index count,
+                 const PriceOf& price_of) {
+  const Index lanes = kernels<A>().lanes;
+  for (Index lane = 0; lane < lanes; ++lane) {
+    const A* price_E = price_of(first + (std::min)(lane, count - 1));
+    for (Index e = 0; e < experts; ++e) group.prices_EL[e * lanes + lane] = price_E[e];
+  }
+}
+
+/// c * sum over tokens of the mean price, and its gradient. `price_of(t)` gives the prices for
+/// token t: the same for all that stand between two that have the same.
+template <class A, class Executor, class PriceOf>
+double balance_pass(LossArguments<A> arguments, ScoreFunction function, const LossWeight& weight,
+                    const LossLayout<A>& layout, const Executor& executor,
+                    const PriceOf& price_of) {
+  const Index experts = arguments.logits_TE.cols;
+  const A factor = static_cast<A>(weight.coefficient * weight.gradient_scale);
+  const bool gradient = arguments.dlogits_TE.given() && key_of(factor) != 0;
+  if (!gradient) arguments.dlogits_TE = {};
+  const auto body = [&](const LossGroup<A>& group, Index first, Index count) {
+    const A* price_E = price_of(first);
+    if (price_E == price_of(first + count - 1)) {
+      balance_group(group, experts, function, CommonPrices<A>{price_E}, factor, gradient);
+    } else {
+      load_prices(group, experts, first, count, price_of);
+      balance_group(group, experts, function, LanePrices<A>{group.prices_EL, kernels<A>().lanes},
+                    factor, gradient);
+    }
+  };
+  return product(weight.coefficient, layout.run(arguments, executor, body));
+}
+
+template <class A>
+struct BatchLossScratch {
+  BatchLossScratch(Arena& arena, Index tokens, Index experts, int workers)
+      : layout(arena, tokens, experts, workers), price_E(arena.take<A>(experts)) {}
+  LossLayout<A> layout;
+  A* price_E;
+};
+
+template <class A>
+struct SequenceLossScratch {
+  struct Carve {
+    Index experts;
+    Index* operator()(Arena& arena) const { return arena.take<Index>(experts); }
+  };
+  SequenceLossScratch(Arena& arena, Index tokens, Index experts, Index sequences, int workers)
+      : layout(arena, tokens, experts, workers),
+        counts(arena, workers, Carve{experts}),
+        price_SE(arena.take<A>(
+            checked_product("workspace", "sizes within the address space", experts, sequences))) {}
+  LossLayout<A> layout;
+  PerWorker<Carve> counts;
+  A* price_SE;
+};
+
+/// Ascending borders from 0 to T.
+inline void check_sequences(const char* where, const VectorView<const std::int64_t>& begin_S1,
+                            Index tokens) {
+  need(begin_S1.size >= 1, where, "sequence_begin_S1 with a border per sequence, and the end",
+       {{"size", begin_S1.size}});
+  check_vector(where, "sequence_begin_S1", begin_S1, begin_S1.size);
+  need(begin_S1[0] == 0 && begin_S1[begin_S1.size - 1] == tokens, where,
+       "sequence_begin_S1 from 0 to the number of tokens",
+       {{"first", begin_S1[0]}, {"last", begin_S1[begin_S1.size - 1]}, {"tokens", tokens}});
+  for (Index s = 1; s < begin_S1.size; ++s) {
+    need(begin_S1[s - 1] <= begin_S1[s], where, "sequence_begin_S1 that never falls",
+         {{"position", s}, {"before", begin_S1[s - 1]}, {"here", begin_S1[s]}});
+  }
+}
+
+/// The tokens of sequence s that are not padding.
+inline std::int64_t valid_in_sequence(const VectorView<const std::uint8_t>& is_padding_T,
+                                      const VectorView<const std::int64_t>& begin_S1, Index s) {
+  return count_valid(is_padding_T, static_cast<Index>(begin_S1[s]),
+                     static_cast<Index>(begin_S1[s + 1]));
+}
+
+/// The number of sequences with a token that is not padding.
+inline std::int64_t count_sequences(const VectorView<const std::uint8_t>& is_padding_T,
+                                    const VectorView<const std::int64_t>& begin_S1) {
+  std::int64_t sequences = 0;
+  for (Index s = 0; s + 1 < begin_S1.size; ++s) {
+    sequences += valid_in_sequence(is_padding_T, begin_S1, s) != 0 ? 1 : 0;
+  }
+  return sequences;
+}
+
+/// The prices of sequence s, by the choices of its own tokens; zeros if it has none.
+template <class A, class Id>
+void price_sequence(const Choices<Id>& choices, const VectorView<const std::int64_t>& begin_S1,
+                    Index s, Index experts, double mean_over, Index* counts_E,
+                    const SequenceLossScratch<A>& scratch) {
+  A* price_E = scratch.price_SE + s * experts;
+  std::fill_n(price_E, experts, A(0));
+  const std::int64_t valid = valid_in_sequence(choices.is_padding_T, begin_S1, s);
+  if (valid == 0) return;
+  const Index first = static_cast<Index>(begin_S1[s]);
+  const Index count = static_cast<Index>(begin_S1[s + 1]) - first;
+  count_choices(middle_choices(choices, first, count), experts, counts_E);
+  const auto tokens = static_cast<double>(valid);
+  set_prices(counts_E, experts, choices.expert_ids_TK.cols, tokens, tokens * mean_over, price_E);
+}
+
+}  // namespace GATEPRO_ABI
+}  // namespace detail
+
+inline namespace GATEPRO_ABI {
+
+/// Bytes of workspace for load_balancing_loss.
+template <class A>
+std::size_t load_balancing_loss_workspace(Index num_tokens, Index num_experts, int workers = 1) {
+  detail::check_query_experts("load_balancing_loss", num_experts);
+  return detail::measure([&](detail::Arena& arena) {
+    detail::BatchLossScratch<A>(arena, num_tokens, num_experts, workers);
+  });
+}
+
+/// The load-balancing loss of the Switch Transformer (Fedus et al. 2021, arXiv 2101.03961, eq. 4)
+/// in Megatron-LM's scaling: L = c E / (K N M) * sum over e of n_e * sum over tokens of s_te.
+///
+/// c = weight.coefficient, M = weight.mean_over; n and N are `counts`, and constants: no gradient
+/// flows through the choice. s is `function` of the original logits, over all experts, divided by
+/// its sum, for any finite logits: for either softmax the softmax. (Megatron-LM adds 1e-20 to the
+/// sum, which shows where all scores are that small only.) Equal loads give c, all tokens on the
+/// same K experts c E / K.
+///
+/// Returns this call's part of L, and adds the gradient to dlogits_TE:
+/// gradient_scale * c E / (K N M) * s_te g_te (n_e - sum over j of s_tj n_j), with g the slope of
+/// the logarithm of the unnormalised score: 1 for softmax, 1 - sigmoid(l) for sigmoid, and
+/// sigmoid(l) / (2 log(1 + exp(l))) for sqrt_softplus.
+///
+/// | loss of                 | counts                                        | weight.mean_over |
+/// |-------------------------|-----------------------------------------------|-----------------------|
+/// | this batch              | its own                                       | 0 | | a batch on
+/// several ranks| BalanceAccumulator::latest                    | latest().tokens       | | an
+/// optimizer step       | BalanceAccumulator::total, after each `add`   | tokens of the step    |
+///
+/// The parts of all ranks and micro-batches add up to L. Where the tokens of the step are not known
+/// beforehand, latest().tokens times the number of micro-batches stands for them. Megatron-LM's
+/// global loss divides the accumulated counts by the tokens of the current micro-batch, this one by
+/// the accumulated tokens: the same for equal micro-batches, and right for others.
+///
+/// logits_TE: T x E, before any penalty. is_padding_T: T bytes, nonzero for padding, or not given;
+/// a masked token adds nothing and gets no gradient, whatever it holds. dlogits_TE: T x E, added
+/// to, or not given; several losses may add to the same, each at the cost of a pass over the logits
+/// and one over dlogits_TE. A token that holds a NaN or +inf, or only -inf, makes the value NaN,
+/// and its own gradients NaN.
+///
+/// Throws Error for shapes, top_k, the weight, counts that are negative or do not belong to N
+/// tokens, or a workspace below load_balancing_loss_workspace(T, E, executor.workers()), before any
+/// write. No allocation. Thread-safe. Gradients have the same bits however the batch is cut; the
+/// value is summed in double.
+template <class L, class Executor = SerialExecutor>
+double load_balancing_loss(MatrixView<L> logits_TE, ScoreFunction function, Index top_k,
+                           const BalanceCounts& counts, const LossWeight& weight,
+                           VectorView<const std::uint8_t> is_padding_T,
+                           detail::non_deduced_t<MatrixView<detail::value_t<L>>> dlogits_TE,
+                           Workspace workspace, const Executor& executor = {}) {
+  using A = detail::value_t<L>;
+  detail::check_accumulator<A>();
+  detail::check_executor<Executor>();
+  const char* where = "load_balancing_loss";
+  const Index tokens = logits_TE.rows;
+  const Index experts = logits_TE.cols;
+  const detail::LossArguments<A> arguments{logits_TE, is_padding_T, dlogits_TE};
+  detail::check_loss_arguments(where, arguments, workspace);
+  detail::check_top_k(where, top_k, experts);
+  detail::check_balance_counts(where, counts, experts);
+  const std::int64_t choices = detail::checked_sum(where, counts.tokens_per_expert_E);
+  detail::need(choices / top_k + (choices % top_k != 0 ? 1 : 0) <= counts.tokens, where,
+               "counts and tokens of the same batches: at most top_k choices per token",
+               {{"choices", choices}, {"tokens", counts.tokens}, {"top_k", top_k}});
+  detail::check_loss_weight(where, weight);
+  const int workers = detail::checked_workers(where, executor);
+  detail::Arena arena(where, workspace, load_balancing_loss_workspace<A>(tokens, experts, workers));
+  const std::int64_t mean_over =
+      weight.mean_over != 0 ? weight.mean_over : detail::count_valid(is_padding_T, 0, tokens);
+  if (!(weight.coefficient > 0) || mean_over == 0 || counts.tokens == 0) return 0;
+
+  const detail::BatchLossScratch<A> scratch(arena, tokens, experts, workers);
+  detail::set_prices(counts.tokens_per_expert_E.data, experts, top_k,
+                     static_cast<double>(counts.tokens), static_cast<double>(mean_over),
+                     scratch.price_E);
+  return detail::balance_pass(arguments, function, weight, scratch.layout, executor,
+                              [&](Index) { return scratch.price_E; });
+}
+
+/// Bytes of workspace for sequence_load_balancing_loss.
+template <class A>
+std::size_t sequence_load_balancing_loss_workspace(Index num_tokens, Index num_experts,
+                                                   Index num_sequences, int workers = 1) {
+  detail::check_query_experts("sequence_load_balancing_loss", num_experts);
+  return detail::measure([&](detail::Arena& arena) {
+    detail::SequenceLossScratch<A>(arena, num_tokens, num_experts, num_sequences, workers);
+  });
+}
+
+/// The mean over sequences of load_balancing_loss, each with the choices and the number of tokens
+/// of its own: L = c / M * sum over sequences of E / (K T_s^2) * sum over e of n_se * sum over its
+/// tokens of s_te. Equal loads within each sequence give c, however long the sequences are.
+///
+/// expert_ids_TK: T x K ids that are counted, any strides: those dispatched, or for unpenalised
+/// counts those of select_top_k on the original logits. sequence_begin_S1: S + 1 offsets, ascending
+/// from 0 to T: sequence s is the tokens [begin[s], begin[s + 1]), packed without gaps; it may be
+/// empty. weight.mean_over: M sequences; 0: those of this call that have a token which is not
+/// padding, which on several ranks is too few: give BalanceAccumulator::latest().sequences. The
+/// rest as in load_balancing_loss; with one sequence both give the same bits.
+///
+/// A sequence must be whole. If ranks share it, call load_balancing_loss for each sequence with its
+/// reduced counts and mean_over = tokens of the sequence * sequences.
+///
+/// Throws Error as load_balancing_loss does, and for ids outside [0, E) or offsets, before any
+/// write. Cost: one pass over ids and logits, and one over dlogits_TE; S x E values of workspace.
+/// No allocation. Thread-safe.
+template <class L, class Id, class Executor = SerialExecutor>
+double sequence_load_balancing_loss(
+    MatrixView<L> logits_TE, StridedView<Id> expert_ids_TK,
+    VectorView<const std::int64_t> sequence_begin_S1, ScoreFunction function,
+    const LossWeight& weight, VectorView<const std::uint8_t> is_padding_T,
+    detail::non_deduced_t<MatrixView<detail::value_t<L>>> dlogits_TE, Workspace workspace,
+    const Executor& executor = {}) {
+  using A = detail::value_t<L>;
+  detail::check_accumulator<A>();
+  detail::check_id_type<detail::value_t<Id>>();
+  detail::check_executor<Executor>();
+  const char* where = "sequence_load_balancing_loss";
+  const Index tokens = logits_TE.rows;
+  const Index experts = logits_TE.cols;
+  const detail::LossArguments<A> arguments{logits_TE, is_padding_T, dlogits_TE};
+  detail::check_loss_arguments(where, arguments, workspace);
+  detail::check_top_k(where, expert_ids_TK.cols, experts);
+  detail::check_strided(where, "expert_ids_TK", expert_ids_TK, tokens, expert_ids_TK.cols);
+  const detail::Choices<Id> choices{expert_ids_TK, is_padding_T};
+  detail::check_choices(where, "expert_ids_TK", choices, experts);
+  detail::check_sequences(where, sequence_begin_S1, tokens);
+  detail::check_overlaps(where, detail::output("dlogits_TE", dlogits_TE),
+                         detail::input("expert_ids_TK", expert_ids_TK),
+                         detail::input("sequence_begin_S1", sequence_begin_S1));
+  detail::check_loss_weight(where, weight);
+  const int workers = detail::checked_workers(where, executor);
+  const Index sequences = sequence_begin_S1.size - 1;
+  detail::Arena arena(
+      where, workspace,
+      sequence_load_balancing_loss_workspace<A>(tokens, experts, sequences, workers));
+  if (!(weight.coefficient > 0)) return 0;
+
+  const detail::SequenceLossScratch<A> scratch(arena, tokens, experts, sequences, workers);
+  const std::int64_t sequences_here = detail::count_sequences(is_padding_T, sequence_begin_S1);
+  if (sequences_here == 0) return 0;
+  const auto mean_over =
+      static_cast<double>(weight.mean_over != 0 ? weight.mean_over : sequences_here);
+  detail::for_each_block(executor, workers, sequences, [&](int worker, Index s) {
+    detail::price_sequence(choices, sequence_begin_S1, s, experts, mean_over,
+                           scratch.counts(worker), scratch);
+  });
+  const std::int64_t* begin = sequence_begin_S1.data;
+  const auto price_of = [&](Index t) {
+    const auto s = std::upper_bound(begin, begin + sequences + 1, std::int64_t{t}) - begin - 1;
+    return scratch.price_SE + s * experts;
+  };
+  return detail::balance_pass(arguments, function, weight, scratch.layout, executor, price_of);
+}
+
+}  // namespace GATEPRO_ABI
+}  // namespace gatepro
+
+#endif  // GATEPRO_BALANCE_LOAD_BALANCING_LOSS_HPP

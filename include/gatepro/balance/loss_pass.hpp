@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: MIT
+// One pass over the logits for an auxiliary loss: sums a value per token, adds a gradient per
+// logit.
+#ifndef GATEPRO_BALANCE_LOSS_PASS_HPP
+#define GATEPRO_BALANCE_LOSS_PASS_HPP
+
+#include <algorithm>
+#include <cstdint>
+
+#include "gatepro/core/checks.hpp"
+#include "gatepro/core/overlap.hpp"
+#include "gatepro/routing/choices.hpp"
+#include "gatepro/routing/routing_group.hpp"
+
+namespace gatepro {
+namespace detail {
+
+/// Scratch for a group of L tokens, one per lane.
+template <class A>
+struct LossGroup {
+  typename Order<A>::Key* keys_EL = nullptr;  ///< The logits' keys.
+  A* scores_EL = nullptr;                     ///< Softmax, or shares of the scores.
+  A* slopes_EL = nullptr;                     ///< Of the shares.
+  A* prices_EL = nullptr;                     ///< Where lanes have prices of their own.
+  A* gradient_EL = nullptr;                   ///< What is added to dlogits.
+  A* sum_L = nullptr;
+  A* mean_L = nullptr;
+  A* log_sum_exp_L = nullptr;
+  double* value_L = nullptr;  ///< What each token adds to the loss.
+};
+
+/// What every loss is given.
+template <class A>
+struct LossArguments {
+  MatrixView<const A> logits_TE;
+  VectorView<const std::uint8_t> is_padding_T;
+  MatrixView<A> dlogits_TE;  ///< Not given if no gradient is wanted.
+};
+
+inline namespace GATEPRO_ABI {
+
+template <class A>
+LossGroup<A> carve_loss_group(Arena& arena, Index experts) {
+  const Index lanes = kernels<A>().lanes;
+  LossGroup<A> group;
+  group.keys_EL = arena.take<typename Order<A>::Key>(experts, lanes);
+  group.scores_EL = arena.take<A>(experts, lanes);
+  group.slopes_EL = arena.take<A>(experts, lanes);
+  group.prices_EL = arena.take<A>(experts, lanes);
+  group.gradient_EL = arena.take<A>(experts, lanes);
+  group.sum_L = arena.take<A>(lanes);
+  group.mean_L = arena.take<A>(lanes);
+  group.log_sum_exp_L = arena.take<A>(lanes);
+  group.value_L = arena.take<double>(lanes);
+  return group;
+}
+
+/// The tokens of [first, end) that are not padding.
+inline std::int64_t count_valid(const VectorView<const std::uint8_t>& is_padding_T, Index first,
+                                Index end) {
+  if (!is_padding_T.given()) return end - first;
+  return std::count(is_padding_T.data + first, is_padding_T.data + end, std::uint8_t{0});
+}
+
+/// The arguments that all losses have in common.
+template <class A>
+void check_loss_arguments(const char* where, const LossArguments<A>& arguments,
+                          const Workspace& workspace) {
+  const MatrixView<const A>& logits_TE = arguments.logits_TE;
+  check_num_experts(where, logits_TE.cols);
+  check_matrix(where, "logits_TE", logits_TE, logits_TE.rows, logits_TE.cols);
+  check_optional_vector(where, "is_padding_T", arguments.is_padding_T, logits_TE.rows);
+  check_optional_matrix(where, "dlogits_TE", arguments.dlogits_TE, logits_TE.rows, logits_TE.cols);
+  check_overlaps(where, output("dlogits_TE", arguments.dlogits_TE), output("workspace", workspace),
+                 input("logits_TE", logits_TE), input("is_padding_T", arguments.is_padding_T));
+}
+
+/// Sums per block of tokens, and the groups of the workers.
+template <class A>
+class LossLayout {
+ public:
+  LossLayout(Arena& arena, Index tokens, Index experts, int workers)
+      : workers_(workers),
+        blocks_(blocks_of(tokens, block_tokens)),
+        sums_(arena.take<double>(blocks_)),
+        groups_(arena, workers, Carve{experts}) {}
+
+  /// Calls `body(group, first, count)` for groups of tokens, which fills group.value_L and, if
+  /// gradients are wanted, group.gradient_EL. Returns the sum of the values of all tokens that are
+  /// not padding, in fp64 and per block of 256 tokens, so that bits do not depend on the executor.
+  template <class Executor, class Body>
+  double run(const LossArguments<A>& arguments, const Executor& executor, const Body& body) const {
+    std::fill(sums_, sums_ + blocks_, 0.0);
+    const Index tokens = arguments.logits_TE.rows;
+    for_each_group<A>(tokens, executor, workers_, [&](int worker, Index first, Index count) {
+      const LossGroup<A> group = groups_(worker);
+      load(arguments, group, first, count);
+      body(group, first, count);
+      sums_[first / block_tokens] += store(arguments, group, first, count);
+    });
+    double sum = 0;
+    for (Index block = 0; block < blocks_; ++block) sum += sums_[block];
+    return sum;
+  }
+
+ private:
+  static constexpr Index block_tokens = 256;  // that of for_each_group
+
+  struct Carve {
+    Index experts;
+    LossGroup<A> operator()(Arena& arena) const { return carve_loss_group<A>(arena, experts); }
+  };
+
+  static void load(const LossArguments<A>& arguments, const LossGroup<A>& group, Index first,
+                   Index count) {
+    const MatrixView<const A>& logits_TE = arguments.logits_TE;
+    kernels<A>().load_keys(logits_TE.row(first), logits_TE.row_stride,
+                           row_room(logits_TE, first, count), count, logits_TE.cols, group.keys_EL);
+  }
+
+  /// Adds the gradients of the tokens that are not padding, and returns the sum of their values.
+  static double store(const LossArguments<A>& arguments, const LossGroup<A>& group, Index first,
+                      Index count) {
+    const Index lanes = kernels<A>().lanes;
+    const MatrixView<A>& dlogits_TE = arguments.dlogits_TE;
+    double sum = 0;
+    for (Index lane = 0; lane < count; ++lane) {
+      if (is_masked(arguments.is_padding_T, first + lane)) continue;
+      sum += group.value_L[lane];
+      if (!dlogits_TE.given()) continue;
+      A* dlogits = dlogits_TE.row(first + lane);
+      for (Index e = 0; e < dlogits_TE.cols; ++e) dlogits[e] += group.gradient_EL[e * lanes + lane];
+    }
+    return sum;
+  }
+
+  int workers_;
+  Index blocks_;
+  double* sums_;
+  PerWorker<Carve> groups_;
+};
+
+}  // namespace GATEPRO_ABI
+}  // namespace detail
+}  // namespace gatepro
+
+#endif  // GATEPRO_BALANCE_LOSS_PASS_HPP

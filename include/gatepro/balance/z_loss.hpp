@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: MIT
+// The router z-loss: keeps logits small.
+#ifndef GATEPRO_BALANCE_Z_LOSS_HPP
+#define GATEPRO_BALANCE_Z_LOSS_HPP
+
+#include <cstdint>
+
+#include "gatepro/balance/loss_pass.hpp"
+#include "gatepro/balance/loss_weight.hpp"
+#include "gatepro/core/product.hpp"
+
+namespace gatepro {
+namespace detail {
+inline namespace GATEPRO_ABI {
+
+/// lse^2 and its gradient, factor * lse * softmax, for each lane.
+template <class A>
+void z_loss_group(const LossGroup<A>& group, Index experts, A factor, bool gradient) {
+  const Index lanes = kernels<A>().lanes;
+  score_kernels<A>().scores(group.keys_EL, experts, ScoreFunction::softmax_before_top_k,
+                            group.scores_EL, group.sum_L, group.log_sum_exp_L);
+  for (Index lane = 0; lane < lanes; ++lane) {
+    const double log_sum_exp = static_cast<double>(group.log_sum_exp_L[lane]);
+    group.value_L[lane] = product(log_sum_exp, log_sum_exp);
+  }
+  if (!gradient) return;
+  for (Index e = 0; e < experts; ++e) {
+    const A* scores_L = group.scores_EL + e * lanes;
+    for (Index lane = 0; lane < lanes; ++lane) {
+      group.gradient_EL[e * lanes + lane] =
+          product(factor * group.log_sum_exp_L[lane], scores_L[lane]);
+    }
+  }
+}
+
+}  // namespace GATEPRO_ABI
+}  // namespace detail
+
+inline namespace GATEPRO_ABI {
+
+/// Bytes of workspace for z_loss.
+template <class A>
+std::size_t z_loss_workspace(Index num_tokens, Index num_experts, int workers = 1) {
+  detail::check_query_experts("z_loss", num_experts);
+  return detail::measure([&](detail::Arena& arena) {
+    detail::LossLayout<A>(arena, num_tokens, num_experts, workers);
+  });
+}
+
+/// Router z-loss (Zoph et al. 2022, arXiv 2202.08906, eq. 5): L = c / M * sum over tokens of
+/// logsumexp(logits)^2, with c = weight.coefficient and M = weight.mean_over. Returns this call's
+/// part of L, and adds the gradient to dlogits_TE:
+/// dL/dlogit = gradient_scale * 2 c / M * logsumexp * softmax.
+///
+/// logits_TE: T x E, the original ones, before any penalty. is_padding_T: T bytes, nonzero for
+/// padding, or not given; a masked token neither counts nor gets a gradient, whatever it holds.
+/// dlogits_TE: T x E, added to, or not given. A token that holds a NaN or +inf, or only -inf, makes
+/// the value NaN, and its own gradients NaN.
+///
+/// Throws Error for shapes, the weight, or a workspace below z_loss_workspace(T, E,
+/// executor.workers()), before any write. Cost: one pass over the logits, and one over dlogits_TE;
+/// no allocation. Thread-safe. Gradients have the same bits however the batch is cut; the value is
+/// summed in double.
+template <class L, class Executor = SerialExecutor>
+double z_loss(MatrixView<L> logits_TE, const LossWeight& weight,
+              VectorView<const std::uint8_t> is_padding_T,
+              detail::non_deduced_t<MatrixView<detail::value_t<L>>> dlogits_TE, Workspace workspace,
+              const Executor& executor = {}) {
+  using A = detail::value_t<L>;
+  detail::check_accumulator<A>();
+  detail::check_executor<Executor>();
+  const char* where = "z_loss";
+  const Index tokens = logits_TE.rows;
+  const Index experts = logits_TE.cols;
+  detail::LossArguments<A> arguments{logits_TE, is_padding_T, dlogits_TE};
+  detail::check_loss_arguments(where, arguments, workspace);
+  detail::check_loss_weight(where, weight);
+  const int workers = detail::checked_workers(where, executor);
+  detail::Arena arena(where, workspace, z_loss_workspace<A>(tokens, experts, workers));
+  const std::int64_t mean_over =
+      weight.mean_over != 0 ? weight.mean_over : detail::count_valid(is_padding_T, 0, tokens);
+  if (!(weight.coefficient > 0) || mean_over == 0) return 0;
+
+  const double scale = weight.coefficient / static_cast<double>(mean_over);
+  const A factor = static_cast<A>(2 * scale * weight.gradient_scale);
+  const bool gradient = dlogits_TE.given() && detail::key_of(factor) != 0;
+  if (!gradient) arguments.dlogits_TE = {};
+  const detail::LossLayout<A> layout(arena, tokens, experts, workers);
+  const auto body = [&](const detail::LossGroup<A>& group, Index, Index) {
+    detail::z_loss_group(group, experts, factor, gradient);
+  };
+  return detail::product(scale, layout.run(arguments, executor, body));
+}
+
+}  // namespace GATEPRO_ABI
+}  // namespace gatepro
+
+#endif  // GATEPRO_BALANCE_Z_LOSS_HPP

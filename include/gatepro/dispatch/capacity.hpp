@@ -1,0 +1,424 @@
+// SPDX-License-Identifier: MIT
+// Stage: at most so many tokens per expert. What is over is dropped.
+#ifndef GATEPRO_DISPATCH_CAPACITY_HPP
+#define GATEPRO_DISPATCH_CAPACITY_HPP
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+
+#include "gatepro/core/order.hpp"
+#include "gatepro/core/overlap.hpp"
+#include "gatepro/core/product.hpp"
+#include "gatepro/core/workspace.hpp"
+#include "gatepro/routing/choices.hpp"
+
+namespace gatepro {
+
+/// Who keeps a slot of an expert that too many tokens chose.
+enum class DropPolicy {
+  probability,   ///< The largest weights, then the lowest tokens (Megatron-LM `probs`).
+  position,      ///< The lowest tokens (Megatron-LM `position`).
+  choice_major,  ///< All first choices before all second ones, then the lowest tokens (Tutel).
+};
+
+/// How many tokens an expert takes, and what happens to the rest. Plain data.
+///
+/// For T valid tokens an expert has `align(min(T, max(minimum, ceil(factor T K / E))))` slots:
+/// no more than T are of use, as a token chooses an expert once at most; `align` rounds up to a
+/// multiple of `alignment`, also beyond T, so that buffers of E x capacity rows fit what needs
+/// aligned ones. No tokens, no slots.
+struct CapacityRule {
+  double factor = 1;    ///< Slots per expert, in units of T K / E: finite, > 0.
+  Index minimum = 0;    ///< No fewer slots than this, unless there are fewer tokens; >= 0.
+  Index alignment = 1;  ///< Slots are a multiple of this; >= 1.
+  DropPolicy policy = DropPolicy::probability;  ///< Who keeps a slot.
+  /// Whether a token that lost some of its choices gives their weights to those that it kept, so
+  /// that its weights sum to what they summed to before; see renormalise_kept.
+  bool renormalise = false;
+  /// The factor in Pass::evaluation: finite, >= 0. 0: that of training; from E / K on nothing
+  /// drops.
+  double evaluation_factor = 0;
+  /// Whether T is the mean of all ranks' valid tokens, rounded up, so that all ranks have the same
+  /// capacity and exchange buffers of one size. It goes through the reduce hook, in evaluations
+  /// too.
+  bool over_ranks = false;
+};
+
+/// What drop_over_capacity took away. Masked tokens are not counted.
+struct DropReport {
+  Index dropped_choices = 0;        ///< (token, choice) pairs without a slot.
+  Index tokens_without_expert = 0;  ///< Tokens that lost all of their choices.
+};
+
+namespace detail {
+
+/// A choice that competes for a slot.
+template <class A>
+struct SlotCandidate {
+  typename Order<A>::Key key;  ///< The weight's.
+  Index token;
+  Index choice;
+};
+
+/// Scratch of a drop: E slots taken, E + 1 starts and T * K candidates of the probability policy.
+template <class A>
+struct DropScratch {
+  Index* taken_E = nullptr;
+  Index* begin_E1 = nullptr;
+  SlotCandidate<A>* candidates = nullptr;
+};
+
+inline namespace GATEPRO_ABI {
+
+inline void check_capacity_rule(const char* where, const CapacityRule& rule) {
+  using O = Order<double>;
+  const auto factor = key_of(rule.factor);
+  need(factor > 0 && factor < O::infinity, where, "factor finite and > 0",
+       {{"factor", rule.factor}});
+  const auto evaluation_factor = key_of(rule.evaluation_factor);
+  need(evaluation_factor >= 0 && evaluation_factor < O::infinity, where,
+       "evaluation_factor finite and >= 0", {{"evaluation_factor", rule.evaluation_factor}});
+  need(rule.minimum >= 0, where, "minimum >= 0", {{"minimum", rule.minimum}});
+  need(rule.alignment >= 1, where, "alignment >= 1", {{"alignment", rule.alignment}});
+}
+
+template <class A>
+DropScratch<A> carve_drop(Arena& arena, Index tokens, Index experts, Index top_k,
+                          DropPolicy policy) {
+  const Index choices =
+      checked_product("drop_over_capacity", "T * K within the address space", tokens, top_k);
+  DropScratch<A> scratch;
+  scratch.taken_E = arena.take<Index>(experts);
+  scratch.begin_E1 = arena.take<Index>(experts + 1);
+  const bool sorts = policy == DropPolicy::probability;
+  scratch.candidates = arena.take<SlotCandidate<A>>(sorts ? choices : 0);
+  return scratch;
+}
+
+/// Before anything is dropped: all choices that count are kept.
+template <class Id, class A>
+void keep_all(const Choices<Id>& choices, const StridedView<A>& weights_TK,
+              const StridedView<std::uint8_t>& kept_TK) {
+  for (Index t = 0; t < kept_TK.rows; ++t) {
+    for (Index j = 0; j < kept_TK.cols; ++j) {
+      kept_TK(t, j) = counts(choices, t, j) ? 1 : 0;
+      if (kept_TK(t, j) == 0) weights_TK(t, j) = A(0);
+    }
+  }
+}
+
+template <class A>
+void drop_choice(Index t, Index j, const StridedView<A>& weights_TK,
+                 const StridedView<std::uint8_t>& kept_TK) {
+  weights_TK(t, j) = A(0);
+  kept_TK(t, j) = 0;
+}
+
+/// First come, first served. taken_E is overwritten.
+template <class Id, class A>
+void drop_late(const Choices<Id>& choices, bool choice_major, Index experts, Index capacity,
+               Index* taken_E, const StridedView<A>& weights_TK,
+               const StridedView<std::uint8_t>& kept_TK) {
+  std::fill_n(taken_E, experts, Index{0});
+  for_each_choice(choices, choice_major, [&](Index t, Index j, Index e) {
+    if (taken_E[e]++ >= capacity) drop_choice(t, j, weights_TK, kept_TK);
+  });
+}
+
+/// The candidates of each expert, by expert. begin_E1[e] is where those of e start.
+template <class Id, class A>
+void gather_candidates(const Choices<Id>& choices, const StridedView<A>& weights_TK, Index experts,
+                       const DropScratch<A>& scratch) {
+  scratch.begin_E1[0] = 0;
+  for (Index e = 0; e < experts; ++e) {
+    scratch.begin_E1[e + 1] = scratch.begin_E1[e] + scratch.taken_E[e];
+    scratch.taken_E[e] = 0;
+  }
+  for_each_choice(choices, false, [&](Index t, Index j, Index e) {
+    const Index at = scratch.begin_E1[e] + scratch.taken_E[e]++;
+    scratch.candidates[at] = {key_of(weights_TK(t, j)), t, j};
+  });
+}
+
+/// The heaviest come first. `scratch.taken_E` holds the counts. Experts are independent.
+template <class Id, class A, class Executor>
+void drop_light(const Choices<Id>& choices, Index experts, Index capacity,
+                const DropScratch<A>& scratch, const StridedView<A>& weights_TK,
+                const StridedView<std::uint8_t>& kept_TK, const Executor& executor, int workers) {
+  gather_candidates(choices, weights_TK, experts, scratch);
+  const auto heavier = [](const SlotCandidate<A>& a, const SlotCandidate<A>& b) {
+    return a.key != b.key ? a.key > b.key : a.token < b.token;
+  };
+  for_each_block(executor, workers, experts, [&](int, Index e) {
+    SlotCandidate<A>* first = scratch.candidates + scratch.begin_E1[e];
+    SlotCandidate<A>* last = scratch.candidates + scratch.begin_E1[e + 1];
+    if (last - first <= capacity) return;
+    std::nth_element(first, first + capacity, last, heavier);
+    for (auto* loser = first + capacity; loser != last; ++loser) {
+      drop_choice(loser->token, loser->choice, weights_TK, kept_TK);
+    }
+  });
+}
+
+/// The report, and the counts of what was kept in place of count_E, which holds what was asked for.
+template <class Id>
+DropReport count_drops(const Choices<Id>& choices, const StridedView<std::uint8_t>& kept_TK,
+                       Index capacity, const VectorView<std::int64_t>& tokens_per_expert_E) {
+  DropReport report;
+  for (Index e = 0; e < tokens_per_expert_E.size; ++e) {
+    const Index over = (std::max)(Index{0}, Index{tokens_per_expert_E[e]} - capacity);
+    tokens_per_expert_E[e] -= over;
+    report.dropped_choices += over;
+  }
+  for (Index t = 0; t < kept_TK.rows; ++t) {
+    if (is_masked(choices.is_padding_T, t)) continue;
+    bool any = false;
+    for (Index j = 0; j < kept_TK.cols; ++j) any = any || kept_TK(t, j) != 0;
+    report.tokens_without_expert += any ? 0 : 1;
+  }
+  return report;
+}
+
+/// Whether a token lost some of its choices, but not all.
+inline bool lost_some(const StridedView<const std::uint8_t>& kept_TK, Index t) {
+  bool any = false, all = true;
+  for (Index j = 0; j < kept_TK.cols; ++j) {
+    any = any || kept_TK(t, j) != 0;
+    all = all && kept_TK(t, j) != 0;
+  }
+  return any && !all;
+}
+
+/// The sum of a token's weights, the kept ones only if they are told.
+template <class A>
+A sum_weights(const StridedView<const A>& weights_TK,
+              const StridedView<const std::uint8_t>& kept_TK, Index t) {
+  A sum = 0;
+  for (Index j = 0; j < weights_TK.cols; ++j) {
+    if (!kept_TK.given() || kept_TK(t, j) != 0) sum += weights_TK(t, j);
+  }
+  return sum;
+}
+
+}  // namespace GATEPRO_ABI
+}  // namespace detail
+
+inline namespace GATEPRO_ABI {
+
+/// Slots per expert, by the formula at CapacityRule, with its `factor`.
+///
+/// `num_tokens` are the valid ones: T less those that are masked, or their mean over ranks. A
+/// product within 2^-50, relative, above an integer counts as that integer, so that the rounding of
+/// a factor like 1.1 does not cost a slot: 1.1 times 10 is 11. Throws Error for settings and sizes
+/// out of range. Thread-safe.
+inline Index expert_capacity(Index num_tokens, Index top_k, Index num_experts,
+                             const CapacityRule& rule) {
+  const char* where = "expert_capacity";
+  detail::check_num_experts(where, num_experts);
+  detail::check_top_k(where, top_k, num_experts);
+  detail::check_capacity_rule(where, rule);
+  detail::need(num_tokens >= 0, where, "num_tokens >= 0", {{"num_tokens", num_tokens}});
+  const Index choices = detail::checked_product(
+      where, "num_tokens * top_k within the address space", num_tokens, top_k);
+  const double share = static_cast<double>(choices) / static_cast<double>(num_experts);
+  const double wanted = std::ceil(rule.factor * share * (1 - 0x1p-50));
+  const bool fewer = wanted < static_cast<double>(num_tokens);
+  const Index used_slots =
+      fewer ? (std::max)(static_cast<Index>(wanted), rule.minimum) : num_tokens;
+  return detail::align_up(where, "aligned slots within the address space",
+                          (std::min)(used_slots, num_tokens), rule.alignment);
+}
+
+/// Bytes of workspace for drop_over_capacity.
+template <class A>
+std::size_t drop_over_capacity_workspace(Index num_tokens, Index num_experts, Index top_k,
+                                         DropPolicy policy) {
+  detail::check_query_experts("drop_over_capacity", num_experts);
+  return detail::measure([&](detail::Arena& arena) {
+    detail::carve_drop<A>(arena, num_tokens, num_experts, top_k, policy);
+  });
+}
+
+/// Leaves each expert its first `capacity` choices in the order of `policy`, and drops the rest.
+///
+/// expert_ids_TK: T x K, distinct within a row, -1 for none; they stay as they are. is_padding_T:
+/// T, or not given; masked tokens take no slot and are never kept, whatever their ids are.
+/// weights_TK: T x K, read and written: a choice that is not kept weighs exactly 0, NaN or not.
+/// kept_TK: T x K, overwritten, 1 or 0. tokens_per_expert_E: E, overwritten with the choices that
+/// are kept. Weights compare as logits do: numbers before NaN, -0.0 equals +0.0, then the lowest
+/// token. A capacity above T drops nothing, 0 drops everything.
+///
+/// Throws Error for shapes, a negative capacity, an id that is out of range or twice in a row, or a
+/// workspace that is too small, before any write. Cost: O(T K); no allocation. Thread-safe.
+template <class Id, class A, class Executor = SerialExecutor>
+DropReport drop_over_capacity(StridedView<Id> expert_ids_TK,
+                              VectorView<const std::uint8_t> is_padding_T, Index capacity,
+                              DropPolicy policy, StridedView<A> weights_TK,
+                              StridedView<std::uint8_t> kept_TK,
+                              VectorView<std::int64_t> tokens_per_expert_E, Workspace workspace,
+                              const Executor& executor = {}) {
+  detail::check_id_type<detail::value_t<Id>>();
+  detail::check_accumulator<A>();
+  detail::check_executor<Executor>();
+  const char* where = "drop_over_capacity";
+  const Index tokens = expert_ids_TK.rows;
+  const Index top_k = expert_ids_TK.cols;
+  const Index experts = tokens_per_expert_E.size;
+  detail::check_num_experts(where, experts);
+  detail::check_top_k(where, top_k, experts);
+  detail::need(capacity >= 0, where, "capacity >= 0", {{"capacity", capacity}});
+  detail::check_strided(where, "expert_ids_TK", expert_ids_TK, tokens, top_k);
+  detail::check_optional_vector(where, "is_padding_T", is_padding_T, tokens);
+  detail::check_strided(where, "weights_TK", weights_TK, tokens, top_k);
+  detail::check_strided(where, "kept_TK", kept_TK, tokens, top_k);
+  detail::check_vector(where, "tokens_per_expert_E", tokens_per_expert_E, experts);
+  detail::check_overlaps(
+      where, detail::output("weights_TK", weights_TK), detail::output("kept_TK", kept_TK),
+      detail::output("tokens_per_expert_E", tokens_per_expert_E),
+      detail::output("workspace", workspace), detail::input("expert_ids_TK", expert_ids_TK),
+      detail::input("is_padding_T", is_padding_T));
+  const int workers = detail::checked_workers(where, executor);
+  detail::Arena arena(where, workspace,
+                      drop_over_capacity_workspace<A>(tokens, experts, top_k, policy));
+  const auto scratch = detail::carve_drop<A>(arena, tokens, experts, top_k, policy);
+  const detail::Choices<Id> choices{expert_ids_TK, is_padding_T};
+  detail::check_distinct_choices(where, "expert_ids_TK", choices, experts, scratch.taken_E);
+
+  detail::keep_all(choices, weights_TK, kept_TK);
+  detail::count_choices(choices, experts, scratch.taken_E);
+  std::copy_n(scratch.taken_E, experts, tokens_per_expert_E.data);
+  if (policy == DropPolicy::probability) {
+    detail::drop_light(choices, experts, capacity, scratch, weights_TK, kept_TK, executor, workers);
+  } else {
+    detail::drop_late(choices, policy == DropPolicy::choice_major, experts, capacity,
+                      scratch.taken_E, weights_TK, kept_TK);
+  }
+  return detail::count_drops(choices, kept_TK, capacity, tokens_per_expert_E);
+}
+
+/// dbefore_TK = dweights_TK where the choice was kept, else exactly 0: the gradient of a drop.
+///
+/// All T x K; dbefore_TK is overwritten and may be dweights_TK. Throws Error for shapes, before any
+/// write. No allocation. Thread-safe.
+template <class A>
+void drop_backward(StridedView<const std::uint8_t> kept_TK,
+                   detail::non_deduced_t<StridedView<const A>> dweights_TK,
+                   StridedView<A> dbefore_TK) {
+  detail::check_accumulator<A>();
+  const char* where = "drop_backward";
+  detail::check_strided(where, "kept_TK", kept_TK, kept_TK.rows, kept_TK.cols);
+  detail::check_strided(where, "dweights_TK", dweights_TK, kept_TK.rows, kept_TK.cols);
+  detail::check_strided(where, "dbefore_TK", dbefore_TK, kept_TK.rows, kept_TK.cols);
+  detail::check_overlaps(where, detail::output("dbefore_TK", dbefore_TK),
+                         detail::in_place("dweights_TK", dweights_TK),
+                         detail::input("kept_TK", kept_TK));
+  for (Index t = 0; t < kept_TK.rows; ++t) {
+    for (Index j = 0; j < kept_TK.cols; ++j) {
+      dbefore_TK(t, j) = kept_TK(t, j) != 0 ? dweights_TK(t, j) : A(0);
+    }
+  }
+}
+
+/// totals_T[t] = sum over j of weights_TK(t, j): what renormalise_kept restores after a drop.
+///
+/// weights_TK: T x K. totals_T: T, overwritten. Throws Error for shapes, before any write. No
+/// allocation. Thread-safe.
+template <class A>
+void total_weights(detail::non_deduced_t<StridedView<const A>> weights_TK, VectorView<A> totals_T) {
+  detail::check_accumulator<A>();
+  const char* where = "total_weights";
+  detail::check_strided(where, "weights_TK", weights_TK, weights_TK.rows, weights_TK.cols);
+  detail::check_vector(where, "totals_T", totals_T, weights_TK.rows);
+  detail::check_overlaps(where, detail::output("totals_T", totals_T),
+                         detail::input("weights_TK", weights_TK));
+  for (Index t = 0; t < weights_TK.rows; ++t) {
+    totals_T[t] = detail::sum_weights<A>(weights_TK, {}, t);
+  }
+}
+
+/// Scales the kept weights of tokens that lost some choices up: w_j = total w_j / sum over kept of
+/// w, so that they sum to the token's total again. The weights of a token that lost nothing keep
+/// their bits; one that lost everything has only zeros.
+///
+/// kept_TK: T x K, from drop_over_capacity. totals_T: T, from total_weights before the drop.
+/// weights_TK: T x K, read and written; those of 0 stay 0. sums_T: T, overwritten with the sums
+/// over kept, which the gradient needs. A NaN makes its token's kept weights NaN. Throws Error for
+/// shapes, before any write. No allocation. Thread-safe.
+template <class A>
+void renormalise_kept(StridedView<const std::uint8_t> kept_TK,
+                      detail::non_deduced_t<VectorView<const A>> totals_T,
+                      StridedView<A> weights_TK, VectorView<A> sums_T) {
+  detail::check_accumulator<A>();
+  const char* where = "renormalise_kept";
+  detail::check_strided(where, "kept_TK", kept_TK, kept_TK.rows, kept_TK.cols);
+  detail::check_vector(where, "totals_T", totals_T, kept_TK.rows);
+  detail::check_strided(where, "weights_TK", weights_TK, kept_TK.rows, kept_TK.cols);
+  detail::check_vector(where, "sums_T", sums_T, kept_TK.rows);
+  detail::check_overlaps(where, detail::output("weights_TK", weights_TK),
+                         detail::output("sums_T", sums_T), detail::input("kept_TK", kept_TK),
+                         detail::input("totals_T", totals_T));
+  for (Index t = 0; t < kept_TK.rows; ++t) {
+    sums_T[t] = detail::sum_weights<A>(weights_TK, kept_TK, t);
+    if (!detail::lost_some(kept_TK, t)) continue;
+    for (Index j = 0; j < kept_TK.cols; ++j) {
+      A& weight = weights_TK(t, j);
+      if (detail::key_of(weight) != 0) weight = totals_T[t] * (weight / sums_T[t]);
+    }
+  }
+}
+
+/// The gradient of renormalise_kept and of the drop before it, with respect to the weights before
+/// both: the total is a sum over all choices, dropped ones too.
+///
+/// With g = dweights, s the sum over kept, and m = sum over kept of w g / s, for w before
+/// renormalisation: total / s (g_j - m) + m for kept choices and m for dropped ones, where the
+/// token lost some; else g_j for kept choices and exactly 0 for dropped ones.
+///
+/// kept_TK, totals_T, sums_T: as in renormalise_kept; weights_TK: T x K, what it wrote.
+/// dweights_TK: T x K; what it holds where the weight is 0 does not matter to the others.
+/// dbefore_TK: T x K, overwritten, may be dweights_TK. Throws Error for shapes, before any write.
+/// No allocation. Thread-safe.
+template <class A>
+void renormalise_kept_backward(StridedView<const std::uint8_t> kept_TK,
+                               detail::non_deduced_t<VectorView<const A>> totals_T,
+                               detail::non_deduced_t<StridedView<const A>> weights_TK,
+                               detail::non_deduced_t<VectorView<const A>> sums_T,
+                               detail::non_deduced_t<StridedView<const A>> dweights_TK,
+                               StridedView<A> dbefore_TK) {
+  detail::check_accumulator<A>();
+  const char* where = "renormalise_kept_backward";
+  const Index tokens = kept_TK.rows;
+  const Index top_k = kept_TK.cols;
+  detail::check_strided(where, "kept_TK", kept_TK, tokens, top_k);
+  detail::check_vector(where, "totals_T", totals_T, tokens);
+  detail::check_strided(where, "weights_TK", weights_TK, tokens, top_k);
+  detail::check_vector(where, "sums_T", sums_T, tokens);
+  detail::check_strided(where, "dweights_TK", dweights_TK, tokens, top_k);
+  detail::check_strided(where, "dbefore_TK", dbefore_TK, tokens, top_k);
+  detail::check_overlaps(where, detail::output("dbefore_TK", dbefore_TK),
+                         detail::in_place("dweights_TK", dweights_TK),
+                         detail::input("kept_TK", kept_TK), detail::input("weights_TK", weights_TK),
+                         detail::input("sums_T", sums_T), detail::input("totals_T", totals_T));
+  constexpr A most = (std::numeric_limits<A>::max)();
+  for (Index t = 0; t < tokens; ++t) {
+    const bool scaled = detail::lost_some(kept_TK, t);
+    A mean = 0;
+    for (Index j = 0; j < top_k && scaled; ++j) {
+      const bool weighs = kept_TK(t, j) != 0 && detail::key_of(weights_TK(t, j)) != 0;
+      if (weighs) mean += detail::product(weights_TK(t, j) / totals_T[t], dweights_TK(t, j));
+    }
+    const bool rises = scaled && detail::key_of(sums_T[t]) != 0;
+    const A slope = rises ? (std::min)(totals_T[t] / sums_T[t], most) : A(1);
+    for (Index j = 0; j < top_k; ++j) {
+      const A kept = detail::product(slope, dweights_TK(t, j) - mean) + mean;
+      dbefore_TK(t, j) = kept_TK(t, j) != 0 ? kept : mean;
+    }
+  }
+}
+
+}  // namespace GATEPRO_ABI
+}  // namespace gatepro
+
+#endif  // GATEPRO_DISPATCH_CAPACITY_HPP

@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: MIT
+// Stages: tokens to rows sorted by expert, and the experts' rows back to tokens.
+//
+//   x_TH --permute--> rows_NH --experts--> rows_NH --combine, with the weights--> y_TH
+#ifndef GATEPRO_DISPATCH_PERMUTE_HPP
+#define GATEPRO_DISPATCH_PERMUTE_HPP
+
+#include <algorithm>
+#include <cstdint>
+
+#include "gatepro/core/order.hpp"
+#include "gatepro/core/overlap.hpp"
+#include "gatepro/kernels/dispatch.hpp"
+#include "gatepro/routing/choices.hpp"
+
+namespace gatepro {
+namespace detail {
+inline namespace GATEPRO_ABI {
+
+/// Every element of a plan's table is "none" or in [0, limit).
+template <class Id>
+void check_plan_table(const char* where, const char* name, const StridedView<Id>& table,
+                      Index limit) {
+  for (Index r = 0; r < table.rows; ++r) {
+    for (Index c = 0; c < table.cols; ++c) {
+      const auto id = table(r, c);
+      const bool in_range =
+          !is_some(id) || static_cast<std::uint64_t>(id) < static_cast<std::uint64_t>(limit);
+      if (!in_range) {
+        fail_view(where, name, "every element in range, or none",
+                  {{"element", id}, {"row", r}, {"column", c}, {"limit", limit}});
+      }
+    }
+  }
+}
+
+/// The same for a list.
+template <class Id>
+void check_plan_list(const char* where, const char* name, const VectorView<Id>& list, Index size,
+                     Index limit) {
+  check_vector(where, name, list, size);
+  check_plan_table(where, name, StridedView<Id>(list.data, size, 1), limit);
+}
+
+/// out += coefficient * row, element by element, as the gradients of the gate are added.
+template <class Source, class A>
+void add_row(A coefficient, const Source* row, Index width, A* out) {
+  const Index first = 0;
+  gradient_kernels<A>().add_rows[source_index<Source>()](&coefficient, &first, 1, row, width, width,
+                                                         out);
+}
+
+}  // namespace GATEPRO_ABI
+}  // namespace detail
+
+inline namespace GATEPRO_ABI {
+
+/// rows_NH[r] = x_TH[token_of_row_N[r]]: each token's features, once per choice, sorted by expert.
+///
+/// x_TH: T x H. token_of_row_N: N, from plan_dispatch; none gives a row of zeros. rows_NH: N x H,
+/// overwritten, of the same scalar as X: the bits are copied. Throws Error for shapes or a token
+/// outside [0, T), before any write. Cost: N H copies; no allocation. Thread-safe.
+template <class X, class Id, class Executor = SerialExecutor>
+void permute(detail::non_deduced_t<MatrixView<const X>> x_TH, VectorView<Id> token_of_row_N,
+             MatrixView<X> rows_NH, const Executor& executor = {}) {
+  detail::check_input_scalars<X, X>();
+  detail::check_id_type<detail::value_t<Id>>();
+  detail::check_executor<Executor>();
+  const char* where = "permute";
+  const Index rows = rows_NH.rows;
+  detail::check_matrix(where, "x_TH", x_TH, x_TH.rows, x_TH.cols);
+  detail::check_matrix(where, "rows_NH", rows_NH, rows, x_TH.cols);
+  detail::check_overlaps(where, detail::output("rows_NH", rows_NH), detail::input("x_TH", x_TH),
+                         detail::input("token_of_row_N", token_of_row_N));
+  detail::check_plan_list(where, "token_of_row_N", token_of_row_N, rows, x_TH.rows);
+  const int workers = detail::checked_workers(where, executor);
+
+  detail::for_each_row(rows, executor, workers, [&](Index r) {
+    const auto token = token_of_row_N[r];
+    if (detail::is_some(token)) {
+      std::copy_n(x_TH.row(static_cast<Index>(token)), x_TH.cols, rows_NH.row(r));
+    } else {
+      std::fill_n(rows_NH.row(r), x_TH.cols, static_cast<X>(0));
+    }
+  });
+}
+
+/// dx_TH[t] += sum over j of drows_NH[row_TK(t, j)]: the gradient of permute.
+///
+/// row_TK: T x K, from plan_dispatch; none adds nothing. drows_NH: N x H. dx_TH: T x H, added to:
+/// each element is one chain that starts from its value and goes through the choices in order.
+/// Throws Error for shapes or a row outside [0, N), before any write. Cost: T K H additions; no
+/// allocation. Thread-safe.
+template <class Id, class A, class Executor = SerialExecutor>
+void permute_backward(StridedView<Id> row_TK, detail::non_deduced_t<MatrixView<const A>> drows_NH,
+                      MatrixView<A> dx_TH, const Executor& executor = {}) {
+  detail::check_id_type<detail::value_t<Id>>();
+  detail::check_accumulator<A>();
+  detail::check_executor<Executor>();
+  const char* where = "permute_backward";
+  detail::check_matrix(where, "drows_NH", drows_NH, drows_NH.rows, dx_TH.cols);
+  detail::check_matrix(where, "dx_TH", dx_TH, dx_TH.rows, dx_TH.cols);
+  detail::check_strided(where, "row_TK", row_TK, dx_TH.rows, row_TK.cols);
+  detail::check_overlaps(where, detail::output("dx_TH", dx_TH), detail::input("drows_NH", drows_NH),
+                         detail::input("row_TK", row_TK));
+  detail::check_plan_table(where, "row_TK", row_TK, drows_NH.rows);
+  const int workers = detail::checked_workers(where, executor);
+
+  detail::for_each_row(dx_TH.rows, executor, workers, [&](Index t) {
+    for (Index j = 0; j < row_TK.cols; ++j) {
+      if (!detail::is_some(row_TK(t, j))) continue;
+      detail::add_row(A(1), drows_NH.row(static_cast<Index>(row_TK(t, j))), dx_TH.cols,
+                      dx_TH.row(t));
+    }
+  });
+}
+
+/// y_TH[t] += sum over j of weights_TK(t, j) rows_NH[row_TK(t, j)]: the experts' results, weighted.
+///
+/// row_TK: T x K, from plan_dispatch; none adds nothing, nor does a weight of exactly 0, whatever
+/// the row holds. weights_TK: T x K. rows_NH: N x H, float, double, bfloat16 or half. y_TH: T x H,
+/// added to: each element is one chain that starts from its value and goes through the choices in
+/// order. Throws Error for shapes or a row outside [0, N), before any write. Cost: 2 T K H
+/// operations; no allocation. Thread-safe.
+template <class R, class Id, class A, class Executor = SerialExecutor>
+void combine(MatrixView<R> rows_NH, StridedView<Id> row_TK,
+             detail::non_deduced_t<StridedView<const A>> weights_TK, MatrixView<A> y_TH,
+             const Executor& executor = {}) {
+  using Source = detail::value_t<R>;
+  detail::check_input_scalars<Source, Source>();
+  detail::check_id_type<detail::value_t<Id>>();
+  detail::check_accumulator<A>();
+  detail::check_executor<Executor>();
+  const char* where = "combine";
+  detail::check_matrix(where, "rows_NH", rows_NH, rows_NH.rows, y_TH.cols);
+  detail::check_matrix(where, "y_TH", y_TH, y_TH.rows, y_TH.cols);
+  detail::check_strided(where, "row_TK", row_TK, y_TH.rows, row_TK.cols);
+  detail::check_strided(where, "weights_TK", weights_TK, y_TH.rows, row_TK.cols);
+  detail::check_overlaps(where, detail::output("y_TH", y_TH), detail::input("rows_NH", rows_NH),
+                         detail::input("row_TK", row_TK), detail::input("weights_TK", weights_TK));
+  detail::check_plan_table(where, "row_TK", row_TK, rows_NH.rows);
+  const int workers = detail::checked_workers(where, executor);
+
+  detail::for_each_row(y_TH.rows, executor, workers, [&](Index t) {
+    for (Index j = 0; j < row_TK.cols; ++j) {
+      const A weight = weights_TK(t, j);
+      if (!detail::is_some(row_TK(t, j)) || detail::key_of(weight) == 0) continue;
+      const Source* row = rows_NH.row(static_cast<Index>(row_TK(t, j)));
+      detail::add_row(weight, row, y_TH.cols, y_TH.row(t));
+    }
+  });
+}
+
+/// drows_NH[r] += w dy_TH[t] for the choice (t, j) in row r: combine's gradient to the rows.
+///
+/// choice_of_row_N: N, t * K + j, from plan_dispatch; none adds nothing, nor does a weight of
+/// exactly 0. weights_TK: T x K. dy_TH: T x H. drows_NH: N x H, added to. Throws Error for shapes
+/// or a choice outside [0, T K), before any write. Cost: 2 N H operations; no allocation.
+/// Thread-safe.
+template <class Id, class A, class Executor = SerialExecutor>
+void combine_backward_rows(VectorView<Id> choice_of_row_N,
+                           detail::non_deduced_t<StridedView<const A>> weights_TK,
+                           detail::non_deduced_t<MatrixView<const A>> dy_TH, MatrixView<A> drows_NH,
+                           const Executor& executor = {}) {
+  detail::check_id_type<detail::value_t<Id>>();
+  detail::check_accumulator<A>();
+  detail::check_executor<Executor>();
+  const char* where = "combine_backward_rows";
+  const Index top_k = weights_TK.cols;
+  detail::check_matrix(where, "dy_TH", dy_TH, dy_TH.rows, drows_NH.cols);
+  detail::check_matrix(where, "drows_NH", drows_NH, drows_NH.rows, drows_NH.cols);
+  detail::check_strided(where, "weights_TK", weights_TK, dy_TH.rows, top_k);
+  const Index choices =
+      detail::checked_product(where, "T * K within the address space", dy_TH.rows, top_k);
+  detail::check_plan_list(where, "choice_of_row_N", choice_of_row_N, drows_NH.rows, choices);
+  detail::check_overlaps(where, detail::output("drows_NH", drows_NH),
+                         detail::input("choice_of_row_N", choice_of_row_N),
+                         detail::input("weights_TK", weights_TK), detail::input("dy_TH", dy_TH));
+  const int workers = detail::checked_workers(where, executor);
+
+  detail::for_each_row(drows_NH.rows, executor, workers, [&](Index r) {
+    if (!detail::is_some(choice_of_row_N[r])) return;
+    const auto choice = static_cast<Index>(choice_of_row_N[r]);
+    const Index t = choice / top_k;
+    const A weight = weights_TK(t, choice % top_k);
+    if (detail::key_of(weight) == 0) return;
+    detail::add_row(weight, dy_TH.row(t), drows_NH.cols, drows_NH.row(r));
+  });
+}
+
+/// dweights_TK(t, j) += <dy_TH[t], rows_NH[row_TK(t, j)]>: combine's gradient to the weights.
+///
+/// row_TK: T x K, from plan_dispatch; none adds nothing. rows_NH: N x H, as combine took them.
+/// dy_TH: T x H. dweights_TK: T x K, added to. Throws Error for shapes or a row outside [0, N),
+/// before any write. Cost: 2 T K H operations; no allocation. Thread-safe.
+template <class R, class Id, class A, class Executor = SerialExecutor>
+void combine_backward_weights(MatrixView<R> rows_NH, StridedView<Id> row_TK,
+                              detail::non_deduced_t<MatrixView<const A>> dy_TH,
+                              StridedView<A> dweights_TK, const Executor& executor = {}) {
+  using Source = detail::value_t<R>;
+  detail::check_input_scalars<Source, Source>();
+  detail::check_id_type<detail::value_t<Id>>();
+  detail::check_accumulator<A>();
+  detail::check_executor<Executor>();
+  const char* where = "combine_backward_weights";
+  detail::check_matrix(where, "rows_NH", rows_NH, rows_NH.rows, dy_TH.cols);
+  detail::check_matrix(where, "dy_TH", dy_TH, dy_TH.rows, dy_TH.cols);
+  detail::check_strided(where, "row_TK", row_TK, dy_TH.rows, row_TK.cols);
+  detail::check_strided(where, "dweights_TK", dweights_TK, dy_TH.rows, row_TK.cols);
+  detail::check_overlaps(where, detail::output("dweights_TK", dweights_TK),
+                         detail::input("rows_NH", rows_NH), detail::input("row_TK", row_TK),
+                         detail::input("dy_TH", dy_TH));
+  detail::check_plan_table(where, "row_TK", row_TK, rows_NH.rows);
+  const int workers = detail::checked_workers(where, executor);
+
+  const auto dot = detail::gradient_kernels<A>().dot[detail::source_index<Source>()];
+  detail::for_each_row(dy_TH.rows, executor, workers, [&](Index t) {
+    for (Index j = 0; j < row_TK.cols; ++j) {
+      if (!detail::is_some(row_TK(t, j))) continue;
+      const Source* row = rows_NH.row(static_cast<Index>(row_TK(t, j)));
+      dweights_TK(t, j) += dot(dy_TH.row(t), row, dy_TH.cols);
+    }
+  });
+}
+
+}  // namespace GATEPRO_ABI
+}  // namespace gatepro
+
+#endif  // GATEPRO_DISPATCH_PERMUTE_HPP

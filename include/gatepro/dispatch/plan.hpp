@@ -1,0 +1,309 @@
+// SPDX-License-Identifier: MIT
+// Stage: where each (token, choice) stands once the rows are sorted by expert.
+#ifndef GATEPRO_DISPATCH_PLAN_HPP
+#define GATEPRO_DISPATCH_PLAN_HPP
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+
+#include "gatepro/core/overlap.hpp"
+#include "gatepro/core/workspace.hpp"
+#include "gatepro/routing/choices.hpp"
+
+namespace gatepro {
+
+/// The order of the rows of one expert.
+enum class DispatchOrder {
+  token_major,   ///< By token (FastMoE, Megatron-LM, ktransformers).
+  choice_major,  ///< All first choices before all second ones, then by token (Tutel).
+};
+
+/// How rows are laid out. Plain data.
+struct DispatchRule {
+  DispatchOrder order = DispatchOrder::token_major;  ///< Within an expert.
+  /// The rows of each expert are rounded up to a multiple of this, as grouped products like it; the
+  /// gaps belong to no token. >= 1.
+  Index alignment = 1;
+  /// 0: each expert has as many rows as it needs. Else each has exactly this many, whether it needs
+  /// them or not, as in a buffer of E x capacity x H: a multiple of alignment.
+  Index rows_per_expert = 0;
+  /// What DispatchPlan::position_TK says of a choice that has no row: -1, or the capacity where a
+  /// consumer looks for positions that are too large (Tutel).
+  std::int64_t dropped_position = -1;
+};
+
+/// Where plan_dispatch writes: everything is optional. In `Id`, "none" is -1, which is the largest
+/// value of an unsigned type.
+template <class Id = std::int32_t>
+struct DispatchPlan {
+  /// E: the choices of each expert that have a row. Gaps do not count.
+  VectorView<std::int64_t> tokens_per_expert_E{};
+  /// E + 1: the first row of each expert, then the number of rows.
+  VectorView<std::int64_t> offsets_E1{};
+  /// At least as many as there are rows: t * K + j of the choice in each row; none in gaps and
+  /// behind the last row.
+  VectorView<Id> choice_of_row_N{};
+  /// The same with the token t.
+  VectorView<Id> token_of_row_N{};
+  /// T x K: the row of each choice; none if it was dropped or masked. Strides {1, T} make it the
+  /// row_id_map of TransformerEngine.
+  StridedView<Id> row_TK{};
+  /// T x K: the row less the first row of the expert; DispatchRule::dropped_position if dropped or
+  /// masked.
+  StridedView<Id> position_TK{};
+};
+
+namespace detail {
+
+/// Scratch of a plan, E each.
+struct PlanScratch {
+  Index* count_E = nullptr;     ///< Choices of each expert.
+  Index* next_row_E = nullptr;  ///< Where the next one goes.
+};
+
+inline namespace GATEPRO_ABI {
+
+inline PlanScratch carve_plan(Arena& arena, Index experts) {
+  PlanScratch scratch;
+  scratch.count_E = arena.take<Index>(experts);
+  scratch.next_row_E = arena.take<Index>(experts);
+  return scratch;
+}
+
+inline void check_dispatch_rule(const char* where, const DispatchRule& rule) {
+  need(rule.alignment >= 1, where, "alignment >= 1", {{"alignment", rule.alignment}});
+  need(rule.rows_per_expert >= 0, where, "rows_per_expert >= 0",
+       {{"rows_per_expert", rule.rows_per_expert}});
+  need(rule.rows_per_expert % rule.alignment == 0, where, "rows_per_expert a multiple of alignment",
+       {{"rows_per_expert", rule.rows_per_expert}, {"alignment", rule.alignment}});
+}
+
+/// a + b for sizes >= 0.
+inline Index checked_sum(const char* where, Index a, Index b) {
+  need(a <= (std::numeric_limits<Index>::max)() - b, where, "rows within the address space",
+       {{"rows", a}, {"more rows", b}});
+  return a + b;
+}
+
+/// The rows that an expert with `count` choices gets.
+inline Index rows_of_expert(const char* where, const DispatchRule& rule, Index count) {
+  if (rule.rows_per_expert > 0) {
+    need(count <= rule.rows_per_expert, where, "rows_per_expert for every expert's choices",
+         {{"choices", count}, {"rows_per_expert", rule.rows_per_expert}});
+    return rule.rows_per_expert;
+  }
+  return align_up(where, "rows within the address space", count, rule.alignment);
+}
+
+/// All rows, given the counts.
+inline Index count_rows(const char* where, const DispatchRule& rule, Index experts,
+                        const Index* count_E) {
+  Index rows = 0;
+  for (Index e = 0; e < experts; ++e) {
+    rows = checked_sum(where, rows, rows_of_expert(where, rule, count_E[e]));
+  }
+  return rows;
+}
+
+/// Numbers up to `largest`, -1 and rule.dropped_position fit the id type.
+template <class Id>
+void check_plan_numbers(const char* where, const DispatchRule& rule, Index largest) {
+  constexpr auto most = static_cast<std::uint64_t>((std::numeric_limits<Id>::max)());
+  need(static_cast<std::uint64_t>(largest) <= most, where, "rows and choices within the id type",
+       {{"largest number", largest}, {"largest id", most}});
+  need(rule.dropped_position >= -1 &&
+           (rule.dropped_position < 0 || static_cast<std::uint64_t>(rule.dropped_position) <= most),
+       where, "dropped_position within the id type, or -1",
+       {{"dropped_position", rule.dropped_position}, {"largest id", most}});
+}
+
+template <class Id>
+void check_row_list(const char* where, const char* name, const VectorView<Id>& list, Index rows) {
+  check_optional_vector(where, name, list, list.size);
+  if (list.given() && list.size < rows) {
+    fail_view(where, name, "an element per row", {{"size", list.size}, {"rows", rows}});
+  }
+}
+
+template <class Id>
+void check_plan(const char* where, const DispatchPlan<Id>& plan, Index tokens, Index top_k,
+                Index experts, Index rows) {
+  check_optional_vector(where, "tokens_per_expert_E", plan.tokens_per_expert_E, experts);
+  check_optional_vector(where, "offsets_E1", plan.offsets_E1, experts + 1);
+  check_row_list(where, "choice_of_row_N", plan.choice_of_row_N, rows);
+  check_row_list(where, "token_of_row_N", plan.token_of_row_N, rows);
+  check_optional_strided(where, "row_TK", plan.row_TK, tokens, top_k);
+  check_optional_strided(where, "position_TK", plan.position_TK, tokens, top_k);
+}
+
+/// Counts and offsets to the plan, first rows to the scratch.
+template <class Id>
+void place_experts(const char* where, const DispatchRule& rule, Index experts,
+                   const PlanScratch& scratch, const DispatchPlan<Id>& plan) {
+  Index row = 0;
+  for (Index e = 0; e < experts; ++e) {
+    if (plan.tokens_per_expert_E.given()) plan.tokens_per_expert_E[e] = scratch.count_E[e];
+    if (plan.offsets_E1.given()) plan.offsets_E1[e] = row;
+    scratch.next_row_E[e] = row;
+    row += rows_of_expert(where, rule, scratch.count_E[e]);
+  }
+  if (plan.offsets_E1.given()) plan.offsets_E1[experts] = row;
+}
+
+template <class Id>
+void fill_choices(const StridedView<Id>& view, Id value) {
+  if (!view.given()) return;
+  for (Index t = 0; t < view.rows; ++t) {
+    for (Index j = 0; j < view.cols; ++j) view(t, j) = value;
+  }
+}
+
+/// "None" everywhere, before the choices that have a row write theirs.
+template <class Id>
+void clear_plan(const DispatchRule& rule, const DispatchPlan<Id>& plan) {
+  constexpr Id none = static_cast<Id>(-1);
+  std::fill_n(plan.choice_of_row_N.data, plan.choice_of_row_N.size, none);
+  std::fill_n(plan.token_of_row_N.data, plan.token_of_row_N.size, none);
+  fill_choices(plan.row_TK, none);
+  fill_choices(plan.position_TK, static_cast<Id>(rule.dropped_position));
+}
+
+/// Gives every choice the next row of its expert.
+template <class In, class Id>
+void place_choices(const Choices<In>& choices, const DispatchRule& rule, const PlanScratch& scratch,
+                   const DispatchPlan<Id>& plan) {
+  const Index top_k = choices.expert_ids_TK.cols;
+  const bool choice_major = rule.order == DispatchOrder::choice_major;
+  // Within an expert, rows follow each other: what was placed so far is the position.
+  Index* placed_E = scratch.count_E;
+  for_each_choice(choices, choice_major, [&](Index t, Index j, Index e) {
+    const Index row = scratch.next_row_E[e]++;
+    if (plan.choice_of_row_N.given()) plan.choice_of_row_N[row] = static_cast<Id>(t * top_k + j);
+    if (plan.token_of_row_N.given()) plan.token_of_row_N[row] = static_cast<Id>(t);
+    if (plan.row_TK.given()) plan.row_TK(t, j) = static_cast<Id>(row);
+    if (plan.position_TK.given()) plan.position_TK(t, j) = static_cast<Id>(placed_E[e]++);
+  });
+}
+
+}  // namespace GATEPRO_ABI
+}  // namespace detail
+
+inline namespace GATEPRO_ABI {
+
+/// The most rows that plan_dispatch can need: the size to reserve. Throws Error for sizes beyond
+/// the address space. Thread-safe.
+inline Index max_dispatch_rows(Index num_tokens, Index top_k, Index num_experts,
+                               const DispatchRule& rule) {
+  const char* where = "max_dispatch_rows";
+  detail::check_num_experts(where, num_experts);
+  detail::check_top_k(where, top_k, num_experts);
+  detail::check_dispatch_rule(where, rule);
+  detail::need(num_tokens >= 0, where, "num_tokens >= 0", {{"num_tokens", num_tokens}});
+  const char* limit = "rows within the address space";
+  if (rule.rows_per_expert > 0) {
+    return detail::checked_product(where, limit, num_experts, rule.rows_per_expert);
+  }
+  const Index choices = detail::checked_product(where, limit, num_tokens, top_k);
+  const Index gaps =
+      detail::checked_product(where, limit, (std::min)(choices, num_experts), rule.alignment - 1);
+  return detail::checked_sum(where, choices, gaps);
+}
+
+/// dispatched_ids_TK = expert_ids_TK, but -1 (the largest value of an unsigned type) where a choice
+/// has no place in an expert: dropped, or of padding. It is what consumers take that know no masks;
+/// wherever ids are read, -1 means none.
+///
+/// expert_ids_TK: T x K. kept_TK: T x K, or not given. is_padding_T: T, or not given.
+/// dispatched_ids_TK: T x K, overwritten, may be expert_ids_TK; a backward needs the ids of dropped
+/// choices. Throws Error for shapes, before any write. No allocation. Thread-safe.
+template <class In, class Id>
+void dispatched_ids(StridedView<In> expert_ids_TK, StridedView<const std::uint8_t> kept_TK,
+                    VectorView<const std::uint8_t> is_padding_T,
+                    StridedView<Id> dispatched_ids_TK) {
+  detail::check_id_type<detail::value_t<In>>();
+  detail::check_id_type<Id>();
+  const char* where = "dispatched_ids";
+  const Index tokens = expert_ids_TK.rows;
+  const Index top_k = expert_ids_TK.cols;
+  detail::check_strided(where, "expert_ids_TK", expert_ids_TK, tokens, top_k);
+  detail::check_optional_strided(where, "kept_TK", kept_TK, tokens, top_k);
+  detail::check_optional_vector(where, "is_padding_T", is_padding_T, tokens);
+  detail::check_strided(where, "dispatched_ids_TK", dispatched_ids_TK, tokens, top_k);
+  detail::check_overlaps(where, detail::output("dispatched_ids_TK", dispatched_ids_TK),
+                         detail::in_place("expert_ids_TK", expert_ids_TK),
+                         detail::input("kept_TK", kept_TK),
+                         detail::input("is_padding_T", is_padding_T));
+  const detail::Choices<In> choices{expert_ids_TK, is_padding_T, kept_TK};
+  for (Index t = 0; t < tokens; ++t) {
+    for (Index j = 0; j < top_k; ++j) {
+      const bool dispatched = detail::counts(choices, t, j);
+      dispatched_ids_TK(t, j) =
+          dispatched ? static_cast<Id>(expert_ids_TK(t, j)) : static_cast<Id>(-1);
+    }
+  }
+}
+
+/// Bytes of workspace for plan_dispatch.
+inline std::size_t plan_dispatch_workspace(Index num_experts) {
+  detail::check_query_experts("plan_dispatch", num_experts);
+  return detail::measure([&](detail::Arena& arena) { detail::carve_plan(arena, num_experts); });
+}
+
+/// Sorts the choices of a routing by expert, stably: expert after expert, each in rule.order.
+///
+/// expert_ids_TK: T x K, distinct within a row, -1 for none. kept_TK: T x K, from
+/// drop_over_capacity, or not given; zero means dropped. is_padding_T: T, or not given; nonzero
+/// masks a token, whatever its ids are. Choices that are none, dropped or masked get no row. `plan`
+/// is overwritten; its id type may differ from that of the ids.
+///
+/// Returns the number of rows, gaps included: offsets_E1[E]. Throws Error for shapes, settings, an
+/// id that is out of range or twice in a row, more choices than rows_per_expert, numbers that do
+/// not fit the id type, a row list that is too short, or a workspace that is too small, before any
+/// write. Cost: O(T K + E + rows); no allocation. Thread-safe.
+template <class In, class Id>
+Index plan_dispatch(StridedView<In> expert_ids_TK, StridedView<const std::uint8_t> kept_TK,
+                    VectorView<const std::uint8_t> is_padding_T, Index num_experts,
+                    const DispatchRule& rule, const DispatchPlan<Id>& plan, Workspace workspace) {
+  detail::check_id_type<detail::value_t<In>>();
+  detail::check_id_type<Id>();
+  const char* where = "plan_dispatch";
+  const Index tokens = expert_ids_TK.rows;
+  const Index top_k = expert_ids_TK.cols;
+  detail::check_num_experts(where, num_experts);
+  detail::check_top_k(where, top_k, num_experts);
+  detail::check_dispatch_rule(where, rule);
+  detail::check_strided(where, "expert_ids_TK", expert_ids_TK, tokens, top_k);
+  detail::check_optional_strided(where, "kept_TK", kept_TK, tokens, top_k);
+  detail::check_optional_vector(where, "is_padding_T", is_padding_T, tokens);
+  detail::Arena arena(where, workspace, plan_dispatch_workspace(num_experts));
+  const auto scratch = detail::carve_plan(arena, num_experts);
+  const detail::Choices<In> choices{expert_ids_TK, is_padding_T, kept_TK};
+  detail::check_distinct_choices(where, "expert_ids_TK", choices, num_experts, scratch.count_E);
+
+  detail::count_choices(choices, num_experts, scratch.count_E);
+  const Index rows = detail::count_rows(where, rule, num_experts, scratch.count_E);
+  const Index all_choices =
+      detail::checked_product(where, "T * K within the address space", tokens, top_k);
+  detail::check_plan_numbers<Id>(where, rule, (std::max)(rows, all_choices));
+  detail::check_plan(where, plan, tokens, top_k, num_experts, rows);
+  detail::check_overlaps(
+      where, detail::output("tokens_per_expert_E", plan.tokens_per_expert_E),
+      detail::output("offsets_E1", plan.offsets_E1),
+      detail::output("choice_of_row_N", plan.choice_of_row_N),
+      detail::output("token_of_row_N", plan.token_of_row_N), detail::output("row_TK", plan.row_TK),
+      detail::output("position_TK", plan.position_TK), detail::output("workspace", workspace),
+      detail::input("expert_ids_TK", expert_ids_TK), detail::input("kept_TK", kept_TK),
+      detail::input("is_padding_T", is_padding_T));
+
+  detail::place_experts(where, rule, num_experts, scratch, plan);
+  detail::clear_plan(rule, plan);
+  std::fill_n(scratch.count_E, num_experts, Index{0});
+  detail::place_choices(choices, rule, scratch, plan);
+  return rows;
+}
+
+}  // namespace GATEPRO_ABI
+}  // namespace gatepro
+
+#endif  // GATEPRO_DISPATCH_PLAN_HPP

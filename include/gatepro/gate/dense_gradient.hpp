@@ -1,0 +1,239 @@
+// SPDX-License-Identifier: MIT
+// Gradients of all logits: products of whole matrices, made by the gate kernel. A panel of columns
+// of W, or of X, is copied to the layout that the kernel takes as packed weights.
+#ifndef GATEPRO_GATE_DENSE_GRADIENT_HPP
+#define GATEPRO_GATE_DENSE_GRADIENT_HPP
+
+#include <algorithm>
+
+#include "gatepro/gate/packing.hpp"
+#include "gatepro/gate/sparse_gradient.hpp"
+
+namespace gatepro {
+namespace detail {
+
+/// Tokens of a chunk that have a gradient, and their gradients, transposed.
+template <class A>
+struct DenseChunk {
+  Index* tokens = nullptr;    ///< gradient_chunk.
+  Index count = 0;            ///< How many tokens.
+  A* gradients_EC = nullptr;  ///< E x gradient_chunk.
+};
+
+/// A worker's scratch for dense gradients.
+template <class A>
+struct DenseScratch {
+  A* merged_TE = nullptr;  ///< Gradients of all logits of a block of tokens.
+  A* panels = nullptr;     ///< A depth block of rows of most_panels.
+  A* edge = nullptr;       ///< tile_tokens rows of panel_cols, for columns that fill no panel.
+};
+
+inline namespace GATEPRO_ABI {
+
+/// Panels that are copied in one go: longer runs of a row come faster from memory.
+inline constexpr Index most_panels = 8;
+
+/// Columns of a panel: what the gate kernel takes at once.
+template <class A>
+Index panel_cols() {
+  return kernels<A>().panel_vectors * kernels<A>().lanes;
+}
+
+template <class A>
+struct CarveDense {
+  Index merged_rows;  ///< Tokens whose gradients are merged together.
+  Index experts;
+
+  /// As many tokens as are transposed together.
+  static CarveDense of_lanes(Index experts) { return {kernels<A>().lanes, experts}; }
+
+  DenseScratch<A> operator()(Arena& arena) const {
+    DenseScratch<A> scratch;
+    scratch.merged_TE = arena.take<A>(checked_product(
+        "gate_backward", "E * tokens within the address space", experts, merged_rows));
+    scratch.panels = arena.take<A>(depth_block * most_panels * panel_cols<A>());
+    scratch.edge = arena.take<A>(tile_tokens * panel_cols<A>());
+    return scratch;
+  }
+};
+
+template <class A>
+DenseChunk<A> carve_chunk(Arena& arena, Index experts) {
+  DenseChunk<A> chunk;
+  chunk.tokens = arena.take<Index>(gradient_chunk);
+  chunk.gradients_EC = arena.take<A>(checked_product(
+      "gate_backward", "E * tokens within the address space", experts, gradient_chunk));
+  return chunk;
+}
+
+/// The gradient of all logits of token `t`, in merged_E: dense plus selected; zeros for padding.
+template <class Id, class A>
+void merge_row(const Choices<Id>& choices, const StridedView<const A>& dselected_TK,
+               const MatrixView<const A>& dlogits_TE, Index t, A* merged_E) {
+  if (is_masked(choices.is_padding_T, t)) {
+    std::fill_n(merged_E, dlogits_TE.cols, A(0));
+    return;
+  }
+  std::copy_n(dlogits_TE.row(t), dlogits_TE.cols, merged_E);
+  for (Index j = 0; j < dselected_TK.cols; ++j) {
+    const auto id = choices.expert_ids_TK(t, j);
+    if (is_some(id)) merged_E[static_cast<Index>(id)] += dselected_TK(t, j);
+  }
+}
+
+/// Copies rows to panels that stand one after the other, with zeros behind the last column.
+/// `row(r)` is the address of row r.
+template <class A, class Row>
+void copy_to_panels(const Row& row, Index rows, Index cols, A* panels) {
+  using Source = std::remove_const_t<std::remove_pointer_t<decltype(row(0))>>;
+  constexpr Index ahead = 4;
+  const auto widen = kernels<A>().widen[source_index<Source>()];
+  const Index panel = panel_cols<A>();
+  for (Index r = 0; r < rows; ++r) {
+    for (Index c = 0; c < cols; c += panel) {
+      A* to = panels + c * rows + r * panel;
+      const Index width = (std::min)(panel, cols - c);
+      if (r + ahead < rows) prefetch(row(r + ahead) + c, width);
+      widen(row(r) + c, width, to);
+      std::fill(to + width, to + panel, A(0));
+    }
+  }
+}
+
+/// out += x * panel for a tile of rows: each element is one chain over `depth`, in ascending order,
+/// that starts from the value in out.
+template <class A>
+void add_tile(const A* x, Index x_stride, Index depth, const A* panel, const MatrixView<A>& out,
+              A* edge) {
+  const Kernels<A>& kernel = kernels<A>();
+  if (out.cols == panel_cols<A>()) {
+    kernel.gate[0](x, x_stride, out.rows, panel, depth, kernel.panel_vectors, out.data,
+                   out.row_stride, false);
+    return;
+  }
+  copy_to_panels<A>([&](Index r) { return out.row(r); }, out.rows, out.cols, edge);
+  kernel.gate[0](x, x_stride, out.rows, panel, depth, kernel.panel_vectors, edge, panel_cols<A>(),
+                 false);
+  for (Index r = 0; r < out.rows; ++r) {
+    std::copy_n(edge + r * panel_cols<A>(), out.cols, out.row(r));
+  }
+}
+
+/// The same for any number of rows and panels.
+template <class A>
+void add_product(const A* x, Index x_stride, Index depth, const A* panels, const MatrixView<A>& out,
+                 A* edge) {
+  for (Index first = 0; first < out.rows; first += tile_tokens) {
+    const Index rows = (std::min)(tile_tokens, out.rows - first);
+    for (Index c = 0; c < out.cols; c += panel_cols<A>()) {
+      const Index cols = (std::min)(panel_cols<A>(), out.cols - c);
+      add_tile(x + first * x_stride, x_stride, depth, panels + c * depth,
+               out.middle_rows(first, rows).middle_cols(c, cols), edge);
+    }
+  }
+}
+
+/// dx_TH += dlogits W for a block of tokens.
+template <class Source, class Id, class A>
+void add_dense_to_tokens(const Choices<Id>& choices, const StridedView<const A>& dselected_TK,
+                         const MatrixView<const A>& dlogits_TE,
+                         const MatrixView<const Source>& w_EH, const MatrixView<A>& dx_TH,
+                         const DenseScratch<A>& scratch) {
+  const Index experts = w_EH.rows;
+  for (Index t = 0; t < dx_TH.rows; ++t) {
+    merge_row(choices, dselected_TK, dlogits_TE, t, scratch.merged_TE + t * experts);
+  }
+  const Index most = most_panels * panel_cols<A>();
+  for (Index c = 0; c < w_EH.cols; c += most) {
+    const Index cols = (std::min)(most, w_EH.cols - c);
+    for (Index first = 0; first < experts; first += depth_block) {
+      const Index depth = (std::min)(depth_block, experts - first);
+      copy_to_panels<A>([&](Index e) { return w_EH.row(first + e) + c; }, depth, cols,
+                        scratch.panels);
+      add_product<A>(scratch.merged_TE + first, experts, depth, scratch.panels,
+                     dx_TH.middle_cols(c, cols), scratch.edge);
+    }
+  }
+}
+
+/// Lists the tokens of [first, first + rows) that have a gradient. The others add nothing to the
+/// weights, whatever stands in their rows of X.
+template <class Id, class A>
+void list_tokens(const Choices<Id>& choices, const StridedView<const A>& dselected_TK,
+                 const MatrixView<const A>& dlogits_TE, Index first, Index rows,
+                 DenseChunk<A>& chunk) {
+  chunk.count = 0;
+  for (Index t = first; t < first + rows; ++t) {
+    if (is_masked(choices.is_padding_T, t)) continue;
+    bool any = kernels<A>().largest_magnitude(dlogits_TE.row(t), dlogits_TE.cols) != 0;
+    for (Index j = 0; j < dselected_TK.cols && !any; ++j) {
+      any = !is_zero(dselected_TK(t, j)) && counts(choices, t, j);
+    }
+    if (any) chunk.tokens[chunk.count++] = t;
+  }
+}
+
+/// Merges and transposes the gradients of the chunk's tokens [first, first + lanes).
+template <class Id, class A>
+void transpose_gradients(const Choices<Id>& choices, const StridedView<const A>& dselected_TK,
+                         const MatrixView<const A>& dlogits_TE, Index first,
+                         const DenseChunk<A>& chunk, A* merged_TE) {
+  const Kernels<A>& kernel = kernels<A>();
+  const Index experts = dlogits_TE.cols;
+  const Index rows = std::min<Index>(kernel.lanes, chunk.count - first);
+  for (Index i = 0; i < rows; ++i) {
+    merge_row(choices, dselected_TK, dlogits_TE, chunk.tokens[first + i], merged_TE + i * experts);
+  }
+  kernel.pack[source_index<A>()](merged_TE, experts, rows, experts, chunk.gradients_EC + first,
+                                 gradient_chunk);
+}
+
+/// dw_EH += dlogits^T X for the experts of `range`, the tokens of a chunk, and the columns of x_TH
+/// and dw_EH, up to most_panels.
+template <class Source, class A>
+void add_chunk_to_weights(const DenseChunk<A>& chunk, const MatrixView<const Source>& x_TH,
+                          ExpertRange range, const MatrixView<A>& dw_EH,
+                          const DenseScratch<A>& scratch) {
+  copy_to_panels<A>([&](Index i) { return x_TH.row(chunk.tokens[i]); }, chunk.count, x_TH.cols,
+                    scratch.panels);
+  add_product<A>(chunk.gradients_EC + range.begin * gradient_chunk, gradient_chunk, chunk.count,
+                 scratch.panels, dw_EH.middle_rows(range.begin, range.end - range.begin),
+                 scratch.edge);
+}
+
+/// dw_EH += dlogits^T X for the experts of `range`, chunk by chunk of tokens, so that each element
+/// is one chain over the tokens. Workers divide the columns.
+template <class Source, class Id, class A, class Executor>
+void add_dense_to_weights(const Choices<Id>& choices, const StridedView<const A>& dselected_TK,
+                          const MatrixView<const A>& dlogits_TE,
+                          const MatrixView<const Source>& x_TH, ExpertRange range,
+                          const MatrixView<A>& dw_EH, Arena& arena, const Executor& executor,
+                          int workers) {
+  DenseChunk<A> chunk = carve_chunk<A>(arena, dw_EH.rows);
+  const PerWorker scratch(arena, workers, CarveDense<A>::of_lanes(dw_EH.rows));
+  const Index lanes = kernels<A>().lanes;
+  const Index all_panels = (dw_EH.cols + panel_cols<A>() - 1) / panel_cols<A>();
+  const int busy = useful_workers(executor, workers, {x_TH.rows, dw_EH.rows, dw_EH.cols});
+  const Index panels_each = std::clamp<Index>(all_panels / busy, 1, most_panels);
+  const Index most = panels_each * panel_cols<A>();
+  for (Index first = 0; first < x_TH.rows; first += gradient_chunk) {
+    list_tokens(choices, dselected_TK, dlogits_TE, first,
+                (std::min)(gradient_chunk, x_TH.rows - first), chunk);
+    const Index groups = (chunk.count + lanes - 1) / lanes;
+    for_each_block(executor, busy, groups, [&](int worker, Index i) {
+      transpose_gradients(choices, dselected_TK, dlogits_TE, i * lanes, chunk,
+                          scratch(worker).merged_TE);
+    });
+    for_each_block(executor, busy, (dw_EH.cols + most - 1) / most, [&](int worker, Index i) {
+      const Index cols = (std::min)(most, dw_EH.cols - i * most);
+      add_chunk_to_weights(chunk, x_TH.middle_cols(i * most, cols), range,
+                           dw_EH.middle_cols(i * most, cols), scratch(worker));
+    });
+  }
+}
+
+}  // namespace GATEPRO_ABI
+}  // namespace detail
+}  // namespace gatepro
+
+#endif  // GATEPRO_GATE_DENSE_GRADIENT_HPP

@@ -1,0 +1,218 @@
+// SPDX-License-Identifier: MIT
+// Stage: gating logits, X times the transpose of W (GatePro eq. 1).
+#ifndef GATEPRO_GATE_LOGITS_HPP
+#define GATEPRO_GATE_LOGITS_HPP
+
+#include <algorithm>
+#include <vector>
+
+#include "gatepro/core/overlap.hpp"
+#include "gatepro/core/workspace.hpp"
+#include "gatepro/gate/packing.hpp"
+
+namespace gatepro {
+namespace detail {
+
+/// Scratch of a worker that gates tiles.
+template <class A>
+struct GateScratch {
+  A* logits_TE = nullptr;  ///< tile_tokens x padded experts.
+  A* widened = nullptr;    ///< tile_tokens x depth_block, if X must be widened.
+};
+
+inline namespace GATEPRO_ABI {
+
+template <class X, class A>
+GateScratch<A> carve_gate(Arena& arena, Index experts) {
+  GateScratch<A> scratch;
+  scratch.logits_TE = arena.take<A>(tile_tokens, padded_experts<A>(experts));
+  if constexpr (!reads_directly_v<X, A>) scratch.widened = arena.take<A>(tile_tokens * depth_block);
+  return scratch;
+}
+
+/// Copies the logits of a tile to the caller's rows.
+template <class A>
+void store_logits(const A* tile_TE, const MatrixView<A>& logits_TE) {
+  const Index stride = padded_experts<A>(logits_TE.cols);
+  for (Index t = 0; t < logits_TE.rows; ++t) {
+    std::copy_n(tile_TE + t * stride, logits_TE.cols, logits_TE.row(t));
+  }
+}
+
+/// Tokens of a tile: tile_tokens, or fewer to give each worker as many tiles, but not so few that
+/// reading W takes longer than the products. Bits do not depend on it.
+inline Index tile_rows(Index tokens, Index workers) {
+  if (workers == 1) return tile_tokens;
+  constexpr Index kernel_rows = 6, least_rows = tile_tokens / 2;
+  const Index round = workers * tile_tokens;
+  const Index tiles = std::max<Index>(1, (tokens + round - 1) / round) * workers;
+  const Index share = (tokens + tiles - 1) / tiles;
+  const Index rows = (share + kernel_rows - 1) / kernel_rows * kernel_rows;
+  return std::clamp(rows, least_rows, tile_tokens);
+}
+
+/// How many of `workers` the product with E x H weights keeps busy. Each reads all of W, which
+/// takes about as long as the products of a tile.
+template <class Executor>
+int gate_workers(const Executor& executor, int workers, Index tokens, Index experts, Index hidden) {
+  return useful_workers(executor, workers, {tokens - tile_tokens, experts, hidden});
+}
+
+/// All tiles of X against packed weights. `finish(worker, first_token, count, tile_TE)` gets each
+/// tile of logits while it is in cache.
+template <class X, class A, class Scratch, class Executor, class Finish>
+void for_each_gated_tile(const MatrixView<const X>& x_TH, const PackedView<A>& packed,
+                         const Scratch& scratch, const Executor& executor, int workers,
+                         const Finish& finish) {
+  const Index stride = padded_experts<A>(packed.experts);
+  const Index rows = tile_rows(x_TH.rows, workers);
+  const Index tiles = (x_TH.rows + rows - 1) / rows;
+  for_each_block(executor, workers, tiles, [&](int worker, Index tile) {
+    const Index first = tile * rows;
+    const Index count = (std::min)(rows, x_TH.rows - first);
+    const GateScratch<A> mine = scratch(worker);
+    gate_tile<X, A>(x_TH.middle_rows(first, count), packed, mine.widened, mine.logits_TE, stride);
+    finish(worker, first, count, static_cast<const A*>(mine.logits_TE));
+  });
+}
+
+template <class X, class A, class Executor>
+void gate_into(const MatrixView<const X>& x_TH, const PackedView<A>& packed,
+               const MatrixView<A>& logits_TE, Arena& arena, const Executor& executor,
+               int workers) {
+  const auto carve = [&](Arena& a) { return carve_gate<X, A>(a, packed.experts); };
+  const PerWorker scratch(arena, workers, carve);
+  const int busy = gate_workers(executor, workers, x_TH.rows, packed.experts, packed.hidden);
+  for_each_gated_tile(x_TH, packed, scratch, executor, busy,
+                      [&](int, Index first, Index count, const A* tile_TE) {
+                        store_logits(tile_TE, logits_TE.middle_rows(first, count));
+                      });
+}
+
+}  // namespace GATEPRO_ABI
+}  // namespace detail
+
+inline namespace GATEPRO_ABI {
+
+/// Router weights, rearranged once for many forwards. W is never cached silently: whoever keeps a
+/// PackedWeights decides when to pack again. Reading is thread-safe; packing is not. One that was
+/// moved from is empty, 0 x 0, and refused by all that would read it.
+template <class A>
+class PackedWeights {
+ public:
+  /// Packs `w_EH` (E x H). Allocates E * H elements, E rounded up to a vector. An Error for a view
+  /// without data or with rows that overlap.
+  template <class W>
+  explicit PackedWeights(MatrixView<W> w_EH) {
+    pack(w_EH);
+  }
+
+  /// Packs again, for weights of any shape; allocates only if they are larger. On an Error the old
+  /// weights stay.
+  template <class W>
+  void pack(MatrixView<W> w_EH) {
+    using Weight = detail::value_t<W>;
+    detail::check_input_scalars<Weight, Weight>();
+    static_assert(std::is_same_v<accumulator_t<Weight, A>, A>,
+                  "gatepro: packed weights must hold W without loss");
+    detail::check_num_experts("PackedWeights", w_EH.rows);
+    detail::check_matrix("PackedWeights", "w_EH", w_EH, w_EH.rows, w_EH.cols);
+    const auto size = static_cast<std::size_t>(detail::packed_size<A>(w_EH.rows, w_EH.cols));
+    lines_.resize((std::max<std::size_t>)(1, (size + per_line - 1) / per_line));
+    detail::pack<Weight>(MatrixView<const Weight>(w_EH), lines_.data()->values, SerialExecutor{},
+                         1);
+    experts_ = w_EH.rows;
+    hidden_ = w_EH.cols;
+  }
+
+  /// E.
+  Index num_experts() const { return lines_.empty() ? 0 : experts_; }
+  /// H.
+  Index hidden_size() const { return lines_.empty() ? 0 : hidden_; }
+  /// The packed elements, for the library's own stages; num_experts() >= 1.
+  detail::PackedView<A> packed() const { return {lines_.data()->values, experts_, hidden_}; }
+
+ private:
+  static constexpr std::size_t per_line = 64 / sizeof(A);
+  /// A cache line: vectors that cross two of them would be loaded at half the speed.
+  struct alignas(64) Line {
+    A values[per_line];
+  };
+
+  std::vector<Line> lines_;  // at least one, unless moved from
+  Index experts_ = 0;
+  Index hidden_ = 0;
+};
+
+/// Bytes of workspace for gate_logits with unpacked weights of E x H, or with PackedWeights.
+template <class X, class W>
+std::size_t gate_logits_workspace(Index num_experts, Index hidden_size, int workers = 1) {
+  detail::check_query_experts("gate_logits", num_experts);
+  using A = accumulator_t<X, W>;
+  return detail::measure([&](detail::Arena& arena) {
+    arena.take<A>(detail::packed_size<A>(num_experts, hidden_size));
+    const auto carve = [&](detail::Arena& a) { return detail::carve_gate<X, A>(a, num_experts); };
+    detail::PerWorker(arena, workers, carve);
+  });
+}
+
+/// logits_TE = x_TH W^T (GatePro eq. 1), with weights packed before.
+///
+/// x_TH: T x H tokens of float, double, bfloat16 or half. logits_TE: T x E in A, overwritten; zeros
+/// if H = 0.
+/// Each logit is one chain of fused multiply-adds over ascending h where the instruction set has
+/// them: its bits depend on the token and the expert only, not on T, threads or position. 16-bit
+/// input gives the bits of its widened float. Error |logit - exact| <= c sqrt(H) eps |x| |w|.
+///
+/// Throws Error on a shape, stride, null or workspace that does not fit, before any write. Cost:
+/// 2 T E H operations, no allocation. Concurrent calls need workspaces of their own.
+template <class X, class A, class Executor = SerialExecutor>
+void gate_logits(MatrixView<X> x_TH, const PackedWeights<A>& weights, MatrixView<A> logits_TE,
+                 Workspace workspace, const Executor& executor = {}) {
+  using Token = detail::value_t<X>;
+  detail::check_input_scalars<Token, A>();
+  detail::check_executor<Executor>();
+  const char* where = "gate_logits";
+  detail::need(weights.num_experts() >= 1, where, "packed weights that were not moved from");
+  detail::check_matrix(where, "x_TH", x_TH, x_TH.rows, weights.hidden_size());
+  detail::check_matrix(where, "logits_TE", logits_TE, x_TH.rows, weights.num_experts());
+  detail::check_overlaps(where, detail::output("logits_TE", logits_TE),
+                         detail::output("workspace", workspace), detail::input("x_TH", x_TH));
+  const int workers = detail::checked_workers(where, executor);
+  detail::Arena arena(
+      where, workspace,
+      gate_logits_workspace<Token, A>(weights.num_experts(), weights.hidden_size(), workers));
+  detail::gate_into<Token, A>(x_TH, weights.packed(), logits_TE, arena, executor, workers);
+}
+
+/// logits_TE = x_TH w_EH^T (GatePro eq. 1): packs w_EH (E x H) into the workspace, then as above.
+template <class X, class W, class A, class Executor = SerialExecutor>
+void gate_logits(MatrixView<X> x_TH, MatrixView<W> w_EH, MatrixView<A> logits_TE,
+                 Workspace workspace, const Executor& executor = {}) {
+  using Token = detail::value_t<X>;
+  using Weight = detail::value_t<W>;
+  detail::check_input_scalars<Token, Weight>();
+  detail::check_executor<Executor>();
+  static_assert(std::is_same_v<A, accumulator_t<Token, Weight>>,
+                "gatepro: logits are double if X or W is, else float");
+  const char* where = "gate_logits";
+  detail::check_num_experts(where, w_EH.rows);
+  detail::check_matrix(where, "x_TH", x_TH, x_TH.rows, x_TH.cols);
+  detail::check_matrix(where, "w_EH", w_EH, w_EH.rows, x_TH.cols);
+  detail::check_matrix(where, "logits_TE", logits_TE, x_TH.rows, w_EH.rows);
+  detail::check_overlaps(where, detail::output("logits_TE", logits_TE),
+                         detail::output("workspace", workspace), detail::input("x_TH", x_TH),
+                         detail::input("w_EH", w_EH));
+  const int workers = detail::checked_workers(where, executor);
+  detail::Arena arena(where, workspace,
+                      gate_logits_workspace<Token, Weight>(w_EH.rows, w_EH.cols, workers));
+  A* memory = arena.take<A>(detail::packed_size<A>(w_EH.rows, w_EH.cols));
+  const int busy = detail::gate_workers(executor, workers, x_TH.rows, w_EH.rows, w_EH.cols);
+  const auto packed = detail::pack<Weight>(MatrixView<const Weight>(w_EH), memory, executor, busy);
+  detail::gate_into<Token, A>(x_TH, packed, logits_TE, arena, executor, workers);
+}
+
+}  // namespace GATEPRO_ABI
+}  // namespace gatepro
+
+#endif  // GATEPRO_GATE_LOGITS_HPP

@@ -1,0 +1,208 @@
+// SPDX-License-Identifier: MIT
+// Stages: noise on tokens and on logits.
+//
+// A value of noise is a function of the seed, the step, the index of the token and the column. So
+// it does not depend on threads, nor on how a batch is cut, and the backward makes it again instead
+// of storing it.
+#ifndef GATEPRO_GATE_NOISE_HPP
+#define GATEPRO_GATE_NOISE_HPP
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+
+#include "gatepro/core/checks.hpp"
+#include "gatepro/core/order.hpp"
+#include "gatepro/core/overlap.hpp"
+#include "gatepro/core/philox.hpp"
+#include "gatepro/core/product.hpp"
+
+namespace gatepro {
+
+/// Which noise: give every forward a `step` of its own, and every layer and rank a `seed` of its
+/// own. Plain data, for checkpoints.
+struct NoiseKey {
+  std::uint64_t seed = 0;  ///< The run's, layer's and rank's.
+  std::uint64_t step = 0;  ///< Counts the forwards; the same step gives the same noise again.
+};
+
+namespace detail {
+
+/// What noise is for. Uses have streams of their own.
+enum class NoiseUse : std::uint32_t { jitter = 1, logits = 2, routing = 3 };
+
+/// Four columns' worth of noise.
+struct FourValues {
+  double value[4];
+};
+
+inline namespace GATEPRO_ABI {
+
+inline std::uint32_t low_word(std::uint64_t value) { return static_cast<std::uint32_t>(value); }
+inline std::uint32_t high_word(std::uint64_t value) {
+  return static_cast<std::uint32_t>(value >> 32);
+}
+
+/// The Philox key of a stream, itself made by Philox: seed, step and use do not fit beside token
+/// and column into one counter.
+inline std::uint64_t stream_key(const NoiseKey& noise, NoiseUse use) {
+  const PhiloxBlock counter{
+      {low_word(noise.step), high_word(noise.step), static_cast<std::uint32_t>(use), 0}};
+  const PhiloxBlock key = philox4x32(counter, noise.seed);
+  return (std::uint64_t{key.word[1]} << 32) | key.word[0];
+}
+
+/// The bits of columns 4 * block to 4 * block + 3 of a token.
+inline PhiloxBlock noise_bits(std::uint64_t key, Index token, Index block) {
+  const auto t = static_cast<std::uint64_t>(token);
+  const auto b = static_cast<std::uint64_t>(block);
+  return philox4x32({{low_word(t), high_word(t), low_word(b), high_word(b)}}, key);
+}
+
+/// Uniform in (-1, 1), symmetric, never 0: the middle of one of 2^32 equal parts.
+inline double uniform_of(std::uint32_t bits) {
+  return (2 * static_cast<double>(bits) + 1) * 0x1p-32 - 1;
+}
+
+inline FourValues uniforms_of(const PhiloxBlock& bits) {
+  return {{uniform_of(bits.word[0]), uniform_of(bits.word[1]), uniform_of(bits.word[2]),
+           uniform_of(bits.word[3])}};
+}
+
+/// Two numbers from N(0, 1) of two words, by Box and Muller. They end at 6.7.
+inline void store_normals(std::uint32_t radius_bits, std::uint32_t angle_bits, double* two) {
+  constexpr double two_pi = 6.283185307179586476925;
+  const double in_0_1 = (static_cast<double>(radius_bits) + 1) * 0x1p-32;
+  const double radius = std::sqrt(-2 * std::log(in_0_1));
+  const double angle = two_pi * (static_cast<double>(angle_bits) * 0x1p-32);
+  two[0] = radius * std::cos(angle);
+  two[1] = radius * std::sin(angle);
+}
+
+inline FourValues normals_of(const PhiloxBlock& bits) {
+  FourValues normals;
+  store_normals(bits.word[0], bits.word[1], normals.value);
+  store_normals(bits.word[2], bits.word[3], normals.value + 2);
+  return normals;
+}
+
+/// Calls `visit(t, c, value)` for all elements of a T x cols matrix whose first token is
+/// `first_token`; `shape` makes four values of a block of bits.
+template <class Shape, class Executor, class Visit>
+void for_each_noise(std::uint64_t key, Index first_token, Index tokens, Index cols,
+                    const Shape& shape, const Executor& executor, int workers, const Visit& visit) {
+  for_each_row(tokens, executor, workers, [&](Index t) {
+    for (Index c = 0; c < cols; c += 4) {
+      const FourValues four = shape(noise_bits(key, first_token + t, c / 4));
+      const Index count = (std::min)(Index{4}, cols - c);
+      for (Index i = 0; i < count; ++i) visit(t, c + i, four.value[i]);
+    }
+  });
+}
+
+/// What jitter multiplies by. A float, so that tokens and gradients of any scalar get the same.
+inline float jitter_factor(double epsilon, double uniform) {
+  return static_cast<float>(1 + product(epsilon, uniform));
+}
+
+inline void check_first_token(const char* where, Index first_token, Index tokens) {
+  need(first_token >= 0 && tokens <= (std::numeric_limits<Index>::max)() - first_token, where,
+       "first_token >= 0, and token indices in range",
+       {{"first_token", first_token}, {"tokens", tokens}});
+}
+
+inline void check_epsilon(const char* where, double epsilon) {
+  need(key_of(epsilon) >= 0 && epsilon < 1, where, "0 <= epsilon < 1", {{"epsilon", epsilon}});
+}
+
+}  // namespace GATEPRO_ABI
+}  // namespace detail
+
+inline namespace GATEPRO_ABI {
+
+/// out_TH = x_TH * factor, with a factor per element that is uniform in (1 - epsilon, 1 + epsilon),
+/// rounded to float (Switch Transformer; Megatron-LM `moe_input_jitter_eps`).
+///
+/// x_TH: T x H; token t of it is token first_token + t of the batch. out_TH: T x H, overwritten, of
+/// the same scalar; it may be x_TH. An epsilon of 0 copies. Throws Error for shapes, an epsilon
+/// outside [0, 1) or a negative first_token, before any write. No allocation. Thread-safe.
+template <class X, class Executor = SerialExecutor>
+void jitter_tokens(detail::non_deduced_t<MatrixView<const X>> x_TH, double epsilon,
+                   const NoiseKey& noise, Index first_token, MatrixView<X> out_TH,
+                   const Executor& executor = {}) {
+  detail::check_input_scalars<X, X>();
+  detail::check_executor<Executor>();
+  const char* where = "jitter_tokens";
+  using A = accumulator_t<X>;
+  detail::check_matrix(where, "x_TH", x_TH, x_TH.rows, x_TH.cols);
+  detail::check_epsilon(where, epsilon);
+  detail::check_first_token(where, first_token, x_TH.rows);
+  detail::check_matrix(where, "out_TH", out_TH, x_TH.rows, x_TH.cols);
+  detail::check_overlaps(where, detail::output("out_TH", out_TH), detail::in_place("x_TH", x_TH));
+  const int workers = detail::checked_workers(where, executor);
+
+  const auto key = detail::stream_key(noise, detail::NoiseUse::jitter);
+  detail::for_each_noise(key, first_token, x_TH.rows, x_TH.cols, detail::uniforms_of, executor,
+                         workers, [&](Index t, Index c, double uniform) {
+                           const A factor = static_cast<A>(detail::jitter_factor(epsilon, uniform));
+                           out_TH(t, c) = static_cast<X>(static_cast<A>(x_TH(t, c)) * factor);
+                         });
+}
+
+/// dx_TH += dout_TH * factor, with the factors of jitter_tokens: its gradient.
+///
+/// dout_TH, dx_TH: T x H; the other arguments as in the forward. Throws Error as jitter_tokens. No
+/// allocation. Thread-safe.
+template <class A, class Executor = SerialExecutor>
+void jitter_backward(detail::non_deduced_t<MatrixView<const A>> dout_TH, double epsilon,
+                     const NoiseKey& noise, Index first_token, MatrixView<A> dx_TH,
+                     const Executor& executor = {}) {
+  detail::check_accumulator<A>();
+  detail::check_executor<Executor>();
+  const char* where = "jitter_backward";
+  detail::check_matrix(where, "dout_TH", dout_TH, dout_TH.rows, dout_TH.cols);
+  detail::check_epsilon(where, epsilon);
+  detail::check_first_token(where, first_token, dout_TH.rows);
+  detail::check_matrix(where, "dx_TH", dx_TH, dout_TH.rows, dout_TH.cols);
+  detail::check_overlaps(where, detail::output("dx_TH", dx_TH), detail::input("dout_TH", dout_TH));
+  const int workers = detail::checked_workers(where, executor);
+
+  const auto key = detail::stream_key(noise, detail::NoiseUse::jitter);
+  detail::for_each_noise(key, first_token, dout_TH.rows, dout_TH.cols, detail::uniforms_of,
+                         executor, workers, [&](Index t, Index c, double uniform) {
+                           const A factor = static_cast<A>(detail::jitter_factor(epsilon, uniform));
+                           dx_TH(t, c) += detail::product(dout_TH(t, c), factor);
+                         });
+}
+
+/// logits_TE += sigma N(0, 1), independently per element. The gradient passes through unchanged.
+///
+/// logits_TE: T x E; token t of it is token first_token + t of the batch. A sigma of 0 changes
+/// nothing. Throws Error for shapes, a sigma that is not finite and >= 0 or a negative first_token,
+/// before any write. No allocation. Thread-safe.
+template <class A, class Executor = SerialExecutor>
+void add_logit_noise(double sigma, const NoiseKey& noise, Index first_token,
+                     MatrixView<A> logits_TE, const Executor& executor = {}) {
+  detail::check_accumulator<A>();
+  detail::check_executor<Executor>();
+  const char* where = "add_logit_noise";
+  detail::need(
+      detail::key_of(sigma) >= 0 && detail::key_of(sigma) < detail::Order<double>::infinity, where,
+      "sigma finite and >= 0", {{"sigma", sigma}});
+  detail::check_first_token(where, first_token, logits_TE.rows);
+  detail::check_matrix(where, "logits_TE", logits_TE, logits_TE.rows, logits_TE.cols);
+  const int workers = detail::checked_workers(where, executor);
+  if (detail::key_of(sigma) == 0) return;
+
+  const auto key = detail::stream_key(noise, detail::NoiseUse::logits);
+  detail::for_each_noise(key, first_token, logits_TE.rows, logits_TE.cols, detail::normals_of,
+                         executor, workers, [&](Index t, Index c, double normal) {
+                           logits_TE(t, c) += static_cast<A>(detail::product(sigma, normal));
+                         });
+}
+
+}  // namespace GATEPRO_ABI
+}  // namespace gatepro
+
+#endif  // GATEPRO_GATE_NOISE_HPP

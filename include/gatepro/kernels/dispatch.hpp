@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: MIT
+// The kernels of the instruction set in use.
+//
+// Kernels are code of every unit that uses them, unless GATEPRO_EXTERN_KERNELS is defined: then
+// they are only declared, and one unit of the program includes gatepro/instantiate_kernels.hpp.
+#ifndef GATEPRO_KERNELS_DISPATCH_HPP
+#define GATEPRO_KERNELS_DISPATCH_HPP
+
+#include "gatepro/core/isa.hpp"
+#include "gatepro/kernels/table.hpp"
+#if !defined(GATEPRO_EXTERN_KERNELS)
+#include "gatepro/kernels/targets.hpp"
+#endif
+
+namespace gatepro {
+namespace detail {
+
+inline namespace GATEPRO_ABI {
+
+/// The kernels in use.
+template <class A>
+const Kernels<A>& kernels() {
+  return kernels_for<A>(chosen_isa());
+}
+
+/// Likewise.
+template <class A>
+const ScoreKernels<A>& score_kernels() {
+  return score_kernels_for<A>(chosen_isa());
+}
+
+/// Likewise.
+template <class A>
+const GradientKernels<A>& gradient_kernels() {
+  return gradient_kernels_for<A>(chosen_isa());
+}
+
+}  // namespace GATEPRO_ABI
+}  // namespace detail
+
+}  // namespace gatepro
+
+#endif  // GATEPRO_KERNELS_DISPATCH_HPP

@@ -1,0 +1,272 @@
+// SPDX-License-Identifier: MIT
+// Keeps the similarity matrix and the partners of one router, and knows when they are due.
+#ifndef GATEPRO_PARTNERS_SIMILARITY_CACHE_HPP
+#define GATEPRO_PARTNERS_SIMILARITY_CACHE_HPP
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <utility>
+#include <vector>
+
+#include "gatepro/partners/search.hpp"
+
+namespace gatepro {
+inline namespace GATEPRO_ABI {
+
+/// The similarity S of the router weights and the partners that follow from it (GatePro eq. 5-6),
+/// recomputed when a schedule says so. `A` is the type of the similarities.
+///
+/// Refreshing and set_partners are the only writers: they must not run beside any other call on
+/// the same cache. They leave the old state whole if they throw. Const calls may run concurrently.
+/// Memory: one E x E matrix once refreshed, if Pairing::keeps_similarity says so, and the scratch
+/// of the last refresh.
+template <class A>
+class SimilarityCache {
+ public:
+  /// A cache without partners. Throws Error for pairing settings that E experts do not allow or an
+  /// interval below 1.
+  SimilarityCache(Index num_experts, const Pairing& pairing, const RefreshSchedule& schedule)
+      : experts_(num_experts), pairing_(pairing) {
+    detail::check_accumulator<A>();
+    detail::check_num_experts("SimilarityCache", num_experts);
+    detail::check_pairing("SimilarityCache", pairing, num_experts);
+    set_schedule(schedule);
+  }
+
+  /// Changes the schedule from the next question on. Throws Error for an interval below 1.
+  void set_schedule(const RefreshSchedule& schedule) {
+    detail::need(schedule.interval >= 1, "SimilarityCache", "refresh interval >= 1",
+                 {{"interval", schedule.interval}});
+    schedule_ = schedule;
+  }
+  /// The schedule.
+  const RefreshSchedule& schedule() const { return schedule_; }
+  /// The choice of partners.
+  const Pairing& pairing() const { return pairing_; }
+
+  /// True once there are partners, from a refresh or from set_partners.
+  bool has_partners() const { return state_.rivals.num_experts() != 0; }
+  /// The step of the last refresh or set_partners; meaningless before.
+  std::int64_t last_refresh_step() const { return last_step_; }
+  /// Optimizer steps since then, at `step`, capped to the range of int64; meaningless before.
+  std::int64_t age(std::int64_t step) const {
+    using Limits = std::numeric_limits<std::int64_t>;
+    if (last_step_ < 0 && step > (Limits::max)() + last_step_) return (Limits::max)();
+    if (last_step_ > 0 && step < (Limits::min)() + last_step_) return (Limits::min)();
+    return step - last_step_;
+  }
+
+  /// True if a refresh at `step` would recompute: every n steps, after going back in steps, or, if
+  /// frozen, while there are no partners. The same step is due once.
+  bool is_due(std::int64_t step) const {
+    if (schedule_.kind == RefreshSchedule::Kind::on_demand) return false;
+    if (!has_partners()) return true;
+    if (schedule_.kind == RefreshSchedule::Kind::frozen) return false;
+    // Not step - last: the difference of two int64 may overflow.
+    return step < last_step_ ||
+           static_cast<std::uint64_t>(step) - static_cast<std::uint64_t>(last_step_) >=
+               static_cast<std::uint64_t>(schedule_.interval);
+  }
+
+  /// Recomputes from w_EH (E x H) if that is due at optimizer step `step`; true if it was. The
+  /// shape is checked either way.
+  template <class W, class Executor = SerialExecutor>
+  bool refresh(MatrixView<W> w_EH, std::int64_t step, const Executor& executor = {}) {
+    check_weights(w_EH);
+    if (!is_due(step)) return false;
+    refresh_now(w_EH, step, executor);
+    return true;
+  }
+
+  /// Recomputes the partners, and S if it is kept, from w_EH (E x H), whatever the schedule says.
+  ///
+  /// Throws Error for the shape, and what the executor or the allocator throw. Allocates at first
+  /// use, and when H grows. Cost: about E^2 H operations. Bits do not depend on the executor.
+  template <class W, class Executor = SerialExecutor>
+  void refresh_now(MatrixView<W> w_EH, std::int64_t step, const Executor& executor = {}) {
+    check_weights(w_EH);
+    using Weight = detail::value_t<W>;
+    const int workers = detail::checked_workers("SimilarityCache", executor);
+    const Index m = pairing_.partners_per_expert;
+    const std::size_t needed = find_partners_workspace<Weight>(experts_, w_EH.cols, m, workers);
+    scratch_.resize((std::max)(scratch_.size(), needed));
+    spare_.partners.resize(partner_count());
+    const MatrixView<std::int32_t> partners_EM(spare_.partners.data(), experts_, m);
+    const auto search = [&](const auto& store) {
+      detail::Arena arena("SimilarityCache", Workspace(scratch_), needed);
+      spare_.report = detail::find_partners_with<Weight, A>(w_EH, pairing_, partners_EM, arena,
+                                                            executor, workers, store);
+      spare_.rivals = RivalTable(partners_EM, pairing_.both_sides);
+    };
+    spare_.has_similarity = pairing_.keeps_similarity(experts_);
+    if (spare_.has_similarity) {
+      reserve_similarity();
+      UpperTriangle upper(*this);
+      search([&upper](const detail::CosineTile<A>& tile) { upper.store(tile); });
+      upper.commit();
+    } else {
+      search([](const detail::CosineTile<A>&) {});
+    }
+    adopt_spare(step);
+  }
+
+  /// Takes partners from outside: another rank, a checkpoint. partners_EM: E x m ids, i itself for
+  /// "none". Afterwards S is unknown until the next refresh. Throws Error for the shape or an id
+  /// out of range. Allocates.
+  void set_partners(StridedView<const std::int32_t> partners_EM, std::int64_t step) {
+    detail::check_strided("SimilarityCache", "partners_EM", partners_EM, experts_,
+                          pairing_.partners_per_expert);
+    spare_.rivals = RivalTable(partners_EM, pairing_.both_sides);
+    spare_.partners.resize(partner_count());
+    for (Index i = 0; i < partners_EM.rows; ++i) {
+      for (Index m = 0; m < partners_EM.cols; ++m) {
+        spare_.partners[static_cast<std::size_t>(i * partners_EM.cols + m)] = partners_EM(i, m);
+      }
+    }
+    spare_.report = {};
+    spare_.has_similarity = false;
+    adopt_spare(step);
+  }
+
+  /// E x m ids of partners, most similar first, i itself for "none"; not given before a refresh.
+  MatrixView<const std::int32_t> partners() const {
+    if (!has_partners()) return {};
+    return {state_.partners.data(), experts_, pairing_.partners_per_expert};
+  }
+  /// S, E x E; not given before a refresh, after set_partners, or if it is not kept.
+  MatrixView<const A> similarity() const {
+    if (!state_.has_similarity) return {};
+    return {similarity_.data(), experts_, experts_};
+  }
+  /// Who competes against whom; empty before a refresh.
+  const RivalTable& rivals() const { return state_.rivals; }
+
+  /// Experts whose list of partners the last refresh or set_partners changed, from "none" at first.
+  Index partners_changed() const { return partners_changed_; }
+  /// Zero rows and non-finite rows of W at the last refresh.
+  const SimilarityReport& report() const { return state_.report; }
+
+  /// Mean of S_ij over all pairs i != j of finite rows; 0 if there is no pair. The paper's average
+  /// pairwise similarity. Throws Error if S is unknown: see similarity(). Cost: E^2.
+  double mean_pairwise_similarity() const {
+    check_similarity();
+    double sum = 0;
+    Index pairs = 0;
+    const MatrixView<const A> similarity_EE = similarity();
+    for (Index i = 0; i < similarity_EE.rows; ++i) {
+      for (Index j = 0; j < i; ++j) add_similarity(similarity_EE(i, j), sum, pairs);
+    }
+    return pairs == 0 ? 0 : sum / static_cast<double>(pairs);
+  }
+
+  /// Mean of S_ij*(i) over the experts that have a partner; 0 if nobody has. Throws Error if S is
+  /// unknown: see similarity().
+  double mean_partner_similarity() const {
+    check_similarity();
+    double sum = 0;
+    Index pairs = 0;
+    const MatrixView<const A> similarity_EE = similarity();
+    for (Index i = 0; i < similarity_EE.rows; ++i) {
+      const Index partner = partners()(i, 0);
+      if (partner != i) add_similarity(similarity_EE(i, partner), sum, pairs);
+    }
+    return pairs == 0 ? 0 : sum / static_cast<double>(pairs);
+  }
+
+ private:
+  /// One consistent result of a refresh.
+  struct State {
+    std::vector<std::int32_t> partners;
+    RivalTable rivals;
+    SimilarityReport report;
+    bool has_similarity = false;
+  };
+
+  /// Replaces S without a second one: new values go to the triangle i < j, and the old S stands in
+  /// the other one until all are there. If that fails, they are taken back.
+  class UpperTriangle {
+   public:
+    explicit UpperTriangle(SimilarityCache& cache) : cache_(cache) {}
+    UpperTriangle(const UpperTriangle&) = delete;
+    UpperTriangle& operator=(const UpperTriangle&) = delete;
+    ~UpperTriangle() { detail::mirror_triangle(cache_.kept(), committed_); }
+
+    void store(const detail::CosineTile<A>& tile) const {
+      detail::store_upper_cosines(tile, cache_.kept(), cache_.diagonal_.data());
+    }
+    void commit() {
+      for (Index i = 0; i < cache_.experts_; ++i) {
+        cache_.kept()(i, i) = cache_.diagonal_[static_cast<std::size_t>(i)];
+      }
+      committed_ = true;
+    }
+
+   private:
+    SimilarityCache& cache_;
+    bool committed_ = false;
+  };
+
+  /// Memory for S and for a new diagonal.
+  void reserve_similarity() {
+    similarity_.resize(static_cast<std::size_t>(detail::checked_product(
+        "SimilarityCache", "E * E within the address space", experts_, experts_)));
+    diagonal_.resize(static_cast<std::size_t>(experts_));
+  }
+
+  MatrixView<A> kept() { return {similarity_.data(), experts_, experts_}; }
+
+  template <class W>
+  void check_weights(const MatrixView<W>& w_EH) const {
+    static_assert(std::is_same_v<accumulator_t<detail::value_t<W>>, A>,
+                  "gatepro: similarities are double if W is, else float");
+    detail::check_matrix("SimilarityCache", "w_EH", w_EH, experts_, w_EH.cols);
+  }
+
+  void check_similarity() const {
+    detail::need(similarity().given(), "SimilarityCache",
+                 "a similarity that a refresh has kept: see Pairing::keep_similarity");
+  }
+
+  std::size_t partner_count() const {
+    return static_cast<std::size_t>(experts_ * pairing_.partners_per_expert);
+  }
+
+  static void add_similarity(A similarity, double& sum, Index& pairs) {
+    if (detail::key_of(similarity) == detail::Order<A>::nan) return;
+    sum += static_cast<double>(similarity);
+    ++pairs;
+  }
+
+  /// Makes the new state the current one. Nothing here can throw.
+  void adopt_spare(std::int64_t step) {
+    const Index m = pairing_.partners_per_expert;
+    partners_changed_ = 0;
+    for (Index i = 0; i < experts_; ++i) {
+      const std::int32_t* after = spare_.partners.data() + i * m;
+      const auto none = [i](std::int32_t id) { return id == i; };
+      const bool same = has_partners()
+                            ? std::equal(after, after + m, state_.partners.data() + i * m)
+                            : std::all_of(after, after + m, none);
+      partners_changed_ += same ? 0 : 1;
+    }
+    std::swap(state_, spare_);
+    last_step_ = step;
+  }
+
+  Index experts_;
+  Pairing pairing_;
+  RefreshSchedule schedule_;
+  State state_;
+  State spare_;  // where the next refresh writes, so that a failed one changes nothing
+  std::vector<A> similarity_;  // S, if state_ has one
+  std::vector<A> diagonal_;    // where the next refresh writes that of S
+  std::vector<std::byte> scratch_;
+  std::int64_t last_step_ = 0;
+  Index partners_changed_ = 0;
+};
+
+}  // namespace GATEPRO_ABI
+}  // namespace gatepro
+
+#endif  // GATEPRO_PARTNERS_SIMILARITY_CACHE_HPP

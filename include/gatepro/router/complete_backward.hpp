@@ -1,0 +1,225 @@
+// SPDX-License-Identifier: MIT
+// The backward of a complete router: from gradients of weights to those of tokens and weights.
+#ifndef GATEPRO_ROUTER_COMPLETE_BACKWARD_HPP
+#define GATEPRO_ROUTER_COMPLETE_BACKWARD_HPP
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+
+#include "gatepro/gate/gradient.hpp"
+#include "gatepro/router/complete_checks.hpp"
+#include "gatepro/router/complete_forward.hpp"
+#include "gatepro/routing/scores_backward.hpp"
+
+namespace gatepro {
+namespace detail {
+
+/// Scratch of a backward.
+template <class A>
+struct CompleteGradients {
+  StridedView<A> dkept_TK;      ///< With a capacity: gradients of the weights before the drop.
+  StridedView<A> dselected_TK;  ///< Gradients of the selected logits.
+  MatrixView<A> dlogits_TE;     ///< What reaches all logits; not given if nothing does.
+  MatrixView<A> djittered_TH;   ///< With jitter: gradients of what the router saw.
+  Workspace stages;             ///< For each stage, one after the other.
+};
+
+inline namespace GATEPRO_ABI {
+
+/// True if gradients reach logits that were not selected.
+inline bool has_dense_gradients(const CompleteConfig& config) {
+  return config.losses.any() || has_dense_gradient(config.selection());
+}
+
+/// Bytes of workspace for any stage of a backward.
+template <class A>
+std::size_t backward_stage_bytes(const CompleteConfig& config, const CompleteShape& shape) {
+  const RouterConfig& router = config.router;
+  return (std::max)(
+      {gate_backward_tokens_workspace<A>(router.num_experts, shape.workers),
+       gate_backward_weights_workspace<A>(shape.tokens, router.num_experts, router.top_k,
+                                          shape.workers),
+       scores_backward_workspace<A>(router.num_experts, config.selection(), shape.workers),
+       complete_losses_workspace<A>(config, shape.tokens, shape.sequences, shape.workers)});
+}
+
+template <class A>
+CompleteGradients<A> carve_gradients(Arena& arena, const CompleteConfig& config,
+                                     const CompleteShape& shape) {
+  const auto matrix = [&](Index cols) {
+    const Index size = checked_product("CompleteRouter::backward", "T within the address space",
+                                       shape.tokens, cols);
+    return MatrixView<A>(arena.take<A>(size), shape.tokens, cols);
+  };
+  CompleteGradients<A> gradients;
+  gradients.dselected_TK = matrix(config.router.top_k);
+  if (config.capacity) gradients.dkept_TK = matrix(config.router.top_k);
+  if (has_dense_gradients(config)) gradients.dlogits_TE = matrix(config.router.num_experts);
+  if (config.noise.jitter > 0) gradients.djittered_TH = matrix(config.router.hidden_size);
+  const std::size_t bytes = backward_stage_bytes<A>(config, shape);
+  gradients.stages = {arena.take<std::byte>(static_cast<Index>(bytes)), bytes};
+  return gradients;
+}
+
+template <class X, class W>
+std::size_t backward_bytes(const CompleteConfig& config, const CompleteShape& shape) {
+  return measure([&](Arena& arena) { carve_gradients<accumulator_t<X, W>>(arena, config, shape); });
+}
+
+/// The rule that the forward of the report chose and weighed by.
+inline SelectionRule selection_of(const CompleteConfig& config, const CompleteReport& report) {
+  SelectionRule rule = config.selection();
+  rule.competition = report.competition;
+  return rule;
+}
+
+/// Inputs, outputs and report are of one forward, and what its gradient needs has not changed.
+template <class X, class A, class Id>
+void check_report(const char* where, const CompleteConfig& config, const RivalTable& rivals,
+                  const ForwardInputs<Id>& in, const CompleteRoutingView<X, A, Id>& out,
+                  const CompleteReport& report) {
+  need(report.tokens == out.logits_TE.rows, where,
+       "outputs with the tokens of the report: a view from before a resize shows other rows",
+       {{"tokens of the outputs", out.logits_TE.rows}, {"tokens of the report", report.tokens}});
+  need(report.forward_id == out.forward_id[0], where,
+       "outputs and report of the same forward: run backward before another forward writes there, "
+       "or give each forward outputs of its own",
+       {{"forward_id of the outputs", out.forward_id[0]},
+        {"forward_id of the report", report.forward_id}});
+  need(report.pass == in.pass, where, "the inputs and the report of the same forward",
+       {{"pass of the inputs", static_cast<int>(in.pass)},
+        {"pass of the report", static_cast<int>(report.pass)}});
+  const std::int64_t valid = count_valid(in.is_padding_T, 0, report.tokens);
+  need(report.valid_tokens == valid, where, "the is_padding_T of the forward",
+       {{"tokens that are not padding", valid},
+        {"valid_tokens of the report", report.valid_tokens}});
+  // Elsewhere the outputs say who had lost.
+  const SelectionRule rule = selection_of(config, report);
+  need(!rule.competition.active() || !has_dense_gradient(rule) ||
+           report.partners == rivals.fingerprint(),
+       where,
+       "the partners of the forward: with softmax_before_top_k the gradient of all experts depends "
+       "on them, so run backward before refresh or set_partners change them",
+       {{"fingerprint", rivals.fingerprint()}, {"fingerprint in the report", report.partners}});
+}
+
+template <class X, class A, class Id>
+void check_complete_backward(const CompleteConfig& config, const RivalTable& rivals,
+                             const ForwardInputs<Id>& in, const CompleteRoutingView<X, A, Id>& out,
+                             const CompleteReport& report, const StridedView<const A>& dweights_TK,
+                             const BackwardInputs<A>& more) {
+  const char* where = "CompleteRouter::backward";
+  const Index tokens = out.logits_TE.rows;
+  const Index experts = config.router.num_experts;
+  check_complete_inputs(where, config, in, tokens);
+  check_complete_outputs(where, config, out, tokens, report.jittered);
+  check_report(where, config, rivals, in, out, report);
+  const bool losses = counts_for_losses(config.losses, in.pass);
+  need(!config.selection().constant_weights() || losses || more.dlogits_TE.given() ||
+           config.router.allow_zero_gradient || tokens == 0,
+       where,
+       "top_k > 1, a loss, a dlogits_TE, or allow_zero_gradient: the weight of one normalised "
+       "expert is constant, the router would learn nothing",
+       {{"top_k", config.router.top_k}});
+  check_strided(where, "dweights_TK", dweights_TK, tokens, config.router.top_k);
+  check_choices(where, "expert_ids_TK", choices_of(in, out), experts);
+  check_optional_matrix(where, "dlogits_TE", more.dlogits_TE, tokens, experts);
+  need(is_finite(more.gradient_scale), where, "gradient_scale finite",
+       {{"gradient_scale", more.gradient_scale}});
+  if (more.global_load.tokens_per_expert_E.given()) {
+    check_balance_counts(where, more.global_load, experts);
+  }
+}
+
+/// Drops and their renormalisation, backwards. Returns the gradient of the weights before them.
+template <class X, class A, class Id>
+StridedView<const A> undrop(const CompleteConfig& config, const CompleteRoutingView<X, A, Id>& out,
+                            const StridedView<const A>& dweights_TK,
+                            const StridedView<A>& dkept_TK) {
+  if (!config.capacity) return dweights_TK;
+  if (config.capacity->renormalise) {
+    renormalise_kept_backward<A>(out.kept_TK, out.weight_totals_T, out.weights_TK, out.kept_sums_T,
+                                 dweights_TK, dkept_TK);
+  } else {
+    drop_backward<A>(out.kept_TK, dweights_TK, dkept_TK);
+  }
+  return dkept_TK;
+}
+
+/// Gradients of the losses, added to dlogits_TE. `more.global_load` replaces the forward's.
+template <class X, class A, class Id, class Executor>
+void add_loss_gradients(const CompleteConfig& config, const ForwardInputs<Id>& in,
+                        const CompleteRoutingView<X, A, Id>& out, const BackwardInputs<A>& more,
+                        const CompleteGradients<A>& gradients, const Executor& executor) {
+  if (!counts_for_losses(config.losses, in.pass)) return;
+  const bool given = more.global_load.tokens_per_expert_E.given();
+  const BalanceCounts global = given ? more.global_load : accumulated_load(out.totals);
+  complete_losses(config, in, out, global, more.gradient_scale, gradients.dlogits_TE,
+                  gradients.stages, executor);
+}
+
+/// From gradients of the weights to those of the raw logits: gradients.dselected_TK for the
+/// selected, and the result, which may be not given, for all.
+template <class X, class A, class Id, class Executor>
+MatrixView<const A> logit_gradients(
+    const CompleteConfig& config, const RivalTable& rivals, const ForwardInputs<Id>& in,
+    const CompleteRoutingView<X, A, Id>& out, const CompleteReport& report,
+    const StridedView<const A>& dweights_TK, const BackwardInputs<A>& more,
+    const CompleteGradients<A>& gradients, const Executor& executor) {
+  const MatrixView<A> dense_TE = gradients.dlogits_TE;
+  for (Index t = 0; t < dense_TE.rows; ++t) {
+    if (more.dlogits_TE.given()) {
+      std::copy_n(more.dlogits_TE.row(t), dense_TE.cols, dense_TE.row(t));
+    } else {
+      std::fill_n(dense_TE.row(t), dense_TE.cols, A(0));
+    }
+  }
+  add_loss_gradients(config, in, out, more, gradients, executor);
+  const auto drouted_TK = undrop(config, out, dweights_TK, gradients.dkept_TK);
+  scores_backward(MatrixView<const A>(out.logits_TE), rivals, selection_of(config, report),
+                  out.expert_ids_TK, out.penalised_TK, out.scores_TK, in.is_padding_T, drouted_TK,
+                  gradients.dselected_TK, dense_TE, gradients.stages, executor);
+  return dense_TE.given() ? MatrixView<const A>(dense_TE) : more.dlogits_TE;
+}
+
+/// dx_TH += the gradient of the jittered tokens, jittered again.
+template <class X, class A, class Id, class W, class Executor>
+void backward_to_tokens(const CompleteConfig& config, const ForwardInputs<Id>& in,
+                        const CompleteReport& report, const CompleteRoutingView<X, A, Id>& out,
+                        const MatrixView<const A>& dlogits_TE, const MatrixView<const W>& w_EH,
+                        const MatrixView<A>& dx_TH, const CompleteGradients<A>& gradients,
+                        const Executor& executor) {
+  const MatrixView<A> seen_TH = report.jittered ? gradients.djittered_TH : dx_TH;
+  if (report.jittered) {
+    for (Index t = 0; t < seen_TH.rows; ++t) std::fill_n(seen_TH.row(t), seen_TH.cols, A(0));
+  }
+  gradient_to_tokens<Id, A>(choices_of(in, out), gradients.dselected_TK, dlogits_TE, w_EH, seen_TH,
+                            gradients.stages, executor);
+  if (report.jittered) {
+    jitter_backward(seen_TH, config.noise.jitter, NoiseKey{config.noise.seed, 0},
+                    report.noise_position, dx_TH, executor);
+  }
+}
+
+/// dlogits_TE += both kinds of gradients of the logits, but those of padding.
+template <class A, class Id>
+void add_logit_gradients(const Choices<Id>& choices, const StridedView<A>& dselected_TK,
+                         const MatrixView<const A>& dense_TE, const MatrixView<A>& dlogits_TE) {
+  for (Index t = 0; t < dlogits_TE.rows; ++t) {
+    if (is_masked(choices.is_padding_T, t)) continue;
+    if (dense_TE.given()) {
+      for (Index e = 0; e < dlogits_TE.cols; ++e) dlogits_TE(t, e) += dense_TE(t, e);
+    }
+    for (Index j = 0; j < dselected_TK.cols; ++j) {
+      if (!counts(choices, t, j)) continue;
+      dlogits_TE(t, static_cast<Index>(choices.expert_ids_TK(t, j))) += dselected_TK(t, j);
+    }
+  }
+}
+
+}  // namespace GATEPRO_ABI
+}  // namespace detail
+}  // namespace gatepro
+
+#endif  // GATEPRO_ROUTER_COMPLETE_BACKWARD_HPP

@@ -1,0 +1,263 @@
+// SPDX-License-Identifier: MIT
+// The steps of a complete router's forward, each on what the step before it wrote.
+#ifndef GATEPRO_ROUTER_COMPLETE_FORWARD_HPP
+#define GATEPRO_ROUTER_COMPLETE_FORWARD_HPP
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+
+#include "gatepro/gate/logits.hpp"
+#include "gatepro/gate/noise.hpp"
+#include "gatepro/router/complete_checks.hpp"
+#include "gatepro/router/complete_losses.hpp"
+#include "gatepro/routing/forced_routing.hpp"
+#include "gatepro/routing/scored_replay.hpp"
+#include "gatepro/routing/scored_routing.hpp"
+
+namespace gatepro {
+namespace detail {
+
+/// What sizes a workspace besides the settings.
+struct CompleteShape {
+  Index tokens = 0;
+  Index sequences = 1;
+  int workers = 1;
+};
+
+inline namespace GATEPRO_ABI {
+
+/// Bytes of workspace for all steps of a forward, which use it one after the other.
+template <class X, class W>
+std::size_t forward_bytes(const CompleteConfig& config, const CompleteShape& shape) {
+  using A = accumulator_t<X, W>;
+  const RouterConfig& router = config.router;
+  const std::size_t drop =
+      config.capacity ? drop_over_capacity_workspace<A>(shape.tokens, router.num_experts,
+                                                        router.top_k, config.capacity->policy)
+                      : 0;
+  return (std::max)(
+      {gate_logits_workspace<X, W>(router.num_experts, router.hidden_size, shape.workers),
+       route_scored_workspace<A>(router.num_experts, config.selection(), shape.workers),
+       replay_scored_workspace<A>(router.num_experts, config.selection(), shape.workers),
+       complete_losses_workspace<A>(config, shape.tokens, shape.sequences, shape.workers), drop});
+}
+
+/// True if a forward from tokens jitters them.
+inline bool draws_jitter(const NoiseRule& rule, Pass pass) {
+  return rule.jitter > 0 && pass != Pass::evaluation;
+}
+
+/// The tokens as the router sees them: x_TH itself, or jittered_TH filled from it.
+template <class X, class Executor>
+MatrixView<const X> jitter(const NoiseRule& rule, Pass pass, std::int64_t position,
+                           const MatrixView<const X>& x_TH, const MatrixView<X>& jittered_TH,
+                           const Executor& executor) {
+  if (!draws_jitter(rule, pass)) return x_TH;
+  jitter_tokens(x_TH, rule.jitter, NoiseKey{rule.seed, 0}, position, jittered_TH, executor);
+  return jittered_TH;
+}
+
+/// Noise on the logits, or made-up logits in their place.
+template <class A, class Executor>
+void add_noise(const NoiseRule& rule, Pass pass, std::int64_t position,
+               const MatrixView<A>& logits_TE, const Executor& executor) {
+  if (pass == Pass::evaluation) return;
+  const NoiseKey key{rule.seed, 0};
+  if (rule.forced == ForcedRouting::random) {
+    random_logits(key, position, logits_TE, executor);
+  } else if (rule.logit_sigma > 0) {
+    add_logit_noise(rule.logit_sigma, key, position, logits_TE, executor);
+  }
+}
+
+/// Room in the record, so that what throws throws before anything is written.
+template <class X, class A, class Id>
+void prepare_record(const CompleteConfig& config, const ForwardInputs<Id>& in,
+                    const CompleteRoutingView<X, A, Id>& out) {
+  if (in.record == nullptr) return;
+  const auto size = static_cast<std::size_t>(out.expert_ids_TK.rows * out.expert_ids_TK.cols);
+  in.record->expert_ids_TK.reserve(size);
+  in.record->penalised_TK.reserve(size);
+  if (config.capacity) in.record->kept_TK.reserve(size);
+  if (config.losses.any()) in.record->totals.reserve(static_cast<std::size_t>(out.totals.size));
+}
+
+/// Fills the record, whose room prepare_record has made.
+template <class X, class A, class Id>
+void fill_record(const CompleteConfig& config, const ForwardInputs<Id>& in,
+                 const CompleteRoutingView<X, A, Id>& out, const CompleteReport& report) {
+  if (in.record == nullptr) return;
+  RoutingRecord<Id>& record = *in.record;
+  record.tokens = report.tokens;
+  record.top_k = out.expert_ids_TK.cols;
+  record.noise_position = report.noise_position;
+  record.capacity = report.capacity;
+  record.competition = report.competition;
+  record.partners = report.partners;
+  record.expert_ids_TK.clear();
+  record.penalised_TK.clear();
+  record.kept_TK.clear();
+  for (Index t = 0; t < record.tokens; ++t) {
+    for (Index j = 0; j < record.top_k; ++j) {
+      record.expert_ids_TK.push_back(out.expert_ids_TK(t, j));
+      record.penalised_TK.push_back(out.penalised_TK(t, j));
+      if (config.capacity) record.kept_TK.push_back(out.kept_TK(t, j));
+    }
+  }
+  record.totals.clear();
+  if (!counts_for_losses(config.losses, in.pass)) return;
+  record.totals.assign(out.totals.data, out.totals.data + out.totals.size);
+}
+
+/// The outputs take the record's choices.
+template <class X, class A, class Id>
+void load_record(const RoutingRecord<Id>& record, const CompleteRoutingView<X, A, Id>& out) {
+  const auto ids_TK = record.expert_ids();
+  const auto penalised_TK = record.penalised();
+  for (Index t = 0; t < record.tokens; ++t) {
+    for (Index j = 0; j < record.top_k; ++j) {
+      out.expert_ids_TK(t, j) = ids_TK(t, j);
+      out.penalised_TK(t, j) = penalised_TK(t, j);
+    }
+  }
+}
+
+/// The token that a round robin starts with: each seed has a share of its own. Modulo E.
+inline Index round_robin_start(const CompleteConfig& config, std::int64_t position, Index tokens) {
+  const Index experts = config.router.num_experts;
+  const auto share = static_cast<Index>(config.noise.seed % static_cast<std::uint64_t>(experts)) *
+                     (tokens % experts);
+  return (index_of(position % experts) + share % experts) % experts;
+}
+
+/// The outputs take choices that the logits had no part in. False if the router is to choose.
+template <class X, class A, class Id>
+bool load_choices(const CompleteConfig& config, std::int64_t position, const ForwardInputs<Id>& in,
+                  const CompleteRoutingView<X, A, Id>& out) {
+  if (in.replay != nullptr) {
+    load_record(*in.replay, out);
+    return true;
+  }
+  const bool forced = is_forced(config, in.pass);
+  if (!forced || config.noise.forced != ForcedRouting::round_robin) return false;
+  round_robin_ids(round_robin_start(config, position, out.expert_ids_TK.rows),
+                  config.router.num_experts, out.expert_ids_TK);
+  for (Index t = 0; t < out.penalised_TK.rows; ++t) {
+    for (Index j = 0; j < out.penalised_TK.cols; ++j) out.penalised_TK(t, j) = 0;
+  }
+  return true;
+}
+
+/// Logits to ids, weights and counts: chosen, or as recorded.
+template <class X, class A, class Id, class Executor>
+CompleteReport choose(const CompleteConfig& config, const RivalTable& rivals,
+                      const VectorView<const A>& bias_E, std::int64_t position,
+                      const ForwardInputs<Id>& in, const CompleteRoutingView<X, A, Id>& out,
+                      Workspace workspace, const Executor& executor) {
+  const SelectionRule rule = selection_in(config, in);
+  RoutingReport found;
+  if (load_choices(config, position, in, out)) {
+    found = replay_scored(out.logits_TE, rivals, rule, in.is_padding_T, out.expert_ids_TK,
+                          out.penalised_TK, out.weights_TK, out.scores_TK, workspace, executor);
+    count_valid_choices(out.expert_ids_TK, in.is_padding_T, out.tokens_per_expert_E);
+  } else {
+    const ScoredRoutingView<A, Id> routed{out.expert_ids_TK, out.weights_TK, out.scores_TK,
+                                          out.penalised_TK, out.tokens_per_expert_E};
+    found = route_scored(out.logits_TE, rivals, rule, bias_E, in.is_padding_T, routed, workspace,
+                         executor);
+  }
+  CompleteReport report;
+  report.pass = in.pass;
+  report.tokens = out.logits_TE.rows;
+  report.competition = rule.competition;
+  report.partners = rivals.fingerprint();
+  report.nonfinite_rows = found.nonfinite_rows;
+  report.tokens_short_of_survivors = found.tokens_short_of_survivors;
+  report.valid_tokens = count_valid(in.is_padding_T, 0, out.logits_TE.rows);
+  return report;
+}
+
+/// Drops what the record dropped.
+template <class X, class A, class Id>
+DropReport drop_as_recorded(const ForwardInputs<Id>& in, const CompleteRoutingView<X, A, Id>& out) {
+  const Choices<Id> kept{out.expert_ids_TK, in.is_padding_T, in.replay->kept()};
+  DropReport report;
+  std::fill_n(out.kept_per_expert_E.data, out.kept_per_expert_E.size, std::int64_t{0});
+  for (Index t = 0; t < out.kept_TK.rows; ++t) {
+    Index found = 0;
+    for (Index j = 0; j < out.kept_TK.cols; ++j) {
+      out.kept_TK(t, j) = counts(kept, t, j) ? 1 : 0;
+      if (out.kept_TK(t, j) != 0) {
+        ++found;
+        ++out.kept_per_expert_E[static_cast<Index>(out.expert_ids_TK(t, j))];
+      } else {
+        out.weights_TK(t, j) = A(0);
+        report.dropped_choices += counts(choices_of(in, out), t, j) ? 1 : 0;
+      }
+    }
+    if (is_masked(in.is_padding_T, t)) continue;
+    report.tokens_without_expert += found == 0 ? 1 : 0;
+  }
+  return report;
+}
+
+/// The tokens and ranks of `mine`, over all ranks.
+template <class Reduce>
+BalanceCounts reduced_tokens(const BalanceCounts& mine, const Reduce& reduce) {
+  check_reduce<Reduce>();
+  std::int64_t counts[] = {mine.tokens, mine.ranks};
+  reduce(counts, Index{2});
+  check_counts("CompleteRouter::forward", "counts from the reduce hook",
+               VectorView<const std::int64_t>(counts, 2), 2);
+  BalanceCounts all;
+  all.tokens = counts[0];
+  all.ranks = counts[1];
+  return all;
+}
+
+/// The slots of an expert in a forward of so many valid tokens.
+inline Index capacity_of(const CompleteConfig& config, Pass pass, const BalanceCounts& valid) {
+  CapacityRule rule = *config.capacity;
+  if (pass == Pass::evaluation && rule.evaluation_factor > 0) rule.factor = rule.evaluation_factor;
+  need(valid.ranks >= 1, "CompleteRouter::forward", "a rank at least, from the reduce hook",
+       {{"ranks", valid.ranks}});
+  const std::int64_t mean = valid.tokens / valid.ranks + (valid.tokens % valid.ranks != 0 ? 1 : 0);
+  return expert_capacity(index_of(mean), config.router.top_k, config.router.num_experts, rule);
+}
+
+/// Drops by the rule, down to the report's capacity.
+template <class X, class A, class Id, class Executor>
+DropReport drop_by_rule(const CompleteConfig& config, const ForwardInputs<Id>& in,
+                        const CompleteRoutingView<X, A, Id>& out, Workspace workspace,
+                        const Executor& executor, const CompleteReport& report) {
+  return drop_over_capacity(out.expert_ids_TK, in.is_padding_T, report.capacity,
+                            config.capacity->policy, out.weights_TK, out.kept_TK,
+                            out.kept_per_expert_E, workspace, executor);
+}
+
+/// Takes choices over the report's capacity away, and gives their weights to what is left if asked.
+template <class X, class A, class Id, class Executor>
+void drop(const CompleteConfig& config, const ForwardInputs<Id>& in,
+          const CompleteRoutingView<X, A, Id>& out, Workspace workspace, const Executor& executor,
+          CompleteReport& report) {
+  const bool renormalise = config.capacity->renormalise;
+  if (renormalise) total_weights<A>(out.weights_TK, out.weight_totals_T);
+  DropReport dropped;
+  if (follows_drops(config, in)) {
+    dropped = drop_as_recorded(in, out);
+  } else {
+    dropped = drop_by_rule(config, in, out, workspace, executor, report);
+  }
+  report.dropped_choices = dropped.dropped_choices;
+  report.tokens_without_expert = dropped.tokens_without_expert;
+  if (renormalise) {
+    renormalise_kept<A>(out.kept_TK, out.weight_totals_T, out.weights_TK, out.kept_sums_T);
+  }
+}
+
+}  // namespace GATEPRO_ABI
+}  // namespace detail
+}  // namespace gatepro
+
+#endif  // GATEPRO_ROUTER_COMPLETE_FORWARD_HPP

@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: MIT
+// The losses of a complete router: what they count, their values, their gradients.
+#ifndef GATEPRO_ROUTER_COMPLETE_LOSSES_HPP
+#define GATEPRO_ROUTER_COMPLETE_LOSSES_HPP
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+
+#include "gatepro/balance/load_balancing_loss.hpp"
+#include "gatepro/balance/z_loss.hpp"
+#include "gatepro/router/complete_routing.hpp"
+#include "gatepro/routing/choices.hpp"
+#include "gatepro/routing/count_unpenalised.hpp"
+#include "gatepro/routing/scored_routing.hpp"
+
+namespace gatepro {
+namespace detail {
+inline namespace GATEPRO_ABI {
+
+/// A load that stands in E + 1 integers of `totals`: the counts, then the tokens.
+inline BalanceCounts load_at(const VectorView<const std::int64_t>& totals, Index first) {
+  const Index experts = totals.size / 2 - 1;
+  return {{totals.data + first, experts}, totals[first + experts]};
+}
+/// The load of the forward itself.
+inline BalanceCounts latest_load(const VectorView<const std::int64_t>& totals) {
+  BalanceCounts load = load_at(totals, 0);
+  load.sequences = totals[totals.size - 1];
+  return load;
+}
+/// The load of all forwards since end_step.
+inline BalanceCounts accumulated_load(const VectorView<const std::int64_t>& totals) {
+  return load_at(totals, totals.size / 2);
+}
+/// Writes both loads.
+inline void store_totals(const BalanceCounts& latest, const BalanceCounts& total,
+                         const VectorView<std::int64_t>& totals) {
+  std::int64_t* to = totals.data;
+  for (const BalanceCounts& load : {latest, total}) {
+    to = std::copy_n(load.tokens_per_expert_E.data, load.tokens_per_expert_E.size, to);
+    *to++ = load.tokens;
+  }
+  *to = latest.sequences;
+}
+
+template <class Id>
+void count_valid_choices(const StridedView<Id>& expert_ids_TK,
+                         const VectorView<const std::uint8_t>& is_padding_T,
+                         const VectorView<std::int64_t>& tokens_per_expert_E) {
+  std::fill_n(tokens_per_expert_E.data, tokens_per_expert_E.size, std::int64_t{0});
+  const Choices<Id> choices{expert_ids_TK, is_padding_T};
+  for_each_choice(choices, false, [&](Index, Index, Index e) { ++tokens_per_expert_E[e]; });
+}
+
+/// The choices of a forward, dropped ones among them.
+template <class X, class A, class Id>
+Choices<Id> choices_of(const ForwardInputs<Id>& in, const CompleteRoutingView<X, A, Id>& out) {
+  return {out.expert_ids_TK, in.is_padding_T};
+}
+
+/// The choices that the losses count.
+template <class X, class A, class Id>
+StridedView<Id> counted_ids(const CompleteRoutingView<X, A, Id>& out) {
+  return out.counted_ids_TK.given() ? out.counted_ids_TK : out.expert_ids_TK;
+}
+
+/// True if a forward counts for losses and computes them.
+inline bool counts_for_losses(const LossRule& losses, Pass pass) {
+  return losses.any() && pass != Pass::evaluation;
+}
+
+/// True if losses need to know who would be chosen without competition, bias and groups.
+inline bool counts_unpenalised_ids(const LossRule& losses) {
+  return losses.counts == CountSource::unpenalised && losses.sequence > 0;
+}
+
+/// Scratch of select_unpenalised.
+template <class A>
+struct UnpenalisedScratch {
+  StridedView<A> weights_TK;  ///< Which nobody needs.
+  Workspace stage;
+};
+
+template <class A>
+UnpenalisedScratch<A> carve_unpenalised(Arena& arena, const CompleteConfig& config, Index tokens,
+                                        int workers) {
+  const Index top_k = config.router.top_k;
+  const SelectionRule plain = plain_selection(config.scores.function, top_k);
+  const std::size_t bytes = route_scored_workspace<A>(config.router.num_experts, plain, workers);
+  UnpenalisedScratch<A> scratch;
+  scratch.weights_TK = {arena.take<A>(checked_product(
+                            "CompleteRouter", "T * K within the address space", tokens, top_k)),
+                        tokens, top_k};
+  scratch.stage = {arena.take<std::byte>(static_cast<Index>(bytes)), bytes};
+  return scratch;
+}
+
+/// counted_ids_TK and counts_E: who would be chosen by score alone.
+template <class X, class A, class Id, class Executor>
+void select_unpenalised(const CompleteConfig& config,
+                        const VectorView<const std::uint8_t>& is_padding_T,
+                        const CompleteRoutingView<X, A, Id>& out,
+                        const VectorView<std::int64_t>& counts_E, Workspace workspace,
+                        const Executor& executor) {
+  const auto carve = [&](Arena& arena) {
+    return carve_unpenalised<A>(arena, config, out.logits_TE.rows, executor.workers());
+  };
+  Arena arena("CompleteRouter", workspace, measure(carve));
+  const UnpenalisedScratch<A> scratch = carve(arena);
+  const ScoredRoutingView<A, Id> plain{out.counted_ids_TK, scratch.weights_TK, {}, {}, counts_E};
+  route_scored(out.logits_TE, RivalTable(),
+               plain_selection(config.scores.function, config.router.top_k), VectorView<const A>(),
+               is_padding_T, plain, scratch.stage, executor);
+}
+
+/// counts_E: the choices that the losses count. Fills counted_ids_TK where a loss needs it.
+template <class X, class A, class Id, class Executor>
+void count_for_losses(const CompleteConfig& config,
+                      const VectorView<const std::uint8_t>& is_padding_T,
+                      const CompleteRoutingView<X, A, Id>& out,
+                      const VectorView<std::int64_t>& counts_E, Workspace workspace,
+                      const Executor& executor) {
+  if (config.losses.counts == CountSource::dispatched) {
+    std::copy_n(out.tokens_per_expert_E.data, counts_E.size, counts_E.data);
+  } else if (counts_unpenalised_ids(config.losses)) {
+    select_unpenalised(config, is_padding_T, out, counts_E, workspace, executor);
+  } else {
+    count_unpenalised(out.logits_TE, config.scores.function, config.router.top_k, is_padding_T,
+                      counts_E, workspace, executor);
+  }
+}
+
+/// Bytes of workspace for what this header does.
+template <class A>
+std::size_t complete_losses_workspace(const CompleteConfig& config, Index tokens, Index sequences,
+                                      int workers) {
+  if (!config.losses.any()) return 0;
+  const Index experts = config.router.num_experts;
+  return (std::max)(
+      {measure([&](Arena& arena) { carve_unpenalised<A>(arena, config, tokens, workers); }),
+       count_unpenalised_workspace<A>(experts, config.router.top_k, workers),
+       load_balancing_loss_workspace<A>(tokens, experts, workers),
+       sequence_load_balancing_loss_workspace<A>(tokens, experts, sequences, workers),
+       z_loss_workspace<A>(tokens, experts, workers)});
+}
+
+/// Values of the losses; with dlogits_TE also their gradients, added. `global`: the load that the
+/// global loss compares with.
+template <class X, class A, class Id, class Executor>
+LossValues complete_losses(const CompleteConfig& config, const ForwardInputs<Id>& in,
+                           const CompleteRoutingView<X, A, Id>& out, const BalanceCounts& global,
+                           double gradient_scale, const MatrixView<A>& dlogits_TE,
+                           Workspace workspace, const Executor& executor) {
+  const LossRule& rule = config.losses;
+  const ScoreFunction function = config.scores.function;
+  const Index top_k = config.router.top_k;
+  const BalanceCounts latest = latest_load(out.totals);
+  const std::int64_t tokens = in.tokens_in_mean != 0 ? in.tokens_in_mean : latest.tokens;
+  const std::int64_t sequences =
+      in.sequences_in_mean != 0 ? in.sequences_in_mean : latest.sequences;
+  const auto weight = [&](double coefficient) {
+    return LossWeight{coefficient, tokens, gradient_scale};
+  };
+  LossValues values;
+  if (rule.batch > 0) {
+    values.batch = load_balancing_loss(out.logits_TE, function, top_k, latest, weight(rule.batch),
+                                       in.is_padding_T, dlogits_TE, workspace, executor);
+  }
+  if (rule.global > 0) {
+    values.global = load_balancing_loss(out.logits_TE, function, top_k, global, weight(rule.global),
+                                        in.is_padding_T, dlogits_TE, workspace, executor);
+  }
+  if (rule.sequence > 0) {
+    values.sequence =
+        sequence_load_balancing_loss(out.logits_TE, counted_ids(out), in.sequence_begin_S1,
+                                     function, LossWeight{rule.sequence, sequences, gradient_scale},
+                                     in.is_padding_T, dlogits_TE, workspace, executor);
+  }
+  if (rule.z > 0) {
+    values.z =
+        z_loss(out.logits_TE, weight(rule.z), in.is_padding_T, dlogits_TE, workspace, executor);
+  }
+  return values;
+}
+
+}  // namespace GATEPRO_ABI
+}  // namespace detail
+}  // namespace gatepro
+
+#endif  // GATEPRO_ROUTER_COMPLETE_LOSSES_HPP

@@ -1,0 +1,445 @@
+// SPDX-License-Identifier: MIT
+// The complete router: joins all stages, owns what training changes.
+#ifndef GATEPRO_ROUTER_COMPLETE_ROUTER_HPP
+#define GATEPRO_ROUTER_COMPLETE_ROUTER_HPP
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <utility>
+#include <vector>
+
+#include "gatepro/balance/expert_bias.hpp"
+#include "gatepro/router/complete_backward.hpp"
+#include "gatepro/router/complete_checks.hpp"
+#include "gatepro/router/complete_forward.hpp"
+#include "gatepro/router/complete_routing.hpp"
+#include "gatepro/router/router.hpp"
+#include "gatepro/router/router_state.hpp"
+
+namespace gatepro {
+inline namespace GATEPRO_ABI {
+
+/// A router with all that training stacks have around it: score functions, expert bias, groups,
+/// losses, padding, capacity, noise, record and replay, checkpoints; with GatePro's competition on
+/// the raw logits in front. docs/features.md draws the order of the steps.
+///
+/// `X`, `W`, `Id` as in Router. A feature that is not switched on in CompleteConfig takes no time;
+/// docs/performance.md has a table of what each takes. With the defaults results are Router's, bit
+/// for bit, forward and backward. Each step is also a stage function of its own; this class only
+/// joins them, in one call per step over [T, E] logits.
+///
+/// One optimizer step is: forwards and backwards, `end_step(reduce)`, `refresh(w, step)`. Forward
+/// advances counters in Pass::training only. Forward, end_step, refresh, restore and the setters
+/// write and must be alone; backward and the other const calls may run beside each other. No per
+/// batch call allocates, apart from a RoutingRecord that has to grow.
+template <class X = float, class W = X, class Id = std::int32_t>
+class CompleteRouter {
+ public:
+  /// The scalar of tokens.
+  using Token = X;
+  /// The type of logits, weights, biases and gradients: double if X or W is, else float.
+  using Accumulator = accumulator_t<X, W>;
+  /// The type of expert ids.
+  using ExpertId = Id;
+  /// Views of the results of a forward.
+  using Routing = CompleteRoutingView<X, Accumulator, Id>;
+  /// What a forward needs besides tokens and weights.
+  using Inputs = ForwardInputs<Id>;
+
+  /// Throws Error for settings that do not fit together.
+  explicit CompleteRouter(const CompleteConfig& config)
+      : config_(detail::checked_complete<Accumulator>(config)),
+        router_(config.router),
+        bias_(config.router.num_experts),
+        balance_(config.router.num_experts) {}
+
+  /// The settings.
+  const CompleteConfig& config() const { return config_; }
+  /// The plain router inside: its partners and similarities.
+  const Router<X, W, Id>& plain() const { return router_; }
+  /// The expert bias; zeros if BiasRule is off.
+  const ExpertBias<Accumulator>& bias() const { return bias_; }
+  /// The loads that losses count: of the last training forward, and of all since end_step.
+  const BalanceAccumulator& balance() const { return balance_; }
+
+  /// Changes the competition for all later forwards; see Router::set_competition.
+  void set_competition(const Competition& competition) {
+    router_.set_competition(competition);
+    config_.router.competition = competition;
+  }
+  /// Changes when partners are recomputed; see Router::set_refresh_schedule.
+  void set_refresh_schedule(const RefreshSchedule& schedule) {
+    router_.set_refresh_schedule(schedule);
+    config_.router.refresh = schedule;
+  }
+  /// Recomputes partners if due; see Router::refresh.
+  template <class Executor = SerialExecutor>
+  bool refresh(MatrixView<const W> w_EH, std::int64_t step, const Executor& executor = {}) {
+    return router_.refresh(w_EH, step, executor);
+  }
+  /// Recomputes partners at once; see Router::refresh_now.
+  template <class Executor = SerialExecutor>
+  void refresh_now(MatrixView<const W> w_EH, std::int64_t step, const Executor& executor = {}) {
+    router_.refresh_now(w_EH, step, executor);
+  }
+  /// Takes partners from outside; see SimilarityCache::set_partners.
+  void set_partners(StridedView<const std::int32_t> partners_EM, std::int64_t step) {
+    router_.set_partners(partners_EM, step);
+  }
+
+  /// Bytes of the outputs of T tokens.
+  std::size_t outputs_bytes(Index num_tokens) const {
+    return detail::measure([&](detail::Arena& arena) {
+      detail::carve_outputs<X, A, Id>(arena, config_, num_tokens, num_tokens);
+    });
+  }
+  /// Bytes of workspace for forward and backward of up to T tokens in up to `max_sequences`
+  /// sequences, with up to `workers` workers.
+  std::size_t workspace(Index num_tokens, int workers = 1, Index max_sequences = 1) const {
+    const detail::CompleteShape shape{num_tokens, max_sequences, workers};
+    return (std::max)(detail::forward_bytes<X, W>(config_, shape),
+                      detail::backward_bytes<X, W>(config_, shape));
+  }
+
+  /// Routes T tokens.
+  ///
+  /// x_TH: T x H. w_EH: E x H. `in`: mask, sequences, pass, record. `out`: T rows, from
+  /// `CompleteBuffers::view` or with members of one's own. `reduce` sums int64 counts over ranks,
+  /// see NoReduce; it is called once per training forward if a loss is on, and once per forward but
+  /// in Pass::recompute with CapacityRule::over_ranks. Returns what backward must know.
+  ///
+  /// A token's results do not depend on T, padding or the executor, nor, without noise, on its
+  /// position; through a bias, a capacity or losses tokens meet in integers only. Throws Error for
+  /// shapes, settings, a record that does not fit, a workspace below workspace(...), or competition
+  /// without partners, before any write. What `reduce` or the executor throws leaves counters and
+  /// record as they were, and outputs that no backward takes: the forward may be repeated, and
+  /// calls `reduce` again.
+  template <class Reduce = NoReduce, class Executor = SerialExecutor>
+  CompleteReport forward(MatrixView<const X> x_TH, MatrixView<const W> w_EH, const Inputs& in,
+                         const Routing& out, Workspace workspace, const Reduce& reduce = {},
+                         const Executor& executor = {}) {
+    detail::check_complete_tokens("CompleteRouter::forward", config_, x_TH, w_EH);
+    const bool jittered = detail::draws_jitter(config_.noise, in.pass);
+    begin_forward(in, out, x_TH.rows, jittered, workspace, executor, detail::input("x_TH", x_TH),
+                  detail::input("w_EH", w_EH));
+    const auto seen_TH =
+        detail::jitter(config_.noise, in.pass, noise_position(in), x_TH, out.jittered_TH, executor);
+    gate_logits(seen_TH, w_EH, out.logits_TE, workspace, executor);
+    return route(in, out, jittered, workspace, reduce, executor);
+  }
+
+  /// The same for logits that the trainer computed: they stand in out.logits_TE, where noise is
+  /// added to them. Jitter is then the trainer's: backward takes the tokens that made the logits.
+  template <class Reduce = NoReduce, class Executor = SerialExecutor>
+  CompleteReport forward_logits(const Inputs& in, const Routing& out, Workspace workspace,
+                                const Reduce& reduce = {}, const Executor& executor = {}) {
+    begin_forward(in, out, out.logits_TE.rows, /*jittered=*/false, workspace, executor);
+    return route(in, out, /*jittered=*/false, workspace, reduce, executor);
+  }
+
+  /// The same as forward, into buffers that own the results.
+  template <class Reduce = NoReduce, class Executor = SerialExecutor>
+  const CompleteReport& forward(MatrixView<const X> x_TH, MatrixView<const W> w_EH,
+                                const Inputs& in, CompleteBuffers<CompleteRouter>& buffers,
+                                const Reduce& reduce = {}, const Executor& executor = {}) {
+    buffers.set_report(
+        forward(x_TH, w_EH, in, buffers.view(x_TH.rows), buffers.workspace(), reduce, executor));
+    return buffers.report();
+  }
+
+  /// Gradients of a forward: dx_TH += dlogits W, dw_EH += dlogits^T X, losses included unless the
+  /// forward was an evaluation.
+  ///
+  /// x_TH, w_EH, in, out: as in the forward; report: what it returned. Backwards may follow in any
+  /// order, each with the outputs and the report of its own forward. Settings that changed since
+  /// play no part; but with softmax_before_top_k that is not renormalised the gradient of all
+  /// experts depends on who competes, so a backward after partners changed is refused there.
+  /// dweights_TK: T x K, the gradient of the trainer's loss with respect to out.weights_TK; what it
+  /// holds for padding and dropped choices does not matter. `more`: loss scale and the trainer's
+  /// own gradients. dx_TH (T x H), dw_EH (E x H): added to; either may be not given.
+  ///
+  /// Throws Error for shapes, ids outside [0, E), a workspace below workspace(...), a report that
+  /// no forward of this router returned, inputs or outputs of another forward than the report's, or
+  /// weights that are constant where nothing else has a gradient (see
+  /// RouterConfig::allow_zero_gradient), before any write.
+  template <class Executor = SerialExecutor>
+  void backward(MatrixView<const X> x_TH, MatrixView<const W> w_EH, const Inputs& in,
+                const Routing& out, const CompleteReport& report,
+                StridedView<const Accumulator> dweights_TK, const BackwardInputs<Accumulator>& more,
+                MatrixView<Accumulator> dx_TH, MatrixView<Accumulator> dw_EH, Workspace workspace,
+                const Executor& executor = {}) const {
+    const char* where = "CompleteRouter::backward";
+    detail::check_complete_tokens(where, config_, x_TH, w_EH);
+    detail::check_matrix(where, "logits_TE", out.logits_TE, x_TH.rows, config_.router.num_experts);
+    detail::check_optional_matrix(where, "dx_TH", dx_TH, x_TH.rows, x_TH.cols);
+    detail::check_optional_matrix(where, "dw_EH", dw_EH, w_EH.rows, w_EH.cols);
+    const auto gradients = checked_gradients(
+        in, out, report, dweights_TK, more, workspace, executor, detail::output("dx_TH", dx_TH),
+        detail::output("dw_EH", dw_EH), detail::input("x_TH", x_TH), detail::input("w_EH", w_EH));
+
+    const auto dlogits_TE = detail::logit_gradients(config_, router_.similarity().rivals(), in, out,
+                                                    report, dweights_TK, more, gradients, executor);
+    if (dx_TH.given()) {
+      detail::backward_to_tokens(config_, in, report, out, dlogits_TE, w_EH, dx_TH, gradients,
+                                 executor);
+    }
+    if (dw_EH.given()) {
+      const auto seen_TH = report.jittered ? MatrixView<const X>(out.jittered_TH) : x_TH;
+      detail::gradient_to_weights<Id, A>(detail::choices_of(in, out), gradients.dselected_TK,
+                                         dlogits_TE, seen_TH, ExpertRange{0, dw_EH.rows}, dw_EH,
+                                         gradients.stages, executor);
+    }
+  }
+
+  /// The gradient of the raw logits alone, for trainers with a GEMM of their own: dlogits_TE
+  /// (T x E) is added to; it is other memory than more.dlogits_TE. The rest as in backward.
+  template <class Executor = SerialExecutor>
+  void backward_logits(const Inputs& in, const Routing& out, const CompleteReport& report,
+                       StridedView<const Accumulator> dweights_TK,
+                       const BackwardInputs<Accumulator>& more, MatrixView<Accumulator> dlogits_TE,
+                       Workspace workspace, const Executor& executor = {}) const {
+    detail::check_matrix("CompleteRouter::backward_logits", "dlogits_TE", dlogits_TE,
+                         out.logits_TE.rows, config_.router.num_experts);
+    const auto gradients = checked_gradients(in, out, report, dweights_TK, more, workspace,
+                                             executor, detail::output("dlogits_TE", dlogits_TE));
+    const auto dense_TE = detail::logit_gradients(config_, router_.similarity().rivals(), in, out,
+                                                  report, dweights_TK, more, gradients, executor);
+    detail::add_logit_gradients<Accumulator>(detail::choices_of(in, out), gradients.dselected_TK,
+                                             dense_TE, dlogits_TE);
+  }
+
+  /// The same with outputs, report and workspace of the buffers that the forward wrote.
+  template <class Executor = SerialExecutor>
+  void backward(MatrixView<const X> x_TH, MatrixView<const W> w_EH, const Inputs& in,
+                CompleteBuffers<CompleteRouter>& buffers,
+                StridedView<const Accumulator> dweights_TK, const BackwardInputs<Accumulator>& more,
+                MatrixView<Accumulator> dx_TH, MatrixView<Accumulator> dw_EH,
+                const Executor& executor = {}) const {
+    backward(x_TH, w_EH, in, buffers.view(), buffers.report(), dweights_TK, more, dx_TH, dw_EH,
+             buffers.workspace(), executor);
+  }
+
+  /// Ends an optimizer step: moves the bias by the load of all ranks, and forgets the loads that
+  /// losses accumulated. `reduce` is called once if there is a bias, else not at all. Throws what
+  /// it throws; nothing has changed then.
+  template <class Reduce = NoReduce>
+  void end_step(const Reduce& reduce = {}) {
+    if (config_.bias.enabled) bias_.step(reduce, config_.bias.update_rate, config_.bias.centre);
+    balance_.reset();
+  }
+
+  /// What a checkpoint needs. Allocates.
+  RouterState state() const;
+  /// Takes a checkpoint of a router with the same settings; reports of earlier forwards are then
+  /// refused. What is empty in the state the router has none of afterwards: RouterState{} makes it
+  /// new. Throws Error that names the member that does not fit, and nothing has changed then.
+  /// Allocates.
+  void restore(const RouterState& state);
+
+ private:
+  using A = Accumulator;
+
+  /// All checks of a forward but those of the shapes of `more`, then the first write.
+  template <class Executor, class... More>
+  void begin_forward(const Inputs& in, const Routing& out, Index tokens, bool jittered,
+                     Workspace scratch, const Executor& executor, const More&... more) const {
+    const char* where = "CompleteRouter::forward";
+    const Index experts = config_.router.num_experts;
+    detail::check_complete_forward(config_, router_.similarity().rivals(), in, out, tokens,
+                                   jittered);
+    detail::check_complete_overlaps(where, detail::Access::write, in, out,
+                                    detail::output("workspace", scratch), more...);
+    detail::Arena arena(where, scratch,
+                        detail::forward_bytes<X, W>(config_, shape_of(in, tokens, executor)));
+    if (in.replay != nullptr) {
+      Index* scratch_E = arena.template take<Index>(experts);
+      const detail::Choices<const Id> recorded{in.replay->expert_ids(), in.is_padding_T};
+      detail::check_distinct_choices(where, "recorded ids", recorded, experts, scratch_E);
+      if (detail::follows_drops(config_, in)) {
+        detail::check_recorded_slots(where, in, experts, scratch_E);
+      }
+    }
+    const std::int64_t position = noise_position(in);
+    detail::need(position >= 0 && tokens <= (std::numeric_limits<std::int64_t>::max)() - position,
+                 where, "noise_position >= 0, and noise_position + T within int64",
+                 {{"noise_position", position}, {"tokens", tokens}});
+    detail::prepare_record(config_, in, out);
+    out.forward_id[0] = 0;
+  }
+
+  /// All checks of a backward but those of the shapes of `others`, then the division of the
+  /// workspace.
+  template <class Executor, class... Others>
+  detail::CompleteGradients<A> checked_gradients(const Inputs& in, const Routing& out,
+                                                 const CompleteReport& report,
+                                                 const StridedView<const A>& dweights_TK,
+                                                 const BackwardInputs<A>& more, Workspace scratch,
+                                                 const Executor& executor,
+                                                 const Others&... others) const {
+    const char* where = "CompleteRouter::backward";
+    detail::need(made_here(report.forward_id), where,
+                 "a report that a forward of this router has returned: a copy or a restored router "
+                 "is another one",
+                 {{"forward_id", report.forward_id}});
+    detail::check_complete_backward(config_, router_.similarity().rivals(), in, out, report,
+                                    dweights_TK, more);
+    detail::check_complete_overlaps(where, detail::Access::read, in, out,
+                                    detail::output("workspace", scratch), others...,
+                                    detail::input("dweights_TK", dweights_TK),
+                                    detail::input("more.dlogits_TE", more.dlogits_TE));
+    const detail::CompleteShape shape = shape_of(in, out.logits_TE.rows, executor);
+    detail::Arena arena(where, scratch, detail::backward_bytes<X, W>(config_, shape));
+    return detail::carve_gradients<A>(arena, config_, shape);
+  }
+
+  template <class Executor>
+  detail::CompleteShape shape_of(const Inputs& in, Index tokens, const Executor& executor) const {
+    detail::check_executor<Executor>();
+    return {tokens, std::max<Index>(1, in.sequence_begin_S1.size - 1),
+            detail::checked_workers("CompleteRouter", executor)};
+  }
+
+  std::int64_t noise_position(const Inputs& in) const {
+    return in.pass == Pass::recompute ? in.replay->noise_position : noise_position_;
+  }
+
+  /// The bias, where it has a say in the choices.
+  VectorView<const A> choice_bias(const Inputs& in) const {
+    const bool decides = in.replay == nullptr && !detail::is_forced(config_, in.pass);
+    return config_.bias.enabled && decides ? bias_.values() : VectorView<const A>();
+  }
+
+  /// Ids of forwards follow this one. Multiples of the golden ratio keep those of routers apart.
+  std::uint64_t first_id() const {
+    return reinterpret_cast<std::uintptr_t>(identity_.data()) * std::uint64_t{0x9E3779B97F4A7C15};
+  }
+  bool made_here(std::uint64_t forward_id) const {
+    return forward_id - first_id() - 1 < num_forwards_;
+  }
+
+  /// From logits to the report, and on to the counters.
+  template <class Reduce, class Executor>
+  CompleteReport route(const Inputs& in, const Routing& out, bool jittered, Workspace workspace,
+                       const Reduce& reduce, const Executor& executor) {
+    const std::int64_t position = noise_position(in);
+    detail::add_noise(config_.noise, in.pass, position, out.logits_TE, executor);
+    CompleteReport report = detail::choose(config_, router_.similarity().rivals(), choice_bias(in),
+                                           position, in, out, workspace, executor);
+    report.noise_position = position;
+    report.jittered = jittered;
+    report.forward_id = first_id() + ++num_forwards_;
+    if (detail::counts_for_losses(config_.losses, in.pass)) {
+      count_for_losses(in, out, report.valid_tokens, workspace, reduce, executor);
+      report.losses =
+          detail::complete_losses(config_, in, out, detail::accumulated_load(out.totals), 1.0,
+                                  MatrixView<A>(), workspace, executor);
+    }
+    if (config_.capacity) {
+      report.capacity = capacity(in, report, reduce);
+      detail::drop(config_, in, out, workspace, executor, report);
+    }
+    commit(in, out, report);
+    return report;
+  }
+
+  /// That of the record, or by the rule. Tokens of all ranks came with the counts of the losses, if
+  /// there are any.
+  template <class Reduce>
+  Index capacity(const Inputs& in, const CompleteReport& report, const Reduce& reduce) const {
+    if (detail::follows_drops(config_, in)) return in.replay->capacity;
+    BalanceCounts valid;
+    valid.tokens = report.valid_tokens;
+    if (config_.capacity->over_ranks) {
+      const bool counted = detail::counts_for_losses(config_.losses, in.pass);
+      valid = counted ? balance_.next_latest() : detail::reduced_tokens(valid, reduce);
+    }
+    return detail::capacity_of(config_, in.pass, valid);
+  }
+
+  /// Moves the counters and hands out the results. What can throw throws before anything changes.
+  void commit(const Inputs& in, const Routing& out, const CompleteReport& report) {
+    if (in.pass == Pass::training) {
+      if (choice_bias(in).given()) bias_.accumulate(out.tokens_per_expert_E);
+      if (config_.losses.any()) balance_.commit();
+      noise_position_ += report.tokens;
+    }
+    detail::fill_record(config_, in, out, report);
+    out.forward_id[0] = report.forward_id;
+  }
+
+  /// Sets out.totals: the loads that the losses compare with, those of the record if there is one.
+  template <class Reduce, class Executor>
+  void count_for_losses(const Inputs& in, const Routing& out, std::int64_t tokens,
+                        Workspace workspace, const Reduce& reduce, const Executor& executor) {
+    const VectorView<std::int64_t> counts_E(out.totals.data, config_.router.num_experts);
+    detail::count_for_losses(config_, in.is_padding_T, out, counts_E, workspace, executor);
+    if (in.pass == Pass::recompute) {
+      std::copy(in.replay->totals.begin(), in.replay->totals.end(), out.totals.data);
+      return;
+    }
+    const bool per_sequence = config_.losses.sequence > 0;
+    const std::int64_t sequences =
+        per_sequence ? detail::count_sequences(in.is_padding_T, in.sequence_begin_S1) : 0;
+    balance_.prepare({counts_E, tokens, sequences}, reduce);
+    detail::store_totals(balance_.next_latest(), balance_.next_total(), out.totals);
+  }
+
+  CompleteConfig config_;
+  Router<X, W, Id> router_;
+  ExpertBias<Accumulator> bias_;
+  BalanceAccumulator balance_;
+  std::int64_t noise_position_ = 0;
+  std::uint64_t num_forwards_ = 0;
+  std::vector<std::byte> identity_{std::byte{}};  // its address goes along when the router moves
+};
+
+template <class X, class W, class Id>
+RouterState CompleteRouter<X, W, Id>::state() const {
+  RouterState state;
+  const auto& cache = router_.similarity();
+  const auto partners_EM = cache.partners();
+  state.partners_EM.assign(partners_EM.data,
+                           partners_EM.data + partners_EM.rows * partners_EM.cols);
+  if (cache.has_partners()) state.partners_step = cache.last_refresh_step();
+  if (config_.bias.enabled) {
+    const auto values = bias_.values();
+    const auto counts = bias_.counts();
+    state.expert_bias_E.assign(values.data, values.data + values.size);
+    state.bias_counts_E.assign(counts.data, counts.data + counts.size);
+  }
+  const BalanceCounts total = balance_.total();
+  state.balance_counts_E.assign(total.tokens_per_expert_E.data,
+                                total.tokens_per_expert_E.data + total.tokens_per_expert_E.size);
+  state.balance_tokens = total.tokens;
+  state.noise_position = noise_position_;
+  return state;
+}
+
+template <class X, class W, class Id>
+void CompleteRouter<X, W, Id>::restore(const RouterState& state) {
+  detail::check_state<A>("CompleteRouter::restore", config_, state);
+  CompleteRouter fresh(config_);  // so that a failure changes nothing
+  const Index experts = config_.router.num_experts;
+  if (!state.partners_EM.empty()) {
+    const Index m = config_.router.pairing.partners_per_expert;
+    fresh.set_partners({state.partners_EM.data(), experts, m, m, 1}, state.partners_step);
+  }
+  if (!state.expert_bias_E.empty()) {
+    const std::vector<A> bias_E(state.expert_bias_E.begin(), state.expert_bias_E.end());
+    std::vector<std::int64_t> counts_E = state.bias_counts_E;
+    counts_E.resize(bias_E.size());
+    fresh.bias_.restore(bias_E, counts_E);
+  }
+  if (!state.balance_counts_E.empty()) {
+    fresh.balance_.restore({state.balance_counts_E, state.balance_tokens});
+  }
+  fresh.noise_position_ = state.noise_position;
+  *this = std::move(fresh);
+}
+
+}  // namespace GATEPRO_ABI
+}  // namespace gatepro
+
+#endif  // GATEPRO_ROUTER_COMPLETE_ROUTER_HPP

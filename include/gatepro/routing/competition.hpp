@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: MIT
+// Stage: competition between an expert and its rivals (GatePro eq. 7-8).
+#ifndef GATEPRO_ROUTING_COMPETITION_HPP
+#define GATEPRO_ROUTING_COMPETITION_HPP
+
+#include <cstdint>
+#include <limits>
+
+#include "gatepro/core/checks.hpp"
+#include "gatepro/core/overlap.hpp"
+#include "gatepro/routing/eliminated_experts.hpp"
+#include "gatepro/routing/routing_group.hpp"
+
+namespace gatepro {
+namespace detail {
+inline namespace GATEPRO_ABI {
+
+/// Lambda must be finite and >= 0, also as an A.
+template <class A>
+void check_competition(const char* where, const Competition& competition) {
+  if (competition.mode != CompetitionMode::penalty) return;
+  const bool in_range = key_of(competition.lambda) >= 0 &&
+                        competition.lambda <= static_cast<double>((std::numeric_limits<A>::max)());
+  need(in_range && key_of(competition.lambda) < Order<double>::infinity, where,
+       "lambda finite and >= 0", {{"lambda", competition.lambda}});
+}
+
+/// The settings joined with the rivals. `rivals` must cover all experts if the competition acts.
+template <class A>
+ActiveCompetition<A> checked_competition(const char* where, const Competition& competition,
+                                         const RivalTable& rivals, Index num_experts) {
+  check_competition<A>(where, competition);
+  ActiveCompetition<A> result;
+  if (!competition.active()) return result;
+  need(rivals.num_experts() == num_experts, where,
+       "partners of all experts before competition: refresh or set_partners first",
+       {{"experts with partners", rivals.num_experts()}, {"num_experts", num_experts}});
+  result.active = true;
+  result.eliminate = competition.mode == CompetitionMode::eliminate;
+  result.ties_lose = competition.ties == TieRule::higher_id_loses;
+  result.lambda = static_cast<A>(competition.lambda);
+  result.rivals = rivals.rivals();
+  return result;
+}
+
+/// Writes 1 for each loser of a group, else 0.
+template <class A>
+void store_losers(const RoutingGroup<A>& group, Index experts,
+                  const ActiveCompetition<A>& competition,
+                  const MatrixView<std::uint8_t>& loser_TE) {
+  ActiveCompetition<A> marking = competition;
+  marking.eliminate = true;  // the only mode in which every loser's key changes
+  const auto* ranked_EL = rank_group(group, experts, marking);
+  const Index lanes = kernels<A>().lanes;
+  for (Index t = 0; t < loser_TE.rows; ++t) {
+    for (Index e = 0; e < experts; ++e) {
+      loser_TE(t, e) = ranked_EL[e * lanes + t] == Order<A>::loser ? 1 : 0;
+    }
+  }
+}
+
+}  // namespace GATEPRO_ABI
+}  // namespace detail
+
+inline namespace GATEPRO_ABI {
+
+/// Bytes of workspace for apply_competition.
+template <class A>
+std::size_t apply_competition_workspace(Index num_experts, int workers = 1) {
+  detail::check_query_experts("apply_competition", num_experts);
+  return detail::measure([&](detail::Arena& arena) {
+    const auto carve = [&](detail::Arena& a) { return detail::carve_group<A>(a, num_experts, 1); };
+    detail::PerWorker(arena, workers, carve);
+  });
+}
+
+/// Applies delta_i = -lambda if l_i < l_j*(i), strictly, on the original logits, else 0 (GatePro
+/// eq. 7-8), for trainers that select experts themselves. Competition::ties says who loses a tie.
+///
+/// logits_TE: T x E. penalised_TE: T x E, overwritten with l + delta; in elimination it is a copy
+/// of the logits. It may be logits_TE itself. loser_TE: T x E bytes, 1 where the expert loses, else
+/// 0; required in elimination, where it is the only result, and optional otherwise. A NaN on either
+/// side penalises nobody. A range of tokens is `middle_rows` of all three.
+///
+/// Returns the mask for select_top_k: loser_TE in elimination, else nobody, for whom it needs no
+/// mask: losers of a penalty have paid it in penalised_TE.
+///
+/// Throws Error for shapes, settings, a missing partner table, a workspace that is too small, or
+/// outputs that overlap other memory, before any write. No allocation. Thread-safe.
+template <class A, class Executor = SerialExecutor>
+EliminatedExperts apply_competition(detail::non_deduced_t<MatrixView<const A>> logits_TE,
+                                    const RivalTable& rivals, const Competition& competition,
+                                    MatrixView<A> penalised_TE, MatrixView<std::uint8_t> loser_TE,
+                                    Workspace workspace, const Executor& executor = {}) {
+  detail::check_accumulator<A>();
+  detail::check_executor<Executor>();
+  const char* where = "apply_competition";
+  const Index tokens = logits_TE.rows;
+  const Index experts = logits_TE.cols;
+  detail::check_num_experts(where, experts);
+  detail::check_matrix(where, "logits_TE", logits_TE, tokens, experts);
+  detail::check_matrix(where, "penalised_TE", penalised_TE, tokens, experts);
+  const auto active = detail::checked_competition<A>(where, competition, rivals, experts);
+  if (active.eliminate) {
+    detail::check_matrix(where, "loser_TE", loser_TE, tokens, experts);
+  } else {
+    detail::check_optional_matrix(where, "loser_TE", loser_TE, tokens, experts);
+  }
+  detail::check_overlaps(
+      where, detail::output("penalised_TE", penalised_TE), detail::output("loser_TE", loser_TE),
+      detail::in_place("logits_TE", logits_TE), detail::output("workspace", workspace));
+  const int workers = detail::checked_workers(where, executor);
+  detail::Arena arena(where, workspace, apply_competition_workspace<A>(experts, workers));
+
+  const auto carve = [&](detail::Arena& a) { return detail::carve_group<A>(a, experts, 1); };
+  const detail::PerWorker scratch(arena, workers, carve);
+  detail::for_each_group<A>(tokens, executor, workers, [&](int worker, Index first, Index count) {
+    const auto group = scratch(worker);
+    detail::kernels<A>().load_keys(logits_TE.row(first), logits_TE.row_stride, experts, count,
+                                   experts, group.keys_EL);
+    if (loser_TE.given()) {
+      detail::store_losers(group, experts, active, loser_TE.middle_rows(first, count));
+    }
+    const auto* ranked_EL =
+        active.eliminate ? group.keys_EL : detail::rank_group(group, experts, active);
+    detail::kernels<A>().store_penalised(group.keys_EL, ranked_EL, experts, count,
+                                         logits_TE.row(first), logits_TE.row_stride,
+                                         penalised_TE.row(first), penalised_TE.row_stride);
+  });
+  return active.eliminate ? EliminatedExperts(loser_TE) : EliminatedExperts();
+}
+
+}  // namespace GATEPRO_ABI
+}  // namespace gatepro
+
+#endif  // GATEPRO_ROUTING_COMPETITION_HPP

@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: MIT
+// Stage: the loads that plain top-k of the raw logits would give, for losses that ask for them.
+#ifndef GATEPRO_ROUTING_COUNT_UNPENALISED_HPP
+#define GATEPRO_ROUTING_COUNT_UNPENALISED_HPP
+
+#include <cstdint>
+
+#include "gatepro/balance/balance_counts.hpp"
+#include "gatepro/core/overlap.hpp"
+#include "gatepro/routing/scored_layout.hpp"
+
+namespace gatepro {
+namespace detail {
+inline namespace GATEPRO_ABI {
+
+/// The choice that nothing but the scores decides.
+inline SelectionRule plain_selection(ScoreFunction function, Index top_k) {
+  SelectionRule rule;
+  rule.top_k = top_k;
+  rule.scores.function = function;
+  rule.competition = Competition::off();
+  return rule;
+}
+
+/// Counts the choices of a group's tokens, but those of padding.
+template <class A>
+void count_group(const ScoredScratch<A>& mine, Index top_k,
+                 const VectorView<const std::uint8_t>& is_padding_T, Index first, Index tokens) {
+  const Index lanes = kernels<A>().lanes;
+  for (Index lane = 0; lane < tokens; ++lane) {
+    if (is_masked(is_padding_T, first + lane)) continue;
+    for (Index j = 0; j < top_k; ++j) {
+      ++mine.tokens_per_expert_E[mine.group.routing.top_ids_KL[j * lanes + lane]];
+    }
+  }
+}
+
+}  // namespace GATEPRO_ABI
+}  // namespace detail
+
+inline namespace GATEPRO_ABI {
+
+/// Bytes of workspace for count_unpenalised, whatever T is.
+template <class A>
+std::size_t count_unpenalised_workspace(Index num_experts, Index top_k, int workers = 1) {
+  return detail::scored_workspace<A>(
+      "count_unpenalised", num_experts,
+      detail::plain_selection(ScoreFunction::softmax_after_top_k, top_k), workers);
+}
+
+/// tokens_per_expert_E (E, overwritten) = the tokens that would choose each expert by score alone:
+/// no competition, no bias, no group limit, no capacity. Megatron-LM counts so for its losses; the
+/// counts of what is dispatched come with the routing. See CountSource.
+///
+/// logits_TE: T x E, before any penalty. `function` decides between scores that are equal though
+/// their logits are not, such as saturated sigmoids: the lower id wins. The counts are those of
+/// route_scored with competition off. is_padding_T: T bytes, nonzero for padding, or not given.
+///
+/// Throws Error for shapes, top_k, or a workspace below count_unpenalised_workspace(E, K,
+/// executor.workers()), before any write. Cost: a second selection of the experts. No allocation.
+/// Thread-safe. Counts do not depend on the executor.
+template <class L, class Executor = SerialExecutor>
+void count_unpenalised(MatrixView<L> logits_TE, ScoreFunction function, Index top_k,
+                       VectorView<const std::uint8_t> is_padding_T,
+                       VectorView<std::int64_t> tokens_per_expert_E, Workspace workspace,
+                       const Executor& executor = {}) {
+  using A = detail::value_t<L>;
+  detail::check_accumulator<A>();
+  detail::check_executor<Executor>();
+  const char* where = "count_unpenalised";
+  const Index tokens = logits_TE.rows;
+  const Index experts = logits_TE.cols;
+  detail::ActiveSelection<A> selection;
+  selection.rule = detail::plain_selection(function, top_k);
+  detail::check_selection<A>(where, selection.rule, experts);
+  detail::check_matrix(where, "logits_TE", logits_TE, tokens, experts);
+  detail::check_optional_vector(where, "is_padding_T", is_padding_T, tokens);
+  detail::check_vector(where, "tokens_per_expert_E", tokens_per_expert_E, experts);
+  detail::check_overlaps(where, detail::output("tokens_per_expert_E", tokens_per_expert_E),
+                         detail::output("workspace", workspace),
+                         detail::input("logits_TE", logits_TE),
+                         detail::input("is_padding_T", is_padding_T));
+  const int workers = detail::checked_workers(where, executor);
+  detail::Arena arena(where, workspace, count_unpenalised_workspace<A>(experts, top_k, workers));
+
+  const detail::ScoredLayout<A> layout(arena, experts, selection.rule, workers);
+  layout.begin(experts);
+  detail::for_each_group<A>(tokens, executor, workers, [&](int worker, Index first, Index count) {
+    const auto mine = layout.scratch(worker);
+    const auto* keys_EL = mine.group.routing.keys_EL;
+    detail::kernels<A>().load_keys(logits_TE.row(first), logits_TE.row_stride,
+                                   detail::row_room<A>(logits_TE, first, count), count, experts,
+                                   mine.group.routing.keys_EL);
+    detail::choose_group(mine.group, keys_EL, count, experts, selection);
+    detail::count_group(mine, top_k, is_padding_T, first, count);
+  });
+  layout.finish(tokens_per_expert_E);
+}
+
+}  // namespace GATEPRO_ABI
+}  // namespace gatepro
+
+#endif  // GATEPRO_ROUTING_COUNT_UNPENALISED_HPP

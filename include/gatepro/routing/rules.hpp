@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: MIT
+// The settings of a router: plain data, checked where they are used.
+#ifndef GATEPRO_ROUTING_RULES_HPP
+#define GATEPRO_ROUTING_RULES_HPP
+
+#include <cstdint>
+#include <optional>
+
+#include "gatepro/core/views.hpp"
+
+namespace gatepro {
+
+/// What happens to an expert whose logit is strictly below its rival's, or that loses a tie.
+enum class CompetitionMode {
+  off,        ///< Nothing: plain top-k routing, bit for bit.
+  penalty,    ///< It pays lambda before top-k and softmax (GatePro eq. 7-8).
+  eliminate,  ///< It ranks after every survivor and weighs 0: the limit lambda -> infinity.
+};
+
+/// Who loses where an expert's logit equals its rival's, as those of exact copies always do.
+enum class TieRule {
+  nobody_loses,     ///< The comparison is strict, as the paper's: copies never compete.
+  higher_id_loses,  ///< One of two copies loses, and the lower id survives.
+};
+
+/// The competition, applied per token to the original logits. May change between any two forwards.
+///
+/// The paper prints lambda = 1e-4, the default here, and describes losers as effectively
+/// eliminated. Both hold only where logits differ by less than 1e-4: PenaltyStatistics tells what
+/// a value does to your model, `eliminate()` is the described effect.
+struct Competition {
+  CompetitionMode mode = CompetitionMode::penalty;  ///< What a loser pays.
+  double lambda =
+      1e-4;  ///< The penalty, in units of the logits: finite, >= 0. Used in penalty mode.
+  TieRule ties = TieRule::nobody_loses;  ///< Who loses among equals. NaN equals nobody.
+
+  /// Plain top-k routing.
+  GATEPRO_ALWAYS_INLINE static constexpr Competition off() { return {CompetitionMode::off, 0}; }
+  /// Losers pay `lambda`.
+  GATEPRO_ALWAYS_INLINE static constexpr Competition penalty(double lambda) {
+    return {CompetitionMode::penalty, lambda};
+  }
+  /// Losers rank last and weigh exactly 0.
+  GATEPRO_ALWAYS_INLINE static constexpr Competition eliminate() {
+    return {CompetitionMode::eliminate, 0};
+  }
+
+  /// False if the routing equals plain top-k whatever the partners are.
+  GATEPRO_ALWAYS_INLINE constexpr bool active() const {
+    return mode == CompetitionMode::eliminate || (mode == CompetitionMode::penalty && lambda > 0);
+  }
+};
+
+/// How logits become scores.
+enum class ScoreFunction {
+  softmax_after_top_k,   ///< Softmax over the K selected logits: the paper's, eq. 3-4.
+  softmax_before_top_k,  ///< Softmax over all E logits.
+  sigmoid,               ///< 1 / (1 + exp(-l)) of each logit.
+  sqrt_softplus,         ///< sqrt(log(1 + exp(l))) of each logit.
+};
+
+/// What renormalised weights are divided by.
+enum class Renormalisation {
+  exact,      ///< Their sum, for any finite logits: weights add up to the scale also where scores,
+              ///< as numbers, underflow. A softmax over the logarithms of the scores.
+  published,  ///< Their sum + 1e-20, as Megatron-LM and DeepSeek-V3 have it: the weights of a token
+              ///< whose scores are that small fade out (eight logits of -50: a sum of 0.13).
+};
+
+/// How scores s of the selected become weights: scale * s / sum of the selected s, or scale * s
+/// without the quotient. The default is the paper's softmax.
+struct ScoreRule {
+  ScoreFunction function = ScoreFunction::softmax_after_top_k;  ///< From logits to scores.
+  bool renormalise = false;  ///< Divide by the sum; softmax_after_top_k has the sum 1 anyway.
+  double scale = 1;          ///< Routed scaling factor: finite, > 0.
+  Renormalisation renormalisation = Renormalisation::exact;  ///< If renormalised: by what.
+};
+
+/// Which sum of an expert group's best choice values ranks the group.
+enum class GroupScore {
+  share_of_top_k,  ///< The best top_k / groups_per_token, rounded down: Megatron-LM.
+  top_2,           ///< The best two: DeepSeek-V3.
+  best_n,          ///< The best GroupLimit::best; for 1 the largest: DeepSeek-V2.
+};
+
+/// Restricts each token to experts of a few groups. Group g holds the experts from g * E /
+/// num_groups on. Off by default.
+struct GroupLimit {
+  Index num_groups = 1;        ///< G: a divisor of E. 1 for no limit.
+  Index groups_per_token = 1;  ///< M, 1 <= M <= G; top_k <= M * E / G.
+  /// What ranks the groups. share_of_top_k needs M <= top_k, top_2 two experts in a group.
+  GroupScore score = GroupScore::share_of_top_k;
+  Index best = 1;  ///< n of GroupScore::best_n, 1 <= n <= E / G.
+
+  /// False if every expert is open to every token.
+  GATEPRO_ALWAYS_INLINE constexpr bool active() const { return num_groups > 1; }
+};
+
+/// Who competes with whom. The default is the paper's rule; the rest are its open ablations.
+struct Pairing {
+  Index partners_per_expert = 1;  ///< m: the m most similar experts are rivals. 1 <= m <= E - 1.
+  double min_similarity = -1;     ///< tau: a pair competes iff S >= tau; in [-1, 1], -1 for all.
+  bool both_sides = false;        ///< The loser of {i, j*(i)} pays, whoever named whom.
+  /// Whether the cache stores S, E x E, beside the partners. If not set: if E <= 8192, where S
+  /// takes 256 MiB in float.
+  std::optional<bool> keep_similarity{};
+
+  /// The answer for E experts.
+  GATEPRO_ALWAYS_INLINE constexpr bool keeps_similarity(Index num_experts) const {
+    return keep_similarity.value_or(num_experts <= 8192);
+  }
+};
+
+/// When the similarity cache recomputes itself from the router weights.
+struct RefreshSchedule {
+  /// The kinds of schedule.
+  enum class Kind {
+    every_n_steps,  ///< Due from `interval` steps after the last refresh.
+    on_demand,      ///< Never due: the trainer calls refresh_now or set_partners.
+    frozen,         ///< Due once, while there are no partners.
+  };
+  Kind kind = Kind::every_n_steps;  ///< The kind.
+  std::int64_t interval = 1;        ///< n of every_n_steps, in optimizer steps; >= 1.
+
+  /// Due at each new step.
+  GATEPRO_ALWAYS_INLINE static constexpr RefreshSchedule every_step() {
+    return {Kind::every_n_steps, 1};
+  }
+  /// Due when `n` steps have passed since the last refresh.
+  GATEPRO_ALWAYS_INLINE static constexpr RefreshSchedule every(std::int64_t n) {
+    return {Kind::every_n_steps, n};
+  }
+  /// Refreshed by explicit calls only.
+  GATEPRO_ALWAYS_INLINE static constexpr RefreshSchedule on_demand() {
+    return {Kind::on_demand, 1};
+  }
+  /// Refreshed at the first call, then kept.
+  GATEPRO_ALWAYS_INLINE static constexpr RefreshSchedule frozen() { return {Kind::frozen, 1}; }
+};
+
+/// How a token's experts and their weights follow from its logits. Experts rank by: in an allowed
+/// group, not NaN, survivor before loser, larger choice value (score plus bias), lower id.
+struct SelectionRule {
+  Index top_k = 0;            ///< K: experts per token, 1 <= K <= E.
+  ScoreRule scores{};         ///< From logits to weights.
+  GroupLimit groups{};        ///< Which experts may be chosen together.
+  Competition competition{};  ///< The rule for losers.
+
+  /// True if each token's weights are constants, as for one expert whose weight is normalised: then
+  /// no gradient reaches the logits through them.
+  GATEPRO_ALWAYS_INLINE constexpr bool constant_weights() const {
+    return top_k == 1 &&
+           (scores.renormalise || scores.function == ScoreFunction::softmax_after_top_k);
+  }
+};
+
+/// Everything that defines a Router.
+struct RouterConfig {
+  Index hidden_size = 0;      ///< H: columns of X and of W.
+  Index num_experts = 0;      ///< E: rows of W.
+  Index top_k = 0;            ///< K: experts per token, 1 <= K <= E.
+  Competition competition{};  ///< The rule for losers.
+  Pairing pairing{};          ///< The choice of rivals.
+  RefreshSchedule refresh{};  ///< When partners are recomputed.
+  /// Softmax over one selected expert is the constant 1, so with top_k = 1 the router learns
+  /// nothing from the weights. Router::backward without a gradient on the logits refuses that,
+  /// unless this says it is meant.
+  bool allow_zero_gradient = false;
+};
+
+}  // namespace gatepro
+
+#endif  // GATEPRO_ROUTING_RULES_HPP

@@ -1,0 +1,295 @@
+// SPDX-License-Identifier: MIT
+// Stage: the gradient of a scored routing's weights, in closed form.
+#ifndef GATEPRO_ROUTING_SCORES_BACKWARD_HPP
+#define GATEPRO_ROUTING_SCORES_BACKWARD_HPP
+
+#include <algorithm>
+#include <cstdint>
+
+#include "gatepro/core/overlap.hpp"
+#include "gatepro/core/product.hpp"
+#include "gatepro/routing/competition.hpp"
+#include "gatepro/routing/scored_layout.hpp"
+#include "gatepro/routing/scored_record.hpp"
+#include "gatepro/routing/softmax.hpp"
+
+namespace gatepro {
+namespace detail {
+
+/// The forward's results of T tokens, and the gradient that comes in.
+template <class A>
+struct ScoreGradientInput {
+  StridedView<const A> scores_TK;
+  StridedView<const A> dweights_TK;
+};
+
+inline namespace GATEPRO_ABI {
+
+/// True if experts that were not selected get a gradient, too: they share in the softmax.
+inline bool has_dense_gradient(const SelectionRule& rule) {
+  return rule.scores.function == ScoreFunction::softmax_before_top_k && !rule.scores.renormalise;
+}
+
+/// True if scores alone do not tell the gradient.
+inline bool gradient_needs_logits(const SelectionRule& rule) {
+  return has_dense_gradient(rule) || weighs_by_share(rule.scores) ||
+         rule.scores.function == ScoreFunction::sigmoid ||
+         rule.scores.function == ScoreFunction::sqrt_softplus;
+}
+
+/// Gradients of the selected logits of one token whose weights are shares w of the scores:
+/// scale (g_j - sum of w g) times the slope of w_j. Exactly 0 where w is, and g is not looked at
+/// there. NaNs where the scores are: an expert that was not selected may have spoilt them.
+template <class A>
+void shares_backward_row(const ScoredGroup<A>& group, const ScoreRule& rule,
+                         const ScoreGradientInput<A>& in, Index t, Index lane,
+                         const StridedView<A>& dselected_TK) {
+  const Index lanes = kernels<A>().lanes;
+  const A* shares_K = group.routing.weights_KL + lane;
+  const A* slopes_K = is_softmax(rule.function) ? shares_K : group.scores_KL + lane;
+  const A score = in.scores_TK(t, 0);
+  const bool nonfinite = key_of(score) == Order<A>::nan;
+  A mean = nonfinite ? score : A(0);
+  for (Index j = 0; j < in.scores_TK.cols; ++j) {
+    const A share = shares_K[j * lanes];
+    if (key_of(share) != 0) mean += product(share, in.dweights_TK(t, j));
+  }
+  const A scale = static_cast<A>(rule.scale);
+  for (Index j = 0; j < in.scores_TK.cols; ++j) {
+    const bool zero = !nonfinite && key_of(shares_K[j * lanes]) == 0;
+    dselected_TK(t, j) =
+        zero ? A(0) : scale * (slopes_K[j * lanes] * (in.dweights_TK(t, j) - mean));
+  }
+}
+
+/// dscores = scale (g_j - sum of w g) / q, with w = s / q and q = sum of s + 1e-20, if weights are
+/// renormalised as published; else scale g_j. Exactly 0 where the score is, and g is not looked at
+/// there.
+template <class A>
+void dscores_row(const ScoreGradientInput<A>& in, const ScoreRule& rule, Index t,
+                 const StridedView<A>& dscores_TK) {
+  const Index top_k = in.scores_TK.cols;
+  A quotient = 1, mean = 0;
+  if (rule.renormalise) {
+    quotient = 0;
+    for (Index j = 0; j < top_k; ++j) quotient += in.scores_TK(t, j);
+    quotient += A(1e-20);
+    for (Index j = 0; j < top_k; ++j) {
+      const A s = in.scores_TK(t, j);
+      if (key_of(s) != 0) mean += product(s / quotient, in.dweights_TK(t, j));
+    }
+  }
+  const A scale = static_cast<A>(rule.scale);
+  for (Index j = 0; j < top_k; ++j) {
+    const bool zero = key_of(in.scores_TK(t, j)) == 0;
+    dscores_TK(t, j) = zero ? A(0) : product(scale, (in.dweights_TK(t, j) - mean) / quotient);
+  }
+}
+
+/// From dscores to dlogits for one token, where each score follows from one logit. 0 stays 0, and
+/// NaN NaN.
+template <class A>
+void separate_scores_backward_row(const ScoredGroup<A>& group, const ScoreGradientInput<A>& in,
+                                  Index t, Index lane, const StridedView<A>& dselected_TK) {
+  for (Index j = 0; j < in.scores_TK.cols; ++j) {
+    const A score = in.scores_TK(t, j);
+    if (key_of(score) == 0) continue;
+    const bool nonfinite = key_of(score) == Order<A>::nan;
+    const A slope = nonfinite ? score : group.scores_KL[j * kernels<A>().lanes + lane];
+    dselected_TK(t, j) = product(dselected_TK(t, j), slope);
+  }
+}
+
+/// From dscores to dlogits for one token, where scores are a softmax over all: s_j dscores_j for
+/// the selected and, unless the quotient takes it away, -s_i sum of s dscores for all experts.
+template <class A>
+void full_softmax_backward_row(const ScoredGroup<A>& group, const typename Order<A>::Key* ranked_EL,
+                               const ScoreGradientInput<A>& in, Index t, Index lane,
+                               const StridedView<A>& dselected_TK,
+                               const MatrixView<A>& dlogits_TE) {
+  A sum = 0;
+  for (Index j = 0; j < in.scores_TK.cols; ++j) {
+    A& dselected = dselected_TK(t, j);
+    if (key_of(in.scores_TK(t, j)) != 0) dselected = product(dselected, in.scores_TK(t, j));
+    sum += dselected;
+  }
+  const Index lanes = kernels<A>().lanes;
+  for (Index e = 0; e < dlogits_TE.cols; ++e) {
+    const Index i = e * lanes + lane;
+    if (ranked_EL[i] > -Order<A>::infinity) dlogits_TE(t, e) -= product(group.scores_EL[i], sum);
+  }
+}
+
+/// The gradient of one token.
+template <class A>
+void scores_backward_row(const ScoredGroup<A>& group, const typename Order<A>::Key* ranked_EL,
+                         const SelectionRule& rule, const ScoreGradientInput<A>& in, Index t,
+                         Index lane, const StridedView<A>& dselected_TK,
+                         const MatrixView<A>& dlogits_TE) {
+  const ScoreFunction function = rule.scores.function;
+  if (weighs_by_share(rule.scores)) {
+    shares_backward_row(group, rule.scores, in, t, lane, dselected_TK);
+  } else if (function == ScoreFunction::softmax_after_top_k) {
+    softmax_backward_row<A>(in.scores_TK, in.dweights_TK, t, &dselected_TK(t, 0),
+                            dselected_TK.col_stride);
+    for (Index j = 0; j < rule.top_k; ++j) {
+      A& dselected = dselected_TK(t, j);
+      dselected = product(dselected, static_cast<A>(rule.scores.scale));
+    }
+  } else {
+    dscores_row(in, rule.scores, t, dselected_TK);
+    if (function == ScoreFunction::softmax_before_top_k) {
+      full_softmax_backward_row(group, ranked_EL, in, t, lane, dselected_TK,
+                                has_dense_gradient(rule) ? dlogits_TE : MatrixView<A>());
+    } else {
+      separate_scores_backward_row(group, in, t, lane, dselected_TK);
+    }
+  }
+}
+
+/// The gradient of a group, after prepare_scores_backward. Exactly 0 for choices that do not count.
+template <class A, class Id>
+void scores_backward_group(const ScoredGroup<A>& group, const typename Order<A>::Key* ranked_EL,
+                           const SelectionRule& rule, const ScoreGradientInput<A>& in,
+                           const Choices<Id>& choices, Index first, Index tokens,
+                           const StridedView<A>& dselected_TK, const MatrixView<A>& dlogits_TE) {
+  for (Index lane = 0; lane < tokens; ++lane) {
+    const Index t = first + lane;
+    if (!is_masked(choices.is_padding_T, t)) {
+      scores_backward_row(group, ranked_EL, rule, in, t, lane, dselected_TK, dlogits_TE);
+    }
+    for (Index j = 0; j < rule.top_k; ++j) {
+      if (!counts(choices, t, j)) dselected_TK(t, j) = 0;
+    }
+  }
+}
+
+/// What the gradient of a group needs to know of its logits: scores of all experts, or of the
+/// selected the slopes in scores_KL, and the shares in routing.weights_KL. Returns the ranked keys,
+/// null if nothing is needed.
+template <class A, class Id>
+const typename Order<A>::Key* prepare_scores_backward(
+    const ScoredGroup<A>& group, const SelectionRule& rule, const ActiveCompetition<A>& competition,
+    const MatrixView<const A>& logits_TE, const Choices<Id>& choices,
+    const StridedView<const std::uint8_t>& penalised_TK, Index first, Index tokens) {
+  if (!gradient_needs_logits(rule)) return nullptr;
+  const Index experts = logits_TE.cols;
+  kernels<A>().load_keys(logits_TE.row(first), logits_TE.row_stride,
+                         row_room(logits_TE, first, tokens), tokens, experts,
+                         group.routing.keys_EL);
+  const auto* ranked_EL =
+      rank_by_record(group, experts, competition, choices, penalised_TK, first, tokens);
+  if (has_dense_gradient(rule)) {
+    score_kernels<A>().scores(ranked_EL, experts, rule.scores.function, group.scores_EL,
+                              group.sum_L, nullptr);
+    return ranked_EL;
+  }
+  gather_selected(group.routing, rule.top_k, ranked_EL, group.selected_KL);
+  lower_missing(group, choices, first, tokens);
+  if (weighs_by_share(rule.scores)) {
+    score_kernels<A>().shares(group.selected_KL, rule.top_k, rule.scores.function,
+                              group.routing.weights_KL, group.scores_KL);
+  } else {
+    score_kernels<A>().slopes(group.selected_KL, rule.top_k, rule.scores.function, group.scores_KL);
+  }
+  return ranked_EL;
+}
+
+}  // namespace GATEPRO_ABI
+}  // namespace detail
+
+inline namespace GATEPRO_ABI {
+
+/// Bytes of workspace for scores_backward, whatever T is.
+template <class A>
+std::size_t scores_backward_workspace(Index num_experts, const SelectionRule& rule,
+                                      int workers = 1) {
+  return detail::scored_workspace<A>("scores_backward", num_experts, rule, workers);
+}
+
+/// The gradient of route_scored and replay_scored with respect to the logits. With g the gradient
+/// of the weights times rule.scores.scale, s the scores, w the weights before the scale, and sums
+/// over the selected:
+///
+///   softmax_after_top_k    s_j (g_j - sum of s g)
+///   softmax_before_top_k   s_j g_j, and -s_i sum of s g for every expert i
+///   sigmoid                g_j s_j (1 - s_j)
+///   sqrt_softplus          g_j sigmoid(l_j) / (2 s_j)
+/// renormalised
+///   softmax_before_top_k   w_j (g_j - sum of w g)
+///   sigmoid                the same times 1 - s_j
+///   sqrt_softplus          the same times sigmoid(l_j) / (2 s_j^2)
+///   as published           with q = sum of s + 1e-20: that without the quotient, with
+///                          (g_j - sum of w g) / q for g_j
+///
+/// l are the penalised logits: the penalty is piecewise constant, so their gradient is that of the
+/// logits, and none reaches the similarity, the bias or the groups. Products and quotients are
+/// taken so that none underflows before the gradient does. With softmax_before_top_k the effect of
+/// the 1e-20 on experts that were not selected is left out.
+///
+/// logits_TE, rivals, rule, is_padding_T: as in the forward. expert_ids_TK, penalised_TK,
+/// scores_TK: what it wrote; penalised_TK may be not given, as in replay_scored. dweights_TK: T x
+/// K. dselected_logits_TK: T x K, overwritten, for gate_backward_tokens and gate_backward_weights;
+/// it may be dweights_TK. dlogits_TE: T x E, added to; required for softmax_before_top_k without
+/// renormalisation, and otherwise not touched. A score of exactly 0 (renormalised: a weight of
+/// exactly 0) gets a gradient of exactly 0, as do padded tokens, whatever dweights_TK holds there.
+/// A token with NaN scores gives NaN gradients.
+///
+/// Throws Error for shapes, settings, missing partners, ids out of range, outputs at the same
+/// address or a workspace that is too small, before any write. No allocation. Thread-safe. A
+/// token's bits depend on nothing but its own row. Closed forms as in NVIDIA's TransformerEngine.
+template <class A, class Id, class Executor = SerialExecutor>
+void scores_backward(detail::non_deduced_t<MatrixView<const A>> logits_TE, const RivalTable& rivals,
+                     const SelectionRule& rule, StridedView<Id> expert_ids_TK,
+                     StridedView<const std::uint8_t> penalised_TK,
+                     detail::non_deduced_t<StridedView<const A>> scores_TK,
+                     VectorView<const std::uint8_t> is_padding_T,
+                     detail::non_deduced_t<StridedView<const A>> dweights_TK,
+                     StridedView<A> dselected_logits_TK,
+                     detail::non_deduced_t<MatrixView<A>> dlogits_TE, Workspace workspace,
+                     const Executor& executor = {}) {
+  detail::check_accumulator<A>();
+  detail::check_id_type<detail::value_t<Id>>();
+  detail::check_executor<Executor>();
+  const char* where = "scores_backward";
+  const Index tokens = logits_TE.rows;
+  const Index experts = logits_TE.cols;
+  detail::check_selection<A>(where, rule, experts);
+  detail::need(!detail::has_dense_gradient(rule) || dlogits_TE.given() || tokens == 0, where,
+               "a dlogits_TE: softmax_before_top_k reaches all experts");
+  detail::check_matrix(where, "logits_TE", logits_TE, tokens, experts);
+  detail::check_strided(where, "expert_ids_TK", expert_ids_TK, tokens, rule.top_k);
+  detail::check_optional_strided(where, "penalised_TK", penalised_TK, tokens, rule.top_k);
+  detail::check_strided(where, "scores_TK", scores_TK, tokens, rule.top_k);
+  detail::check_optional_vector(where, "is_padding_T", is_padding_T, tokens);
+  detail::check_strided(where, "dweights_TK", dweights_TK, tokens, rule.top_k);
+  detail::check_strided(where, "dselected_logits_TK", dselected_logits_TK, tokens, rule.top_k);
+  detail::check_optional_matrix(where, "dlogits_TE", dlogits_TE, tokens, experts);
+  detail::check_overlaps(
+      where, detail::output("dselected_logits_TK", dselected_logits_TK),
+      detail::output("dlogits_TE", dlogits_TE), detail::output("workspace", workspace),
+      detail::input("logits_TE", logits_TE), detail::input("expert_ids_TK", expert_ids_TK),
+      detail::input("penalised_TK", penalised_TK), detail::input("scores_TK", scores_TK),
+      detail::input("is_padding_T", is_padding_T), detail::in_place("dweights_TK", dweights_TK));
+  const auto competition = detail::checked_competition<A>(where, rule.competition, rivals, experts);
+  const int workers = detail::checked_workers(where, executor);
+  detail::Arena arena(where, workspace, scores_backward_workspace<A>(experts, rule, workers));
+  const detail::Choices<Id> choices{expert_ids_TK, is_padding_T};
+  detail::check_choices(where, "expert_ids_TK", choices, experts);
+
+  const detail::ScoredLayout<A> layout(arena, experts, rule, workers);
+  const detail::ScoreGradientInput<A> in{scores_TK, dweights_TK};
+  detail::for_each_group<A>(tokens, executor, workers, [&](int worker, Index first, Index count) {
+    const detail::ScoredGroup<A> group = layout.scratch(worker).group;
+    detail::load_recorded_ids(group, choices, first, count);
+    const auto* ranked_EL = detail::prepare_scores_backward<A>(group, rule, competition, logits_TE,
+                                                               choices, penalised_TK, first, count);
+    detail::scores_backward_group(group, ranked_EL, rule, in, choices, first, count,
+                                  dselected_logits_TK, dlogits_TE);
+  });
+}
+
+}  // namespace GATEPRO_ABI
+}  // namespace gatepro
+
+#endif  // GATEPRO_ROUTING_SCORES_BACKWARD_HPP

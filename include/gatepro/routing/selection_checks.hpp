@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: MIT
+// The checks of a SelectionRule.
+#ifndef GATEPRO_ROUTING_SELECTION_CHECKS_HPP
+#define GATEPRO_ROUTING_SELECTION_CHECKS_HPP
+
+#include "gatepro/core/checks.hpp"
+#include "gatepro/core/order.hpp"
+#include "gatepro/routing/rules.hpp"
+
+namespace gatepro {
+namespace detail {
+inline namespace GATEPRO_ABI {
+
+/// How many of a group's best experts its score sums.
+inline Index experts_per_group_score(const SelectionRule& rule) {
+  if (rule.groups.score == GroupScore::top_2) return 2;
+  if (rule.groups.score == GroupScore::best_n) return rule.groups.best;
+  return rule.top_k / rule.groups.groups_per_token;
+}
+
+inline void check_group_limit(const char* where, const SelectionRule& rule, Index experts) {
+  const GroupLimit& groups = rule.groups;
+  need(groups.num_groups >= 1 && groups.num_groups <= experts, where,
+       "1 <= num_groups <= num_experts",
+       {{"num_groups", groups.num_groups}, {"num_experts", experts}});
+  if (!groups.active()) return;
+  need(experts % groups.num_groups == 0, where, "num_experts a multiple of num_groups",
+       {{"num_experts", experts}, {"num_groups", groups.num_groups}});
+  need(groups.groups_per_token >= 1 && groups.groups_per_token <= groups.num_groups, where,
+       "1 <= groups_per_token <= num_groups",
+       {{"groups_per_token", groups.groups_per_token}, {"num_groups", groups.num_groups}});
+  const Index group_size = experts / groups.num_groups;
+  need(rule.top_k <= groups.groups_per_token * group_size, where,
+       "top_k <= groups_per_token * num_experts / num_groups",
+       {{"top_k", rule.top_k},
+        {"groups_per_token", groups.groups_per_token},
+        {"num_experts", experts},
+        {"num_groups", groups.num_groups}});
+  need(groups.score != GroupScore::share_of_top_k || rule.top_k >= groups.groups_per_token, where,
+       "groups_per_token <= top_k to rank groups by share_of_top_k",
+       {{"groups_per_token", groups.groups_per_token}, {"top_k", rule.top_k}});
+  need(groups.score != GroupScore::top_2 || group_size >= 2, where,
+       "two experts in a group to rank groups by top_2",
+       {{"num_experts", experts}, {"num_groups", groups.num_groups}});
+  need(groups.score != GroupScore::best_n || (groups.best >= 1 && groups.best <= group_size), where,
+       "1 <= best <= num_experts / num_groups to rank groups by best_n",
+       {{"best", groups.best}, {"num_experts", experts}, {"num_groups", groups.num_groups}});
+}
+
+/// Everything but the competition, for results in A.
+template <class A>
+void check_selection(const char* where, const SelectionRule& rule, Index experts) {
+  check_num_experts(where, experts);
+  check_top_k(where, rule.top_k, experts);
+  check_group_limit(where, rule, experts);
+  const A scale = static_cast<A>(rule.scores.scale);
+  need(is_finite(rule.scores.scale) && is_finite(scale) && key_of(scale) > 0, where,
+       "scale finite and > 0", {{"scale", rule.scores.scale}});
+}
+
+}  // namespace GATEPRO_ABI
+}  // namespace detail
+}  // namespace gatepro
+
+#endif  // GATEPRO_ROUTING_SELECTION_CHECKS_HPP

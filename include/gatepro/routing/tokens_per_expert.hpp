@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: MIT
+// Stage: how many tokens each expert was selected for.
+#ifndef GATEPRO_ROUTING_TOKENS_PER_EXPERT_HPP
+#define GATEPRO_ROUTING_TOKENS_PER_EXPERT_HPP
+
+#include <algorithm>
+#include <cstdint>
+
+#include "gatepro/core/overlap.hpp"
+#include "gatepro/routing/choices.hpp"
+
+namespace gatepro {
+inline namespace GATEPRO_ABI {
+
+/// tokens_per_expert_E[e] += number of choices of expert e in expert_ids_TK (T x K, any strides, -1
+/// for none).
+///
+/// It adds, so that ranges of tokens can be counted one after the other: zero the counts first.
+/// Throws Error for shapes or an id outside [0, E), before any write. No allocation.
+template <class Id>
+void add_tokens_per_expert(StridedView<Id> expert_ids_TK,
+                           VectorView<std::int64_t> tokens_per_expert_E) {
+  detail::check_id_type<detail::value_t<Id>>();
+  const char* where = "add_tokens_per_expert";
+  detail::check_num_experts(where, tokens_per_expert_E.size);
+  detail::check_vector(where, "tokens_per_expert_E", tokens_per_expert_E, tokens_per_expert_E.size);
+  detail::check_strided(where, "expert_ids_TK", expert_ids_TK, expert_ids_TK.rows,
+                        expert_ids_TK.cols);
+  detail::check_overlaps(where, detail::output("tokens_per_expert_E", tokens_per_expert_E),
+                         detail::input("expert_ids_TK", expert_ids_TK));
+  const detail::Choices<Id> choices{expert_ids_TK};
+  detail::check_choices(where, "expert_ids_TK", choices, tokens_per_expert_E.size);
+  detail::for_each_choice(choices, false, [&](Index, Index, Index e) { ++tokens_per_expert_E[e]; });
+}
+
+/// Experts that got no token in a step: the paper's zero token count.
+inline Index zero_token_experts(VectorView<const std::int64_t> tokens_per_expert_E) {
+  return std::count(tokens_per_expert_E.data, tokens_per_expert_E.data + tokens_per_expert_E.size,
+                    std::int64_t{0});
+}
+
+/// MaxVio, max / mean - 1 of the loads: 0 for a perfect balance. 0 if nothing was routed.
+inline double max_violation(VectorView<const std::int64_t> tokens_per_expert_E) {
+  std::int64_t total = 0;
+  std::int64_t largest = 0;
+  for (Index e = 0; e < tokens_per_expert_E.size; ++e) {
+    total += tokens_per_expert_E[e];
+    largest = (std::max)(largest, tokens_per_expert_E[e]);
+  }
+  if (total == 0) return 0;
+  return static_cast<double>(largest) * static_cast<double>(tokens_per_expert_E.size) /
+             static_cast<double>(total) -
+         1;
+}
+
+}  // namespace GATEPRO_ABI
+}  // namespace gatepro
+
+#endif  // GATEPRO_ROUTING_TOKENS_PER_EXPERT_HPP

@@ -1,0 +1,417 @@
+// SPDX-License-Identifier: MIT
+// Tokens to rows and back, and the gradients of both, against loops in double.
+#include <gatepro/dispatch/permute.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "gatepro/dispatch/plan.hpp"
+#include "support/data.hpp"
+#include "support/executors.hpp"
+#include "support/type_names.hpp"
+
+namespace {
+
+using gatepro::Index;
+using gatepro::MatrixView;
+using gatepro::RowMatrix;
+using gatepro::strided_view;
+using gatepro::StridedView;
+using gatepro::VectorView;
+using gatepro::view;
+
+constexpr Index none = -1;
+
+/// A plan of random choices, some of which are dropped, with gaps between experts.
+template <class Id>
+struct Plan {
+  Plan(Index tokens, Index experts, Index top_k, std::uint64_t seed) : row_TK(tokens, top_k) {
+    const auto ids_TK = data::random_ids<std::int32_t>(tokens, experts, top_k, seed);
+    RowMatrix<std::uint8_t> kept_TK(tokens, top_k);
+    for (Index i = 0; i < kept_TK.size(); ++i) {
+      kept_TK.data()[i] = data::random_below(5, seed + 1, std::uint64_t(i)) == 0 ? 0 : 1;
+    }
+    const gatepro::DispatchRule rule{gatepro::DispatchOrder::token_major, 3};
+    rows = gatepro::max_dispatch_rows(tokens, top_k, experts, rule);
+    choice_of_row.resize(static_cast<std::size_t>(rows));
+    token_of_row.resize(static_cast<std::size_t>(rows));
+    gatepro::DispatchPlan<Id> plan;
+    plan.choice_of_row_N = choice_of_row;
+    plan.token_of_row_N = token_of_row;
+    plan.row_TK = strided_view(row_TK);
+    auto memory = data::scratch(gatepro::plan_dispatch_workspace(experts));
+    gatepro::plan_dispatch(strided_view(ids_TK), strided_view(kept_TK), {}, experts, rule, plan,
+                           memory);
+  }
+  Index token(Index r) const { return some(token_of_row[static_cast<std::size_t>(r)]); }
+  Index row(Index t, Index j) const { return some(row_TK(t, j)); }
+  static Index some(Id id) { return id == static_cast<Id>(-1) ? none : static_cast<Index>(id); }
+
+  Index rows;
+  std::vector<Id> choice_of_row, token_of_row;
+  RowMatrix<Id> row_TK;
+};
+
+/// The scalar of tokens and rows, and the id type of the plan.
+template <class Tokens, class Ids>
+struct Types {
+  using X = Tokens;
+  using Id = Ids;
+  using A = gatepro::accumulator_t<X>;
+};
+struct Names {
+  template <class T>
+  static std::string GetName(int) {
+    return TypeNames::GetName<typename T::X>(0) + "_" + TypeNames::GetName<typename T::Id>(0);
+  }
+};
+
+template <class T>
+class PermuteTest : public ::testing::Test {};
+using AllTypes =
+    ::testing::Types<Types<float, std::int32_t>, Types<double, std::int64_t>,
+                     Types<gatepro::bfloat16, std::uint64_t>, Types<gatepro::half, std::int32_t>>;
+TYPED_TEST_SUITE(PermuteTest, AllTypes, Names);
+
+constexpr Index widths[] = {0, 1, 3, 16, 37, 255, 256, 300, 513};
+
+TYPED_TEST(PermuteTest, CopiesBitsAndFillsGapsWithZeros) {
+  using X = typename TypeParam::X;
+  for (Index hidden : widths) {
+    const Plan<typename TypeParam::Id> plan(70, 6, 3, 1);
+    const auto x_TH = data::random_matrix<X>(70, hidden, 2);
+    RowMatrix<X> want(plan.rows, hidden);
+    Index gaps = 0;
+    for (Index r = 0; r < plan.rows; ++r) {
+      gaps += plan.token(r) == none ? 1 : 0;
+      for (Index c = 0; c < hidden; ++c) {
+        want(r, c) = plan.token(r) == none ? X(0.0F) : x_TH(plan.token(r), c);
+      }
+    }
+    ASSERT_GT(gaps, 0);
+    data::GuardedMatrix<X> rows_NH(plan.rows, hidden, 5);
+    gatepro::permute(view(x_TH), VectorView<const typename TypeParam::Id>(plan.token_of_row),
+                     rows_NH.view(), ThreadExecutor(3));
+    EXPECT_TRUE(data::same_bits(rows_NH.values(), want)) << hidden;
+    EXPECT_TRUE(rows_NH.intact());
+  }
+}
+
+TYPED_TEST(PermuteTest, BackwardAddsEachTokensRows) {
+  using A = typename TypeParam::A;
+  for (Index hidden : widths) {
+    const Plan<typename TypeParam::Id> plan(70, 6, 3, 3);
+    const auto drows_NH = data::random_matrix<A>(plan.rows, hidden, 4);
+    const auto start = data::random_matrix<A>(70, hidden, 5);
+    RowMatrix<A> want = start;
+    for (Index t = 0; t < 70; ++t) {
+      for (Index j = 0; j < 3; ++j) {
+        if (plan.row(t, j) != none) want.row(t) += drows_NH.row(plan.row(t, j));
+      }
+    }
+    data::GuardedMatrix<A> dx_TH(start, 3);
+    gatepro::permute_backward(strided_view(plan.row_TK), view(drows_NH), dx_TH.view());
+    EXPECT_TRUE(data::same_bits(dx_TH.values(), want)) << hidden;
+    EXPECT_TRUE(dx_TH.intact());
+  }
+}
+
+TYPED_TEST(PermuteTest, CombineAddsWeightedRows) {
+  using A = typename TypeParam::A;
+  for (Index hidden : widths) {
+    const Plan<typename TypeParam::Id> plan(70, 6, 3, 6);
+    const auto rows_NH = data::random_matrix<typename TypeParam::X>(plan.rows, hidden, 7);
+    const auto weights_TK = data::random_matrix<A>(70, 3, 8);
+    const auto start = data::random_matrix<A>(70, hidden, 9);
+    data::GuardedMatrix<A> y_TH(start, 3);
+    gatepro::combine(view(rows_NH), strided_view(plan.row_TK), strided_view(weights_TK),
+                     y_TH.view());
+    const RowMatrix<A> got = y_TH.values();
+    for (Index t = 0; t < 70; ++t) {
+      for (Index c = 0; c < hidden; ++c) {
+        double want = double(start(t, c));
+        for (Index j = 0; j < 3; ++j) {
+          if (plan.row(t, j) == none) continue;
+          want += double(weights_TK(t, j)) * double(rows_NH(plan.row(t, j), c));
+        }
+        ASSERT_NEAR(double(got(t, c)), want, 8 * double(std::numeric_limits<A>::epsilon()));
+      }
+    }
+    EXPECT_TRUE(y_TH.intact());
+  }
+}
+
+TYPED_TEST(PermuteTest, CombineBackwardGivesBothGradients) {
+  using A = typename TypeParam::A;
+  for (Index hidden : widths) {
+    const Plan<typename TypeParam::Id> plan(70, 6, 3, 10);
+    const auto rows_NH = data::random_matrix<typename TypeParam::X>(plan.rows, hidden, 11);
+    const auto weights_TK = data::random_matrix<A>(70, 3, 12);
+    const auto dy_TH = data::random_matrix<A>(70, hidden, 13);
+    const auto start_rows = data::random_matrix<A>(plan.rows, hidden, 14);
+    const auto start_weights = data::random_matrix<A>(70, 3, 15);
+
+    data::GuardedMatrix<A> drows(start_rows, 3);
+    gatepro::combine_backward_rows(VectorView<const typename TypeParam::Id>(plan.choice_of_row),
+                                   strided_view(weights_TK), view(dy_TH), drows.view());
+    RowMatrix<A> dweights = start_weights;
+    gatepro::combine_backward_weights(view(rows_NH), strided_view(plan.row_TK), view(dy_TH),
+                                      strided_view(dweights));
+    const double eps = double(std::numeric_limits<A>::epsilon());
+    reference::Matrix want = data::to_reference(start_rows);
+    for (Index t = 0; t < 70; ++t) {
+      for (Index j = 0; j < 3; ++j) {
+        double dot = double(start_weights(t, j));
+        const Index r = plan.row(t, j);
+        for (Index c = 0; c < hidden && r != none; ++c) {
+          dot += double(dy_TH(t, c)) * double(rows_NH(r, c));
+          want[std::size_t(r)][std::size_t(c)] += double(weights_TK(t, j)) * double(dy_TH(t, c));
+        }
+        ASSERT_NEAR(double(dweights(t, j)), dot, 2 * eps * double(hidden + 4));
+      }
+    }
+    const RowMatrix<A> got = drows.values();
+    for (Index r = 0; r < plan.rows; ++r) {
+      for (Index c = 0; c < hidden; ++c) {
+        ASSERT_NEAR(double(got(r, c)), data::at(want, r, c), 4 * eps);
+      }
+    }
+    EXPECT_TRUE(drows.intact());
+  }
+}
+
+TYPED_TEST(PermuteTest, BitsDoNotDependOnThreadsOrRanges) {
+  using A = typename TypeParam::A;
+  using Id = typename TypeParam::Id;
+  constexpr Index tokens = 200, hidden = 37, top_k = 4, first = 71;
+  const Plan<Id> plan(tokens, 9, top_k, 16);
+  const auto rows_NH = data::random_matrix<typename TypeParam::X>(plan.rows, hidden, 17);
+  const auto weights_TK = data::random_matrix<A>(tokens, top_k, 18);
+  const auto dy_TH = data::random_matrix<A>(tokens, hidden, 19);
+  const auto start = data::random_matrix<A>(tokens, hidden, 20);
+  const auto row_TK = strided_view(plan.row_TK);
+  const auto w = strided_view(weights_TK);
+  const auto drows_start = data::random_matrix<A>(plan.rows, hidden, 21);
+  const VectorView<const Id> choices(plan.choice_of_row);
+
+  RowMatrix<A> y = start, dx = start, dw = weights_TK, drows = drows_start;
+  gatepro::combine(view(rows_NH), row_TK, w, view(y));
+  gatepro::permute_backward(row_TK, view(drows_start), view(dx));
+  gatepro::combine_backward_weights(view(rows_NH), row_TK, view(dy_TH), strided_view(dw));
+  gatepro::combine_backward_rows(choices, w, view(dy_TH), view(drows));
+  for (int workers : {2, 5}) {
+    const ThreadExecutor executor(workers);
+    RowMatrix<A> y2 = start, dx2 = start, dw2 = weights_TK, drows2 = drows_start;
+    gatepro::combine(view(rows_NH), row_TK, w, view(y2), executor);
+    gatepro::permute_backward(row_TK, view(drows_start), view(dx2), executor);
+    gatepro::combine_backward_weights(view(rows_NH), row_TK, view(dy_TH), strided_view(dw2),
+                                      executor);
+    gatepro::combine_backward_rows(choices, w, view(dy_TH), view(drows2), executor);
+    EXPECT_TRUE(data::same_bits(y, y2));
+    EXPECT_TRUE(data::same_bits(dx, dx2));
+    EXPECT_TRUE(data::same_bits(dw, dw2));
+    EXPECT_TRUE(data::same_bits(drows, drows2));
+  }
+  RowMatrix<A> y3 = start, dw3 = weights_TK;
+  for (auto [from, count] : {std::pair(Index{0}, first), std::pair(first, tokens - first)}) {
+    gatepro::combine(view(rows_NH), row_TK.middle_rows(from, count), w.middle_rows(from, count),
+                     view(y3).middle_rows(from, count));
+    gatepro::combine_backward_weights(view(rows_NH), row_TK.middle_rows(from, count),
+                                      view(dy_TH).middle_rows(from, count),
+                                      strided_view(dw3).middle_rows(from, count));
+  }
+  EXPECT_TRUE(data::same_bits(y, y3));
+  EXPECT_TRUE(data::same_bits(dw, dw3));
+}
+
+// 16-bit rows are their widened floats.
+TYPED_TEST(PermuteTest, NarrowRowsGiveTheBitsOfWidenedOnes) {
+  using A = typename TypeParam::A;
+  const Plan<typename TypeParam::Id> plan(60, 5, 2, 22);
+  const auto rows_NH = data::random_matrix<typename TypeParam::X>(plan.rows, 41, 23);
+  const RowMatrix<A> wide_NH = rows_NH.template cast<A>();
+  const auto weights_TK = data::random_matrix<A>(60, 2, 24);
+  const auto dy_TH = data::random_matrix<A>(60, 41, 25);
+  RowMatrix<A> y = dy_TH, y_wide = dy_TH, dw = weights_TK, dw_wide = weights_TK;
+  const auto row_TK = strided_view(plan.row_TK);
+  gatepro::combine(view(rows_NH), row_TK, strided_view(weights_TK), view(y));
+  gatepro::combine(view(wide_NH), row_TK, strided_view(weights_TK), view(y_wide));
+  gatepro::combine_backward_weights(view(rows_NH), row_TK, view(dy_TH), strided_view(dw));
+  gatepro::combine_backward_weights(view(wide_NH), row_TK, view(dy_TH), strided_view(dw_wide));
+  EXPECT_TRUE(data::same_bits(y, y_wide));
+  EXPECT_TRUE(data::same_bits(dw, dw_wide));
+}
+
+// A loser in elimination weighs exactly 0: its expert need not have computed anything.
+TYPED_TEST(PermuteTest, AWeightOfZeroTouchesNoRow) {
+  using A = typename TypeParam::A;
+  using Id = typename TypeParam::Id;
+  const A nan = std::numeric_limits<A>::quiet_NaN();
+  RowMatrix<A> rows_NH = RowMatrix<A>::Ones(2, 5);
+  rows_NH.row(1).setConstant(nan);
+  RowMatrix<Id> row_TK(1, 2);
+  row_TK << Id(0), Id(1);
+  for (A zero : {A(0), -A(0)}) {
+    RowMatrix<A> weights_TK(1, 2);
+    weights_TK << A(0.5), zero;
+    RowMatrix<A> y_TH = RowMatrix<A>::Ones(1, 5);
+    gatepro::combine(view(rows_NH), strided_view(row_TK), strided_view(weights_TK), view(y_TH));
+    EXPECT_TRUE((y_TH.array() == A(1.5)).all());
+
+    const RowMatrix<A> dy_TH = RowMatrix<A>::Constant(1, 5, nan);
+    const std::vector<Id> choice_of_row{Id(0), Id(1)};
+    RowMatrix<A> drows_NH = RowMatrix<A>::Ones(2, 5);
+    gatepro::combine_backward_rows(VectorView<const Id>(choice_of_row), strided_view(weights_TK),
+                                   view(dy_TH), view(drows_NH));
+    EXPECT_TRUE(drows_NH.row(0).array().isNaN().all());
+    EXPECT_TRUE((drows_NH.row(1).array() == 1).all());
+  }
+}
+
+TYPED_TEST(PermuteTest, AnInfinityIsMultipliedOnlyWhereItStands) {
+  using A = typename TypeParam::A;
+  using Id = typename TypeParam::Id;
+  for (Index hidden : {300, 303}) {
+    RowMatrix<A> rows_NH = RowMatrix<A>::Ones(1, hidden);
+    rows_NH(0, 45) = rows_NH(0, 47) = data::infinity<A>();
+    const RowMatrix<Id> row_TK = RowMatrix<Id>::Zero(1, 1);
+    const RowMatrix<A> dy_TH = RowMatrix<A>::Ones(1, hidden);
+    RowMatrix<A> dweights_TK = RowMatrix<A>::Zero(1, 1);
+    gatepro::combine_backward_weights(view(rows_NH), strided_view(row_TK), view(dy_TH),
+                                      strided_view(dweights_TK));
+    EXPECT_EQ(dweights_TK(0, 0), data::infinity<A>());
+  }
+}
+
+// The loss is <g, y> with y = combine(permute(x)): every gradient, by finite differences.
+TEST(PermuteGradient, AgainstFiniteDifferences) {
+  constexpr Index tokens = 9, hidden = 5, top_k = 2;
+  const Plan<std::int64_t> plan(tokens, 4, top_k, 30);
+  RowMatrix<double> x = data::random_matrix<double>(tokens, hidden, 31);
+  RowMatrix<double> weights = data::random_matrix<double>(tokens, top_k, 32);
+  const auto g = data::random_matrix<double>(tokens, hidden, 33);
+  const auto row_TK = strided_view(plan.row_TK);
+  RowMatrix<double> rows(plan.rows, hidden);
+  const auto loss = [&] {
+    gatepro::permute(view(x), VectorView<const std::int64_t>(plan.token_of_row), view(rows));
+    rows = rows.array().sin();  // the experts
+    RowMatrix<double> y = RowMatrix<double>::Zero(tokens, hidden);
+    gatepro::combine(view(rows), row_TK, strided_view(weights), view(y));
+    return (g.array() * y.array()).sum();
+  };
+  loss();
+  RowMatrix<double> drows = RowMatrix<double>::Zero(plan.rows, hidden);
+  gatepro::combine_backward_rows(VectorView<const std::int64_t>(plan.choice_of_row),
+                                 strided_view(weights), view(g), view(drows));
+  RowMatrix<double> dweights = RowMatrix<double>::Zero(tokens, top_k);
+  gatepro::combine_backward_weights(view(rows), row_TK, view(g), strided_view(dweights));
+  gatepro::permute(view(x), VectorView<const std::int64_t>(plan.token_of_row), view(rows));
+  drows.array() *= rows.array().cos();
+  RowMatrix<double> dx = RowMatrix<double>::Zero(tokens, hidden);
+  gatepro::permute_backward(row_TK, view(drows), view(dx));
+
+  const auto expect_slope = [&](double& value, double gradient) {
+    const double start = value, step = 1e-3;
+    const auto at = [&](double offset) {
+      value = start + offset;
+      const double result = loss();
+      value = start;
+      return result;
+    };
+    // Fourth order, so that the truncation is below the rounding.
+    const double slope =
+        (8 * (at(step) - at(-step)) - (at(2 * step) - at(-2 * step))) / (12 * step);
+    EXPECT_NEAR(gradient, slope, 1e-9 * std::max(1.0, std::abs(slope)));
+  };
+  for (Index i = 0; i < x.size(); ++i) expect_slope(x.data()[i], dx.data()[i]);
+  for (Index i = 0; i < weights.size(); ++i) expect_slope(weights.data()[i], dweights.data()[i]);
+}
+
+TYPED_TEST(PermuteTest, BadInputWritesNothing) {
+  using A = typename TypeParam::A;
+  using Id = typename TypeParam::Id;
+  constexpr Index tokens = 4, hidden = 3, top_k = 2, rows = 6;
+  RowMatrix<A> x = RowMatrix<A>::Ones(tokens, hidden), r = RowMatrix<A>::Ones(rows, hidden);
+  RowMatrix<A> w = RowMatrix<A>::Ones(tokens, top_k), y = x, out = r, dw = w;
+  RowMatrix<Id> row_TK = RowMatrix<Id>::Zero(tokens, top_k);
+  std::vector<Id> list(rows, Id(0));
+  const auto refuse_all = [&](MatrixView<A> tokens_TH, MatrixView<A> rows_NH,
+                              StridedView<A> weights, VectorView<Id> l, StridedView<Id> table) {
+    const VectorView<const Id> row_list(l);
+    const StridedView<const Id> row_table(table);
+    EXPECT_THROW(gatepro::combine(rows_NH, row_table, weights, tokens_TH), gatepro::Error);
+    EXPECT_THROW(gatepro::combine_backward_weights(rows_NH, row_table, tokens_TH, weights),
+                 gatepro::Error);
+    EXPECT_THROW(gatepro::combine_backward_rows(row_list, weights, tokens_TH, rows_NH),
+                 gatepro::Error);
+    EXPECT_TRUE((x.array() == 1).all() && (r.array() == 1).all() && (w.array() == 1).all());
+  };
+  const auto refuse_permute = [&](MatrixView<A> tokens_TH, MatrixView<A> rows_NH, VectorView<Id> l,
+                                  StridedView<Id> table) {
+    EXPECT_THROW(gatepro::permute(tokens_TH, VectorView<const Id>(l), rows_NH), gatepro::Error);
+    EXPECT_THROW(gatepro::permute_backward(StridedView<const Id>(table), rows_NH, tokens_TH),
+                 gatepro::Error);
+    EXPECT_TRUE((x.array() == 1).all() && (r.array() == 1).all());
+  };
+  const auto tx = view(x), rn = view(r);
+  const auto sw = strided_view(w);
+  const VectorView<Id> l(list);
+  const auto table = strided_view(row_TK);
+  refuse_permute({x.data(), tokens, hidden - 1, hidden}, rn, l, table);
+  refuse_permute({nullptr, tokens, hidden}, rn, l, table);
+  refuse_permute({x.data(), tokens, hidden, 1}, rn, l, table);
+  refuse_all({x.data(), tokens, hidden - 1, hidden}, rn, sw, l, table);
+  refuse_all({nullptr, tokens, hidden}, rn, sw, l, table);
+  refuse_all(tx, {r.data(), rows, hidden, 1}, sw, l, table);
+  refuse_all(tx, rn, {w.data(), tokens - 1, top_k}, l, table);
+
+  // Ids out of range: one past the rows, the choices, the tokens; and below none.
+  list[5] = Id(tokens);
+  row_TK(3, 1) = Id(rows);
+  refuse_permute(tx, rn, l, table);
+  list[5] = Id(tokens * top_k);
+  refuse_all(tx, rn, sw, l, table);
+  list[5] = static_cast<Id>(-2);
+  row_TK(3, 1) = static_cast<Id>(-2);
+  refuse_permute(tx, rn, l, table);
+  refuse_all(tx, rn, sw, l, table);
+  list[5] = row_TK(3, 1) = static_cast<Id>(-1);
+  EXPECT_NO_THROW(gatepro::combine(rn, StridedView<const Id>(table), sw, view(y)));
+  EXPECT_NO_THROW(gatepro::permute(tx, VectorView<const Id>(l), view(out)));
+
+  list.resize(rows - 1);
+  EXPECT_THROW(gatepro::permute(tx, VectorView<const Id>(list), rn), gatepro::Error);
+  EXPECT_THROW(gatepro::combine_backward_rows(VectorView<const Id>(list), sw, tx, rn),
+               gatepro::Error);
+  EXPECT_TRUE((r.array() == 1).all());
+}
+
+TYPED_TEST(PermuteTest, NoTokens) {
+  using A = typename TypeParam::A;
+  using Id = typename TypeParam::Id;
+  MatrixView<A> empty(nullptr, 0, 4);
+  EXPECT_NO_THROW(gatepro::permute(empty, VectorView<const Id>(), empty));
+  EXPECT_NO_THROW(gatepro::permute_backward(StridedView<const Id>(nullptr, 0, 2), empty, empty));
+  EXPECT_NO_THROW(gatepro::combine(empty, StridedView<const Id>(nullptr, 0, 2),
+                                   StridedView<const A>(nullptr, 0, 2), empty));
+}
+
+TYPED_TEST(PermuteTest, NoColumns) {
+  using A = typename TypeParam::A;
+  using Id = typename TypeParam::Id;
+  MatrixView<A> empty(nullptr, 2, 0);
+  const std::vector<Id> rows = {1, 0};
+  const std::vector<A> weights = {1, 2};
+  std::vector<A> dweights = {3, 4};
+  const StridedView<const Id> row_TK(rows.data(), 2, 1);
+  const StridedView<const A> weights_TK(weights.data(), 2, 1);
+  gatepro::permute(empty, VectorView<const Id>(rows), empty);
+  gatepro::permute_backward(row_TK, empty, empty);
+  gatepro::combine(empty, row_TK, weights_TK, empty);
+  gatepro::combine_backward_rows(VectorView<const Id>(rows), weights_TK, empty, empty);
+  gatepro::combine_backward_weights(empty, row_TK, empty, StridedView<A>(dweights.data(), 2, 1));
+  EXPECT_EQ(dweights, (std::vector<A>{3, 4}));
+}
+
+}  // namespace
