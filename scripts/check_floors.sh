@@ -3,9 +3,10 @@
 #
 # check_floors.sh [<include folder> <floors file>]
 #
-# Headers stand on floors: a file may include only files of a lower floor. Each line of the floors
-# file is `<floor> <path below gatepro/>`; every file there must be listed. Only openmp.hpp may know
-# OpenMP.
+# A folder of include/gatepro is a floor; the floors file has a line for each, from the ground up.
+# Folders of one line stand side by side and do not know each other. A header may include its own
+# folder, without circles, and the floors below. Pages, the headers outside folders, stand on top:
+# no header of a folder includes one. Only openmp.hpp may know OpenMP.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -19,30 +20,28 @@ if [[ ${#files[@]} -eq 0 ]]; then
   exit 1
 fi
 
-awk -v floors="$floors" '
+edges=$(mktemp)
+trap 'rm -f "$edges"' EXIT
+status=0
+
+awk -v floors="$floors" -v edges="$edges" '
   function complain(text) { print text; faults++ }
 
-  function in_library(path) { return path ~ /^gatepro\// }
-
-  # The path below gatepro/ of a quoted include, which counts from the including file.
-  function resolve(from, path) {
-    if (in_library(path)) return substr(path, 9)
-    if (from ~ /\//) { sub(/[^\/]*$/, "", from); path = from path }
-    while (sub(/(^|\/)\.\//, "/", path) || sub(/[^\/]+\/\.\.\//, "", path)) {}
-    sub(/^\//, "", path)
-    return path
-  }
+  function folder(path) { return path ~ /\// ? substr(path, 1, index(path, "/") - 1) : "" }
 
   FILENAME == floors {
-    if (NF != 2 || $1 !~ /^-?[0-9]+$/) complain(floors ":" FNR ": expected `<floor> <path>`")
-    else if ($2 in floor) complain(floors ":" FNR ": " $2 " is listed twice")
-    else floor[$2] = $1 + 0
+    for (i = 1; i <= NF; ++i) {
+      if ($i in floor) complain(floors ":" FNR ": " $i " stands twice")
+      floor[$i] = FNR
+    }
     next
   }
 
   FNR == 1 {
-    seen[FILENAME] = 1
-    if (!(FILENAME in floor)) complain(FILENAME ": not listed in " floors)
+    exists[FILENAME] = 1
+    own = folder(FILENAME)
+    if (own != "") used[own] = 1
+    if (own != "" && !(own in floor)) complain(FILENAME ": folder " own " is not in " floors)
   }
 
   /^[ \t]*#[ \t]*pragma[ \t]+omp/ || /_Pragma[ \t]*\([ \t]*"omp/ || /^[ \t]*#[ \t]*include[ \t]*<omp\.h>/ {
@@ -54,17 +53,31 @@ awk -v floors="$floors" '
     target = $0
     sub(/^[^"<]*["<]/, "", target)
     sub(/[">].*$/, "", target)
-    if (!quoted && !in_library(target)) next
-    target = resolve(FILENAME, target)
-    if (!(target in floor)) complain(FILENAME ":" FNR ": includes " target ", which is not listed")
-    else if (FILENAME in floor && floor[target] >= floor[FILENAME])
-      complain(FILENAME ":" FNR ": floor " floor[FILENAME] " includes " target " of floor " \
-               floor[target] ", which is not lower")
+    if (target !~ /^gatepro\//) {
+      if (quoted) complain(FILENAME ":" FNR ": include \"" target "\" as \"gatepro/...\"")
+      next
+    }
+    sub(/^gatepro\//, "", target)
+    wanted[target] = FILENAME ":" FNR
+    print FILENAME, target > edges
+    if (own == "") next
+    other = folder(target)
+    if (other == "") complain(FILENAME ":" FNR ": includes the page " target)
+    else if (other != own && floor[other] >= floor[own])
+      complain(FILENAME ":" FNR ": " own " includes " target ", which is not on a floor below")
   }
 
   END {
-    for (file in floor) if (!(file in seen)) complain(floors ": " file " does not exist or is empty")
+    for (file in wanted)
+      if (!(file in exists)) complain(wanted[file] ": includes " file ", which does not exist")
+    for (name in floor) if (!(name in used)) complain(floors ": folder " name " has no header")
     if (faults) { print "check_floors: " faults " fault(s)"; exit 1 }
-    print "check_floors: " ARGC - 2 " files stand on their floors"
   }
-' "$floors" "${files[@]}"
+' "$floors" "${files[@]}" || status=1
+
+if ! circle=$(tsort "$edges" 2>&1 > /dev/null); then
+  printf 'check_floors: headers include each other in a circle\n%s\n' "$circle"
+  status=1
+fi
+[[ $status -ne 0 ]] || echo "check_floors: ${#files[@]} files stand on their floors"
+exit $status

@@ -3,7 +3,7 @@
 #ifndef GATEPRO_BENCHMARKS_SUPPORT_OURS_HPP
 #define GATEPRO_BENCHMARKS_SUPPORT_OURS_HPP
 
-#include "gatepro/routing/rules.hpp"
+#include "gatepro/router/config.hpp"
 #include "support/inputs.hpp"
 #include "support/jobs.hpp"
 

@@ -5,7 +5,7 @@
 
 #include <cmath>
 #include <cstdlib>
-#include <gatepro/routing/rules.hpp>
+#include <gatepro/router/config.hpp>
 #include <sstream>
 #include <string>
 #include <vector>

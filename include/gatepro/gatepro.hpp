@@ -1,48 +1,17 @@
 // SPDX-License-Identifier: MIT
-// All of gatepro but gatepro/openmp.hpp, which needs OpenMP.
+// gatepro: the contents, in the order of the data. Include this, or openmp.hpp too.
 #ifndef GATEPRO_GATEPRO_HPP
 #define GATEPRO_GATEPRO_HPP
 
-#include "gatepro/balance/balance_counts.hpp"
-#include "gatepro/balance/expert_bias.hpp"
-#include "gatepro/balance/load_balancing_loss.hpp"
-#include "gatepro/balance/loss_weight.hpp"
-#include "gatepro/balance/z_loss.hpp"
-#include "gatepro/core/error.hpp"
-#include "gatepro/core/executor.hpp"
-#include "gatepro/core/scalar.hpp"
-#include "gatepro/core/version.hpp"
-#include "gatepro/core/views.hpp"
-#include "gatepro/core/workspace.hpp"
-#include "gatepro/dispatch/capacity.hpp"
-#include "gatepro/dispatch/permute.hpp"
-#include "gatepro/dispatch/plan.hpp"
-#include "gatepro/gate/gradient.hpp"
-#include "gatepro/gate/logits.hpp"
-#include "gatepro/gate/noise.hpp"
-#include "gatepro/kernels/dispatch.hpp"
-#include "gatepro/partners/cosine_similarity.hpp"
-#include "gatepro/partners/pairing.hpp"
-#include "gatepro/partners/search.hpp"
-#include "gatepro/partners/similarity_cache.hpp"
-#include "gatepro/router/complete_options.hpp"
-#include "gatepro/router/complete_router.hpp"
-#include "gatepro/router/complete_routing.hpp"
-#include "gatepro/router/router.hpp"
-#include "gatepro/router/router_state.hpp"
-#include "gatepro/router/routing.hpp"
-#include "gatepro/routing/competition.hpp"
-#include "gatepro/routing/count_unpenalised.hpp"
-#include "gatepro/routing/eliminated_experts.hpp"
-#include "gatepro/routing/forced_routing.hpp"
-#include "gatepro/routing/penalty_statistics.hpp"
-#include "gatepro/routing/routing_record.hpp"
-#include "gatepro/routing/rules.hpp"
-#include "gatepro/routing/scored_replay.hpp"
-#include "gatepro/routing/scored_routing.hpp"
-#include "gatepro/routing/scores_backward.hpp"
-#include "gatepro/routing/softmax.hpp"
-#include "gatepro/routing/tokens_per_expert.hpp"
-#include "gatepro/routing/top_k.hpp"
+// clang-format off
+#include "gatepro/core.hpp"      // views, executors, errors: what a caller passes
+#include "gatepro/kernels.hpp"   // inner loops, per instruction set
+#include "gatepro/gate.hpp"      // X, W -> logits, and back
+#include "gatepro/partners.hpp"  // W -> similarity -> partners
+#include "gatepro/routing.hpp"   // logits -> experts and weights
+#include "gatepro/balance.hpp"   // counts -> losses, bias
+#include "gatepro/dispatch.hpp"  // tokens -> experts -> tokens
+#include "gatepro/router.hpp"    // all of it in one call
+// clang-format on
 
 #endif  // GATEPRO_GATEPRO_HPP

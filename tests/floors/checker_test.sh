@@ -9,13 +9,15 @@ trap 'rm -rf "$tree"' EXIT
 
 plant_sound_tree() {
   rm -rf "$tree/include"
-  mkdir -p "$tree/include/gatepro/detail"
+  mkdir -p "$tree/include/gatepro"/{ground,left,right}
   cd "$tree/include/gatepro"
-  echo '#include <cstddef>' > low.hpp
-  printf '#include "../low.hpp"\n// #pragma omp in a comment is no pragma\n' > detail/mid.hpp
-  printf '#include <gatepro/low.hpp>\n  #  include "detail/mid.hpp"\n' > top.hpp
+  echo '#include <cstddef>' > ground/stone.hpp
+  printf '#include "gatepro/ground/stone.hpp"\n// #pragma omp in a comment is no pragma\n' > left/door.hpp
+  printf '  #  include "gatepro/left/door.hpp"\n#include <gatepro/ground/stone.hpp>\n' > left/wall.hpp
+  echo '#include "gatepro/ground/stone.hpp"' > right/wall.inl
+  printf '#include "gatepro/left/wall.hpp"\n#include "gatepro/right/wall.inl"\n' > page.hpp
   printf '#include <omp.h>\n#pragma omp parallel\n' > openmp.hpp
-  printf '0 low.hpp\n1 detail/mid.hpp\n2 top.hpp\n0 openmp.hpp\n' > "$tree/floors.txt"
+  printf 'ground\nleft right\n' > "$tree/floors.txt"
 }
 
 run_checker() { "$checker" "$tree/include" "$tree/floors.txt"; }
@@ -36,43 +38,47 @@ plant_sound_tree
 run_checker
 
 plant_sound_tree
-echo '#include <gatepro/top.hpp>' >> low.hpp
-expect_fault 'low.hpp:2: floor 0 includes top.hpp of floor 2'
+echo '#include <gatepro/left/door.hpp>' >> ground/stone.hpp
+expect_fault 'ground/stone.hpp:2: ground includes left/door.hpp, which is not on a floor below'
 
 plant_sound_tree
-echo '#include "../top.hpp"' >> detail/mid.hpp
-expect_fault 'detail/mid.hpp:3: floor 1 includes top.hpp of floor 2'
+echo '#include "gatepro/left/door.hpp"' >> right/wall.inl
+expect_fault 'right/wall.inl:2: right includes left/door.hpp, which is not on a floor below'
 
 plant_sound_tree
-sed -i 's/^1 /2 /' "$tree/floors.txt"
-expect_fault 'top.hpp:2: floor 2 includes detail/mid.hpp of floor 2'
+echo '#include "gatepro/left/wall.hpp"' >> left/door.hpp
+expect_fault 'in a circle'
 
 plant_sound_tree
-echo '// new' > unlisted.inl
-expect_fault 'unlisted.inl: not listed'
+echo '#include "gatepro/page.hpp"' >> left/wall.hpp
+expect_fault 'left/wall.hpp:3: includes the page page.hpp'
 
 plant_sound_tree
-echo '#include <gatepro/absent.hpp>' >> top.hpp
-expect_fault 'top.hpp:3: includes absent.hpp, which is not listed'
+mkdir attic && echo '// new' > attic/new.hpp
+expect_fault 'attic/new.hpp: folder attic is not in'
 
 plant_sound_tree
-echo '1 gone.hpp' >> "$tree/floors.txt"
-expect_fault 'gone.hpp does not exist'
+echo '#include <gatepro/left/absent.hpp>' >> page.hpp
+expect_fault 'page.hpp:3: includes left/absent.hpp, which does not exist'
 
 plant_sound_tree
-echo '3 low.hpp' >> "$tree/floors.txt"
-expect_fault 'low.hpp is listed twice'
+echo '#include "door.hpp"' >> left/wall.hpp
+expect_fault 'left/wall.hpp:3: include "door.hpp" as "gatepro/..."'
 
 plant_sound_tree
-echo 'low.hpp' >> "$tree/floors.txt"
-expect_fault 'expected `<floor> <path>`'
+echo 'cellar' >> "$tree/floors.txt"
+expect_fault 'folder cellar has no header'
 
 plant_sound_tree
-echo '#include <omp.h>' >> top.hpp
-expect_fault 'top.hpp:3: only openmp.hpp may know OpenMP'
+echo 'left' >> "$tree/floors.txt"
+expect_fault 'left stands twice'
 
 plant_sound_tree
-echo '  # pragma omp simd' >> detail/mid.hpp
-expect_fault 'detail/mid.hpp:3: only openmp.hpp may know OpenMP'
+echo '#include <omp.h>' >> page.hpp
+expect_fault 'page.hpp:3: only openmp.hpp may know OpenMP'
 
-echo 'checker_test: the sound tree passes and all 10 faults are named'
+plant_sound_tree
+echo '  # pragma omp simd' >> left/door.hpp
+expect_fault 'left/door.hpp:3: only openmp.hpp may know OpenMP'
+
+echo 'checker_test: the sound tree passes and all 11 faults are named'

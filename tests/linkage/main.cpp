@@ -4,7 +4,7 @@
 //
 // usage: linkage [<CPU feature that the variant needs>]
 #include <gatepro/core/error.hpp>
-#include <gatepro/routing/rules.hpp>
+#include <gatepro/router/config.hpp>
 
 #include <cmath>
 #include <cstdio>

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <gatepro/partners/settings.hpp>
 #include <gatepro/routing/rules.hpp>
 #include <limits>
 #include <numeric>

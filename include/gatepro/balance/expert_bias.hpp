@@ -10,29 +10,12 @@
 #include "gatepro/balance/balance_counts.hpp"
 #include "gatepro/core/order.hpp"
 #include "gatepro/core/product.hpp"
+#include "gatepro/routing/selection_checks.hpp"
 
 namespace gatepro {
 namespace detail {
 
-template <class B>
-constexpr void check_bias() {
-  static_assert(is_accumulator_v<B>,
-                "gatepro: an expert bias is float or double: 16 bits lose its updates");
-}
-
 inline namespace GATEPRO_ABI {
-
-/// Bias values of the right number, all of them finite.
-template <class B>
-void check_bias_values(const char* where, const VectorView<const B>& values, Index experts) {
-  check_vector(where, "bias_E", values, experts);
-  for (Index e = 0; e < experts; ++e) {
-    if (!is_finite(values[e])) {
-      fail_view(where, "bias_E", "finite values",
-                {{"value", static_cast<double>(values[e])}, {"expert", e}});
-    }
-  }
-}
 
 /// sign(total / E - count), exactly.
 inline int load_error_sign(std::int64_t total, std::int64_t experts, std::int64_t count) {
@@ -60,7 +43,7 @@ class ExpertBias {
  public:
   /// E zeros, nothing counted. Throws Error for E < 1.
   explicit ExpertBias(Index num_experts) {
-    detail::check_bias<B>();
+    detail::check_bias_type<B>();
     detail::check_num_experts("ExpertBias", num_experts);
     values_.resize(static_cast<std::size_t>(num_experts));
     counts_.resize(values_.size());
@@ -120,7 +103,8 @@ class ExpertBias {
   /// or a negative count, before any change.
   void restore(VectorView<const B> values, VectorView<const std::int64_t> counts) {
     const char* where = "ExpertBias::restore";
-    detail::check_bias_values(where, values, num_experts());
+    detail::check_vector(where, "bias_E", values, num_experts());
+    detail::check_bias_values<B>(where, "bias_E", values);
     detail::check_counts(where, "counts", counts, num_experts());
     std::copy(values.data, values.data + values.size, values_.begin());
     std::copy(counts.data, counts.data + counts.size, counts_.begin());

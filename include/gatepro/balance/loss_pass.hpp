@@ -8,8 +8,8 @@
 #include <cstdint>
 
 #include "gatepro/core/checks.hpp"
+#include "gatepro/core/choices.hpp"
 #include "gatepro/core/overlap.hpp"
-#include "gatepro/routing/choices.hpp"
 #include "gatepro/routing/routing_group.hpp"
 
 namespace gatepro {

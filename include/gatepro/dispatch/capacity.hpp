@@ -8,11 +8,11 @@
 #include <cstdint>
 #include <limits>
 
+#include "gatepro/core/choices.hpp"
 #include "gatepro/core/order.hpp"
 #include "gatepro/core/overlap.hpp"
 #include "gatepro/core/product.hpp"
 #include "gatepro/core/workspace.hpp"
-#include "gatepro/routing/choices.hpp"
 
 namespace gatepro {
 

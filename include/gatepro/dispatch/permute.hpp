@@ -8,10 +8,10 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "gatepro/core/choices.hpp"
 #include "gatepro/core/order.hpp"
 #include "gatepro/core/overlap.hpp"
 #include "gatepro/kernels/dispatch.hpp"
-#include "gatepro/routing/choices.hpp"
 
 namespace gatepro {
 namespace detail {

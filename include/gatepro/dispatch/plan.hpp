@@ -7,9 +7,9 @@
 #include <cstdint>
 #include <limits>
 
+#include "gatepro/core/choices.hpp"
 #include "gatepro/core/overlap.hpp"
 #include "gatepro/core/workspace.hpp"
-#include "gatepro/routing/choices.hpp"
 
 namespace gatepro {
 

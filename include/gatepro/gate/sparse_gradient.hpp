@@ -6,10 +6,10 @@
 
 #include <algorithm>
 
+#include "gatepro/core/choices.hpp"
 #include "gatepro/core/order.hpp"
 #include "gatepro/core/workspace.hpp"
 #include "gatepro/kernels/dispatch.hpp"
-#include "gatepro/routing/choices.hpp"
 
 namespace gatepro {
 

@@ -9,7 +9,7 @@
 #include "gatepro/core/order.hpp"
 #include "gatepro/core/scalar.hpp"
 #include "gatepro/core/views.hpp"
-#include "gatepro/routing/rules.hpp"
+#include "gatepro/kernels/score_function.hpp"
 
 namespace gatepro {
 namespace detail {

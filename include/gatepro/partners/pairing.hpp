@@ -13,7 +13,7 @@
 #include "gatepro/core/overlap.hpp"
 #include "gatepro/core/views.hpp"
 #include "gatepro/kernels/table.hpp"
-#include "gatepro/routing/rules.hpp"
+#include "gatepro/partners/settings.hpp"
 
 namespace gatepro {
 namespace detail {

@@ -9,8 +9,8 @@
 
 #include "gatepro/balance/load_balancing_loss.hpp"
 #include "gatepro/balance/z_loss.hpp"
+#include "gatepro/core/choices.hpp"
 #include "gatepro/router/complete_routing.hpp"
-#include "gatepro/routing/choices.hpp"
 #include "gatepro/routing/count_unpenalised.hpp"
 #include "gatepro/routing/scored_routing.hpp"
 

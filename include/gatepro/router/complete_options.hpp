@@ -8,8 +8,8 @@
 
 #include "gatepro/balance/balance_counts.hpp"
 #include "gatepro/dispatch/capacity.hpp"
+#include "gatepro/router/config.hpp"
 #include "gatepro/routing/routing_record.hpp"
-#include "gatepro/routing/rules.hpp"
 
 namespace gatepro {
 

@@ -13,16 +13,9 @@
 #include "gatepro/core/views.hpp"
 #include "gatepro/core/workspace.hpp"
 #include "gatepro/routing/penalty_statistics.hpp"
+#include "gatepro/routing/report.hpp"
 
 namespace gatepro {
-
-/// Tokens that need attention after a forward.
-struct RoutingReport {
-  Index nonfinite_rows =
-      0;  ///< Their weights are quiet NaNs: a NaN or +inf was selected, or all
-          ///< selected logits are -inf. Their ids are still distinct and in range.
-  Index tokens_short_of_survivors = 0;  ///< Elimination: fewer than K survivors; losers filled in.
-};
 
 /// Where a forward of T tokens writes. `A` is the router's Accumulator, `Id` its expert id type.
 /// The first two are required; the others are written only if given.

@@ -5,7 +5,6 @@
 
 #include <cstdint>
 
-#include "gatepro/balance/balance_counts.hpp"
 #include "gatepro/core/overlap.hpp"
 #include "gatepro/routing/scored_layout.hpp"
 

@@ -1,12 +1,10 @@
 // SPDX-License-Identifier: MIT
-// The settings of a router: plain data, checked where they are used.
+// How a token's experts and weights follow from its logits: plain data, checked where it is used.
 #ifndef GATEPRO_ROUTING_RULES_HPP
 #define GATEPRO_ROUTING_RULES_HPP
 
-#include <cstdint>
-#include <optional>
-
 #include "gatepro/core/views.hpp"
+#include "gatepro/kernels/score_function.hpp"
 
 namespace gatepro {
 
@@ -51,14 +49,6 @@ struct Competition {
   }
 };
 
-/// How logits become scores.
-enum class ScoreFunction {
-  softmax_after_top_k,   ///< Softmax over the K selected logits: the paper's, eq. 3-4.
-  softmax_before_top_k,  ///< Softmax over all E logits.
-  sigmoid,               ///< 1 / (1 + exp(-l)) of each logit.
-  sqrt_softplus,         ///< sqrt(log(1 + exp(l))) of each logit.
-};
-
 /// What renormalised weights are divided by.
 enum class Renormalisation {
   exact,      ///< Their sum, for any finite logits: weights add up to the scale also where scores,
@@ -96,48 +86,6 @@ struct GroupLimit {
   GATEPRO_ALWAYS_INLINE constexpr bool active() const { return num_groups > 1; }
 };
 
-/// Who competes with whom. The default is the paper's rule; the rest are its open ablations.
-struct Pairing {
-  Index partners_per_expert = 1;  ///< m: the m most similar experts are rivals. 1 <= m <= E - 1.
-  double min_similarity = -1;     ///< tau: a pair competes iff S >= tau; in [-1, 1], -1 for all.
-  bool both_sides = false;        ///< The loser of {i, j*(i)} pays, whoever named whom.
-  /// Whether the cache stores S, E x E, beside the partners. If not set: if E <= 8192, where S
-  /// takes 256 MiB in float.
-  std::optional<bool> keep_similarity{};
-
-  /// The answer for E experts.
-  GATEPRO_ALWAYS_INLINE constexpr bool keeps_similarity(Index num_experts) const {
-    return keep_similarity.value_or(num_experts <= 8192);
-  }
-};
-
-/// When the similarity cache recomputes itself from the router weights.
-struct RefreshSchedule {
-  /// The kinds of schedule.
-  enum class Kind {
-    every_n_steps,  ///< Due from `interval` steps after the last refresh.
-    on_demand,      ///< Never due: the trainer calls refresh_now or set_partners.
-    frozen,         ///< Due once, while there are no partners.
-  };
-  Kind kind = Kind::every_n_steps;  ///< The kind.
-  std::int64_t interval = 1;        ///< n of every_n_steps, in optimizer steps; >= 1.
-
-  /// Due at each new step.
-  GATEPRO_ALWAYS_INLINE static constexpr RefreshSchedule every_step() {
-    return {Kind::every_n_steps, 1};
-  }
-  /// Due when `n` steps have passed since the last refresh.
-  GATEPRO_ALWAYS_INLINE static constexpr RefreshSchedule every(std::int64_t n) {
-    return {Kind::every_n_steps, n};
-  }
-  /// Refreshed by explicit calls only.
-  GATEPRO_ALWAYS_INLINE static constexpr RefreshSchedule on_demand() {
-    return {Kind::on_demand, 1};
-  }
-  /// Refreshed at the first call, then kept.
-  GATEPRO_ALWAYS_INLINE static constexpr RefreshSchedule frozen() { return {Kind::frozen, 1}; }
-};
-
 /// How a token's experts and their weights follow from its logits. Experts rank by: in an allowed
 /// group, not NaN, survivor before loser, larger choice value (score plus bias), lower id.
 struct SelectionRule {
@@ -152,20 +100,6 @@ struct SelectionRule {
     return top_k == 1 &&
            (scores.renormalise || scores.function == ScoreFunction::softmax_after_top_k);
   }
-};
-
-/// Everything that defines a Router.
-struct RouterConfig {
-  Index hidden_size = 0;      ///< H: columns of X and of W.
-  Index num_experts = 0;      ///< E: rows of W.
-  Index top_k = 0;            ///< K: experts per token, 1 <= K <= E.
-  Competition competition{};  ///< The rule for losers.
-  Pairing pairing{};          ///< The choice of rivals.
-  RefreshSchedule refresh{};  ///< When partners are recomputed.
-  /// Softmax over one selected expert is the constant 1, so with top_k = 1 the router learns
-  /// nothing from the weights. Router::backward without a gradient on the logits refuses that,
-  /// unless this says it is meant.
-  bool allow_zero_gradient = false;
 };
 
 }  // namespace gatepro

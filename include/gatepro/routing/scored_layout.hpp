@@ -6,8 +6,8 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "gatepro/router/routing.hpp"
-#include "gatepro/routing/choices.hpp"
+#include "gatepro/core/choices.hpp"
+#include "gatepro/routing/report.hpp"
 #include "gatepro/routing/scored_group.hpp"
 
 namespace gatepro {

@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "gatepro/routing/choices.hpp"
+#include "gatepro/core/choices.hpp"
 #include "gatepro/routing/scored_group.hpp"
 
 namespace gatepro {

@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "gatepro/balance/expert_bias.hpp"
 #include "gatepro/core/overlap.hpp"
 #include "gatepro/routing/competition.hpp"
 #include "gatepro/routing/scored_layout.hpp"
@@ -30,18 +29,6 @@ struct ScoredRoutingView {
 
 namespace detail {
 inline namespace GATEPRO_ABI {
-
-/// The bias, if given, must be finite, also as an A.
-template <class A, class B>
-void check_expert_bias(const char* where, const VectorView<B>& bias_E, Index experts) {
-  check_bias<value_t<B>>();
-  check_optional_vector(where, "expert_bias_E", bias_E, experts);
-  for (Index e = 0; e < bias_E.size; ++e) {
-    if (is_finite(bias_E[e]) && is_finite(static_cast<A>(bias_E[e]))) continue;
-    fail_view(where, "expert_bias_E", "finite values",
-              {{"value", static_cast<double>(bias_E[e])}, {"expert", e}});
-  }
-}
 
 /// other_keys_KL = 1 where the selected expert had lost, else 0.
 template <class A>
@@ -108,7 +95,8 @@ RoutingReport route_scored(detail::non_deduced_t<MatrixView<const A>> logits_TE,
   const Index experts = logits_TE.cols;
   detail::check_selection<A>(where, rule, experts);
   detail::check_matrix(where, "logits_TE", logits_TE, tokens, experts);
-  detail::check_expert_bias<A>(where, expert_bias_E, experts);
+  detail::check_optional_vector(where, "expert_bias_E", expert_bias_E, experts);
+  detail::check_bias_values<A>(where, "expert_bias_E", expert_bias_E);
   detail::check_optional_vector(where, "is_padding_T", is_padding_T, tokens);
   detail::check_strided(where, "expert_ids_TK", out.expert_ids_TK, tokens, rule.top_k);
   detail::check_strided(where, "weights_TK", out.weights_TK, tokens, rule.top_k);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The checks of a SelectionRule.
+// The checks of a SelectionRule and of an expert bias.
 #ifndef GATEPRO_ROUTING_SELECTION_CHECKS_HPP
 #define GATEPRO_ROUTING_SELECTION_CHECKS_HPP
 
@@ -56,6 +56,23 @@ void check_selection(const char* where, const SelectionRule& rule, Index experts
   const A scale = static_cast<A>(rule.scores.scale);
   need(is_finite(rule.scores.scale) && is_finite(scale) && key_of(scale) > 0, where,
        "scale finite and > 0", {{"scale", rule.scores.scale}});
+}
+
+template <class B>
+constexpr void check_bias_type() {
+  static_assert(is_accumulator_v<B>,
+                "gatepro: an expert bias is float or double: 16 bits lose its updates");
+}
+
+/// Finite values, also as an A.
+template <class A, class B>
+void check_bias_values(const char* where, const char* name, const VectorView<B>& bias_E) {
+  check_bias_type<value_t<B>>();
+  for (Index e = 0; e < bias_E.size; ++e) {
+    if (is_finite(bias_E[e]) && is_finite(static_cast<A>(bias_E[e]))) continue;
+    fail_view(where, name, "finite values",
+              {{"value", static_cast<double>(bias_E[e])}, {"expert", e}});
+  }
 }
 
 }  // namespace GATEPRO_ABI

@@ -6,8 +6,8 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "gatepro/core/choices.hpp"
 #include "gatepro/core/overlap.hpp"
-#include "gatepro/routing/choices.hpp"
 
 namespace gatepro {
 inline namespace GATEPRO_ABI {

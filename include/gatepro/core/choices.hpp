@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // The (token, choice) pairs of a routing: which of them count, in which order, and per expert.
-#ifndef GATEPRO_ROUTING_CHOICES_HPP
-#define GATEPRO_ROUTING_CHOICES_HPP
+#ifndef GATEPRO_CORE_CHOICES_HPP
+#define GATEPRO_CORE_CHOICES_HPP
 
 #include <algorithm>
 #include <cstdint>
@@ -120,4 +120,4 @@ inline Index align_up(const char* where, const char* rule, Index size, Index ali
 }  // namespace detail
 }  // namespace gatepro
 
-#endif  // GATEPRO_ROUTING_CHOICES_HPP
+#endif  // GATEPRO_CORE_CHOICES_HPP

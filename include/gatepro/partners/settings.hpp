@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: MIT
+// Who competes with whom, and when that is found out: plain data.
+#ifndef GATEPRO_PARTNERS_SETTINGS_HPP
+#define GATEPRO_PARTNERS_SETTINGS_HPP
+
+#include <cstdint>
+#include <optional>
+
+#include "gatepro/core/views.hpp"
+
+namespace gatepro {
+
+/// Who competes with whom. The default is the paper's rule; the rest are its open ablations.
+struct Pairing {
+  Index partners_per_expert = 1;  ///< m: the m most similar experts are rivals. 1 <= m <= E - 1.
+  double min_similarity = -1;     ///< tau: a pair competes iff S >= tau; in [-1, 1], -1 for all.
+  bool both_sides = false;        ///< The loser of {i, j*(i)} pays, whoever named whom.
+  /// Whether the cache stores S, E x E, beside the partners. If not set: if E <= 8192, where S
+  /// takes 256 MiB in float.
+  std::optional<bool> keep_similarity{};
+
+  /// The answer for E experts.
+  GATEPRO_ALWAYS_INLINE constexpr bool keeps_similarity(Index num_experts) const {
+    return keep_similarity.value_or(num_experts <= 8192);
+  }
+};
+
+/// When the similarity cache recomputes itself from the router weights.
+struct RefreshSchedule {
+  /// The kinds of schedule.
+  enum class Kind {
+    every_n_steps,  ///< Due from `interval` steps after the last refresh.
+    on_demand,      ///< Never due: the trainer calls refresh_now or set_partners.
+    frozen,         ///< Due once, while there are no partners.
+  };
+  Kind kind = Kind::every_n_steps;  ///< The kind.
+  std::int64_t interval = 1;        ///< n of every_n_steps, in optimizer steps; >= 1.
+
+  /// Due at each new step.
+  GATEPRO_ALWAYS_INLINE static constexpr RefreshSchedule every_step() {
+    return {Kind::every_n_steps, 1};
+  }
+  /// Due when `n` steps have passed since the last refresh.
+  GATEPRO_ALWAYS_INLINE static constexpr RefreshSchedule every(std::int64_t n) {
+    return {Kind::every_n_steps, n};
+  }
+  /// Refreshed by explicit calls only.
+  GATEPRO_ALWAYS_INLINE static constexpr RefreshSchedule on_demand() {
+    return {Kind::on_demand, 1};
+  }
+  /// Refreshed at the first call, then kept.
+  GATEPRO_ALWAYS_INLINE static constexpr RefreshSchedule frozen() { return {Kind::frozen, 1}; }
+};
+
+}  // namespace gatepro
+
+#endif  // GATEPRO_PARTNERS_SETTINGS_HPP
