@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // The inner loops, written once on a small vector type and compiled for each instruction set.
 //
-//   vec, loads ─► gate, routing, scores, gradient, similarity (.inl)   one subject a file
+//   vec, loads ─► gate, keys, compete, top_k, softmax, scores, ... (.inl)   one subject a file
 //                      └─► targets   the .inl files once per set, each in a namespace of its own
 //                              └─► table   what a set offers, as functions
 //                                      └─► dispatch   the best set that the machine has

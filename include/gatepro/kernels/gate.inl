@@ -199,7 +199,8 @@ GATEPRO_FN void gate_few_block(const Source* x, const Source* next, Index x_stri
 template <class A, class Source>
 GATEPRO_KERNEL void gate_few(const void* tokens_TH, Index x_stride, Index tokens, const A* packed,
                              Index depth, A* out, Index out_stride, bool first) {
-  if constexpr (lanes_v < A >> 1) {
+  constexpr bool has_lanes = lanes_v < A >> 1;
+  if constexpr (has_lanes) {
     const Source* x = static_cast<const Source*>(tokens_TH);
     Index t = 0;
     for (; t + 3 <= tokens; t += 3) {

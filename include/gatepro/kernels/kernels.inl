@@ -10,7 +10,13 @@
 
 #include "gatepro/kernels/gate.inl"
 
-#include "gatepro/kernels/routing.inl"
+#include "gatepro/kernels/keys.inl"
+
+#include "gatepro/kernels/compete.inl"
+
+#include "gatepro/kernels/top_k.inl"
+
+#include "gatepro/kernels/softmax.inl"
 
 #include "gatepro/kernels/scores.inl"
 

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: MIT
+// Competition kernels: who loses, and what it pays.
+
+/// The largest key of the rivals of expert `e`; one more for a rival of lower id if it wins ties.
+template <class A, bool several, bool ties_lose>
+GATEPRO_FN Keys<A> best_rival(const BitsOf<A>* keys_EL, RivalView rivals, Index e) {
+  constexpr int L = lanes_v<A>;
+  if constexpr (several) {
+    Keys<A> best = Keys<A>::splat(Order<A>::lowest);
+    for (std::int32_t i = rivals.begin[e]; i < rivals.begin[e + 1]; ++i) {
+      const Index rival = rivals.ids[i];
+      Keys<A> key = Keys<A>::load(keys_EL + rival * L);
+      if constexpr (ties_lose) key = key + Keys<A>::splat(rival < e ? 1 : 0);
+      best = larger(best, key);
+    }
+    return best;
+  } else {
+    return Keys<A>::load(keys_EL + Index(rivals.only[e]) * L);
+  }
+}
+
+template <class A, bool eliminate, bool several, bool ties_lose>
+GATEPRO_FN void compete_as(const BitsOf<A>* keys_EL, Index experts, RivalView rivals, A lambda,
+                           BitsOf<A>* ranked_EL) {
+  using O = Order<A>;
+  constexpr int L = lanes_v<A>;
+  const Lanes<A> penalty = Lanes<A>::splat(lambda);
+  GATEPRO_UNROLL_2
+  for (Index e = 0; e < experts; ++e) {
+    const Keys<A> own = Keys<A>::load(keys_EL + e * L);
+    // A NaN, which ranks lower than all of these, keeps its key.
+    Keys<A> lowered = Keys<A>::splat(O::loser);
+    if constexpr (!eliminate) lowered = number_keys<A>(to_values<A>(own) - penalty);
+    const auto loses = own < best_rival<A, several, ties_lose>(keys_EL, rivals, e);
+    select(loses, smaller(lowered, own), own).store(ranked_EL + e * L);
+  }
+}
+
+/// ranked_EL = keys_EL, with the losers' keys lowered: to the key of their logit minus lambda, or
+/// to Order::loser. An expert loses if its key is strictly below that of any rival, or with
+/// `ties_lose` equal to that of a rival of lower id; NaNs never do.
+template <class A>
+GATEPRO_KERNEL void compete(const BitsOf<A>* keys_EL, Index experts, const RivalView& rivals,
+                            bool eliminate, bool ties_lose, A lambda, BitsOf<A>* ranked_EL) {
+  const bool several = rivals.only == nullptr;
+  if (ties_lose && eliminate) {
+    compete_as<A, true, true, true>(keys_EL, experts, rivals, lambda, ranked_EL);
+  } else if (ties_lose) {
+    compete_as<A, false, true, true>(keys_EL, experts, rivals, lambda, ranked_EL);
+  } else if (eliminate && several) {
+    compete_as<A, true, true, false>(keys_EL, experts, rivals, lambda, ranked_EL);
+  } else if (eliminate) {
+    compete_as<A, true, false, false>(keys_EL, experts, rivals, lambda, ranked_EL);
+  } else if (several) {
+    compete_as<A, false, true, false>(keys_EL, experts, rivals, lambda, ranked_EL);
+  } else {
+    compete_as<A, false, false, false>(keys_EL, experts, rivals, lambda, ranked_EL);
+  }
+}
+
+/// The penalised logits of up to L tokens: values of the ranked keys that differ from the logits',
+/// elsewhere the logits' own bits.
+template <class A>
+GATEPRO_KERNEL void store_penalised(const BitsOf<A>* keys_EL, const BitsOf<A>* ranked_EL,
+                                    Index experts, Index tokens, const A* logits,
+                                    Index logits_stride, A* out, Index out_stride) {
+  constexpr int L = lanes_v<A>;
+  // No penalised logit is a NaN: NaNs pay nothing.
+  const Lanes<A> not_paid = bit_cast<A>(Keys<A>::splat(Order<A>::quiet_nan_bits));
+  for (Index e = 0; e < experts; e += L) {
+    const int n = experts - e < L ? int(experts - e) : L;
+    Lanes<A> block[std::size_t(L)];
+    GATEPRO_UNROLL
+    for (int i = 0; i < L; ++i) {
+      const Index expert = i < n ? e + i : e;
+      const Keys<A> ranked = Keys<A>::load(ranked_EL + expert * L);
+      const auto same = ranked == Keys<A>::load(keys_EL + expert * L);
+      block[i] = select(same, not_paid, to_values<A>(ranked));
+    }
+    transpose<A>(block);
+    GATEPRO_UNROLL
+    for (int r = 0; r < L; ++r) {
+      if (r >= tokens) break;
+      const Lanes<A> own = load_as<A>(logits + r * logits_stride + e, n);
+      const auto paid_nothing = bit_cast<BitsOf<A>>(block[r]) == bit_cast<BitsOf<A>>(not_paid);
+      store_first<A>(select(paid_nothing, own, block[r]), out + r * out_stride + e, n);
+    }
+  }
+}
