@@ -14,12 +14,9 @@ namespace gatepro {
 namespace detail {
 inline namespace GATEPRO_ABI {
 
-template const Kernels<float>& kernels_for(Isa);
-template const Kernels<double>& kernels_for(Isa);
-template const ScoreKernels<float>& score_kernels_for(Isa);
-template const ScoreKernels<double>& score_kernels_for(Isa);
-template const GradientKernels<float>& gradient_kernels_for(Isa);
-template const GradientKernels<double>& gradient_kernels_for(Isa);
+#define GATEPRO_INSTANTIATE_TABLE(...) template const __VA_ARGS__& kernels_for<__VA_ARGS__>(Isa);
+GATEPRO_TABLES(GATEPRO_INSTANTIATE_TABLE)
+#undef GATEPRO_INSTANTIATE_TABLE
 
 }  // namespace GATEPRO_ABI
 }  // namespace detail

@@ -15,13 +15,13 @@ namespace {
 using data::at;
 using gatepro::Index;
 using gatepro::RowMatrix;
-using gatepro::detail::gradient_kernels_for;
+using gatepro::detail::GateKernels;
+using gatepro::detail::GradientKernels;
 using gatepro::detail::Isa;
 using gatepro::detail::Kernels;
 using gatepro::detail::kernels_for;
 using gatepro::detail::key_of;
 using gatepro::detail::Order;
-using gatepro::detail::source_index;
 using gatepro::detail::value_of;
 
 template <class A>
@@ -43,7 +43,7 @@ class KernelsTest : public ::testing::Test {
     for (Isa isa : {Isa::portable, Isa::avx2, Isa::avx512}) {
       if (isa > gatepro::detail::best_isa()) continue;
       SCOPED_TRACE(gatepro::detail::name_of(isa));
-      body(kernels_for<A>(isa), isa);
+      body(kernels_for<Kernels<A>>(isa), isa);
     }
   }
 
@@ -197,14 +197,14 @@ TYPED_TEST(KernelsTest, CountsTheIdsOfTheFirstTokens) {
 }
 
 template <class A, class Source>
-void expect_all_patterns_widen(const Kernels<A>& kernel) {
+void expect_all_patterns_widen(Isa isa) {
   std::vector<Source> patterns(65536);
   std::vector<A> wide(patterns.size());
   for (std::size_t i = 0; i < patterns.size(); ++i) {
     const auto bits = static_cast<std::uint16_t>(i);
     std::memcpy(static_cast<void*>(&patterns[i]), &bits, sizeof bits);
   }
-  kernel.widen[source_index<Source>()](patterns.data(), 65536, wide.data());
+  kernels_for<GateKernels<A, Source>>(isa).widen(patterns.data(), 65536, wide.data());
   int wrong = 0;
   for (std::size_t i = 0; i < patterns.size(); ++i) {
     A expected = static_cast<A>(static_cast<float>(patterns[i]));
@@ -225,19 +225,19 @@ void expect_all_patterns_widen(const Kernels<A>& kernel) {
 }
 
 TYPED_TEST(KernelsTest, WidensEveryPatternAsEigenDoes) {
-  this->for_each_isa([](const Kernels<TypeParam>& kernel, Isa) {
-    expect_all_patterns_widen<TypeParam, gatepro::bfloat16>(kernel);
-    expect_all_patterns_widen<TypeParam, gatepro::half>(kernel);
+  this->for_each_isa([](const Kernels<TypeParam>&, Isa isa) {
+    expect_all_patterns_widen<TypeParam, gatepro::bfloat16>(isa);
+    expect_all_patterns_widen<TypeParam, gatepro::half>(isa);
   });
 }
 
 template <class A, class Source>
-void expect_any_count_widens(const Kernels<A>& kernel) {
+void expect_any_count_widens(const Kernels<A>& kernel, Isa isa) {
   for (Index count = 0; count <= 2 * kernel.lanes + 1; ++count) {
     const RowMatrix<Source> from = data::random_matrix<Source>(1, count, 3);
     const std::vector<Source> exact(from.data(), from.data() + count);
     std::vector<A> wide(static_cast<std::size_t>(count) + 1, A(77));
-    kernel.widen[source_index<Source>()](exact.data(), count, wide.data());
+    kernels_for<GateKernels<A, Source>>(isa).widen(exact.data(), count, wide.data());
     for (Index i = 0; i < count; ++i) {
       ASSERT_EQ(wide[static_cast<std::size_t>(i)], static_cast<A>(from(0, i))) << count;
     }
@@ -246,11 +246,11 @@ void expect_any_count_widens(const Kernels<A>& kernel) {
 }
 
 TYPED_TEST(KernelsTest, WidensAnyCount) {
-  this->for_each_isa([](const Kernels<TypeParam>& kernel, Isa) {
-    expect_any_count_widens<TypeParam, float>(kernel);
-    expect_any_count_widens<TypeParam, double>(kernel);
-    expect_any_count_widens<TypeParam, gatepro::bfloat16>(kernel);
-    expect_any_count_widens<TypeParam, gatepro::half>(kernel);
+  this->for_each_isa([](const Kernels<TypeParam>& kernel, Isa isa) {
+    expect_any_count_widens<TypeParam, float>(kernel, isa);
+    expect_any_count_widens<TypeParam, double>(kernel, isa);
+    expect_any_count_widens<TypeParam, gatepro::bfloat16>(kernel, isa);
+    expect_any_count_widens<TypeParam, gatepro::half>(kernel, isa);
   });
 }
 
@@ -364,8 +364,8 @@ RowMatrix<A> chain(const RowMatrix<A>& start, const std::vector<A>& coefficients
 
 template <class A, class Source>
 void expect_one_chain(Isa isa) {
-  const Index lanes = kernels_for<A>(isa).lanes;
-  const auto add_rows = gradient_kernels_for<A>(isa).add_rows[source_index<Source>()];
+  const Index lanes = kernels_for<Kernels<A>>(isa).lanes;
+  const auto add_rows = kernels_for<GradientKernels<A, Source>>(isa).add_rows;
   const std::vector<Index> rows{4, 0, 2, 2, 7};
   const RowMatrix<A> random = data::random_matrix<A>(1, 5, 8);
   const std::vector<A> coefficients(random.data(), random.data() + 5);
@@ -406,7 +406,7 @@ TYPED_TEST(KernelsTest, MultiplyAddsAreFusedWhereTheSetHasThem) {
   this->for_each_isa([&](const Kernels<A>&, Isa isa) {
     if (isa == Isa::portable) return;
     A out = -1;
-    gradient_kernels_for<A>(isa).add_rows[source_index<A>()](&x, &row, 1, &x, 1, 1, &out);
+    kernels_for<GradientKernels<A, A>>(isa).add_rows(&x, &row, 1, &x, 1, 1, &out);
     EXPECT_EQ(out, std::fma(x, x, A(-1)));
   });
 }

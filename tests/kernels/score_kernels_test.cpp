@@ -15,10 +15,11 @@ using gatepro::Index;
 using gatepro::RowMatrix;
 using gatepro::ScoreFunction;
 using gatepro::detail::Isa;
+using gatepro::detail::Kernels;
 using gatepro::detail::kernels_for;
 using gatepro::detail::key_of;
 using gatepro::detail::Order;
-using gatepro::detail::score_kernels_for;
+using gatepro::detail::ScoreKernels;
 
 template <class A>
 using KeyOf = typename Order<A>::Key;
@@ -59,7 +60,8 @@ struct Scores {
 template <class A>
 Scores<A> scores_of_keys(Isa isa, const RowMatrix<KeyOf<A>>& keys_TE, ScoreFunction function,
                          bool log_sum_exp = true) {
-  const Index lanes = kernels_for<A>(isa).lanes, tokens = keys_TE.rows(), experts = keys_TE.cols();
+  const Index lanes = kernels_for<Kernels<A>>(isa).lanes, tokens = keys_TE.rows(),
+              experts = keys_TE.cols();
   Scores<A> result{RowMatrix<A>(tokens, experts), RowMatrix<A>(tokens, 1),
                    RowMatrix<A>::Constant(tokens, 1, A(77))};
   RowMatrix<KeyOf<A>> keys_EL(experts, lanes);
@@ -68,8 +70,9 @@ Scores<A> scores_of_keys(Isa isa, const RowMatrix<KeyOf<A>>& keys_TE, ScoreFunct
     for (Index lane = 0; lane < lanes; ++lane) {
       keys_EL.col(lane) = keys_TE.row(std::min(first + lane, tokens - 1)).transpose();
     }
-    score_kernels_for<A>(isa).scores(keys_EL.data(), experts, function, scores_EL.data(),
-                                     sum_L.data(), log_sum_exp ? log_sum_exp_L.data() : nullptr);
+    kernels_for<ScoreKernels<A>>(isa).scores(keys_EL.data(), experts, function, scores_EL.data(),
+                                             sum_L.data(),
+                                             log_sum_exp ? log_sum_exp_L.data() : nullptr);
     for (Index lane = 0; lane < lanes && first + lane < tokens; ++lane) {
       result.scores_TE.row(first + lane) = scores_EL.col(lane).transpose();
       result.sums_T1(first + lane) = sum_L(lane);
@@ -165,7 +168,7 @@ struct Slopes {
 };
 template <class A>
 Slopes<A> slopes(Isa isa, const RowMatrix<A>& logits_TE, ScoreFunction function) {
-  const Index lanes = kernels_for<A>(isa).lanes, tokens = logits_TE.rows();
+  const Index lanes = kernels_for<Kernels<A>>(isa).lanes, tokens = logits_TE.rows();
   const Index experts = logits_TE.cols();
   Slopes<A> result{RowMatrix<A>(tokens, experts), RowMatrix<A>(tokens, experts),
                    RowMatrix<A>(tokens, experts)};
@@ -173,7 +176,7 @@ Slopes<A> slopes(Isa isa, const RowMatrix<A>& logits_TE, ScoreFunction function)
   RowMatrix<A> slopes_EL(experts, lanes), shares_EL(experts, lanes),
       share_slopes_EL(experts, lanes);
   const RowMatrix<KeyOf<A>> keys_TE = keys_of(logits_TE);
-  const auto& kernels = score_kernels_for<A>(isa);
+  const auto& kernels = kernels_for<ScoreKernels<A>>(isa);
   for (Index first = 0; first < tokens; first += lanes) {
     for (Index lane = 0; lane < lanes; ++lane) {
       keys_EL.col(lane) = keys_TE.row(std::min(first + lane, tokens - 1)).transpose();

@@ -46,8 +46,7 @@ void check_plan_list(const char* where, const char* name, const VectorView<Id>& 
 template <class Source, class A>
 void add_row(A coefficient, const Source* row, Index width, A* out) {
   const Index first = 0;
-  gradient_kernels<A>().add_rows[source_index<Source>()](&coefficient, &first, 1, row, width, width,
-                                                         out);
+  gradient_kernels<A, Source>().add_rows(&coefficient, &first, 1, row, width, width, out);
 }
 
 }  // namespace GATEPRO_ABI
@@ -213,7 +212,7 @@ void combine_backward_weights(MatrixView<R> rows_NH, StridedView<Id> row_TK,
   detail::check_plan_table(where, "row_TK", row_TK, rows_NH.rows);
   const int workers = detail::checked_workers(where, executor);
 
-  const auto dot = detail::gradient_kernels<A>().dot[detail::source_index<Source>()];
+  const auto dot = detail::gradient_kernels<A, Source>().dot;
   detail::for_each_row(dy_TH.rows, executor, workers, [&](Index t) {
     for (Index j = 0; j < row_TK.cols; ++j) {
       if (!detail::is_some(row_TK(t, j))) continue;

@@ -87,7 +87,7 @@ template <class A, class Row>
 void copy_to_panels(const Row& row, Index rows, Index cols, A* panels) {
   using Source = std::remove_const_t<std::remove_pointer_t<decltype(row(0))>>;
   constexpr Index ahead = 4;
-  const auto widen = kernels<A>().widen[source_index<Source>()];
+  const auto widen = gate_kernels<A, Source>().widen;
   const Index panel = panel_cols<A>();
   for (Index r = 0; r < rows; ++r) {
     for (Index c = 0; c < cols; c += panel) {
@@ -105,15 +105,14 @@ void copy_to_panels(const Row& row, Index rows, Index cols, A* panels) {
 template <class A>
 void add_tile(const A* x, Index x_stride, Index depth, const A* panel, const MatrixView<A>& out,
               A* edge) {
-  const Kernels<A>& kernel = kernels<A>();
+  const auto gate = gate_kernels<A, A>().gate;
+  const Index vectors = kernels<A>().panel_vectors;
   if (out.cols == panel_cols<A>()) {
-    kernel.gate[0](x, x_stride, out.rows, panel, depth, kernel.panel_vectors, out.data,
-                   out.row_stride, false);
+    gate(x, x_stride, out.rows, panel, depth, vectors, out.data, out.row_stride, false);
     return;
   }
   copy_to_panels<A>([&](Index r) { return out.row(r); }, out.rows, out.cols, edge);
-  kernel.gate[0](x, x_stride, out.rows, panel, depth, kernel.panel_vectors, edge, panel_cols<A>(),
-                 false);
+  gate(x, x_stride, out.rows, panel, depth, vectors, edge, panel_cols<A>(), false);
   for (Index r = 0; r < out.rows; ++r) {
     std::copy_n(edge + r * panel_cols<A>(), out.cols, out.row(r));
   }
@@ -178,14 +177,13 @@ template <class Id, class A>
 void transpose_gradients(const Choices<Id>& choices, const StridedView<const A>& dselected_TK,
                          const MatrixView<const A>& dlogits_TE, Index first,
                          const DenseChunk<A>& chunk, A* merged_TE) {
-  const Kernels<A>& kernel = kernels<A>();
   const Index experts = dlogits_TE.cols;
-  const Index rows = std::min<Index>(kernel.lanes, chunk.count - first);
+  const Index rows = std::min<Index>(kernels<A>().lanes, chunk.count - first);
   for (Index i = 0; i < rows; ++i) {
     merge_row(choices, dselected_TK, dlogits_TE, chunk.tokens[first + i], merged_TE + i * experts);
   }
-  kernel.pack[source_index<A>()](merged_TE, experts, rows, experts, chunk.gradients_EC + first,
-                                 gradient_chunk);
+  gate_kernels<A, A>().pack(merged_TE, experts, rows, experts, chunk.gradients_EC + first,
+                            gradient_chunk);
 }
 
 /// dw_EH += dlogits^T X for the experts of `range`, the tokens of a chunk, and the columns of x_TH

@@ -95,7 +95,7 @@ void pack_few(const MatrixView<const W>& w_EH, A* packed) {
     const Index stride = padded_depth<A>(depth);
     A* block = packed + start * rows;
     for (Index e = 0; e < w_EH.rows; ++e) {
-      kernels<A>().widen[source_index<W>()](w_EH.row(e) + start, depth, block + e * stride);
+      gate_kernels<A, W>().widen(w_EH.row(e) + start, depth, block + e * stride);
       std::fill(block + e * stride + depth, block + (e + 1) * stride, A(0));
     }
     std::fill(block + w_EH.rows * stride, block + rows * stride, A(0));
@@ -113,8 +113,8 @@ void pack_vector(const MatrixView<const W>& w_EH, Index v, A* packed) {
   for (Index start = 0; start < w_EH.cols; start += depth_block) {
     const Index depth = (std::min)(depth_block, w_EH.cols - start);
     A* block = packed + start * vectors * lanes + panel.first * lanes * depth;
-    kernel.pack[source_index<W>()](w_EH.row(v * lanes) + start, w_EH.row_stride, rows, depth,
-                                   block + (v - panel.first) * lanes, panel.width * lanes);
+    gate_kernels<A, W>().pack(w_EH.row(v * lanes) + start, w_EH.row_stride, rows, depth,
+                              block + (v - panel.first) * lanes, panel.width * lanes);
   }
 }
 
@@ -135,9 +135,10 @@ PackedView<A> pack(const MatrixView<const W>& w_EH, A* packed, const Executor& e
 template <class X, class A>
 void gate_tile(const MatrixView<const X>& x_TH, const PackedView<A>& w, A* widened, A* logits_TE,
                Index row_stride, Index first_vector = 0) {
-  const Kernels<A>& kernel = kernels<A>();
+  using Read = std::conditional_t<reads_directly_v<X, A>, X, A>;
+  const GateKernels<A, Read>& kernel = gate_kernels<A, Read>();
+  const Index lanes = kernels<A>().lanes;
   const Index vectors = expert_vectors<A>(w.experts);
-  constexpr int direct = std::is_same_v<X, bfloat16> && reads_directly_v<X, A> ? 1 : 0;
   // At least once, so that logits of no columns are zero.
   for (Index start = 0; start == 0 || start < w.hidden; start += depth_block) {
     const Index depth = (std::min)(depth_block, w.hidden - start);
@@ -146,18 +147,17 @@ void gate_tile(const MatrixView<const X>& x_TH, const PackedView<A>& w, A* widen
     if constexpr (!reads_directly_v<X, A>) {
       x_stride = depth_block;
       for (Index t = 0; t < x_TH.rows; ++t) {
-        kernel.widen[source_index<X>()](x_TH.row(t) + start, depth, widened + t * x_stride);
+        gate_kernels<A, X>().widen(x_TH.row(t) + start, depth, widened + t * x_stride);
       }
       x = widened;
     }
     if (are_few<A>(w.experts)) {
-      kernel.gate_few[direct](x, x_stride, x_TH.rows, w.data + start * (kernel.lanes / 2), depth,
-                              logits_TE, row_stride, start == 0);
+      kernel.gate_few(x, x_stride, x_TH.rows, w.data + start * (lanes / 2), depth, logits_TE,
+                      row_stride, start == 0);
     } else {
-      const Index skipped = first_vector * kernel.lanes;
-      kernel.gate[direct](x, x_stride, x_TH.rows,
-                          w.data + start * vectors * kernel.lanes + skipped * depth, depth,
-                          vectors - first_vector, logits_TE + skipped, row_stride, start == 0);
+      const Index skipped = first_vector * lanes;
+      kernel.gate(x, x_stride, x_TH.rows, w.data + start * vectors * lanes + skipped * depth, depth,
+                  vectors - first_vector, logits_TE + skipped, row_stride, start == 0);
     }
   }
 }

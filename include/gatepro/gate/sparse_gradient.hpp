@@ -80,7 +80,7 @@ void prefetch([[maybe_unused]] const T* from, [[maybe_unused]] Index count) {
 template <class Source, class A>
 void copy_slices(const MatrixView<const Source>& from, A* slices) {
   constexpr Index ahead = 3;
-  const auto widen = kernels<A>().widen[source_index<Source>()];
+  const auto widen = gate_kernels<A, Source>().widen;
   const Index most = slice_cols<A>();
   for (Index r = 0; r < from.rows; ++r) {
     for (Index c = 0; c < from.cols; c += most) {
@@ -185,10 +185,8 @@ void add_selected_to_tokens(const Choices<Id>& choices, const StridedView<const 
   // A slice pays off if its rows are used more than once. Bits do not depend on it.
   const bool slice_weights = entries >= 2 * experts;
   const Index most = slice_weights ? slice_cols<A>() : w_EH.cols;
-  const auto& kernels = gradient_kernels<A>();
-  int scalar = source_index<Source>();
-  if (slice_weights) scalar = source_index<A>();
-  const auto add_rows = kernels.add_rows[scalar];
+  const auto add_rows =
+      slice_weights ? gradient_kernels<A, A>().add_rows : gradient_kernels<A, Source>().add_rows;
   for (Index c = 0; c < w_EH.cols; c += most) {
     const Index cols = (std::min)(most, w_EH.cols - c);
     if (slice_weights) copy_slices(w_EH.middle_cols(c, cols), scratch.slice);
@@ -235,7 +233,7 @@ SortedGradients<A> carve_sorted(Arena& arena, Index tokens, Index experts, Index
 template <class Source, class A>
 void add_sorted_to_weights(const SortedGradients<A>& sorted, const MatrixView<const Source>& x_TH,
                            ExpertRange range, const MatrixView<A>& dw_EH, A* slices) {
-  const auto add_rows = gradient_kernels<A>().add_rows[source_index<A>()];
+  const auto add_rows = gradient_kernels<A, A>().add_rows;
   const Index most = slice_cols<A>();
   for (Index first = 0; first < x_TH.rows; first += gradient_chunk) {
     const Index rows = (std::min)(gradient_chunk, x_TH.rows - first);

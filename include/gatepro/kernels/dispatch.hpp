@@ -20,19 +20,31 @@ inline namespace GATEPRO_ABI {
 /// The kernels in use.
 template <class A>
 const Kernels<A>& kernels() {
-  return kernels_for<A>(chosen_isa());
+  return kernels_for<Kernels<A>>(chosen_isa());
 }
 
 /// Likewise.
 template <class A>
 const ScoreKernels<A>& score_kernels() {
-  return score_kernels_for<A>(chosen_isa());
+  return kernels_for<ScoreKernels<A>>(chosen_isa());
 }
 
 /// Likewise.
 template <class A>
-const GradientKernels<A>& gradient_kernels() {
-  return gradient_kernels_for<A>(chosen_isa());
+const PenaltyKernels<A>& penalty_kernels() {
+  return kernels_for<PenaltyKernels<A>>(chosen_isa());
+}
+
+/// Likewise.
+template <class A, class Source>
+const GateKernels<A, Source>& gate_kernels() {
+  return kernels_for<GateKernels<A, Source>>(chosen_isa());
+}
+
+/// Likewise.
+template <class A, class Source>
+const GradientKernels<A, Source>& gradient_kernels() {
+  return kernels_for<GradientKernels<A, Source>>(chosen_isa());
 }
 
 }  // namespace GATEPRO_ABI

@@ -24,33 +24,42 @@
 
 #include "gatepro/kernels/similarity.inl"
 
-/// The 16-bit type that the gate reads directly.
-template <class A>
-using Direct16 = std::conditional_t<reads_directly_v<bfloat16, A>, bfloat16, A>;
+/// The table of this set.
+template <class Table>
+inline constexpr Table table{};
 
 template <class A>
-inline constexpr Kernels<A> kernels{
-    lanes_v<A>,
-    GATEPRO_PANEL_VECTORS,
-    {widen<A, float>, widen<A, double>, widen<A, bfloat16>, widen<A, half>},
-    {pack<A, float>, pack<A, double>, pack<A, bfloat16>, pack<A, half>},
-    {gate<A, A>, gate<A, Direct16<A>>},
-    {gate_few<A, A>, gate_few<A, Direct16<A>>},
-    load_keys<A>,
-    store_lanes<A>,
-    count_ids<A>,
-    compete<A>,
-    store_penalised<A>,
-    top_k<A>,
-    softmax<A>,
-    largest_magnitude<A>,
-    scale<A>,
-    normalise<A>};
+inline constexpr Kernels<A> table<Kernels<A>>{lanes_v<A>,
+                                              GATEPRO_PANEL_VECTORS,
+                                              load_keys<A>,
+                                              store_lanes<A>,
+                                              count_ids<A>,
+                                              compete<A>,
+                                              top_k<A>,
+                                              softmax<A>,
+                                              largest_magnitude<A>,
+                                              scale<A>,
+                                              normalise<A>};
 
 template <class A>
-inline constexpr ScoreKernels<A> score_kernels{scores<A>, slopes<A>, shares<A>, choice_keys<A>};
+inline constexpr ScoreKernels<A> table<ScoreKernels<A>>{scores<A>, slopes<A>, shares<A>,
+                                                        choice_keys<A>};
 
 template <class A>
-inline constexpr GradientKernels<A> gradient_kernels{
-    {add_rows<A, float>, add_rows<A, double>, add_rows<A, bfloat16>, add_rows<A, half>},
-    {dot<A, float>, dot<A, double>, dot<A, bfloat16>, dot<A, half>}};
+inline constexpr PenaltyKernels<A> table<PenaltyKernels<A>>{store_penalised<A>};
+
+template <class A, class Source>
+constexpr GateKernels<A, Source> gate_table() {
+  if constexpr (reads_directly_v<Source, A>) {
+    return {widen<A, Source>, pack<A, Source>, gate<A, Source>, gate_few<A, Source>};
+  } else {
+    return {widen<A, Source>, pack<A, Source>, nullptr, nullptr};
+  }
+}
+
+template <class A, class Source>
+inline constexpr GateKernels<A, Source> table<GateKernels<A, Source>> = gate_table<A, Source>();
+
+template <class A, class Source>
+inline constexpr GradientKernels<A, Source> table<GradientKernels<A, Source>>{add_rows<A, Source>,
+                                                                              dot<A, Source>};

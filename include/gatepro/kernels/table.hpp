@@ -14,15 +14,6 @@
 namespace gatepro {
 namespace detail {
 
-/// Positions in the tables that have one entry per storage type.
-template <class Source>
-constexpr int source_index() {
-  if constexpr (std::is_same_v<Source, float>) return 0;
-  if constexpr (std::is_same_v<Source, double>) return 1;
-  if constexpr (std::is_same_v<Source, bfloat16>) return 2;
-  if constexpr (std::is_same_v<Source, half>) return 3;
-}
-
 /// Who each expert competes against: expert e has rivals ids[begin[e]] to ids[begin[e + 1] - 1].
 struct RivalView {
   const std::int32_t* begin = nullptr;
@@ -36,32 +27,19 @@ template <class X, class A>
 inline constexpr bool reads_directly_v = std::is_same_v<X, A> ||
                                          (std::is_same_v<X, bfloat16> && std::is_same_v<A, float>);
 
-/// What every router needs.
+/// What every router needs, whatever its scalars are.
 template <class A>
 struct Kernels {
   using Key = typename Order<A>::Key;
-  using Widen = void(const void* from, Index count, A* to);
-  using Pack = void(const void* from, Index row_stride, Index rows, Index depth, A* to,
-                    Index to_stride);
-  using Gate = void(const void* x, Index x_stride, Index tokens, const A* packed, Index depth,
-                    Index expert_vectors, A* out, Index out_stride, bool first);
-  using GateFew = void(const void* x, Index x_stride, Index tokens, const A* packed, Index depth,
-                       A* out, Index out_stride, bool first);
 
   int lanes;          ///< Tokens of a routing group; experts of a packed vector.
   int panel_vectors;  ///< Vectors of experts that the gate kernel takes at once.
-  Widen* widen[4];
-  Pack* pack[4];
-  Gate* gate[2];         ///< For tokens of A, and of bfloat16 if A is float.
-  GateFew* gate_few[2];  ///< Likewise.
   void (*load_keys)(const A* logits, Index row_stride, Index row_room, Index tokens, Index experts,
                     Key* keys_EL);
   void (*store_lanes)(const void* values_CL, Index cols, Index tokens, void* to, Index row_stride);
   void (*count_ids)(const Key* ids_KL, Index k, Index tokens, std::int64_t* tokens_per_expert_E);
   void (*compete)(const Key* keys_EL, Index experts, const RivalView& rivals, bool eliminate,
                   bool ties_lose, A lambda, Key* ranked_EL);
-  void (*store_penalised)(const Key* keys_EL, const Key* ranked_EL, Index experts, Index tokens,
-                          const A* logits, Index logits_stride, A* out, Index out_stride);
   void (*top_k)(const Key* keys_EL, Index experts, Index k, Key* top_keys_KL, Key* top_ids_KL);
   void (*softmax)(const Key* keys_KL, Index k, A* weights_KL, Key* nonfinite_L);
   Key (*largest_magnitude)(const A* row, Index count);
@@ -88,37 +66,53 @@ struct ScoreKernels {
                       Key* choice_EL);
 };
 
-/// Compiled only where gradients are used, or rows permuted.
-template <class A>
+/// What the gate does with tokens or router weights of Source.
+template <class A, class Source>
+struct GateKernels {
+  void (*widen)(const void* from, Index count, A* to);
+  void (*pack)(const void* from, Index row_stride, Index rows, Index depth, A* to, Index to_stride);
+  /// Null, as the next one, unless reads_directly_v.
+  void (*gate)(const void* x, Index x_stride, Index tokens, const A* packed, Index depth,
+               Index expert_vectors, A* out, Index out_stride, bool first);
+  void (*gate_few)(const void* x, Index x_stride, Index tokens, const A* packed, Index depth,
+                   A* out, Index out_stride, bool first);
+};
+
+/// What gradients and permuted rows of Source need.
+template <class A, class Source>
 struct GradientKernels {
-  using AddRows = void(const A* coefficients, const Index* rows, Index count, const void* base,
-                       Index stride, Index width, A* out);
-  using Dot = A(const A* a, const void* b, Index width);
-  AddRows* add_rows[4];
-  Dot* dot[4];
+  void (*add_rows)(const A* coefficients, const Index* rows, Index count, const void* base,
+                   Index stride, Index width, A* out);
+  A (*dot)(const A* a, const void* b, Index width);
+};
+
+/// What penalised logits need where they are written.
+template <class A>
+struct PenaltyKernels {
+  using Key = typename Order<A>::Key;
+  void (*store_penalised)(const Key* keys_EL, const Key* ranked_EL, Index experts, Index tokens,
+                          const A* logits, Index logits_stride, A* out, Index out_stride);
 };
 
 inline namespace GATEPRO_ABI {
 
-/// The kernels of one set, which the machine must have.
-template <class A>
-const Kernels<A>& kernels_for(Isa isa);
+/// A table of one set, which the machine must have. A unit compiles the tables that it uses.
+template <class Table>
+const Table& kernels_for(Isa isa);
 
-/// Likewise.
-template <class A>
-const ScoreKernels<A>& score_kernels_for(Isa isa);
-
-/// Likewise.
-template <class A>
-const GradientKernels<A>& gradient_kernels_for(Isa isa);
+// Every table there is.
+#define GATEPRO_SOURCE_TABLES(apply, A, Source) \
+  apply(GateKernels<A, Source>) apply(GradientKernels<A, Source>)
+#define GATEPRO_TABLES_OF(apply, A)                                                  \
+  apply(Kernels<A>) apply(ScoreKernels<A>) apply(PenaltyKernels<A>)                  \
+      GATEPRO_SOURCE_TABLES(apply, A, float) GATEPRO_SOURCE_TABLES(apply, A, double) \
+          GATEPRO_SOURCE_TABLES(apply, A, bfloat16) GATEPRO_SOURCE_TABLES(apply, A, half)
+#define GATEPRO_TABLES(apply) GATEPRO_TABLES_OF(apply, float) GATEPRO_TABLES_OF(apply, double)
 
 #if defined(GATEPRO_EXTERN_KERNELS)
-extern template const Kernels<float>& kernels_for(Isa);
-extern template const Kernels<double>& kernels_for(Isa);
-extern template const ScoreKernels<float>& score_kernels_for(Isa);
-extern template const ScoreKernels<double>& score_kernels_for(Isa);
-extern template const GradientKernels<float>& gradient_kernels_for(Isa);
-extern template const GradientKernels<double>& gradient_kernels_for(Isa);
+#define GATEPRO_DECLARE_TABLE(...) extern template const __VA_ARGS__& kernels_for<__VA_ARGS__>(Isa);
+GATEPRO_TABLES(GATEPRO_DECLARE_TABLE)
+#undef GATEPRO_DECLARE_TABLE
 #endif
 
 }  // namespace GATEPRO_ABI

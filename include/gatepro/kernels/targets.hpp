@@ -126,36 +126,21 @@ namespace portable {
 #pragma nv_diagnostic pop
 #endif
 
-#if GATEPRO_X86_TARGETS
-#define GATEPRO_TABLE(isa, table) \
-  ((isa) == Isa::avx512 ? avx512::table : (isa) == Isa::avx2 ? avx2::table : portable::table)
-#else
-#define GATEPRO_TABLE(isa, table) (static_cast<void>(isa), portable::table)
-#endif
-
 namespace gatepro {
 namespace detail {
 inline namespace GATEPRO_ABI {
 
-template <class A>
-const Kernels<A>& kernels_for(Isa isa) {
-  return GATEPRO_TABLE(isa, kernels<A>);
-}
-
-template <class A>
-const ScoreKernels<A>& score_kernels_for(Isa isa) {
-  return GATEPRO_TABLE(isa, score_kernels<A>);
-}
-
-template <class A>
-const GradientKernels<A>& gradient_kernels_for(Isa isa) {
-  return GATEPRO_TABLE(isa, gradient_kernels<A>);
+template <class Table>
+const Table& kernels_for([[maybe_unused]] Isa isa) {
+#if GATEPRO_X86_TARGETS
+  if (isa == Isa::avx512) return avx512::table<Table>;
+  if (isa == Isa::avx2) return avx2::table<Table>;
+#endif
+  return portable::table<Table>;
 }
 
 }  // namespace GATEPRO_ABI
 }  // namespace detail
 }  // namespace gatepro
-
-#undef GATEPRO_TABLE
 
 #endif  // GATEPRO_KERNELS_TARGETS_HPP

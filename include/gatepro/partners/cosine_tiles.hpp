@@ -72,7 +72,7 @@ void lift_row(A* row, Index count) {
 template <class W, class A>
 A scale_row(const W* w, Index hidden, A* scaled) {
   const Kernels<A>& kernel = kernels<A>();
-  kernel.widen[source_index<W>()](w, hidden, scaled);
+  gate_kernels<A, W>().widen(w, hidden, scaled);
   auto largest = kernel.largest_magnitude(scaled, hidden);
   if (largest >= Order<A>::infinity) {
     std::fill_n(scaled, hidden, A(0));

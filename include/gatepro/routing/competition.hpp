@@ -123,9 +123,9 @@ EliminatedExperts apply_competition(detail::non_deduced_t<MatrixView<const A>> l
     }
     const auto* ranked_EL =
         active.eliminate ? group.keys_EL : detail::rank_group(group, experts, active);
-    detail::kernels<A>().store_penalised(group.keys_EL, ranked_EL, experts, count,
-                                         logits_TE.row(first), logits_TE.row_stride,
-                                         penalised_TE.row(first), penalised_TE.row_stride);
+    detail::penalty_kernels<A>().store_penalised(group.keys_EL, ranked_EL, experts, count,
+                                                 logits_TE.row(first), logits_TE.row_stride,
+                                                 penalised_TE.row(first), penalised_TE.row_stride);
   });
   return active.eliminate ? EliminatedExperts(loser_TE) : EliminatedExperts();
 }
