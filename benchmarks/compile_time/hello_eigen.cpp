@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// examples/hello_router.cpp with plain Eigen: routes 16 random tokens over 8 experts.
+// examples/1_hello_router.cpp with plain Eigen: routes 16 random tokens over 8 experts.
 #include <Eigen/Core>
 #include <algorithm>
 #include <cmath>

@@ -24,7 +24,7 @@ Contest prepare(const Shape&) {
   const std::string build = "-c -o /dev/null";
   contest.add("include_gatepro", compile(parse, sources + "include_gatepro.cpp"));
   contest.add("include_eigen", compile(parse, sources + "include_eigen.cpp"));
-  contest.add("hello_gatepro", compile(build, BENCH_SOURCE_DIR "/examples/hello_router.cpp"));
+  contest.add("hello_gatepro", compile(build, BENCH_SOURCE_DIR "/examples/1_hello_router.cpp"));
   contest.add("hello_eigen", compile(build, sources + "hello_eigen.cpp"));
   return contest;
 }

@@ -88,7 +88,8 @@ Run route_plainly(PlainRouted& routed, const Shape& s, const Floats& logits) {
 /// The plan of a dispatch, after a forward.
 Run plan(Contest& contest, const Shape& s, PlainRouted& routed) {
   auto& row_TK = contest.keep(Ids(area(s.tokens, s.top_k)));
-  auto& scratch = contest.keep(std::vector<std::byte>(gatepro::plan_dispatch_workspace(s.experts)));
+  auto& scratch =
+      contest.keep(std::vector<std::byte>(gatepro::plan_dispatch_workspace_bytes(s.experts)));
   return [&, s] {
     gatepro::DispatchPlan<> plan;
     plan.row_TK = {row_TK.data(), s.tokens, s.top_k};

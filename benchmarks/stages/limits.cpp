@@ -23,7 +23,8 @@ Run gate(Contest& contest, const Shape& s, const GateInputs& inputs) {
   const auto& x = contest.keep(converted<X>(inputs.x_TH));
   const auto& w = contest.keep(converted<W>(inputs.w_EH));
   auto& logits = contest.keep(std::vector<A>(area(s.tokens, s.experts)));
-  auto& scratch = contest.keep(Memory(gatepro::gate_logits_workspace<X, A>(s.experts, s.hidden)));
+  auto& scratch =
+      contest.keep(Memory(gatepro::gate_logits_workspace_bytes<X, A>(s.experts, s.hidden)));
   return [&, s] {
     gatepro::gate_logits(MatrixView<const X>(x.data(), s.tokens, s.hidden),
                          MatrixView<const W>(w.data(), s.experts, s.hidden),

@@ -40,7 +40,7 @@ Run gate_tokens(const GateJob& job, const X* x, std::shared_ptr<const void> keep
   const MatrixView<const float> w_EH(job.w_EH, s.experts, s.hidden);
   const MatrixView<float> logits_TE(job.logits_TE, s.tokens, s.experts);
   const auto scratch =
-      memory(gatepro::gate_logits_workspace<X, float>(s.experts, s.hidden, threads));
+      memory(gatepro::gate_logits_workspace_bytes<X, float>(s.experts, s.hidden, threads));
   return [x_TH, w_EH, logits_TE, scratch, threads, keep = std::move(keep)] {
     with_executor(threads, [&](const auto& executor) {
       gatepro::gate_logits(x_TH, w_EH, logits_TE, *scratch, executor);
@@ -90,7 +90,7 @@ Run compete(const CompeteJob& job, gatepro::CompetitionMode mode) {
                                    /*both_sides=*/false);
   const MatrixView<const float> logits_TE(job.logits_TE, s.tokens, s.experts);
   const MatrixView<float> penalised_TE(job.penalised_TE, s.tokens, s.experts);
-  const auto scratch = memory(gatepro::apply_competition_workspace<float>(s.experts));
+  const auto scratch = memory(gatepro::apply_competition_workspace_bytes<float>(s.experts));
   const auto losers = std::make_shared<std::vector<std::uint8_t>>();
   MatrixView<std::uint8_t> loser_TE;
   if (mode == gatepro::CompetitionMode::eliminate) {
@@ -110,7 +110,7 @@ Run refresh(const RefreshJob& job, int threads) {
   const MatrixView<const float> w_EH(job.w_EH, s.experts, s.hidden);
   return [job, router, w_EH, threads] {
     with_executor(threads, [&](const auto& executor) { router->refresh_now(w_EH, 0, executor); });
-    std::copy_n(router->similarity().partners().data, job.shape.experts, job.partners_E);
+    std::copy_n(router->similarity_cache().partners().data, job.shape.experts, job.partners_E);
   };
 }
 
@@ -140,9 +140,9 @@ Run gate_backward(const GateBackwardJob& job, const Ids& ids, const Floats& dsel
   if (job.dlogits_TE != nullptr) dlogits_TE = {job.dlogits_TE, s.tokens, s.experts};
   const MatrixView<float> dx_TH(job.dx_TH, s.tokens, s.hidden);
   const MatrixView<float> dw_EH(job.dw_EH, s.experts, s.hidden);
-  const auto scratch = memory(
-      std::max(gatepro::gate_backward_tokens_workspace<float>(s.experts),
-               gatepro::gate_backward_weights_workspace<float>(s.tokens, s.experts, s.top_k)));
+  const auto scratch = memory(std::max(
+      gatepro::gate_backward_tokens_workspace_bytes<float>(s.experts),
+      gatepro::gate_backward_weights_workspace_bytes<float>(s.tokens, s.experts, s.top_k)));
   return [=] {
     gatepro::gate_backward_tokens(ids_TK, dselected_TK, dlogits_TE, w_EH, dx_TH, *scratch);
     gatepro::gate_backward_weights(ids_TK, dselected_TK, dlogits_TE, x_TH,

@@ -26,7 +26,7 @@ Run ROUTE(const RouteJob& job, const gatepro::Competition& competition, int thre
   config.competition = competition;
   const auto state = std::make_shared<State>(State{gatepro::Router<float>(config), {}, {}});
   state->tokens_per_expert.resize(static_cast<std::size_t>(s.experts));
-  state->workspace.resize(state->router.forward_workspace(threads));
+  state->workspace.resize(state->router.forward_workspace_bytes(threads));
   const gatepro::MatrixView<const float> x_TH(job.x_TH, s.tokens, s.hidden);
   const gatepro::MatrixView<const float> w_EH(job.w_EH, s.experts, s.hidden);
   state->router.refresh_now(w_EH, 0);

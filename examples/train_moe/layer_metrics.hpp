@@ -64,7 +64,7 @@ class LayerObserver {
     out.statistics = &statistics;
     router_.forward_logits(layer.routed().logits_TE(), out, unpenalised_.workspace(), executor);
 
-    const auto& present = router_.similarity();
+    const auto& present = router_.similarity_cache();
     LayerMetrics metrics;
     metrics.zero_token_experts = gatepro::zero_token_experts(layer.routed().tokens_per_expert_E());
     metrics.max_violation = gatepro::max_violation(layer.routed().tokens_per_expert_E());

@@ -4,10 +4,11 @@
 #define TRAIN_MOE_MOE_LAYER_HPP
 
 #include <cmath>
+#include <cstddef>
 #include <gatepro/gatepro.hpp>
 #include <string>
+#include <vector>
 
-#include "balance_loss.hpp"
 #include "experts.hpp"
 #include "rms_norm.hpp"
 
@@ -46,7 +47,7 @@ class MoeLayer {
   MoeLayer(const Sizes& sizes, const Routing& routing, Index number, std::uint64_t seed,
            const Executor& executor)
       : name_("layer" + std::to_string(number) + "."),
-        balance_coefficient_(routing.balance_coefficient),
+        balance_{routing.balance_coefficient},
         gate_(name_ + "router", sizes.experts, sizes.hidden, gate_deviation,
               random(seed, number, 0)),
         experts_(
@@ -71,11 +72,7 @@ class MoeLayer {
     auto out = routed_.view();
     out.statistics = &statistics_;
     router_.forward(norm_.normed_TH, gate_.value, out, routed_.workspace(), executor);
-    if (balance_coefficient_ > 0) {
-      balance_loss_ =
-          balance_loss(balance_coefficient_, routed_.logits_TE(), routed_.tokens_per_expert_E(),
-                       router_.config().top_k, dlogits_TE_, executor);
-    }
+    if (balance_.coefficient > 0) balance(executor);
     experts_.forward(norm_.normed_TH, routed_.expert_ids_TK(), routed_.weights_TK(), x_TH,
                      executor);
   }
@@ -84,7 +81,7 @@ class MoeLayer {
   void backward(RowMatrix<A>& dx_TH, const Executor& executor) {
     experts_.backward(dx_TH, routed_.weights_TK(), dnormed_TH_, dweights_TK_, executor);
     gatepro::MatrixView<const A> dlogits_TE;  // not given, unless there is an auxiliary loss
-    if (balance_coefficient_ > 0) dlogits_TE = dlogits_TE_;
+    if (balance_.coefficient > 0) dlogits_TE = dlogits_TE_;
     router_.backward(norm_.normed_TH, gate_.value, routed_, dweights_TK_, dlogits_TE, dnormed_TH_,
                      gate_.gradient, executor);
     norm_.backward(dnormed_TH_, dx_TH, executor);
@@ -115,8 +112,20 @@ class MoeLayer {
     return config;
   }
 
+  /// The load-balancing loss of the batch, as Megatron scales it, and its gradient.
+  void balance(const Executor& executor) {
+    const gatepro::MatrixView<const A> logits_TE = routed_.logits_TE();
+    scratch_.resize(gatepro::load_balancing_loss_workspace_bytes<A>(logits_TE.rows, logits_TE.cols,
+                                                                    executor.workers()));
+    dlogits_TE_.setZero(logits_TE.rows, logits_TE.cols);
+    balance_loss_ = gatepro::load_balancing_loss(
+        logits_TE, gatepro::ScoreFunction::softmax_before_top_k, router_.config().top_k,
+        {routed_.tokens_per_expert_E(), logits_TE.rows}, balance_, {}, dlogits_TE_, scratch_,
+        executor);
+  }
+
   std::string name_;
-  double balance_coefficient_;
+  gatepro::LossWeight balance_;
   double balance_loss_ = 0;
   Parameter<A> gate_;
   Experts<A> experts_;
@@ -125,6 +134,7 @@ class MoeLayer {
   gatepro::RoutingBuffers<gatepro::Router<A>> routed_;
   gatepro::PenaltyStatistics statistics_;
   RowMatrix<A> dnormed_TH_, dweights_TK_, dlogits_TE_;
+  std::vector<std::byte> scratch_;
 };
 
 }  // namespace train_moe

@@ -117,7 +117,7 @@ class Training {
     for (std::size_t l = 0; l < record.layers.size(); ++l) {
       MoeLayer<A>& layer = model_.layers()[l];
       if (layer.refresh(step_, executor_)) {
-        record.layers[l].partners_changed = layer.router().similarity().partners_changed();
+        record.layers[l].partners_changed = layer.router().similarity_cache().partners_changed();
       }
     }
   }

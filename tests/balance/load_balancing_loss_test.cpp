@@ -404,8 +404,8 @@ TYPED_TEST(BalanceLossTest, AddsToAnyView) {
   const Counts counts = losses::count(ids_TK, 9), begin{0, 11, 70};
   const MatrixView<const A> logits = logits_TE.view();
   auto memory =
-      data::scratch(std::max(gatepro::load_balancing_loss_workspace<A>(70, 9),
-                             gatepro::sequence_load_balancing_loss_workspace<A>(70, 9, 2)));
+      data::scratch(std::max(gatepro::load_balancing_loss_workspace_bytes<A>(70, 9),
+                             gatepro::sequence_load_balancing_loss_workspace_bytes<A>(70, 9, 2)));
   const ScoreFunction sigmoid = ScoreFunction::sigmoid;
   for (const bool per_sequence : {false, true}) {
     data::GuardedMatrix<A> dlogits_TE(start_TE, 5);
@@ -468,7 +468,7 @@ TYPED_TEST(BalanceLossTest, BadInput) {
   const Mask short_mask(2, 0), mask(3, 0);
   const Counts good{3, 2, 1, 0}, five(5, 0), negative{3, 3, 0, -1}, large{4, 2, 0, 0},
       many{3, 3, 1, 0};
-  auto memory = data::scratch(gatepro::load_balancing_loss_workspace<A>(3, 4));
+  auto memory = data::scratch(gatepro::load_balancing_loss_workspace_bytes<A>(3, 4));
   const auto call = [&](Index top_k, const BalanceCounts& counts, const LossWeight& weight,
                         const Mask& padding, RowMatrix<A>& gradient, std::size_t less) {
     return gatepro::load_balancing_loss(gatepro::view(logits_TE), ScoreFunction::sigmoid, top_k,
@@ -503,7 +503,7 @@ TYPED_TEST(BalanceLossTest, BadSequences) {
   const RowMatrix<A> logits_TE = RowMatrix<A>::Zero(3, 4);
   RowMatrix<A> dlogits_TE = RowMatrix<A>::Zero(3, 4);
   const Ids good_TK = data::random_ids<std::int32_t>(3, 4, 2, 34);
-  auto memory = data::scratch(gatepro::sequence_load_balancing_loss_workspace<A>(3, 4, 2));
+  auto memory = data::scratch(gatepro::sequence_load_balancing_loss_workspace_bytes<A>(3, 4, 2));
   const auto call = [&](const Ids& ids_TK, const Counts& begin, std::size_t less) {
     return gatepro::sequence_load_balancing_loss(
         gatepro::view(logits_TE), gatepro::strided_view(ids_TK), begin, ScoreFunction::sigmoid,

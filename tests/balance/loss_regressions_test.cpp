@@ -36,7 +36,7 @@ constexpr Index top_k = 2;
 Ids select(const Logits& logits_TE, Index k = top_k) {
   Ids ids_TK(logits_TE.rows(), k);
   Logits selected_TK(logits_TE.rows(), k);
-  auto memory = data::scratch(gatepro::select_top_k_workspace<float>(logits_TE.cols(), k));
+  auto memory = data::scratch(gatepro::select_top_k_workspace_bytes<float>(logits_TE.cols(), k));
   gatepro::select_top_k(gatepro::view(logits_TE), {}, gatepro::strided_view(ids_TK),
                         gatepro::strided_view(selected_TK), memory);
   return ids_TK;
@@ -55,8 +55,8 @@ Logits uneven_logits(Index tokens, std::uint64_t seed) {
 void add_losses(const Logits& logits_TE, const gatepro::BalanceCounts& counts,
                 std::int64_t mean_over, const Mask& mask, Logits& dlogits_TE) {
   auto memory = data::scratch(
-      std::max(gatepro::load_balancing_loss_workspace<float>(logits_TE.rows(), experts),
-               gatepro::z_loss_workspace<float>(logits_TE.rows(), experts)));
+      std::max(gatepro::load_balancing_loss_workspace_bytes<float>(logits_TE.rows(), experts),
+               gatepro::z_loss_workspace_bytes<float>(logits_TE.rows(), experts)));
   const auto logits = gatepro::view(logits_TE);
   for (const ScoreFunction function : losses::functions) {
     gatepro::load_balancing_loss(logits, function, top_k, counts, {1e-2, mean_over, 128},
@@ -227,8 +227,8 @@ TEST(Regression, CapacityDoesNotHideImbalanceFromTheLoss) {
   RowMatrix<std::uint8_t> kept_TK(tokens, top_k);
   Counts kept(experts, 0);
   const gatepro::DropPolicy policy = gatepro::DropPolicy::position;
-  auto memory =
-      data::scratch(gatepro::drop_over_capacity_workspace<float>(tokens, experts, top_k, policy));
+  auto memory = data::scratch(
+      gatepro::drop_over_capacity_workspace_bytes<float>(tokens, experts, top_k, policy));
   gatepro::drop_over_capacity(gatepro::strided_view(ids_TK), {}, 16, policy,
                               gatepro::strided_view(weights_TK), gatepro::strided_view(kept_TK),
                               gatepro::VectorView<std::int64_t>(kept), memory);
@@ -332,7 +332,7 @@ TEST(Regression, TopOneRouterLearnsFromTheLosses) {
   router.forward(x_TH, w_EH, buffers);
 
   Logits dlogits_TE = Logits::Zero(tokens, experts);
-  auto memory = data::scratch(gatepro::load_balancing_loss_workspace<float>(tokens, experts));
+  auto memory = data::scratch(gatepro::load_balancing_loss_workspace_bytes<float>(tokens, experts));
   gatepro::load_balancing_loss(buffers.logits_TE(), ScoreFunction::softmax_after_top_k, 1,
                                {buffers.tokens_per_expert_E(), tokens}, {1e-2}, {}, dlogits_TE,
                                memory);

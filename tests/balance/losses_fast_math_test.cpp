@@ -89,7 +89,7 @@ std::vector<int> kept_of_six(Index capacity) {
   RowMatrix<std::uint8_t> kept_TK(6, 1);
   std::vector<std::int64_t> counts_E(2);
   const auto policy = gatepro::DropPolicy::probability;
-  auto memory = data::scratch(gatepro::drop_over_capacity_workspace<float>(6, 2, 1, policy));
+  auto memory = data::scratch(gatepro::drop_over_capacity_workspace_bytes<float>(6, 2, 1, policy));
   gatepro::drop_over_capacity(gatepro::strided_view(ids_TK), {}, capacity, policy,
                               gatepro::strided_view(weights_TK), gatepro::strided_view(kept_TK),
                               counts_E, memory);

@@ -112,7 +112,7 @@ TYPED_TEST(ZLossTest, AddsToAnyView) {
   data::GuardedMatrix<A> logits_TE(data::random_matrix<A>(70, 9, 7), 3);
   const RowMatrix<A> start_TE = data::random_matrix<A>(70, 9, 8);
   data::GuardedMatrix<A> dlogits_TE(start_TE, 5);
-  auto memory = data::scratch(gatepro::z_loss_workspace<A>(70, 9));
+  auto memory = data::scratch(gatepro::z_loss_workspace_bytes<A>(70, 9));
   const MatrixView<const A> logits = logits_TE.view();
   const double value = gatepro::z_loss(logits, {2.0}, {}, dlogits_TE.view(), memory);
   const auto want = losses::z_loss(logits_TE.values(), {2.0});
@@ -177,7 +177,7 @@ TYPED_TEST(ZLossTest, BadInput) {
   RowMatrix<A> dlogits_TE = RowMatrix<A>::Zero(3, 4), wide_TE = RowMatrix<A>::Zero(3, 5);
   RowMatrix<A> own_TE = logits_TE;
   const Mask short_mask(2, 0), mask(3, 0);
-  auto memory = data::scratch(gatepro::z_loss_workspace<A>(3, 4));
+  auto memory = data::scratch(gatepro::z_loss_workspace_bytes<A>(3, 4));
   const auto call = [&](const LossWeight& weight, const Mask& padding, RowMatrix<A>& gradient,
                         std::size_t bytes) {
     return gatepro::z_loss(gatepro::view(logits_TE), weight, padding, gradient,

@@ -94,7 +94,7 @@ template <class X, class A>
 bool tokens_stand_alone(const Case<X, A>& c) {
   std::vector<A> together(static_cast<std::size_t>(c.tokens * c.experts));
   std::vector<A> alone(static_cast<std::size_t>(c.experts));
-  std::vector<std::byte> workspace(gatepro::gate_logits_workspace<X, A>(c.experts, c.hidden));
+  std::vector<std::byte> workspace(gatepro::gate_logits_workspace_bytes<X, A>(c.experts, c.hidden));
   const MatrixView<A> together_TE(together.data(), c.tokens, c.experts);
   gatepro::gate_logits(c.x_TH(), c.w_EH(), together_TE, workspace);
   bool same = true;
@@ -119,7 +119,7 @@ void route(Case<A, A> c) {
   gatepro::Router<A> router(config);
   router.refresh(c.w_EH(), 0);
   Hash hash;
-  hash.add_rows(router.similarity().similarity());
+  hash.add_rows(router.similarity_cache().similarity());
   hash.print(c.name + "similarity");
   gatepro::RoutingBuffers buffers(router, c.tokens, 1, true);
   router.forward(c.x_TH(), c.w_EH(), buffers);

@@ -60,7 +60,7 @@ void step(const Tokens& x_TH, const gatepro::RowMatrix<float>& w_EH,
   gatepro::RowMatrix<std::uint8_t> loser_TE;
   gatepro::RowMatrix<std::int32_t> ids_TK;
   [[maybe_unused]] const gatepro::EliminatedExperts eliminated = gatepro::apply_competition(
-      gatepro::view(penalised_TE), router.similarity().rivals(), router.config().competition,
+      gatepro::view(penalised_TE), router.similarity_cache().rivals(), router.config().competition,
       gatepro::view(penalised_TE), gatepro::view(loser_TE), workspace);
 #if defined(FAULT_losers_as_eliminated)
   gatepro::select_top_k(gatepro::view(penalised_TE), gatepro::view(loser_TE),

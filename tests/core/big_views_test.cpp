@@ -94,7 +94,7 @@ TEST(BigViews, EveryViewOfAStep) {
   out.weights_TK = weights.view();
   out.logits_TE = logits.view();
   auto memory = routing_data::poisoned_workspace(
-      std::max(router.forward_workspace(2), router.backward_workspace(tokens, 2)));
+      std::max(router.forward_workspace_bytes(2), router.backward_workspace_bytes(tokens, 2)));
   router.forward(x.view(), w.view(), out, memory, ThreadExecutor(2));
   EXPECT_TRUE(same_bits(ids.matrix(), expected.ids_TK));
   EXPECT_TRUE(same_bits(weights.matrix(), expected.weights_TK));
@@ -129,7 +129,7 @@ TEST(BigViews, PlanesOfChoices) {
   decltype(router)::Routing out;
   out.expert_ids_TK = {ids.view().data, tokens, top_k, 1, plane};
   out.weights_TK = {weights.view().data, tokens, top_k, 1, plane};
-  auto memory = routing_data::poisoned_workspace(router.forward_workspace());
+  auto memory = routing_data::poisoned_workspace(router.forward_workspace_bytes());
   router.forward_logits(logits, out, memory);
   EXPECT_TRUE(same_bits<std::int64_t>(ids.matrix().transpose(), expected.ids_TK));
   EXPECT_TRUE(same_bits<float>(weights.matrix().transpose(), expected.weights_TK));
@@ -148,7 +148,7 @@ TEST(BigViews, ARangeOfTokensFarInside) {
   router.refresh(w, 0);
   const auto expected = routing_data::forward(router, last, w);
   routing_data::Outcome<gatepro::Router<float>> outcome(router, 3);
-  auto memory = routing_data::poisoned_workspace(router.forward_workspace());
+  auto memory = routing_data::poisoned_workspace(router.forward_workspace_bytes());
   router.forward(range, w, outcome.view(), memory);
   EXPECT_TRUE(same_bits(outcome.logits_TE, expected.logits_TE));
   EXPECT_TRUE(same_bits(outcome.ids_TK, expected.ids_TK));

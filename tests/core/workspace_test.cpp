@@ -60,7 +60,7 @@ TEST(Workspace, GateLogits) {
     const auto x_TH = data::random_matrix<gatepro::bfloat16>(48 * 3, 512, 1);
     const auto w_EH = data::random_matrix<float>(experts, 512, 2);
     const std::size_t bytes =
-        gatepro::gate_logits_workspace<gatepro::bfloat16, float>(experts, 512, workers);
+        gatepro::gate_logits_workspace_bytes<gatepro::bfloat16, float>(experts, 512, workers);
     expect_query_suffices<float>(bytes, [&](Workspace workspace) {
       RowMatrix<float> logits_TE(48 * 3, experts);
       gatepro::gate_logits(gatepro::view(x_TH), gatepro::view(w_EH), gatepro::view(logits_TE),
@@ -72,7 +72,7 @@ TEST(Workspace, GateLogits) {
 
 TEST(Workspace, CosineSimilarity) {
   const auto w_EH = data::random_matrix<double>(48 * 3, 9, 3);
-  const std::size_t bytes = gatepro::cosine_similarity_workspace<double>(48 * 3, 9, workers);
+  const std::size_t bytes = gatepro::cosine_similarity_workspace_bytes<double>(48 * 3, 9, workers);
   expect_query_suffices<double>(bytes, [&](Workspace workspace) {
     RowMatrix<double> s_EE(48 * 3, 48 * 3);
     gatepro::cosine_similarity(gatepro::view(w_EH), gatepro::view(s_EE), workspace, executor);
@@ -82,7 +82,7 @@ TEST(Workspace, CosineSimilarity) {
 
 TEST(Workspace, FindPartners) {
   const auto w_EH = data::random_matrix<float>(48 * 3, 9, 3);
-  const std::size_t bytes = gatepro::find_partners_workspace<float>(48 * 3, 9, 2, workers);
+  const std::size_t bytes = gatepro::find_partners_workspace_bytes<float>(48 * 3, 9, 2, workers);
   expect_query_suffices<float>(bytes, [&](Workspace workspace) {
     RowMatrix<std::int32_t> partners_EM(48 * 3, 2);
     gatepro::find_partners(gatepro::view(w_EH), {2, -1, false}, gatepro::view(partners_EM), {},
@@ -96,7 +96,7 @@ TEST(Workspace, Competition) {
   RowMatrix<std::int32_t> partners_EM(5, 1);
   partners_EM << 1, 2, 3, 4, 0;
   const gatepro::RivalTable rivals(gatepro::view(partners_EM), false);
-  const std::size_t bytes = gatepro::apply_competition_workspace<float>(5, workers);
+  const std::size_t bytes = gatepro::apply_competition_workspace_bytes<float>(5, workers);
   expect_query_suffices<float>(bytes, [&](Workspace workspace) {
     RowMatrix<float> penalised_TE(256 * 3, 5);
     RowMatrix<std::uint8_t> loser_TE(256 * 3, 5);
@@ -110,7 +110,7 @@ TEST(Workspace, Competition) {
 TEST(Workspace, TopK) {
   const auto logits_TE = data::random_matrix<float>(256 * 3, 5, 5);
   const RowMatrix<std::uint8_t> loser_TE = RowMatrix<std::uint8_t>::Ones(256 * 3, 5);
-  const std::size_t bytes = gatepro::select_top_k_workspace<float>(5, 4, workers);
+  const std::size_t bytes = gatepro::select_top_k_workspace_bytes<float>(5, 4, workers);
   expect_query_suffices<float>(bytes, [&](Workspace workspace) {
     RowMatrix<std::int32_t> ids_TK(256 * 3, 4);
     RowMatrix<float> selected_TK(256 * 3, 4);
@@ -123,7 +123,7 @@ TEST(Workspace, TopK) {
 
 TEST(Workspace, Softmax) {
   const auto logits_TK = data::random_matrix<double>(256 * 3, 5, 6);
-  const std::size_t bytes = gatepro::softmax_selected_workspace<double>(5, workers);
+  const std::size_t bytes = gatepro::softmax_selected_workspace_bytes<double>(5, workers);
   expect_query_suffices<double>(bytes, [&](Workspace workspace) {
     RowMatrix<double> weights_TK(256 * 3, 5);
     gatepro::softmax_selected(gatepro::strided_view(logits_TK), gatepro::strided_view(weights_TK),
@@ -140,7 +140,8 @@ TEST(Workspace, GateBackward) {
   const auto w_EH = data::random_matrix<gatepro::half>(experts, hidden, 10);
   const auto x_TH = data::random_matrix<gatepro::half>(tokens, hidden, 11);
   expect_query_suffices<float>(
-      gatepro::gate_backward_tokens_workspace<float>(experts, workers), [&](Workspace workspace) {
+      gatepro::gate_backward_tokens_workspace_bytes<float>(experts, workers),
+      [&](Workspace workspace) {
         RowMatrix<float> dx_TH = RowMatrix<float>::Ones(tokens, hidden);
         gatepro::gate_backward_tokens(gatepro::strided_view(ids_TK),
                                       gatepro::strided_view(dselected_TK),
@@ -149,7 +150,7 @@ TEST(Workspace, GateBackward) {
         return dx_TH;
       });
   expect_query_suffices<float>(
-      gatepro::gate_backward_weights_workspace<float>(tokens, experts, 2, workers),
+      gatepro::gate_backward_weights_workspace_bytes<float>(tokens, experts, 2, workers),
       [&](Workspace workspace) {
         RowMatrix<float> dw_EH = RowMatrix<float>::Ones(experts, hidden);
         gatepro::gate_backward_weights(
@@ -165,7 +166,7 @@ TEST(Workspace, DropOverCapacity) {
   const auto ids_TK = data::random_ids<std::int32_t>(tokens, experts, top_k, 12);
   for (auto policy : {gatepro::DropPolicy::probability, gatepro::DropPolicy::position}) {
     const std::size_t bytes =
-        gatepro::drop_over_capacity_workspace<float>(tokens, experts, top_k, policy);
+        gatepro::drop_over_capacity_workspace_bytes<float>(tokens, experts, top_k, policy);
     expect_query_suffices<float>(bytes, [&](Workspace workspace) {
       auto weights_TK = data::random_matrix<float>(tokens, top_k, 13);
       RowMatrix<std::uint8_t> kept_TK(tokens, top_k);
@@ -180,7 +181,7 @@ TEST(Workspace, DropOverCapacity) {
 
 TEST(Workspace, PlanDispatch) {
   const auto ids_TK = data::random_ids<std::int32_t>(50, 5, 2, 14);
-  expect_query_suffices<float>(gatepro::plan_dispatch_workspace(5), [&](Workspace workspace) {
+  expect_query_suffices<float>(gatepro::plan_dispatch_workspace_bytes(5), [&](Workspace workspace) {
     RowMatrix<std::int32_t> row_TK(50, 2);
     gatepro::DispatchPlan<> plan;
     plan.row_TK = gatepro::strided_view(row_TK);
@@ -191,17 +192,17 @@ TEST(Workspace, PlanDispatch) {
 
 // A query says a size; the stage says what is wrong with the shape.
 TEST(Workspace, QueriesOfEmptyShapesHaveAnAnswer) {
-  EXPECT_NO_THROW((gatepro::gate_logits_workspace<float, float>(0, 0)));
-  EXPECT_NO_THROW(gatepro::cosine_similarity_workspace<float>(0, 0));
-  EXPECT_NO_THROW(gatepro::find_partners_workspace<float>(0, 0, 0));
-  EXPECT_NO_THROW(gatepro::apply_competition_workspace<float>(0));
-  EXPECT_NO_THROW(gatepro::select_top_k_workspace<float>(0, 0));
-  EXPECT_NO_THROW(gatepro::softmax_selected_workspace<float>(0));
-  EXPECT_NO_THROW(gatepro::gate_backward_tokens_workspace<float>(0));
-  EXPECT_NO_THROW(gatepro::gate_backward_weights_workspace<float>(0, 0, 0));
-  EXPECT_NO_THROW(
-      gatepro::drop_over_capacity_workspace<float>(0, 0, 0, gatepro::DropPolicy::probability));
-  EXPECT_NO_THROW(gatepro::plan_dispatch_workspace(0));
+  EXPECT_NO_THROW((gatepro::gate_logits_workspace_bytes<float, float>(0, 0)));
+  EXPECT_NO_THROW(gatepro::cosine_similarity_workspace_bytes<float>(0, 0));
+  EXPECT_NO_THROW(gatepro::find_partners_workspace_bytes<float>(0, 0, 0));
+  EXPECT_NO_THROW(gatepro::apply_competition_workspace_bytes<float>(0));
+  EXPECT_NO_THROW(gatepro::select_top_k_workspace_bytes<float>(0, 0));
+  EXPECT_NO_THROW(gatepro::softmax_selected_workspace_bytes<float>(0));
+  EXPECT_NO_THROW(gatepro::gate_backward_tokens_workspace_bytes<float>(0));
+  EXPECT_NO_THROW(gatepro::gate_backward_weights_workspace_bytes<float>(0, 0, 0));
+  EXPECT_NO_THROW(gatepro::drop_over_capacity_workspace_bytes<float>(
+      0, 0, 0, gatepro::DropPolicy::probability));
+  EXPECT_NO_THROW(gatepro::plan_dispatch_workspace_bytes(0));
 }
 
 /// An Error, or a size that holds a byte per unit: no overflow.
@@ -225,42 +226,51 @@ TEST(Workspace, QueriesOfHugeShapesOverflowNothing) {
         const auto expect = [&](const auto& query) {
           expect_size_or_error((std::max)(e, count * Index{1}), query);
         };
-        expect([&] { return gatepro::select_top_k_workspace<float>(e, k, count); });
-        expect([&] { return gatepro::softmax_selected_workspace<double>(e, count); });
-        expect([&] { return gatepro::apply_competition_workspace<float>(e, count); });
-        expect([&] { return gatepro::gate_logits_workspace<float, float>(e, other, count); });
-        expect([&] { return gatepro::cosine_similarity_workspace<float>(e, other, count); });
-        expect([&] { return gatepro::find_partners_workspace<float>(e, 3, other, count); });
-        expect([&] { return gatepro::find_partners_workspace<float>(e, other, 1, count); });
-        expect([&] { return gatepro::gate_backward_tokens_workspace<float>(e, count); });
-        expect([&] { return gatepro::gate_backward_weights_workspace<float>(other, e, 1, count); });
-        expect([&] { return gatepro::gate_backward_weights_workspace<float>(1, e, other, count); });
-        expect([&] { return gatepro::z_loss_workspace<float>(other, e, count); });
-        expect([&] { return gatepro::load_balancing_loss_workspace<float>(other, e, count); });
+        expect([&] { return gatepro::select_top_k_workspace_bytes<float>(e, k, count); });
+        expect([&] { return gatepro::softmax_selected_workspace_bytes<double>(e, count); });
+        expect([&] { return gatepro::apply_competition_workspace_bytes<float>(e, count); });
+        expect([&] { return gatepro::gate_logits_workspace_bytes<float, float>(e, other, count); });
+        expect([&] { return gatepro::cosine_similarity_workspace_bytes<float>(e, other, count); });
+        expect([&] { return gatepro::find_partners_workspace_bytes<float>(e, 3, other, count); });
+        expect([&] { return gatepro::find_partners_workspace_bytes<float>(e, other, 1, count); });
+        expect([&] { return gatepro::gate_backward_tokens_workspace_bytes<float>(e, count); });
         expect([&] {
-          return gatepro::sequence_load_balancing_loss_workspace<float>(3, e, other, count);
+          return gatepro::gate_backward_weights_workspace_bytes<float>(other, e, 1, count);
+        });
+        expect([&] {
+          return gatepro::gate_backward_weights_workspace_bytes<float>(1, e, other, count);
+        });
+        expect([&] { return gatepro::z_loss_workspace_bytes<float>(other, e, count); });
+        expect(
+            [&] { return gatepro::load_balancing_loss_workspace_bytes<float>(other, e, count); });
+        expect([&] {
+          return gatepro::sequence_load_balancing_loss_workspace_bytes<float>(3, e, other, count);
         });
         expect([&] {
           gatepro::SelectionRule rule;
           rule.top_k = k;
-          return gatepro::route_scored_workspace<float>(e, rule, count);
+          return gatepro::route_scored_workspace_bytes<float>(e, rule, count);
         });
-        expect([&] { return gatepro::count_unpenalised_workspace<float>(e, k, count); });
-        expect_size_or_error(e, [&] { return gatepro::plan_dispatch_workspace(e); });
+        expect([&] { return gatepro::count_unpenalised_workspace_bytes<float>(e, k, count); });
+        expect_size_or_error(e, [&] { return gatepro::plan_dispatch_workspace_bytes(e); });
         expect_size_or_error(e, [&] {
-          return gatepro::drop_over_capacity_workspace<float>(other, e, k,
-                                                              gatepro::DropPolicy::probability);
+          return gatepro::drop_over_capacity_workspace_bytes<float>(
+              other, e, k, gatepro::DropPolicy::probability);
         });
-        expect([&] { return gatepro::Router<float>({other, e, 1}).forward_workspace(count); });
-        expect([&] { return gatepro::Router<float>({1, e, 1}).backward_workspace(other, count); });
+        expect([&] {
+          return gatepro::Router<float>({other, e, 1}).forward_workspace_bytes(count);
+        });
+        expect([&] {
+          return gatepro::Router<float>({1, e, 1}).backward_workspace_bytes(other, count);
+        });
         gatepro::CompleteConfig config;
         config.router = {8, 4, 2};
         config.losses.sequence = 1;
         config.capacity = gatepro::CapacityRule{};
         const gatepro::CompleteRouter<float> router(config);
         expect_size_or_error(e, [&] { return router.outputs_bytes(e); });
-        expect_size_or_error(e, [&] { return router.workspace(e, count, 1); });
-        expect_size_or_error(other, [&] { return router.workspace(1, count, other); });
+        expect_size_or_error(e, [&] { return router.workspace_bytes(e, count, 1); });
+        expect_size_or_error(other, [&] { return router.workspace_bytes(1, count, other); });
       }
     }
   }
@@ -268,13 +278,13 @@ TEST(Workspace, QueriesOfHugeShapesOverflowNothing) {
 
 TEST(Workspace, QueriesRefuseNegativeSizes) {
   for (const Index bad : {Index{-1}, std::numeric_limits<Index>::min()}) {
-    EXPECT_THROW(gatepro::select_top_k_workspace<float>(bad, 1), gatepro::Error);
-    EXPECT_THROW(gatepro::select_top_k_workspace<float>(4, bad), gatepro::Error);
-    EXPECT_THROW(gatepro::select_top_k_workspace<float>(4, 1, -1), gatepro::Error);
-    EXPECT_THROW(gatepro::softmax_selected_workspace<float>(bad), gatepro::Error);
-    EXPECT_THROW((gatepro::gate_logits_workspace<float, float>(4, bad)), gatepro::Error);
-    EXPECT_THROW(gatepro::gate_backward_weights_workspace<float>(bad, 4, 1), gatepro::Error);
-    EXPECT_THROW(gatepro::z_loss_workspace<float>(bad, 4), gatepro::Error);
+    EXPECT_THROW(gatepro::select_top_k_workspace_bytes<float>(bad, 1), gatepro::Error);
+    EXPECT_THROW(gatepro::select_top_k_workspace_bytes<float>(4, bad), gatepro::Error);
+    EXPECT_THROW(gatepro::select_top_k_workspace_bytes<float>(4, 1, -1), gatepro::Error);
+    EXPECT_THROW(gatepro::softmax_selected_workspace_bytes<float>(bad), gatepro::Error);
+    EXPECT_THROW((gatepro::gate_logits_workspace_bytes<float, float>(4, bad)), gatepro::Error);
+    EXPECT_THROW(gatepro::gate_backward_weights_workspace_bytes<float>(bad, 4, 1), gatepro::Error);
+    EXPECT_THROW(gatepro::z_loss_workspace_bytes<float>(bad, 4), gatepro::Error);
   }
 }
 

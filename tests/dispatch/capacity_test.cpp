@@ -106,8 +106,8 @@ Dropped<A> drop(const RowMatrix<Id>& ids_TK, const RowMatrix<A>& weights_TK, Ind
                  Counts(static_cast<std::size_t>(experts), 77), DropReport()};
   VectorView<const std::uint8_t> mask;
   if (!is_padding_T.empty()) mask = is_padding_T;
-  auto memory = data::scratch(
-      gatepro::drop_over_capacity_workspace<A>(ids_TK.rows(), experts, ids_TK.cols(), policy));
+  auto memory = data::scratch(gatepro::drop_over_capacity_workspace_bytes<A>(
+      ids_TK.rows(), experts, ids_TK.cols(), policy));
   out.report = gatepro::drop_over_capacity(
       strided_view(ids_TK), mask, capacity, policy, strided_view(out.weights_TK),
       strided_view(out.kept_TK), VectorView<std::int64_t>(out.counts_E), memory, executor);
@@ -294,7 +294,7 @@ TYPED_TEST(CapacityTest, ThreadsAndStridesDoNotMatter) {
     Eigen::Matrix<std::uint8_t, Eigen::Dynamic, Eigen::Dynamic> kept_planes(tokens, top_k);
     Counts counts(experts);
     auto memory = data::scratch(
-        gatepro::drop_over_capacity_workspace<TypeParam>(tokens, experts, top_k, policy));
+        gatepro::drop_over_capacity_workspace_bytes<TypeParam>(tokens, experts, top_k, policy));
     gatepro::drop_over_capacity(strided_view(id_planes), {}, 70, policy,
                                 strided_view(weight_planes), strided_view(kept_planes),
                                 VectorView<std::int64_t>(counts), memory);
@@ -311,7 +311,7 @@ TYPED_TEST(CapacityTest, BadInputWritesNothing) {
   Bytes kept_TK = Bytes::Constant(tokens, top_k, 77);
   Counts counts_E(experts, 77);
   const Mask short_mask(tokens - 1, 0), mask(tokens, 0);
-  auto memory = data::scratch(gatepro::drop_over_capacity_workspace<TypeParam>(
+  auto memory = data::scratch(gatepro::drop_over_capacity_workspace_bytes<TypeParam>(
       tokens, experts, top_k, DropPolicy::probability));
   const auto expect_refused = [&](Index capacity, const Mask& padding, StridedView<TypeParam> w,
                                   StridedView<std::uint8_t> kept, Index num_experts,

@@ -98,7 +98,7 @@ Index plan(const Routed<In>& routed, const DispatchRule& rule, const DispatchPla
   if (routed.kept_TK.size() != 0) kept = strided_view(routed.kept_TK);
   VectorView<const std::uint8_t> mask;
   if (!routed.mask_T.empty()) mask = routed.mask_T;
-  auto memory = data::scratch(gatepro::plan_dispatch_workspace(routed.experts));
+  auto memory = data::scratch(gatepro::plan_dispatch_workspace_bytes(routed.experts));
   return gatepro::plan_dispatch(strided_view(routed.ids_TK), kept, mask, routed.experts, rule, out,
                                 memory);
 }
@@ -280,7 +280,7 @@ TYPED_TEST(DispatchPlanTest, BadInputWritesNothing) {
   const Mask mask(tokens, 0);
   OwnedPlan<TypeParam> owned(tokens, top_k, experts, rows);
   const OwnedPlan<TypeParam> untouched = owned;
-  auto memory = data::scratch(gatepro::plan_dispatch_workspace(experts));
+  auto memory = data::scratch(gatepro::plan_dispatch_workspace_bytes(experts));
   const auto refused = [&](const DispatchRule& rule, const DispatchPlan<TypeParam>& out,
                            StridedView<const std::uint8_t> kept, Index num_experts,
                            Index masked_tokens, Workspace workspace) {

@@ -40,7 +40,7 @@ struct Plan {
     plan.choice_of_row_N = choice_of_row;
     plan.token_of_row_N = token_of_row;
     plan.row_TK = strided_view(row_TK);
-    auto memory = data::scratch(gatepro::plan_dispatch_workspace(experts));
+    auto memory = data::scratch(gatepro::plan_dispatch_workspace_bytes(experts));
     gatepro::plan_dispatch(strided_view(ids_TK), strided_view(kept_TK), {}, experts, rule, plan,
                            memory);
   }

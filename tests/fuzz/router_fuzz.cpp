@@ -233,7 +233,7 @@ class Step {
     typename Router::Routing out;
     out.expert_ids_TK = to.ids.view();
     out.weights_TK = to.weights.view();
-    std::vector<std::byte> memory(router_.forward_workspace(workers.count) - missing_bytes);
+    std::vector<std::byte> memory(router_.forward_workspace_bytes(workers.count) - missing_bytes);
     const auto x = x_.view().middle_rows(first, count);
     out.logits_TE = to.logits.view();
     to.report = router_.forward(x, w_.view(), out, memory, workers);
@@ -271,7 +271,7 @@ class Step {
   }
 
   void backward(Results<A>& to, Index first, Index count, const Workers& workers) const {
-    std::vector<std::byte> memory(router_.backward_workspace(count, workers.count));
+    std::vector<std::byte> memory(router_.backward_workspace_bytes(count, workers.count));
     MatrixView<const A> dlogits;
     if (dense_) dlogits = dlogits_.view().middle_rows(first, count);
     router_.backward(x_.view().middle_rows(first, count), w_.view(),
@@ -313,17 +313,18 @@ class Step {
     Matrix<std::uint8_t> losers(tokens_, experts, experts + gap_);
     const StridedView<std::int32_t> ids = staged.ids.view();
     const StridedView<A> selected_TK = selected.view(), weights_TK = staged.weights.view();
-    std::vector<std::byte> memory(gatepro::gate_logits_workspace<X, W>(experts, c.hidden_size, 2));
+    std::vector<std::byte> memory(
+        gatepro::gate_logits_workspace_bytes<X, W>(experts, c.hidden_size, 2));
     gatepro::gate_logits(x_.view(), w_.view(), staged.logits.view(), memory, Workers{2});
     check_same(staged.logits, whole.logits, "logits stage by stage");
-    memory = std::vector<std::byte>(gatepro::apply_competition_workspace<A>(experts, 3));
+    memory = std::vector<std::byte>(gatepro::apply_competition_workspace_bytes<A>(experts, 3));
     const auto eliminated = gatepro::apply_competition(
-        staged.logits.view(), router_.similarity().rivals(), c.competition, penalised.view(),
+        staged.logits.view(), router_.similarity_cache().rivals(), c.competition, penalised.view(),
         losers.view(), memory, Workers{3});
-    memory = std::vector<std::byte>(gatepro::select_top_k_workspace<A>(experts, c.top_k, 2));
+    memory = std::vector<std::byte>(gatepro::select_top_k_workspace_bytes<A>(experts, c.top_k, 2));
     const Index short_tokens =
         gatepro::select_top_k(penalised.view(), eliminated, ids, selected_TK, memory, Workers{2});
-    memory = std::vector<std::byte>(gatepro::softmax_selected_workspace<A>(c.top_k));
+    memory = std::vector<std::byte>(gatepro::softmax_selected_workspace_bytes<A>(c.top_k));
     const Index nonfinite = gatepro::softmax_selected(selected_TK, weights_TK, memory);
     check_same(staged.ids, whole.ids, "ids stage by stage");
     check_same(staged.weights, whole.weights, "weights stage by stage");

@@ -58,8 +58,8 @@ template <class Input, class Id, class Executor = SerialExecutor>
 auto to_tokens(const Problem<Input, Id>& p, const Executor& executor = {}) {
   using A = typename Problem<Input, Id>::A;
   RowMatrix<A> dx_TH = p.dx_start_TH;
-  auto memory =
-      data::scratch(gatepro::gate_backward_tokens_workspace<A>(p.w_EH.rows(), executor.workers()));
+  auto memory = data::scratch(
+      gatepro::gate_backward_tokens_workspace_bytes<A>(p.w_EH.rows(), executor.workers()));
   gatepro::gate_backward_tokens(gatepro::strided_view(p.ids_TK),
                                 gatepro::strided_view(p.dselected_TK), p.dense(),
                                 gatepro::view(p.w_EH), gatepro::view(dx_TH), memory, executor);
@@ -70,7 +70,7 @@ template <class Input, class Id, class Executor = SerialExecutor>
 auto to_weights(const Problem<Input, Id>& p, const Executor& executor = {}) {
   using A = typename Problem<Input, Id>::A;
   RowMatrix<A> dw_EH = p.dw_start_EH;
-  auto memory = data::scratch(gatepro::gate_backward_weights_workspace<A>(
+  auto memory = data::scratch(gatepro::gate_backward_weights_workspace_bytes<A>(
       p.x_TH.rows(), p.w_EH.rows(), p.ids_TK.cols(), executor.workers()));
   gatepro::gate_backward_weights(
       gatepro::strided_view(p.ids_TK), gatepro::strided_view(p.dselected_TK), p.dense(),
@@ -248,9 +248,9 @@ void expect_cuts_give_the_same_bits(const Problem<Input, Id>& p) {
   const Index k = p.ids_TK.cols();
   const auto ids = gatepro::strided_view(p.ids_TK);
   const auto dselected = gatepro::strided_view(p.dselected_TK);
-  auto memory =
-      data::scratch(std::max(gatepro::gate_backward_tokens_workspace<A>(experts),
-                             gatepro::gate_backward_weights_workspace<A>(tokens, experts, k)));
+  auto memory = data::scratch(
+      std::max(gatepro::gate_backward_tokens_workspace_bytes<A>(experts),
+               gatepro::gate_backward_weights_workspace_bytes<A>(tokens, experts, k)));
 
   RowMatrix<A> dx_TH = p.dx_start_TH, dw_EH = p.dw_start_EH;
   for (Index first = 0, count = 1; first < tokens; first += count, count = 3 * count + 1) {
@@ -351,8 +351,8 @@ TYPED_TEST(GateBackwardTest, NoTokensAddNothing) {
   using A = gatepro::accumulator_t<TypeParam>;
   const auto p = make_problem<TypeParam>(1, 3, 2, 1025, false);
   RowMatrix<A> dw_EH = p.dw_start_EH;
-  auto memory = data::scratch(std::max(gatepro::gate_backward_tokens_workspace<A>(3),
-                                       gatepro::gate_backward_weights_workspace<A>(0, 3, 2)));
+  auto memory = data::scratch(std::max(gatepro::gate_backward_tokens_workspace_bytes<A>(3),
+                                       gatepro::gate_backward_weights_workspace_bytes<A>(0, 3, 2)));
   const StridedView<const std::int32_t> no_ids(nullptr, 0, 2);
   const StridedView<const A> no_gradients(nullptr, 0, 2);
   gatepro::gate_backward_weights(no_ids, no_gradients, MatrixView<const A>(),
@@ -381,8 +381,8 @@ TYPED_TEST(GateBackwardIdTest, EveryIdTypeAndLayoutGivesTheSameBits) {
     const MatrixView<const float> dense_view =
         dense ? MatrixView<const float>(dlogits.view()) : MatrixView<const float>();
     auto memory =
-        data::scratch(std::max(gatepro::gate_backward_tokens_workspace<float>(7),
-                               gatepro::gate_backward_weights_workspace<float>(290, 7, 3)));
+        data::scratch(std::max(gatepro::gate_backward_tokens_workspace_bytes<float>(7),
+                               gatepro::gate_backward_weights_workspace_bytes<float>(290, 7, 3)));
     gatepro::gate_backward_tokens(gatepro::strided_view(planes), gatepro::strided_view(dselected),
                                   dense_view, w.view(), dx.view(), memory);
     gatepro::gate_backward_weights(gatepro::strided_view(planes), gatepro::strided_view(dselected),
@@ -401,7 +401,7 @@ TEST(GateBackward, AgreesWithFiniteDifferences) {
     p.dw_start_EH.setZero();
     const auto loss = [&](const RowMatrix<double>& x_TH, const RowMatrix<double>& w_EH) {
       RowMatrix<double> logits_TE(5, 4);
-      auto memory = data::scratch(gatepro::gate_logits_workspace<double, double>(4, 6));
+      auto memory = data::scratch(gatepro::gate_logits_workspace_bytes<double, double>(4, 6));
       gatepro::gate_logits(gatepro::view(x_TH), gatepro::view(w_EH), gatepro::view(logits_TE),
                            memory);
       double sum = dense ? p.dlogits_TE.cwiseProduct(logits_TE).sum() : 0;
@@ -437,8 +437,9 @@ TEST(GateBackward, TypesOfXAndWMayDifferFromTheGradients) {
   wide.x_TH = x_TH.cast<double>();
   wide.w_EH = w_EH.cast<double>();
   RowMatrix<double> dx_TH = p.dx_start_TH, dw_EH = p.dw_start_EH;
-  auto memory = data::scratch(std::max(gatepro::gate_backward_tokens_workspace<double>(5),
-                                       gatepro::gate_backward_weights_workspace<double>(30, 5, 2)));
+  auto memory =
+      data::scratch(std::max(gatepro::gate_backward_tokens_workspace_bytes<double>(5),
+                             gatepro::gate_backward_weights_workspace_bytes<double>(30, 5, 2)));
   gatepro::gate_backward_tokens(gatepro::strided_view(p.ids_TK),
                                 gatepro::strided_view(p.dselected_TK), p.dense(),
                                 gatepro::view(w_EH), gatepro::view(dx_TH), memory);

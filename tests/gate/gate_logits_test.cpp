@@ -31,7 +31,7 @@ auto gate(const RowMatrix<X>& x_TH, const RowMatrix<W>& w_EH, const Executor& ex
   using A = gatepro::accumulator_t<X, W>;
   RowMatrix<A> logits_TE = RowMatrix<A>::Constant(x_TH.rows(), w_EH.rows(), A(77));
   auto memory = data::scratch(
-      gatepro::gate_logits_workspace<X, W>(w_EH.rows(), w_EH.cols(), executor.workers()));
+      gatepro::gate_logits_workspace_bytes<X, W>(w_EH.rows(), w_EH.cols(), executor.workers()));
   gatepro::gate_logits(gatepro::view(x_TH), gatepro::view(w_EH), gatepro::view(logits_TE), memory,
                        executor);
   return logits_TE;
@@ -119,7 +119,7 @@ TYPED_TEST(GateLogitsTest, PackedWeightsGiveTheSameBits) {
       const auto w_EH = weights<TypeParam>(experts, hidden);
       packed.pack(gatepro::view(w_EH));
       RowMatrix<A> logits_TE(53, experts);
-      auto memory = data::scratch(gatepro::gate_logits_workspace<X, A>(experts, hidden));
+      auto memory = data::scratch(gatepro::gate_logits_workspace_bytes<X, A>(experts, hidden));
       gatepro::gate_logits(gatepro::view(x_TH), packed, gatepro::view(logits_TE), memory);
       EXPECT_TRUE(data::same_bits(logits_TE, gate(x_TH, w_EH))) << experts << " x " << hidden;
     }
@@ -136,7 +136,7 @@ TYPED_TEST(GateLogitsTest, RowStridesChangeNothing) {
     data::GuardedMatrix<X> x(x_TH, 5);
     data::GuardedMatrix<W> w(w_EH, 3);
     data::GuardedMatrix<A> logits(50, experts, 7);
-    auto memory = data::scratch(gatepro::gate_logits_workspace<X, W>(experts, 514));
+    auto memory = data::scratch(gatepro::gate_logits_workspace_bytes<X, W>(experts, 514));
     gatepro::gate_logits(x.view(), w.view(), logits.view(), memory);
     EXPECT_TRUE(data::same_bits(logits.values(), gate(x_TH, w_EH)));
     EXPECT_TRUE(logits.intact());
@@ -159,7 +159,8 @@ TYPED_TEST(GateLogitsTest, NoTokensWriteNothing) {
   using X = typename TypeParam::X;
   using A = typename TypeParam::A;
   const auto w_EH = weights<TypeParam>(5, 1025);
-  auto memory = data::scratch(gatepro::gate_logits_workspace<X, typename TypeParam::W>(5, 1025));
+  auto memory =
+      data::scratch(gatepro::gate_logits_workspace_bytes<X, typename TypeParam::W>(5, 1025));
   EXPECT_NO_THROW(gatepro::gate_logits(MatrixView<const X>(nullptr, 0, 1025), gatepro::view(w_EH),
                                        MatrixView<A>(nullptr, 0, 5), memory));
 }
@@ -174,7 +175,7 @@ TYPED_TEST(GateLogitsTest, NoColumnsGiveZeros) {
     const gatepro::PackedWeights<A> packed(gatepro::view(w_EH));
     EXPECT_EQ(packed.num_experts(), experts);
     RowMatrix<A> again_TE = RowMatrix<A>::Constant(7, experts, A(77));
-    auto memory = data::scratch(gatepro::gate_logits_workspace<X, A>(experts, 0));
+    auto memory = data::scratch(gatepro::gate_logits_workspace_bytes<X, A>(experts, 0));
     gatepro::gate_logits(MatrixView<const X>(nullptr, 7, 0), packed, gatepro::view(again_TE),
                          memory);
     EXPECT_TRUE(data::same_bits(again_TE, logits_TE)) << experts;
@@ -189,7 +190,7 @@ TEST(PackedWeights, MovedFromIsEmptyAndRefused) {
   gatepro::PackedWeights<float> third = second;
   first = std::move(third);
   RowMatrix<float> logits_TE(7, 5);
-  auto memory = data::scratch(gatepro::gate_logits_workspace<float, float>(5, 9));
+  auto memory = data::scratch(gatepro::gate_logits_workspace_bytes<float, float>(5, 9));
   EXPECT_EQ(third.num_experts(), 0);
   EXPECT_EQ(third.hidden_size(), 0);
   for (const MatrixView<const float>& x :

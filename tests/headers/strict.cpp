@@ -76,7 +76,7 @@ void dispatch() {
   std::vector<std::int32_t> token_of_row_N(tokens * top_k), choice_of_row_N(tokens * top_k);
   std::vector<std::int64_t> offsets_E1(experts + 1);
   RowMatrix<std::int32_t> row_TK(tokens, top_k);
-  std::vector<std::byte> scratch(gatepro::plan_dispatch_workspace(experts));
+  std::vector<std::byte> scratch(gatepro::plan_dispatch_workspace_bytes(experts));
   gatepro::DispatchPlan<> plan;
   plan.offsets_E1 = offsets_E1;
   plan.token_of_row_N = token_of_row_N;

@@ -32,7 +32,7 @@ Similarity<W> similarity_of(const RowMatrix<W>& w_EH, const Executor& executor =
   using A = gatepro::accumulator_t<W>;
   Similarity<W> result{RowMatrix<A>::Constant(w_EH.rows(), w_EH.rows(), A(77)), {}};
   auto memory = data::scratch(
-      gatepro::cosine_similarity_workspace<W>(w_EH.rows(), w_EH.cols(), executor.workers()));
+      gatepro::cosine_similarity_workspace_bytes<W>(w_EH.rows(), w_EH.cols(), executor.workers()));
   result.report =
       gatepro::cosine_similarity(gatepro::view(w_EH), gatepro::view(result.s_EE), memory, executor);
   return result;
@@ -239,7 +239,7 @@ TYPED_TEST(CosineSimilarityTest, ExecutorsAndStridesGiveTheSameBits) {
   }
   data::GuardedMatrix<W> w(w_EH, 5);
   data::GuardedMatrix<A> s(150, 150, 3);
-  auto memory = data::scratch(gatepro::cosine_similarity_workspace<W>(150, 37));
+  auto memory = data::scratch(gatepro::cosine_similarity_workspace_bytes<W>(150, 37));
   gatepro::cosine_similarity(w.view(), s.view(), memory);
   EXPECT_TRUE(data::same_bits(s.values(), expected.s_EE));
   EXPECT_TRUE(s.intact());

@@ -135,7 +135,7 @@ TYPED_TEST(PartnerPairingTest, RowStridesChangeNothing) {
 
 /// The rivals of each expert, in ascending order.
 reference::Ids rivals_of(const RivalTable& table) {
-  const gatepro::detail::RivalView view = table.rivals();
+  const gatepro::detail::RivalView view = table.view();
   reference::Ids rivals;
   for (Index e = 0; e < table.num_experts(); ++e) {
     rivals.emplace_back(view.ids + view.begin[e], view.ids + view.begin[e + 1]);

@@ -35,7 +35,7 @@ Found<W> find(const RowMatrix<W>& w_EH, const Pairing& pairing, bool write_simil
   gatepro::MatrixView<A> similarity_EE;
   if (write_similarity) similarity_EE = gatepro::view(found.s_EE);
   auto memory = data::scratch(
-      gatepro::find_partners_workspace<W>(experts, w_EH.cols(), m, executor.workers()));
+      gatepro::find_partners_workspace_bytes<W>(experts, w_EH.cols(), m, executor.workers()));
   found.report =
       gatepro::find_partners(gatepro::view(w_EH), pairing, gatepro::view(found.partners_EM),
                              similarity_EE, memory, executor);
@@ -49,7 +49,7 @@ Found<W> by_matrix(const RowMatrix<W>& w_EH, const Pairing& pairing) {
   const Index experts = w_EH.rows();
   Found<W> found{
       Partners(experts, pairing.partners_per_expert), RowMatrix<A>(experts, experts), {}};
-  auto memory = data::scratch(gatepro::cosine_similarity_workspace<W>(experts, w_EH.cols()));
+  auto memory = data::scratch(gatepro::cosine_similarity_workspace_bytes<W>(experts, w_EH.cols()));
   found.report = gatepro::cosine_similarity(gatepro::view(w_EH), gatepro::view(found.s_EE), memory);
   gatepro::pair_partners(gatepro::view(found.s_EE), pairing, gatepro::view(found.partners_EM));
   return found;

@@ -380,7 +380,7 @@ TEST(SimilarityCache, AFailureAfterTheWorkLeavesTheOldSimilarity) {
   Cache fresh(experts, {}, RefreshSchedule::every_step());
   fresh.refresh(view(new_w), 2);
   RowMatrix<float> want(experts, experts);
-  std::vector<std::byte> memory(gatepro::cosine_similarity_workspace<float>(experts, 20));
+  std::vector<std::byte> memory(gatepro::cosine_similarity_workspace_bytes<float>(experts, 20));
   gatepro::cosine_similarity(view(new_w), view(want), memory);
   EXPECT_TRUE(routing_data::same_bits(kept(), want));
   EXPECT_EQ(partners_of(cache), partners_of(fresh));

@@ -118,7 +118,7 @@ TEST(BadInput, PairingAndSchedule) {
     gatepro::Router<float> router({10, 6, 2});
     expect_error([&] { router.set_refresh_schedule(schedule); }, {"interval >= 1", value.c_str()});
     EXPECT_EQ(router.config().refresh.interval, 1);
-    EXPECT_EQ(router.similarity().schedule().interval, 1);
+    EXPECT_EQ(router.similarity_cache().schedule().interval, 1);
   }
   // One expert alone may keep the default of one partner, which it will not find.
   EXPECT_NO_THROW(gatepro::Router<float>({10, 1, 1}));
@@ -151,7 +151,8 @@ class BadCall : public testing::Test {
   BadCall() { router.refresh(w, 0); }
 
   Forward forward_arguments() {
-    return {x, w, outcome.view(), Workspace(memory.data(), router.forward_workspace()), logits};
+    return {x, w, outcome.view(), Workspace(memory.data(), router.forward_workspace_bytes()),
+            logits};
   }
   Backward backward_arguments() {
     return {x,
@@ -162,7 +163,7 @@ class BadCall : public testing::Test {
             dlogits,
             dx,
             dw,
-            Workspace(memory.data(), router.backward_workspace(tokens))};
+            Workspace(memory.data(), router.backward_workspace_bytes(tokens))};
   }
 
   void expect_outputs_untouched() const {
@@ -218,7 +219,7 @@ class BadCall : public testing::Test {
   RowMatrix<float> dw = RowMatrix<float>::Constant(experts, hidden, 77);
   Outcome outcome{router, tokens};
   std::vector<std::byte> memory = std::vector<std::byte>(
-      std::max(router.forward_workspace(), router.backward_workspace(tokens)));
+      std::max(router.forward_workspace_bytes(), router.backward_workspace_bytes(tokens)));
 };
 
 TEST_F(BadCall, TheUnspoiltCallsWork) {
@@ -524,20 +525,20 @@ TEST_F(BadCall, WorkspaceQueries) {
   const Parts parts = {"address space"};
   for (Index huge : {most, most / 2, most / 8, (Index{1} << 60) - 1, Index{1} << 59}) {
     SCOPED_TRACE(huge);
-    expect_error([&] { router.backward_workspace(huge); }, parts);
+    expect_error([&] { router.backward_workspace_bytes(huge); }, parts);
   }
-  EXPECT_THROW(router.backward_workspace(-1), gatepro::Error);
+  EXPECT_THROW(router.backward_workspace_bytes(-1), gatepro::Error);
   gatepro::Router<double> wide({Index{1} << 29, Index{1} << 30, 1});
-  expect_error([&] { wide.forward_workspace(1 << 30); }, parts);
+  expect_error([&] { wide.forward_workspace_bytes(1 << 30); }, parts);
   // Arrays that fit alone, but not together: the sum of two would be 2^64, that is 0.
   const gatepro::Router<double> one_choice({1, 1, 1});
-  expect_error([&] { one_choice.backward_workspace((Index{1} << 60) - 1); }, parts);
+  expect_error([&] { one_choice.backward_workspace_bytes((Index{1} << 60) - 1); }, parts);
 }
 
 // ---- Partners ---------------------------------------------------------------------------------
 
 TEST_F(BadCall, RefreshAndSetPartners) {
-  const auto before = router.similarity().partners();
+  const auto before = router.similarity_cache().partners();
   const RowMatrix<float> narrow = random_matrix<float>(6, 9, 8),
                          low = random_matrix<float>(5, 10, 9);
   for (const auto& refresh :
@@ -566,8 +567,8 @@ TEST_F(BadCall, RefreshAndSetPartners) {
     const std::string value = "id=" + std::to_string(id);
     expect_error([&] { set({table.data(), 6, 1}); }, {"partners_EM", value.c_str(), "row=3"});
   }
-  EXPECT_EQ(router.similarity().partners().data, before.data);
-  EXPECT_EQ(router.similarity().last_refresh_step(), 0);
+  EXPECT_EQ(router.similarity_cache().partners().data, before.data);
+  EXPECT_EQ(router.similarity_cache().last_refresh_step(), 0);
 }
 
 // ---- Stages -----------------------------------------------------------------------------------
@@ -583,7 +584,7 @@ class BadStage : public BadCall {
   MatrixView<const float> x_v = x, w_v = w, logits_v = logits;
   RowMatrix<float>& penalised;
   RowMatrix<std::uint8_t> losers = RowMatrix<std::uint8_t>::Constant(tokens, experts, 77);
-  const gatepro::RivalTable& rivals() const { return router.similarity().rivals(); }
+  const gatepro::RivalTable& rivals() const { return router.similarity_cache().rivals(); }
   Competition competition = Competition::eliminate();
 
   void expect_losers_untouched() const {
@@ -620,7 +621,7 @@ TEST_F(BadStage, GateLogits) {
   expect_error(
       [&] { gatepro::gate_logits(x_v, packed, MatrixView<float>(out.data, 5, 5), workspace()); },
       {where, "logits_TE", "cols=5"});
-  expect_error([] { gatepro::gate_logits_workspace<float, float>(1 << 30, most / 8); },
+  expect_error([] { gatepro::gate_logits_workspace_bytes<float, float>(1 << 30, most / 8); },
                {"address space"});
   expect_outputs_untouched();
 }
@@ -849,7 +850,7 @@ TEST_F(BadStage, GateBackward) {
                                       workspace(), NoWorkers{});
       },
       {"gate_backward_tokens", "workers=0"});
-  expect_error([] { gatepro::gate_backward_weights_workspace<float>(most / 2, 8, 3); },
+  expect_error([] { gatepro::gate_backward_weights_workspace_bytes<float>(most / 2, 8, 3); },
                {"gate_backward_weights", "address space"});
   expect_outputs_untouched();
 }

@@ -95,7 +95,7 @@ TEST(CompleteReport, AForwardFromLogitsHasNoJitter) {
     if (out.jittered_TH.given()) std::fill_n(out.jittered_TH.data, T * H, 1e30F);
     out.jittered_TH = {};
     auto scratch =
-        routing_data::poisoned_workspace(gatepro::gate_logits_workspace<float, float>(E, H));
+        routing_data::poisoned_workspace(gatepro::gate_logits_workspace_bytes<float, float>(E, H));
     gatepro::gate_logits(gatepro::view(x_TH), gatepro::view(w_EH), out.logits_TE, scratch);
     const auto report = router.forward_logits({}, out, buffers.workspace());
     EXPECT_FALSE(report.jittered);

@@ -465,7 +465,7 @@ struct Layer {
     plan.token_of_row_N = token_of_row_N;
     plan.choice_of_row_N = choice_of_row_N;
     plan.row_TK = {row_TK.data(), T, K};
-    auto memory = routing_data::poisoned_workspace(gatepro::plan_dispatch_workspace(E));
+    auto memory = routing_data::poisoned_workspace(gatepro::plan_dispatch_workspace_bytes(E));
     rows = gatepro::plan_dispatch(out.expert_ids_TK, out.kept_TK, in.is_padding_T, E, {}, plan,
                                   memory);
     sent_NH.resize(rows, H);
@@ -608,7 +608,7 @@ TEST(CompleteRouter, LogitsFromOutsideGiveTheSameBits) {
   const auto expected = complete_data::forward(router, x_TH, w_EH);
   gatepro::CompleteBuffers buffers(same, T);
   auto memory =
-      routing_data::poisoned_workspace(gatepro::gate_logits_workspace<float, float>(E, H));
+      routing_data::poisoned_workspace(gatepro::gate_logits_workspace_bytes<float, float>(E, H));
   gatepro::gate_logits(gatepro::view(x_TH), gatepro::view(w_EH), buffers.view().logits_TE, memory);
   buffers.set_report(same.forward_logits({}, buffers.view(), buffers.workspace()));
   complete_data::expect_same_outcome(complete_data::outcome_of(buffers), expected);
@@ -859,7 +859,7 @@ TEST(CompleteRouter, CapacityIsWhatAlignedBuffersNeed) {
     std::vector<std::int32_t> token_of_row(static_cast<std::size_t>(rows));
     gatepro::DispatchPlan<> plan;
     plan.token_of_row_N = token_of_row;
-    std::vector<std::byte> memory(gatepro::plan_dispatch_workspace(E));
+    std::vector<std::byte> memory(gatepro::plan_dispatch_workspace_bytes(E));
     EXPECT_EQ(gatepro::plan_dispatch(gatepro::strided_view(got.ids_TK),
                                      gatepro::strided_view(got.kept_TK), {}, E, rule, plan, memory),
               E * got.report.capacity);

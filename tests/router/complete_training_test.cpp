@@ -141,7 +141,7 @@ TEST(CompleteState, AnEmptyStateIsThatOfANewRouter) {
   const gatepro::RouterState trained = trainer.router.state();
   trainer.router.restore({});
   expect_same_state(trainer.router.state(), fresh.state());
-  EXPECT_FALSE(trainer.router.plain().similarity().has_partners());
+  EXPECT_FALSE(trainer.router.plain().similarity_cache().has_partners());
 
   gatepro::RouterState some = trained;
   some.balance_counts_E.clear();

@@ -253,7 +253,7 @@ TEST(FailedRefresh, LeavesThePartners) {
   const auto w_EH = random_matrix<float>(E, H, 1);
   const auto other_EH = random_matrix<float>(E, H, 2);
   router.refresh(w_EH, 3);
-  const auto& cache = router.similarity();
+  const auto& cache = router.similarity_cache();
   const auto partners_EM = complete_data::copy<std::int32_t>(cache.partners());
   const auto similarity_EE = complete_data::copy<float>(cache.similarity());
   const auto fingerprint = cache.rivals().fingerprint();
@@ -271,8 +271,8 @@ TEST(FailedRefresh, LeavesThePartners) {
   gatepro::Router<float> smooth({H, E, K});
   smooth.refresh(w_EH, 3);
   smooth.refresh(other_EH, 4);
-  EXPECT_EQ(cache.rivals().fingerprint(), smooth.similarity().rivals().fingerprint());
-  EXPECT_EQ(cache.partners_changed(), smooth.similarity().partners_changed());
+  EXPECT_EQ(cache.rivals().fingerprint(), smooth.similarity_cache().rivals().fingerprint());
+  EXPECT_EQ(cache.partners_changed(), smooth.similarity_cache().partners_changed());
 }
 
 TEST(FailedCounters, AreAsBefore) {

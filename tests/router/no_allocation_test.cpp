@@ -193,8 +193,8 @@ void expect_no_cost() {
       EXPECT_EQ(cost_of([&] { router.backward(x, w, buffers, dweights, dlogits, dx, dw); }), 0);
       EXPECT_EQ(cost_of([&] { buffers.resize(0), buffers.resize(tokens); }), 0);
       EXPECT_EQ(cost_of([&] {
-                  router.forward_workspace(4);
-                  router.backward_workspace(tokens, 4);
+                  router.forward_workspace_bytes(4);
+                  router.backward_workspace_bytes(tokens, 4);
                 }),
                 0);
     }
@@ -345,10 +345,10 @@ TEST(NoAllocation, ScoredRouting) {
         gatepro::ScoreFunction::sigmoid, gatepro::ScoreFunction::sqrt_softplus}) {
     const gatepro::SelectionRule rule{
         top_k, {function, false, 1}, groups, Competition::eliminate()};
-    std::vector<std::byte> memory(gatepro::route_scored_workspace<float>(experts, rule));
+    std::vector<std::byte> memory(gatepro::route_scored_workspace_bytes<float>(experts, rule));
     EXPECT_EQ(
         cost_of([&] {
-          gatepro::route_scored_workspace<float>(experts, rule, 4);
+          gatepro::route_scored_workspace_bytes<float>(experts, rule, 4);
           gatepro::route_scored(
               logits, rivals, rule, gatepro::VectorView<const double>(bias), is_padding,
               gatepro::ScoredRoutingView<float, std::int64_t>{ids, weights, scores, penalised},

@@ -166,7 +166,7 @@ T* as(std::byte* address) {
 constexpr std::size_t bytes_of_TK = tokens * top_k * 4, bytes_of_TE = tokens * experts * 4;
 
 TEST(Overlap, GateLogits) {
-  const std::size_t needed = gatepro::gate_logits_workspace<float, float>(experts, hidden);
+  const std::size_t needed = gatepro::gate_logits_workspace_bytes<float, float>(experts, hidden);
   expect_overlaps_refused({{"logits_TE", bytes_of_TE, true, 4},
                            {"x_TH", tokens * hidden * 4, false, 4},
                            {"w_EH", experts * hidden * 4, false, 4},
@@ -180,7 +180,7 @@ TEST(Overlap, GateLogits) {
 }
 
 TEST(Overlap, Selection) {
-  const std::size_t needed = gatepro::select_top_k_workspace<float>(experts, top_k);
+  const std::size_t needed = gatepro::select_top_k_workspace_bytes<float>(experts, top_k);
   expect_overlaps_refused({{"expert_ids_TK", bytes_of_TK, true, 4},
                            {"selected_logits_TK", bytes_of_TK, true, 4},
                            {"logits_TE", bytes_of_TE, false, 4},
@@ -195,7 +195,7 @@ TEST(Overlap, Selection) {
 }
 
 TEST(Overlap, CompetitionIsInPlaceOrApart) {
-  const std::size_t needed = gatepro::apply_competition_workspace<float>(experts);
+  const std::size_t needed = gatepro::apply_competition_workspace_bytes<float>(experts);
   const auto call = [&](const auto& at) {
     gatepro::apply_competition(
         MatrixView<const float>(as<float>(at[2]), tokens, experts), gatepro::RivalTable(),
@@ -213,7 +213,7 @@ TEST(Overlap, CompetitionIsInPlaceOrApart) {
 }
 
 TEST(Overlap, Softmax) {
-  const std::size_t needed = gatepro::softmax_selected_workspace<float>(top_k);
+  const std::size_t needed = gatepro::softmax_selected_workspace_bytes<float>(top_k);
   const auto softmax = [&](const auto& at) {
     gatepro::softmax_selected(StridedView<const float>(as<float>(at[1]), tokens, top_k),
                               StridedView(as<float>(at[0]), tokens, top_k),
@@ -238,7 +238,7 @@ TEST(Overlap, InPlaceSoftmaxGivesTheSameBits) {
   const auto logits_TK = random_matrix<float>(300, 4, 7);
   gatepro::RowMatrix<float> apart_TK(300, 4), dapart_TK(300, 4), in_place_TK = logits_TK;
   auto din_place_TK = random_matrix<float>(300, 4, 8);
-  std::vector<std::byte> memory(gatepro::softmax_selected_workspace<float>(4));
+  std::vector<std::byte> memory(gatepro::softmax_selected_workspace_bytes<float>(4));
   gatepro::softmax_selected(logits_TK, gatepro::strided_view(apart_TK), memory);
   gatepro::softmax_selected(in_place_TK, gatepro::strided_view(in_place_TK), memory);
   EXPECT_EQ(apart_TK, in_place_TK);
@@ -248,7 +248,7 @@ TEST(Overlap, InPlaceSoftmaxGivesTheSameBits) {
 }
 
 TEST(Overlap, Similarity) {
-  const std::size_t needed = gatepro::find_partners_workspace<float>(experts, hidden, 1);
+  const std::size_t needed = gatepro::find_partners_workspace_bytes<float>(experts, hidden, 1);
   expect_overlaps_refused({{"partners_EM", experts * 4, true, 4},
                            {"similarity_EE", experts * experts * 4, true, 4},
                            {"w_EH", experts * hidden * 4, false, 4},
@@ -264,7 +264,7 @@ TEST(Overlap, Similarity) {
 
 TEST(Overlap, RouterForward) {
   const gatepro::Router<float> router({hidden, experts, top_k, gatepro::Competition::off()});
-  const std::size_t needed = router.forward_workspace();
+  const std::size_t needed = router.forward_workspace_bytes();
   const auto routing = [](const auto& at) {
     gatepro::RoutingView<float> out;
     out.expert_ids_TK = {as<std::int32_t>(at[0]), tokens, top_k};
@@ -303,7 +303,7 @@ TEST(Overlap, RouterForward) {
 
 TEST(Overlap, RouterBackward) {
   const gatepro::Router<float> router({hidden, experts, top_k, gatepro::Competition::off()});
-  const std::size_t needed = router.backward_workspace(tokens);
+  const std::size_t needed = router.backward_workspace_bytes(tokens);
   expect_overlaps_refused(
       {{"dx_TH", tokens * hidden * 4, true, 4},
        {"dw_EH", experts * hidden * 4, true, 4},
@@ -327,7 +327,7 @@ TEST(Overlap, ScoredRouting) {
   gatepro::SelectionRule rule;
   rule.top_k = top_k;
   rule.competition = gatepro::Competition::off();
-  const std::size_t needed = gatepro::route_scored_workspace<float>(experts, rule);
+  const std::size_t needed = gatepro::route_scored_workspace_bytes<float>(experts, rule);
   expect_overlaps_refused({{"expert_ids_TK", bytes_of_TK, true, 4},
                            {"weights_TK", bytes_of_TK, true, 4},
                            {"scores_TK", bytes_of_TK, true, 4},
@@ -355,7 +355,7 @@ TEST(Overlap, ScoredReplayAndBackward) {
   gatepro::SelectionRule rule;
   rule.top_k = 1;
   rule.competition = gatepro::Competition::off();
-  const std::size_t needed = gatepro::replay_scored_workspace<float>(experts, rule);
+  const std::size_t needed = gatepro::replay_scored_workspace_bytes<float>(experts, rule);
   expect_overlaps_refused(
       {{"weights_TK", tokens * 4, true, 4},
        {"scores_TK", tokens * 4, true, 4},
@@ -390,9 +390,9 @@ TEST(Overlap, ScoredReplayAndBackward) {
 }
 
 TEST(Overlap, GateBackward) {
-  const std::size_t to_tokens = gatepro::gate_backward_tokens_workspace<float>(experts);
+  const std::size_t to_tokens = gatepro::gate_backward_tokens_workspace_bytes<float>(experts);
   const std::size_t to_weights =
-      gatepro::gate_backward_weights_workspace<float>(tokens, experts, top_k);
+      gatepro::gate_backward_weights_workspace_bytes<float>(tokens, experts, top_k);
   const auto slots = [](const char* output, std::size_t rows, const char* input,
                         std::size_t input_rows, std::size_t needed) {
     return std::vector<Slot>{
@@ -423,7 +423,7 @@ TEST(Overlap, GateBackward) {
 }
 
 TEST(Overlap, Losses) {
-  const std::size_t needed = gatepro::z_loss_workspace<float>(tokens, experts);
+  const std::size_t needed = gatepro::z_loss_workspace_bytes<float>(tokens, experts);
   expect_overlaps_refused({{"dlogits_TE", bytes_of_TE, true, 4},
                            {"logits_TE", bytes_of_TE, false, 4},
                            {"is_padding_T", tokens, false, 1},
@@ -437,7 +437,7 @@ TEST(Overlap, Losses) {
 }
 
 TEST(Overlap, CapacityAndDispatch) {
-  const std::size_t drops = gatepro::drop_over_capacity_workspace<float>(
+  const std::size_t drops = gatepro::drop_over_capacity_workspace_bytes<float>(
       tokens, experts, 1, gatepro::DropPolicy::probability);
   expect_overlaps_refused(
       {{"weights_TK", tokens * 4, true, 4},
@@ -453,7 +453,7 @@ TEST(Overlap, CapacityAndDispatch) {
             {as<std::uint8_t>(at[1]), tokens, 1}, {as<std::int64_t>(at[2]), experts},
             Workspace(at[5], drops));
       });
-  const std::size_t plans = gatepro::plan_dispatch_workspace(experts);
+  const std::size_t plans = gatepro::plan_dispatch_workspace_bytes(experts);
   expect_overlaps_refused({{"tokens_per_expert_E", experts * 8, true},
                            {"offsets_E1", (experts + 1) * 8, true},
                            {"choice_of_row_N", tokens * 4, true, 4},
@@ -547,7 +547,7 @@ TEST(Overlap, InterleavedOutputsGiveTheSameBits) {
   const auto x_TH = random_matrix<float>(tokens, hidden, 1);
   const auto w_EH = random_matrix<float>(experts, hidden, 2);
   const gatepro::Router<float> router({hidden, experts, top_k, gatepro::Competition::off()});
-  std::vector<std::byte> memory(router.forward_workspace());
+  std::vector<std::byte> memory(router.forward_workspace_bytes());
   gatepro::RowMatrix<std::int32_t> ids_TK(tokens, top_k);
   gatepro::RowMatrix<float> weights_TK(tokens, top_k);
   gatepro::RoutingView<float> out;

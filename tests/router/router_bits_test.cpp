@@ -159,15 +159,15 @@ TYPED_TEST(RouterBits, Executors) {
 
 TYPED_TEST(RouterBits, RefreshedPartners) {
   for (const auto& c : TestFixture::cases()) {
-    const auto expected = c.router.similarity().similarity();
+    const auto expected = c.router.similarity_cache().similarity();
     for (const AnyExecutor& executor : executors()) {
       auto router = c.router;
       router.refresh_now(gatepro::view(c.w_EH), 1, executor);
-      const auto actual = router.similarity().similarity();
+      const auto actual = router.similarity_cache().similarity();
       for (Index e = 0; e < c.w_EH.rows(); ++e) {
         ASSERT_TRUE(std::equal(actual.row(e), actual.row(e) + actual.cols, expected.row(e)));
       }
-      ASSERT_EQ(router.similarity().partners_changed(), 0);
+      ASSERT_EQ(router.similarity_cache().partners_changed(), 0);
     }
   }
 }
@@ -232,7 +232,7 @@ TYPED_TEST(RouterBits, OptionalOutputs) {
       if ((wanted & 1) == 0) out.tokens_per_expert_E = {};
       if ((wanted & 2) == 0) out.logits_TE = {};
       if ((wanted & 4) == 0) out.statistics = nullptr;
-      auto memory = poisoned_workspace(c.router.forward_workspace());
+      auto memory = poisoned_workspace(c.router.forward_workspace_bytes());
       part.report = c.router.forward(c.x_TH, c.w_EH, out, memory, AnyExecutor{});
       if ((wanted & 1) == 0) part.tokens_per_expert_E = whole.tokens_per_expert_E;
       if ((wanted & 2) == 0) part.logits_TE = whole.logits_TE;
@@ -255,7 +255,7 @@ TYPED_TEST(RouterBits, PackedWeights) {
   for (const auto& c : TestFixture::cases()) {
     const gatepro::PackedWeights<A> packed(gatepro::view(c.w_EH));
     typename TestFixture::Outcome outcome(c.router, c.x_TH.rows());
-    auto memory = poisoned_workspace(c.router.forward_workspace());
+    auto memory = poisoned_workspace(c.router.forward_workspace_bytes());
     outcome.report = c.router.forward(c.x_TH, packed, outcome.view(), memory, AnyExecutor{});
     expect_same_outcome(outcome, c.forward());
   }
@@ -275,26 +275,28 @@ TYPED_TEST(RouterBits, StageByStage) {
     RowMatrix<std::uint8_t> losers(tokens, experts);
     std::vector<std::byte> memory;
 
-    memory = poisoned_workspace(
-        gatepro::gate_logits_workspace<typename TestFixture::Token, typename TestFixture::Weight>(
-            experts, config.hidden_size, workers));
+    memory = poisoned_workspace(gatepro::gate_logits_workspace_bytes<typename TestFixture::Token,
+                                                                     typename TestFixture::Weight>(
+        experts, config.hidden_size, workers));
     gatepro::gate_logits(gatepro::view(c.x_TH), gatepro::view(c.w_EH),
                          gatepro::view(staged.logits_TE), memory, executor);
     for (const auto& [first, count] : token_ranges(tokens)) {
-      memory = poisoned_workspace(gatepro::apply_competition_workspace<A>(experts, workers));
+      memory = poisoned_workspace(gatepro::apply_competition_workspace_bytes<A>(experts, workers));
       const auto penalised_range = gatepro::view(penalised).middle_rows(first, count);
       const auto loser_range = gatepro::view(losers).middle_rows(first, count);
-      const auto eliminated = gatepro::apply_competition(
-          gatepro::view(staged.logits_TE).middle_rows(first, count), c.router.similarity().rivals(),
-          config.competition, penalised_range, loser_range, memory, executor);
-      memory =
-          poisoned_workspace(gatepro::select_top_k_workspace<A>(experts, config.top_k, workers));
+      const auto eliminated =
+          gatepro::apply_competition(gatepro::view(staged.logits_TE).middle_rows(first, count),
+                                     c.router.similarity_cache().rivals(), config.competition,
+                                     penalised_range, loser_range, memory, executor);
+      memory = poisoned_workspace(
+          gatepro::select_top_k_workspace_bytes<A>(experts, config.top_k, workers));
       staged.report.tokens_short_of_survivors += gatepro::select_top_k(
           penalised_range, eliminated,
           gatepro::strided_view(staged.ids_TK).middle_rows(first, count),
           gatepro::strided_view(selected).middle_rows(first, count), memory, executor);
     }
-    memory = poisoned_workspace(gatepro::softmax_selected_workspace<A>(config.top_k, workers));
+    memory =
+        poisoned_workspace(gatepro::softmax_selected_workspace_bytes<A>(config.top_k, workers));
     staged.report.nonfinite_rows =
         gatepro::softmax_selected(gatepro::strided_view(selected),
                                   gatepro::strided_view(staged.weights_TK), memory, executor);
@@ -326,7 +328,8 @@ TYPED_TEST(RouterBits, BackwardStageByStage) {
       if (dense) dlogits = c.dlogits_TE;
       const AnyExecutor executor{AnyExecutor::Kind::threads, 2};
       auto staged = c.start;
-      auto memory = poisoned_workspace(gatepro::gate_backward_tokens_workspace<A>(experts, 2));
+      auto memory =
+          poisoned_workspace(gatepro::gate_backward_tokens_workspace_bytes<A>(experts, 2));
       for (const auto& [first, count] : token_ranges(tokens)) {
         gatepro::gate_backward_tokens(
             ids.middle_rows(first, count),
@@ -335,7 +338,7 @@ TYPED_TEST(RouterBits, BackwardStageByStage) {
             gatepro::view(staged.dx_TH).middle_rows(first, count), memory, executor);
       }
       memory = poisoned_workspace(
-          gatepro::gate_backward_weights_workspace<A>(tokens, experts, ids.cols, 2));
+          gatepro::gate_backward_weights_workspace_bytes<A>(tokens, experts, ids.cols, 2));
       const Index cut_expert = experts / 3;
       const Index cut_col = hidden / 2 + 3;
       for (const ExpertRange range : {ExpertRange{cut_expert, experts}, ExpertRange{0, cut_expert},
@@ -400,7 +403,8 @@ TYPED_TEST(RouterBits, StridesAndAlignment) {
     out.weights_TK = {planes.weights_TK.data(), tokens, top_k, 1, tokens};
     out.logits_TE = logits.view();
     auto memory = poisoned_workspace(
-        std::max(c.router.forward_workspace(), c.router.backward_workspace(tokens)) + 1);
+        std::max(c.router.forward_workspace_bytes(), c.router.backward_workspace_bytes(tokens)) +
+        1);
     const gatepro::Workspace odd(memory.data() + 1, memory.size() - 1);
     planes.report = c.router.forward(x.view(), w.view(), out, odd, AnyExecutor{});
     const StridedView<std::int32_t> ids = out.expert_ids_TK;

@@ -73,7 +73,7 @@ class FastMath : public testing::TestWithParam<Competition> {
 
   float logit(Index t, Index e) const { return logits_(t, e); }
   bool loses(Index t, Index e) const {
-    const Index partner = router_.similarity().partners()(e, 0);
+    const Index partner = router_.similarity_cache().partners()(e, 0);
     return GetParam().active() && partner != e &&
            rank_of(logits_(t, e)) < rank_of(logits_(t, partner)) && !is_nan(logits_(t, e));
   }
@@ -200,12 +200,12 @@ TEST_P(FastMath, NaNInARowOfW) {
   set_bits(w_(4, 2), nan_bits);
   set_bits(w_(7, 0), minus_inf_bits);
   router_.refresh_now(w_, 1);
-  EXPECT_EQ(router_.similarity().report().nonfinite_rows, 2);
-  EXPECT_EQ(router_.similarity().partners()(4, 0), 4);
-  EXPECT_EQ(router_.similarity().partners()(7, 0), 7);
+  EXPECT_EQ(router_.similarity_cache().report().nonfinite_rows, 2);
+  EXPECT_EQ(router_.similarity_cache().partners()(4, 0), 4);
+  EXPECT_EQ(router_.similarity_cache().partners()(7, 0), 7);
   for (Index e = 0; e < experts; ++e) {
     if (e == 4 || e == 7) continue;
-    const Index partner = router_.similarity().partners()(e, 0);
+    const Index partner = router_.similarity_cache().partners()(e, 0);
     EXPECT_TRUE(partner != 4 && partner != 7) << e;
   }
   expect_rules(forward());

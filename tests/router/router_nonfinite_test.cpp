@@ -229,8 +229,8 @@ TYPED_TEST(RouterNonfinite, RowsOfW) {
     config.competition = Competition::eliminate();
     gatepro::Router<A> router(config);
     router.refresh(w, 0);
-    EXPECT_EQ(router.similarity().report().nonfinite_rows, 2);
-    const auto partners = router.similarity().partners();
+    EXPECT_EQ(router.similarity_cache().report().nonfinite_rows, 2);
+    const auto partners = router.similarity_cache().partners();
     EXPECT_EQ(partners(2, 0), 2);
     EXPECT_EQ(partners(4, 0), 4);
     for (Index e = 0; e < experts; ++e) {

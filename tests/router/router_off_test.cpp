@@ -146,10 +146,10 @@ TYPED_TEST(RouterOff, HotSwap) {
   gatepro::RoutingBuffers<gatepro::Router<TypeParam>> buffers(router, tokens);
   const void* ids = buffers.view().expert_ids_TK.data;
   const void* scratch = buffers.workspace().data;
-  const std::size_t bytes = router.forward_workspace();
+  const std::size_t bytes = router.forward_workspace_bytes();
   const auto forward = [&](const Competition& competition) {
     router.set_competition(competition);
-    EXPECT_EQ(router.forward_workspace(), bytes);
+    EXPECT_EQ(router.forward_workspace_bytes(), bytes);
     router.forward(x, w, buffers);
     EXPECT_EQ(buffers.view().expert_ids_TK.data, ids);
     EXPECT_EQ(buffers.workspace().data, scratch);

@@ -76,7 +76,7 @@ class RouterTest : public testing::Test {
   /// The partner is the most similar expert, up to the rounding of the similarity.
   static void expect_reference_partners(const RowMatrix<Weight>& w_EH, const TestedRouter& router) {
     const reference::Matrix similarity = reference::cosine_similarity(to_reference(w_EH));
-    const auto partners = router.similarity().partners();
+    const auto partners = router.similarity_cache().partners();
     const double bound =
         4 * std::sqrt(static_cast<double>(w_EH.cols())) *
         static_cast<double>(std::numeric_limits<gatepro::accumulator_t<Weight>>::epsilon());
@@ -252,7 +252,7 @@ TYPED_TEST(RouterTest, OneExpert) {
   const auto w = random_matrix<W>(1, 5, 16);
   typename TestFixture::TestedRouter router({5, 1, 1});
   router.refresh(w, 0);
-  EXPECT_EQ(router.similarity().partners()(0, 0), 0);
+  EXPECT_EQ(router.similarity_cache().partners()(0, 0), 0);
   for (const Competition& competition : competitions()) {
     router.set_competition(competition);
     const auto outcome = routing_data::forward(router, x, w);
@@ -439,7 +439,7 @@ TEST(Backward, EitherGradientMayBeLeftOut) {
   const routing_data::Gradients<float> start{RowMatrix<float>::Zero(30, 20),
                                              RowMatrix<float>::Zero(6, 20)};
   const auto both = routing_data::backward(router, x, w, outcome, dweights, {}, start);
-  auto memory = routing_data::poisoned_workspace(router.backward_workspace(30));
+  auto memory = routing_data::poisoned_workspace(router.backward_workspace_bytes(30));
   RowMatrix<float> dx = start.dx_TH, dw = start.dw_EH;
   router.backward(x, w, outcome.ids_TK, outcome.weights_TK, dweights, {}, dx, {}, memory);
   router.backward(x, w, outcome.ids_TK, outcome.weights_TK, dweights, {}, {}, dw, memory);

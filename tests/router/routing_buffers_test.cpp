@@ -97,8 +97,8 @@ TEST_F(RoutingBuffersTest, StartsWithAllTokensAndNoExtras) {
   EXPECT_FALSE(view.logits_TE.given());
   EXPECT_FALSE(buffers.logits_TE().given());
   EXPECT_EQ(view.statistics, nullptr);
-  EXPECT_GE(buffers.workspace().bytes, router.forward_workspace());
-  EXPECT_GE(buffers.workspace().bytes, router.backward_workspace(12));
+  EXPECT_GE(buffers.workspace().bytes, router.forward_workspace_bytes());
+  EXPECT_GE(buffers.workspace().bytes, router.backward_workspace_bytes(12));
 }
 
 TEST_F(RoutingBuffersTest, NoTokensAtAll) {

@@ -46,8 +46,8 @@ class SharedRouter : public testing::Test {
         routing_data::backward(router, x, w, outcome, dweights, dlogits, start, executor);
     EXPECT_TRUE(same_bits(gradients.dx_TH, expected.dx_TH));
     EXPECT_TRUE(same_bits(gradients.dw_EH, expected.dw_EH));
-    EXPECT_EQ(router.similarity().mean_partner_similarity(), partner_similarity);
-    EXPECT_FALSE(router.similarity().is_due(0));
+    EXPECT_EQ(router.similarity_cache().mean_partner_similarity(), partner_similarity);
+    EXPECT_FALSE(router.similarity_cache().is_due(0));
   }
 
   TestedRouter router = make();
@@ -64,7 +64,7 @@ class SharedRouter : public testing::Test {
   void SetUp() override {
     whole = routing_data::forward(router, x, w);
     expected = routing_data::backward(router, x, w, whole, dweights, dlogits, start);
-    partner_similarity = router.similarity().mean_partner_similarity();
+    partner_similarity = router.similarity_cache().mean_partner_similarity();
   }
 };
 
@@ -86,7 +86,7 @@ TEST_F(SharedRouter, SharedPackedWeights) {
   const gatepro::PackedWeights<float> packed(gatepro::view(w));
   ThreadExecutor(4).run(4, [&](int) {
     routing_data::Outcome<TestedRouter> outcome(router, tokens);
-    auto memory = routing_data::poisoned_workspace(router.forward_workspace());
+    auto memory = routing_data::poisoned_workspace(router.forward_workspace_bytes());
     outcome.report = router.forward(x, packed, outcome.view(), memory);
     routing_data::expect_same_outcome(outcome, whole);
   });
@@ -101,7 +101,7 @@ TEST_F(SharedRouter, StagesOnRanges) {
   ThreadExecutor(workers).run(workers, [&](int i) {
     const Index first = tokens * i / workers;
     const Index count = tokens * (i + 1) / workers - first;
-    auto memory = routing_data::poisoned_workspace(router.forward_workspace());
+    auto memory = routing_data::poisoned_workspace(router.forward_workspace_bytes());
     auto out = outcome.view();
     out.tokens_per_expert_E = {};
     out.statistics = nullptr;
@@ -117,7 +117,7 @@ TEST_F(SharedRouter, StagesOnRanges) {
   ThreadExecutor(workers).run(workers, [&](int i) {
     const gatepro::ExpertRange range{experts * i / workers, experts * (i + 1) / workers};
     auto memory = routing_data::poisoned_workspace(
-        gatepro::gate_backward_weights_workspace<float>(tokens, experts, top_k));
+        gatepro::gate_backward_weights_workspace_bytes<float>(tokens, experts, top_k));
     gatepro::gate_backward_weights(gatepro::strided_view(outcome.ids_TK),
                                    gatepro::strided_view(dselected), gatepro::view(dlogits),
                                    gatepro::view(x), range, gatepro::view(gradients.dw_EH), memory);

@@ -59,7 +59,8 @@ Outcome<A> compete(const RowMatrix<A>& logits_TE, const RivalTable& rivals,
   const Index tokens = logits_TE.rows(), experts = logits_TE.cols();
   Outcome<A> outcome{RowMatrix<A>::Constant(tokens, experts, A(77)),
                      Bytes::Constant(tokens, experts, 77)};
-  auto memory = data::scratch(gatepro::apply_competition_workspace<A>(experts, executor.workers()));
+  auto memory =
+      data::scratch(gatepro::apply_competition_workspace_bytes<A>(experts, executor.workers()));
   gatepro::apply_competition(gatepro::view(logits_TE), rivals, competition,
                              gatepro::view(outcome.penalised_TE), gatepro::view(outcome.loser_TE),
                              memory, executor);
@@ -218,7 +219,7 @@ TYPED_TEST(CompetitionTest, InPlaceInRangesAndWithGapsGivesTheSameBits) {
   const Index tokens = 70, experts = 19;
   const RowMatrix<A> logits_TE = data::special_matrix<A>(tokens, experts, 5);
   const Rivals rivals = random_rivals(experts, 2, false, 6);
-  auto memory = data::scratch(gatepro::apply_competition_workspace<A>(experts));
+  auto memory = data::scratch(gatepro::apply_competition_workspace_bytes<A>(experts));
   for (const Competition& competition : {Competition::penalty(0.5), Competition::eliminate()}) {
     const Outcome<A> want = compete(logits_TE, rivals.table, competition);
     data::GuardedMatrix<A> logits(logits_TE, 3);
@@ -240,7 +241,7 @@ TYPED_TEST(CompetitionTest, LosersAreOptionalInPenaltyMode) {
   const RowMatrix<A> logits_TE = data::random_matrix<A>(20, 7, 7);
   const Rivals rivals = random_rivals(7, 1, false, 8);
   RowMatrix<A> penalised_TE(20, 7);
-  auto memory = data::scratch(gatepro::apply_competition_workspace<A>(7));
+  auto memory = data::scratch(gatepro::apply_competition_workspace_bytes<A>(7));
   gatepro::apply_competition(gatepro::view(logits_TE), rivals.table, Competition::penalty(0.5),
                              gatepro::view(penalised_TE), MatrixView<std::uint8_t>(), memory);
   EXPECT_TRUE(data::same_bits(
@@ -272,7 +273,7 @@ TYPED_TEST(CompetitionTest, ExecutorsGiveTheSameBits) {
 TYPED_TEST(CompetitionTest, NoTokensWriteNothing) {
   using A = TypeParam;
   const Rivals rivals = random_rivals(6, 1, false, 13);
-  auto memory = data::scratch(gatepro::apply_competition_workspace<A>(6));
+  auto memory = data::scratch(gatepro::apply_competition_workspace_bytes<A>(6));
   EXPECT_NO_THROW(gatepro::apply_competition(MatrixView<A>(nullptr, 0, 6), rivals.table,
                                              Competition{}, MatrixView<A>(nullptr, 0, 6),
                                              MatrixView<std::uint8_t>(nullptr, 0, 6), memory));

@@ -28,7 +28,7 @@ Counts count(const RowMatrix<A>& logits_TE, ScoreFunction function, Index top_k,
              const Mask& mask = {}, const Executor& executor = {}) {
   Counts counts(static_cast<std::size_t>(logits_TE.cols()), 77);
   auto memory = data::scratch(
-      gatepro::count_unpenalised_workspace<A>(logits_TE.cols(), top_k, executor.workers()));
+      gatepro::count_unpenalised_workspace_bytes<A>(logits_TE.cols(), top_k, executor.workers()));
   gatepro::count_unpenalised(gatepro::view(logits_TE), function, top_k, losses::view_of(mask),
                              counts, memory, executor);
   return counts;
@@ -94,7 +94,7 @@ TYPED_TEST(CountUnpenalisedTest, EqualsScoredRoutingWithoutCompetition) {
       out.expert_ids_TK = ids_TK;
       out.weights_TK = weights_TK;
       out.tokens_per_expert_E = want;
-      auto memory = data::scratch(gatepro::route_scored_workspace<A>(experts, rule));
+      auto memory = data::scratch(gatepro::route_scored_workspace_bytes<A>(experts, rule));
       gatepro::route_scored(logits_TE, gatepro::RivalTable(), rule,
                             gatepro::VectorView<const float>(), mask, out, memory);
       EXPECT_EQ(count(logits_TE, function, top_k, mask), want) << static_cast<int>(function);
@@ -136,7 +136,7 @@ TYPED_TEST(CountUnpenalisedTest, ExecutorsAndViewsCountTheSame) {
   EXPECT_EQ(count(logits_TE, ScoreFunction::sigmoid, 2, mask, LastWorkerFirst(4)), want);
   data::GuardedMatrix<A> gaps_TE(logits_TE, 3);
   Counts got(9, 77);
-  auto memory = data::scratch(gatepro::count_unpenalised_workspace<A>(9, 2));
+  auto memory = data::scratch(gatepro::count_unpenalised_workspace_bytes<A>(9, 2));
   gatepro::count_unpenalised(gaps_TE.view(), ScoreFunction::sigmoid, 2, mask, got, memory);
   EXPECT_EQ(got, want);
   EXPECT_EQ(count(RowMatrix<A>(0, 3), ScoreFunction::sigmoid, 2), Counts(3, 0));
@@ -147,7 +147,7 @@ TYPED_TEST(CountUnpenalisedTest, BadInput) {
   const RowMatrix<A> logits_TE = RowMatrix<A>::Zero(3, 4);
   Counts counts(4, 7), five(5, 7);
   const Mask short_mask(2, 0);
-  auto memory = data::scratch(gatepro::count_unpenalised_workspace<A>(4, 2));
+  auto memory = data::scratch(gatepro::count_unpenalised_workspace_bytes<A>(4, 2));
   const auto call = [&](Index top_k, const Mask& mask, Counts& to, std::size_t less) {
     gatepro::count_unpenalised(gatepro::view(logits_TE), ScoreFunction::sigmoid, top_k,
                                losses::view_of(mask), to, {memory.data(), memory.size() - less});

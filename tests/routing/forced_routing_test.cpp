@@ -36,7 +36,7 @@ template <class A>
 RowMatrix<std::int32_t> top_k_of(const RowMatrix<A>& logits_TE, Index top_k) {
   RowMatrix<std::int32_t> ids_TK(logits_TE.rows(), top_k);
   RowMatrix<A> selected_TK(logits_TE.rows(), top_k);
-  auto memory = data::scratch(gatepro::select_top_k_workspace<A>(logits_TE.cols(), top_k));
+  auto memory = data::scratch(gatepro::select_top_k_workspace_bytes<A>(logits_TE.cols(), top_k));
   gatepro::select_top_k(view(logits_TE), {}, strided_view(ids_TK), strided_view(selected_TK),
                         memory);
   return ids_TK;

@@ -100,7 +100,7 @@ TYPED_TEST(PenaltyStatisticsTest, EqualsBruteForce) {
           config.pairing = {m, m == 3 ? 0.1 : -1.0, both_sides};
           gatepro::Router<A> router(config);
           router.refresh(w, 0);
-          const auto partners = router.similarity().partners();
+          const auto partners = router.similarity_cache().partners();
           for (const Competition& competition :
                {Competition::off(), Competition::penalty(0), Competition::penalty(0.4),
                 Competition::penalty(1e-4), Competition::penalty(1e4), Competition::eliminate(),
@@ -189,7 +189,7 @@ TEST(PenaltyStatisticsRates, AForwardOverwrites) {
   routing_data::Outcome<gatepro::Router<float>> outcome(router, 10);
   outcome.statistics.tokens = 1000;
   outcome.statistics.coactivations = 1000;
-  auto memory = routing_data::poisoned_workspace(router.forward_workspace());
+  auto memory = routing_data::poisoned_workspace(router.forward_workspace_bytes());
   router.forward(x, w, outcome.view(), memory);
   EXPECT_EQ(outcome.statistics.tokens, 10);
   EXPECT_LT(outcome.statistics.coactivations, 1000);

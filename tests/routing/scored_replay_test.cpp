@@ -44,7 +44,7 @@ Replay<A> replay(const RowMatrix<A>& logits_TE, const SelectionRule& rule,
       penalised_TK.size() == 0 ? StridedView<const std::uint8_t>()
                                : StridedView<const std::uint8_t>(penalised_TK);
   auto memory =
-      data::scratch(gatepro::replay_scored_workspace<A>(experts, rule, executor.workers()));
+      data::scratch(gatepro::replay_scored_workspace_bytes<A>(experts, rule, executor.workers()));
   got.report = gatepro::replay_scored(logits_TE, scored_data::rivals_of(experts), rule,
                                       data::optional(is_padding), gatepro::strided_view(ids_TK),
                                       penalised, gatepro::strided_view(got.weights_TK),

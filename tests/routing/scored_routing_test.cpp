@@ -128,7 +128,7 @@ TYPED_TEST(ScoredRoutingTest, MarksThoseWhoLostToAnyRival) {
           static_cast<std::int32_t>((i / rivals_each + 1 + i % rivals_each * 2) % experts);
     }
     Outcome<A, std::int32_t> got(tokens, experts, experts);
-    auto memory = data::scratch(gatepro::route_scored_workspace<A>(experts, rule));
+    auto memory = data::scratch(gatepro::route_scored_workspace_bytes<A>(experts, rule));
     gatepro::route_scored(gatepro::view(logits_TE),
                           gatepro::RivalTable(gatepro::strided_view(rivals_EM), false), rule,
                           gatepro::VectorView<const A>(), {}, got.view(), memory);
@@ -181,7 +181,7 @@ TYPED_TEST(ScoredRoutingTest, DefaultsEqualTheRouter) {
       RowMatrix<std::int32_t> ids_TK(tokens, top_k);
       RowMatrix<A> weights_TK(tokens, top_k);
       std::vector<std::int64_t> counts(static_cast<std::size_t>(experts));
-      auto memory = data::scratch(router.forward_workspace());
+      auto memory = data::scratch(router.forward_workspace_bytes());
       const gatepro::RoutingReport report =
           router.forward_logits(logits_TE, {ids_TK, weights_TK, counts}, memory);
       const SelectionRule rule{top_k, {}, {}, competition};
@@ -213,7 +213,7 @@ TYPED_TEST(ScoredRoutingTest, OffIsOff) {
     const auto want = route<A>(logits_TE, off);
     scored_data::expect_same(route<A>(logits_TE, zero), want);
     Outcome<A, std::int32_t> without(67, 3, 8);
-    auto memory = data::scratch(gatepro::route_scored_workspace<A>(8, off));
+    auto memory = data::scratch(gatepro::route_scored_workspace_bytes<A>(8, off));
     without.report = gatepro::route_scored(logits_TE, gatepro::RivalTable(), off, {}, {},
                                            without.view(), memory);
     scored_data::expect_same(without, want);
@@ -352,7 +352,7 @@ TYPED_TEST(ScoredRoutingTest, FloatAndDoubleBiasAgree) {
   const std::vector<float> bias{0.5F, -0.25F, 0, 0.125F, 1, -1};
   const auto want = route<A>(logits_TE, rule, {{bias.begin(), bias.end()}, {}});
   Outcome<A, std::int32_t> got(40, 2, 6);
-  auto memory = data::scratch(gatepro::route_scored_workspace<A>(6, rule));
+  auto memory = data::scratch(gatepro::route_scored_workspace_bytes<A>(6, rule));
   got.report =
       gatepro::route_scored(logits_TE, gatepro::RivalTable(), rule,
                             gatepro::VectorView<const float>(bias), {}, got.view(), memory);
@@ -417,7 +417,7 @@ TYPED_TEST(ScoredRoutingTest, BitsDoNotDependOnHowTheWorkIsCut) {
       EXPECT_TRUE(data::same_bits(alone.scores_TK, scores));
     }
     Outcome<A, std::int32_t> few(tokens, 4, experts);
-    auto memory = data::scratch(gatepro::route_scored_workspace<A>(experts, rule));
+    auto memory = data::scratch(gatepro::route_scored_workspace_bytes<A>(experts, rule));
     gatepro::route_scored(logits_TE, scored_data::rivals_of(experts), rule,
                           data::optional(extras.bias), {},
                           gatepro::ScoredRoutingView<A>{few.ids_TK, few.weights_TK}, memory);
@@ -438,7 +438,7 @@ TYPED_TEST(ScoredRoutingTest, TakesEveryLayoutAndIdType) {
   data::GuardedMatrix<A> guarded(logits_TE, 5);
   Eigen::Matrix<std::uint64_t, Eigen::Dynamic, Eigen::Dynamic> ids(29, 3);
   Eigen::Matrix<A, Eigen::Dynamic, Eigen::Dynamic> weights(29, 3);
-  auto memory = data::scratch(gatepro::route_scored_workspace<A>(7, rule));
+  auto memory = data::scratch(gatepro::route_scored_workspace_bytes<A>(7, rule));
   gatepro::route_scored(guarded.view(), gatepro::RivalTable(), rule, {}, {},
                         gatepro::ScoredRoutingView<A, std::uint64_t>{ids, weights}, memory);
   const RowMatrix<A> rows = weights;
@@ -539,7 +539,7 @@ TEST(ScoredRoutingBadInput, Rules) {
              {"partners of all experts"});
   expect_error(
       [] {
-        gatepro::route_scored_workspace<float>(8, {4, {}, {2, 0, {}}, {}});
+        gatepro::route_scored_workspace_bytes<float>(8, {4, {}, {2, 0, {}}, {}});
       },
       {"groups_per_token"});
 }

@@ -55,7 +55,7 @@ Gradient<A> gradient(const RowMatrix<A>& logits_TE, const SelectionRule& rule,
   Gradient<A> got{RowMatrix<A>::Constant(tokens, rule.top_k, A(77)),
                   RowMatrix<A>::Zero(tokens, experts)};
   auto memory =
-      data::scratch(gatepro::scores_backward_workspace<A>(experts, rule, executor.workers()));
+      data::scratch(gatepro::scores_backward_workspace_bytes<A>(experts, rule, executor.workers()));
   gatepro::scores_backward(
       logits_TE, scored_data::rivals_of(experts), rule, gatepro::strided_view(forward.ids_TK),
       forward.penalised_TK, forward.scores_TK, data::optional(is_padding), dweights_TK,
@@ -69,7 +69,8 @@ RowMatrix<double> losses(const RowMatrix<double>& logits_TE, const SelectionRule
                          const RowMatrix<double>& dweights_TK,
                          const std::vector<std::uint8_t>& is_padding) {
   RowMatrix<double> weights_TK(forward.ids_TK.rows(), rule.top_k);
-  auto memory = data::scratch(gatepro::replay_scored_workspace<double>(logits_TE.cols(), rule));
+  auto memory =
+      data::scratch(gatepro::replay_scored_workspace_bytes<double>(logits_TE.cols(), rule));
   gatepro::replay_scored(logits_TE, scored_data::rivals_of(logits_TE.cols()), rule,
                          data::optional(is_padding), gatepro::strided_view(forward.ids_TK),
                          forward.penalised_TK, gatepro::strided_view(weights_TK), {}, memory);
@@ -343,7 +344,7 @@ TYPED_TEST(ScoresBackwardTest, DenseGradientsAdd) {
     const auto forward = scored_data::route<A>(logits_TE, rule);
     const Gradient<A> from_zero = gradient(logits_TE, rule, forward, dweights_TK);
     RowMatrix<A> dlogits_TE = start_TE, dselected_TK(21, 2);
-    auto memory = data::scratch(gatepro::scores_backward_workspace<A>(6, rule));
+    auto memory = data::scratch(gatepro::scores_backward_workspace_bytes<A>(6, rule));
     gatepro::scores_backward(logits_TE, scored_data::rivals_of(6), rule,
                              gatepro::strided_view(forward.ids_TK), forward.penalised_TK,
                              forward.scores_TK, {}, dweights_TK,
@@ -385,7 +386,7 @@ TYPED_TEST(ScoresBackwardTest, TheRecordIsOptional) {
     const auto forward = scored_data::route<A>(logits_TE, rule);
     const Gradient<A> want = gradient(logits_TE, rule, forward, dweights_TK);
     RowMatrix<A> dlogits_TE = RowMatrix<A>::Zero(33, 9), dselected_TK(33, 4);
-    auto memory = data::scratch(gatepro::scores_backward_workspace<A>(9, rule));
+    auto memory = data::scratch(gatepro::scores_backward_workspace_bytes<A>(9, rule));
     gatepro::scores_backward(logits_TE, scored_data::rivals_of(9), rule,
                              gatepro::strided_view(forward.ids_TK), {}, forward.scores_TK, {},
                              dweights_TK, gatepro::strided_view(dselected_TK), dlogits_TE, memory);

@@ -26,8 +26,8 @@ struct Softmax {
 template <class A, class Executor = SerialExecutor>
 Softmax<A> softmax(const RowMatrix<A>& logits_TK, const Executor& executor = {}) {
   Softmax<A> got{RowMatrix<A>::Constant(logits_TK.rows(), logits_TK.cols(), A(77)), 0};
-  auto memory =
-      data::scratch(gatepro::softmax_selected_workspace<A>(logits_TK.cols(), executor.workers()));
+  auto memory = data::scratch(
+      gatepro::softmax_selected_workspace_bytes<A>(logits_TK.cols(), executor.workers()));
   got.nonfinite_rows = gatepro::softmax_selected(
       gatepro::strided_view(logits_TK), gatepro::strided_view(got.weights_TK), memory, executor);
   return got;
@@ -153,7 +153,7 @@ TYPED_TEST(SoftmaxTest, ExecutorsLayoutsAndInPlaceGiveTheSameBits) {
   EXPECT_TRUE(data::same_bits(softmax(logits_TK, LastWorkerFirst(4)).weights_TK, want.weights_TK));
 
   Eigen::Matrix<A, Eigen::Dynamic, Eigen::Dynamic> planes = logits_TK;
-  auto memory = data::scratch(gatepro::softmax_selected_workspace<A>(3));
+  auto memory = data::scratch(gatepro::softmax_selected_workspace_bytes<A>(3));
   gatepro::softmax_selected(gatepro::strided_view(planes), gatepro::strided_view(planes), memory);
   const RowMatrix<A> rows = planes;
   EXPECT_TRUE(data::same_bits(rows, want.weights_TK));
@@ -161,7 +161,7 @@ TYPED_TEST(SoftmaxTest, ExecutorsLayoutsAndInPlaceGiveTheSameBits) {
 
 TYPED_TEST(SoftmaxTest, NoTokensWriteNothing) {
   using A = TypeParam;
-  auto memory = data::scratch(gatepro::softmax_selected_workspace<A>(2));
+  auto memory = data::scratch(gatepro::softmax_selected_workspace_bytes<A>(2));
   EXPECT_EQ(gatepro::softmax_selected(StridedView<A>(nullptr, 0, 2), StridedView<A>(nullptr, 0, 2),
                                       memory),
             0);

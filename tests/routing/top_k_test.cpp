@@ -38,7 +38,8 @@ Selection<A, Id> select_from(const RowMatrix<A>& logits_TE, const EliminatedExpe
   const Index tokens = logits_TE.rows(), experts = logits_TE.cols();
   Selection<A, Id> got{RowMatrix<Id>::Constant(tokens, k, Id(77)),
                        RowMatrix<A>::Constant(tokens, k, A(77)), 0};
-  auto memory = data::scratch(gatepro::select_top_k_workspace<A>(experts, k, executor.workers()));
+  auto memory =
+      data::scratch(gatepro::select_top_k_workspace_bytes<A>(experts, k, executor.workers()));
   got.short_tokens =
       gatepro::select_top_k(gatepro::view(logits_TE), eliminated, gatepro::strided_view(got.ids_TK),
                             gatepro::strided_view(got.logits_TK), memory, executor);
@@ -140,7 +141,7 @@ TYPED_TEST(TopKTest, EveryIdTypeAndLayout) {
   // One plane per choice, and every second element of rows with gaps.
   Eigen::Matrix<std::int32_t, Eigen::Dynamic, Eigen::Dynamic> planes(29, 5);
   RowMatrix<A> spread = RowMatrix<A>::Constant(29, 13, A(77));
-  auto memory = data::scratch(gatepro::select_top_k_workspace<A>(12, 5));
+  auto memory = data::scratch(gatepro::select_top_k_workspace_bytes<A>(12, 5));
   data::GuardedMatrix<A> logits(logits_TE, 2);
   data::GuardedMatrix<std::uint8_t> losers(loser_TE, 9);
   gatepro::select_top_k(logits.view(), EliminatedExperts(losers.view()),
@@ -181,7 +182,7 @@ TYPED_TEST(TopKTest, RangesAndExecutorsGiveTheSameBits) {
 
 TYPED_TEST(TopKTest, NoTokensWriteNothing) {
   using A = TypeParam;
-  auto memory = data::scratch(gatepro::select_top_k_workspace<A>(6, 2));
+  auto memory = data::scratch(gatepro::select_top_k_workspace_bytes<A>(6, 2));
   EXPECT_EQ(gatepro::select_top_k(MatrixView<A>(nullptr, 0, 6), {},
                                   StridedView<std::int32_t>(nullptr, 0, 2),
                                   StridedView<A>(nullptr, 0, 2), memory),
@@ -217,7 +218,7 @@ TYPED_TEST(TopKTest, StagesInARowMatchTheReference) {
         for (Index k : {Index{2}, Index{4}, experts}) {
           RowMatrix<A> penalised_TE(tokens, experts);
           Bytes loser_TE(tokens, experts);
-          auto memory = data::scratch(gatepro::apply_competition_workspace<A>(experts));
+          auto memory = data::scratch(gatepro::apply_competition_workspace_bytes<A>(experts));
           const EliminatedExperts eliminated = gatepro::apply_competition(
               gatepro::view(logits_TE), rivals, competition, gatepro::view(penalised_TE),
               gatepro::view(loser_TE), memory);
@@ -225,7 +226,7 @@ TYPED_TEST(TopKTest, StagesInARowMatchTheReference) {
           ASSERT_EQ(eliminated.given(), eliminate);
           const auto got = select_from<std::int32_t>(penalised_TE, eliminated, k);
           RowMatrix<A> weights_TK(tokens, k);
-          auto softmax_memory = data::scratch(gatepro::softmax_selected_workspace<A>(k));
+          auto softmax_memory = data::scratch(gatepro::softmax_selected_workspace_bytes<A>(k));
           const Index nonfinite =
               gatepro::softmax_selected(gatepro::strided_view(got.logits_TK),
                                         gatepro::strided_view(weights_TK), softmax_memory);

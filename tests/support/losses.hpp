@@ -53,7 +53,7 @@ template <class A, class Executor = SerialExecutor>
 Loss<A> z_loss(const RowMatrix<A>& logits_TE, const LossWeight& weight, const Mask& mask = {},
                const Executor& executor = {}) {
   auto memory = data::scratch(
-      gatepro::z_loss_workspace<A>(logits_TE.rows(), logits_TE.cols(), executor.workers()));
+      gatepro::z_loss_workspace_bytes<A>(logits_TE.rows(), logits_TE.cols(), executor.workers()));
   return on_zeros(logits_TE, [&](const auto& dlogits) {
     return gatepro::z_loss(gatepro::view(logits_TE), weight, view_of(mask), dlogits, memory,
                            executor);
@@ -64,7 +64,7 @@ template <class A, class Executor = SerialExecutor>
 Loss<A> balance(const RowMatrix<A>& logits_TE, ScoreFunction function, Index top_k,
                 const BalanceCounts& counts, const LossWeight& weight, const Mask& mask = {},
                 const Executor& executor = {}) {
-  auto memory = data::scratch(gatepro::load_balancing_loss_workspace<A>(
+  auto memory = data::scratch(gatepro::load_balancing_loss_workspace_bytes<A>(
       logits_TE.rows(), logits_TE.cols(), executor.workers()));
   return on_zeros(logits_TE, [&](const auto& dlogits) {
     return gatepro::load_balancing_loss(gatepro::view(logits_TE), function, top_k, counts, weight,
@@ -76,7 +76,7 @@ template <class A, class Id, class Executor = SerialExecutor>
 Loss<A> per_sequence(const RowMatrix<A>& logits_TE, const RowMatrix<Id>& ids_TK,
                      const Counts& begin, ScoreFunction function, const LossWeight& weight,
                      const Mask& mask = {}, const Executor& executor = {}) {
-  auto memory = data::scratch(gatepro::sequence_load_balancing_loss_workspace<A>(
+  auto memory = data::scratch(gatepro::sequence_load_balancing_loss_workspace_bytes<A>(
       logits_TE.rows(), logits_TE.cols(), static_cast<Index>(begin.size()) - 1,
       executor.workers()));
   return on_zeros(logits_TE, [&](const auto& dlogits) {

@@ -122,7 +122,7 @@ struct Outcome {
 template <class R, class MX, class MW, class Executor = gatepro::SerialExecutor>
 Outcome<R> forward(const R& router, const MX& x_TH, const MW& w_EH, const Executor& executor = {}) {
   Outcome<R> outcome(router, x_TH.rows());
-  auto memory = poisoned_workspace(router.forward_workspace(executor.workers()));
+  auto memory = poisoned_workspace(router.forward_workspace_bytes(executor.workers()));
   outcome.report = router.forward(x_TH, w_EH, outcome.view(), memory, executor);
   return outcome;
 }
@@ -132,7 +132,7 @@ template <class R, class Executor = gatepro::SerialExecutor>
 Outcome<R> forward_logits(const R& router, const RowMatrix<typename R::Accumulator>& logits_TE,
                           const Executor& executor = {}) {
   Outcome<R> outcome(router, logits_TE.rows());
-  auto memory = poisoned_workspace(router.forward_workspace(executor.workers()));
+  auto memory = poisoned_workspace(router.forward_workspace_bytes(executor.workers()));
   auto out = outcome.view();
   out.logits_TE = {};
   outcome.report = router.forward_logits(logits_TE, out, memory, executor);
@@ -188,7 +188,8 @@ template <class R, class MX, class MW, class A = typename R::Accumulator,
 Gradients<A> backward(const R& router, const MX& x_TH, const MW& w_EH, const Outcome<R>& outcome,
                       const RowMatrix<A>& dweights_TK, const RowMatrix<A>& dlogits_TE,
                       Gradients<A> start, const Executor& executor = {}) {
-  auto memory = poisoned_workspace(router.backward_workspace(x_TH.rows(), executor.workers()));
+  auto memory =
+      poisoned_workspace(router.backward_workspace_bytes(x_TH.rows(), executor.workers()));
   gatepro::MatrixView<const A> dlogits;
   if (dlogits_TE.size() != 0) dlogits = dlogits_TE;
   router.backward(x_TH, w_EH, outcome.ids_TK, outcome.weights_TK, dweights_TK, dlogits, start.dx_TH,
@@ -220,7 +221,7 @@ void expect_reference_routing(const R& router, const Outcome<R>& outcome) {
   using A = typename R::Accumulator;
   const gatepro::RouterConfig& config = router.config();
   const Index experts = config.num_experts;
-  const auto partners = router.similarity().partners();
+  const auto partners = router.similarity_cache().partners();
   const reference::Ids rivals =
       reference::rivals(to_ids(partners, partners.rows, partners.cols), config.pairing.both_sides);
   gatepro::Competition competition = config.competition;

@@ -116,7 +116,7 @@ Outcome<A, Id> route(const RowMatrix<A>& logits_TE, const SelectionRule& rule,
   const Index experts = logits_TE.cols();
   Outcome<A, Id> outcome(logits_TE.rows(), rule.top_k, experts);
   auto memory =
-      data::scratch(gatepro::route_scored_workspace<A>(experts, rule, executor.workers()));
+      data::scratch(gatepro::route_scored_workspace_bytes<A>(experts, rule, executor.workers()));
   outcome.report =
       gatepro::route_scored(logits_TE, rivals_of(experts), rule, data::optional(extras.bias),
                             data::optional(extras.is_padding), outcome.view(), memory, executor);

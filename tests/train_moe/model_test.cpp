@@ -119,17 +119,6 @@ INSTANTIATE_TEST_SUITE_P(
                     GradientCase{"eliminate_balance", gatepro::Competition::eliminate(), 0.5}),
     [](const auto& instance) { return instance.param.name; });
 
-TEST(BalanceLoss, OfUniformRoutingIsTheCoefficient) {
-  constexpr Index tokens = 12, experts = 4, top_k = 2;
-  const RowMatrix<double> logits_TE = RowMatrix<double>::Constant(tokens, experts, 3.5);
-  const std::vector<std::int64_t> counts_E(experts, tokens * top_k / experts);
-  RowMatrix<double> dlogits_TE;
-  const double loss =
-      balance_loss<double>(0.01, logits_TE, counts_E, top_k, dlogits_TE, make_executor(1));
-  EXPECT_NEAR(loss, 0.01, 1e-15);
-  EXPECT_LT(dlogits_TE.cwiseAbs().maxCoeff(), 1e-15);
-}
-
 TEST(Coactivation, CountsSelectedExpertsWhosePartnerIsSelectedToo) {
   // Partners 0 <-> 1, 2 -> 1, 3 has none.
   const RowMatrix<std::int32_t> partners_EM =

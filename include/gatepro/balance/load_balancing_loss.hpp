@@ -192,7 +192,8 @@ inline namespace GATEPRO_ABI {
 
 /// Bytes of workspace for load_balancing_loss.
 template <class A>
-std::size_t load_balancing_loss_workspace(Index num_tokens, Index num_experts, int workers = 1) {
+std::size_t load_balancing_loss_workspace_bytes(Index num_tokens, Index num_experts,
+                                                int workers = 1) {
   detail::check_query_experts("load_balancing_loss", num_experts);
   return detail::measure([&](detail::Arena& arena) {
     detail::BatchLossScratch<A>(arena, num_tokens, num_experts, workers);
@@ -213,11 +214,11 @@ std::size_t load_balancing_loss_workspace(Index num_tokens, Index num_experts, i
 /// the logarithm of the unnormalised score: 1 for softmax, 1 - sigmoid(l) for sigmoid, and
 /// sigmoid(l) / (2 log(1 + exp(l))) for sqrt_softplus.
 ///
-/// | loss of                 | counts                                        | weight.mean_over |
-/// |-------------------------|-----------------------------------------------|-----------------------|
-/// | this batch              | its own                                       | 0 | | a batch on
-/// several ranks| BalanceAccumulator::latest                    | latest().tokens       | | an
-/// optimizer step       | BalanceAccumulator::total, after each `add`   | tokens of the step    |
+/// What `counts` and weight.mean_over are for each kind of loss:
+///
+/// - of this batch: its own counts, and 0
+/// - of a batch on several ranks: BalanceAccumulator::latest, and latest().tokens
+/// - of an optimizer step: BalanceAccumulator::total after each `add`, and the tokens of the step
 ///
 /// The parts of all ranks and micro-batches add up to L. Where the tokens of the step are not known
 /// beforehand, latest().tokens times the number of micro-batches stands for them. Megatron-LM's
@@ -231,9 +232,9 @@ std::size_t load_balancing_loss_workspace(Index num_tokens, Index num_experts, i
 /// and its own gradients NaN.
 ///
 /// Throws Error for shapes, top_k, the weight, counts that are negative or do not belong to N
-/// tokens, or a workspace below load_balancing_loss_workspace(T, E, executor.workers()), before any
-/// write. No allocation. Thread-safe. Gradients have the same bits however the batch is cut; the
-/// value is summed in double.
+/// tokens, or a workspace below load_balancing_loss_workspace_bytes(T, E, executor.workers()),
+/// before any write. No allocation. Thread-safe. Gradients have the same bits however the batch is
+/// cut; the value is summed in double.
 template <class L, class Executor = SerialExecutor>
 double load_balancing_loss(MatrixView<L> logits_TE, ScoreFunction function, Index top_k,
                            const BalanceCounts& counts, const LossWeight& weight,
@@ -256,7 +257,8 @@ double load_balancing_loss(MatrixView<L> logits_TE, ScoreFunction function, Inde
                {{"choices", choices}, {"tokens", counts.tokens}, {"top_k", top_k}});
   detail::check_loss_weight(where, weight);
   const int workers = detail::checked_workers(where, executor);
-  detail::Arena arena(where, workspace, load_balancing_loss_workspace<A>(tokens, experts, workers));
+  detail::Arena arena(where, workspace,
+                      load_balancing_loss_workspace_bytes<A>(tokens, experts, workers));
   const std::int64_t mean_over =
       weight.mean_over != 0 ? weight.mean_over : detail::count_valid(is_padding_T, 0, tokens);
   if (!(weight.coefficient > 0) || mean_over == 0 || counts.tokens == 0) return 0;
@@ -271,8 +273,8 @@ double load_balancing_loss(MatrixView<L> logits_TE, ScoreFunction function, Inde
 
 /// Bytes of workspace for sequence_load_balancing_loss.
 template <class A>
-std::size_t sequence_load_balancing_loss_workspace(Index num_tokens, Index num_experts,
-                                                   Index num_sequences, int workers = 1) {
+std::size_t sequence_load_balancing_loss_workspace_bytes(Index num_tokens, Index num_experts,
+                                                         Index num_sequences, int workers = 1) {
   detail::check_query_experts("sequence_load_balancing_loss", num_experts);
   return detail::measure([&](detail::Arena& arena) {
     detail::SequenceLossScratch<A>(arena, num_tokens, num_experts, num_sequences, workers);
@@ -325,7 +327,7 @@ double sequence_load_balancing_loss(
   const Index sequences = sequence_begin_S1.size - 1;
   detail::Arena arena(
       where, workspace,
-      sequence_load_balancing_loss_workspace<A>(tokens, experts, sequences, workers));
+      sequence_load_balancing_loss_workspace_bytes<A>(tokens, experts, sequences, workers));
   if (!(weight.coefficient > 0)) return 0;
 
   const detail::SequenceLossScratch<A> scratch(arena, tokens, experts, sequences, workers);

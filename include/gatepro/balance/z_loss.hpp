@@ -40,7 +40,7 @@ inline namespace GATEPRO_ABI {
 
 /// Bytes of workspace for z_loss.
 template <class A>
-std::size_t z_loss_workspace(Index num_tokens, Index num_experts, int workers = 1) {
+std::size_t z_loss_workspace_bytes(Index num_tokens, Index num_experts, int workers = 1) {
   detail::check_query_experts("z_loss", num_experts);
   return detail::measure([&](detail::Arena& arena) {
     detail::LossLayout<A>(arena, num_tokens, num_experts, workers);
@@ -57,7 +57,7 @@ std::size_t z_loss_workspace(Index num_tokens, Index num_experts, int workers = 
 /// dlogits_TE: T x E, added to, or not given. A token that holds a NaN or +inf, or only -inf, makes
 /// the value NaN, and its own gradients NaN.
 ///
-/// Throws Error for shapes, the weight, or a workspace below z_loss_workspace(T, E,
+/// Throws Error for shapes, the weight, or a workspace below z_loss_workspace_bytes(T, E,
 /// executor.workers()), before any write. Cost: one pass over the logits, and one over dlogits_TE;
 /// no allocation. Thread-safe. Gradients have the same bits however the batch is cut; the value is
 /// summed in double.
@@ -76,7 +76,7 @@ double z_loss(MatrixView<L> logits_TE, const LossWeight& weight,
   detail::check_loss_arguments(where, arguments, workspace);
   detail::check_loss_weight(where, weight);
   const int workers = detail::checked_workers(where, executor);
-  detail::Arena arena(where, workspace, z_loss_workspace<A>(tokens, experts, workers));
+  detail::Arena arena(where, workspace, z_loss_workspace_bytes<A>(tokens, experts, workers));
   const std::int64_t mean_over =
       weight.mean_over != 0 ? weight.mean_over : detail::count_valid(is_padding_T, 0, tokens);
   if (!(weight.coefficient > 0) || mean_over == 0) return 0;

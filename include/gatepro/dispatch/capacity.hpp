@@ -233,8 +233,8 @@ inline Index expert_capacity(Index num_tokens, Index top_k, Index num_experts,
 
 /// Bytes of workspace for drop_over_capacity.
 template <class A>
-std::size_t drop_over_capacity_workspace(Index num_tokens, Index num_experts, Index top_k,
-                                         DropPolicy policy) {
+std::size_t drop_over_capacity_workspace_bytes(Index num_tokens, Index num_experts, Index top_k,
+                                               DropPolicy policy) {
   detail::check_query_experts("drop_over_capacity", num_experts);
   return detail::measure([&](detail::Arena& arena) {
     detail::carve_drop<A>(arena, num_tokens, num_experts, top_k, policy);
@@ -281,7 +281,7 @@ DropReport drop_over_capacity(StridedView<Id> expert_ids_TK,
       detail::input("is_padding_T", is_padding_T));
   const int workers = detail::checked_workers(where, executor);
   detail::Arena arena(where, workspace,
-                      drop_over_capacity_workspace<A>(tokens, experts, top_k, policy));
+                      drop_over_capacity_workspace_bytes<A>(tokens, experts, top_k, policy));
   const auto scratch = detail::carve_drop<A>(arena, tokens, experts, top_k, policy);
   const detail::Choices<Id> choices{expert_ids_TK, is_padding_T};
   detail::check_distinct_choices(where, "expert_ids_TK", choices, experts, scratch.taken_E);

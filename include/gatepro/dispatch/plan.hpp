@@ -245,7 +245,7 @@ void dispatched_ids(StridedView<In> expert_ids_TK, StridedView<const std::uint8_
 }
 
 /// Bytes of workspace for plan_dispatch.
-inline std::size_t plan_dispatch_workspace(Index num_experts) {
+inline std::size_t plan_dispatch_workspace_bytes(Index num_experts) {
   detail::check_query_experts("plan_dispatch", num_experts);
   return detail::measure([&](detail::Arena& arena) { detail::carve_plan(arena, num_experts); });
 }
@@ -276,7 +276,7 @@ Index plan_dispatch(StridedView<In> expert_ids_TK, StridedView<const std::uint8_
   detail::check_strided(where, "expert_ids_TK", expert_ids_TK, tokens, top_k);
   detail::check_optional_strided(where, "kept_TK", kept_TK, tokens, top_k);
   detail::check_optional_vector(where, "is_padding_T", is_padding_T, tokens);
-  detail::Arena arena(where, workspace, plan_dispatch_workspace(num_experts));
+  detail::Arena arena(where, workspace, plan_dispatch_workspace_bytes(num_experts));
   const auto scratch = detail::carve_plan(arena, num_experts);
   const detail::Choices<In> choices{expert_ids_TK, is_padding_T, kept_TK};
   detail::check_distinct_choices(where, "expert_ids_TK", choices, num_experts, scratch.count_E);

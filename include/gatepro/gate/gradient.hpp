@@ -16,7 +16,7 @@ inline namespace GATEPRO_ABI {
 
 /// Bytes of workspace for gate_backward_tokens.
 template <class A>
-std::size_t gate_backward_tokens_workspace(Index num_experts, int workers = 1) {
+std::size_t gate_backward_tokens_workspace_bytes(Index num_experts, int workers = 1) {
   detail::check_query_experts("gate_backward_tokens", num_experts);
   const auto bytes = [&](const auto& carve) {
     return detail::measure([&](detail::Arena& arena) { detail::PerWorker(arena, workers, carve); });
@@ -28,8 +28,8 @@ std::size_t gate_backward_tokens_workspace(Index num_experts, int workers = 1) {
 
 /// Bytes of workspace for gate_backward_weights.
 template <class A>
-std::size_t gate_backward_weights_workspace(Index num_tokens, Index num_experts, Index top_k,
-                                            int workers = 1) {
+std::size_t gate_backward_weights_workspace_bytes(Index num_tokens, Index num_experts, Index top_k,
+                                                  int workers = 1) {
   detail::check_query_experts("gate_backward_weights", num_experts);
   return (std::max)(detail::measure([&](detail::Arena& arena) {
                       detail::carve_sorted<A>(arena, num_tokens, num_experts, top_k);
@@ -83,7 +83,7 @@ void gradient_to_tokens(const Choices<Id>& choices,
                  input("dselected_logits_TK", dselected_logits_TK),
                  input("dlogits_TE", dlogits_TE));
   const int workers = checked_workers(where, executor);
-  Arena arena(where, workspace, gate_backward_tokens_workspace<A>(experts, workers));
+  Arena arena(where, workspace, gate_backward_tokens_workspace_bytes<A>(experts, workers));
 
   const MatrixView<const Source> weights_EH = w_EH;
   const bool dense = dlogits_TE.given();
@@ -146,7 +146,7 @@ void gradient_to_weights(const Choices<Id>& choices,
   const int workers = checked_workers(where, executor);
   const Index top_k = dselected_logits_TK.cols;
   Arena arena(where, workspace,
-              gate_backward_weights_workspace<A>(tokens, experts, top_k, workers));
+              gate_backward_weights_workspace_bytes<A>(tokens, experts, top_k, workers));
 
   const MatrixView<const Source> tokens_TH = x_TH;
   if (dlogits_TE.given()) {

@@ -146,7 +146,7 @@ class PackedWeights {
 
 /// Bytes of workspace for gate_logits with unpacked weights of E x H, or with PackedWeights.
 template <class X, class W>
-std::size_t gate_logits_workspace(Index num_experts, Index hidden_size, int workers = 1) {
+std::size_t gate_logits_workspace_bytes(Index num_experts, Index hidden_size, int workers = 1) {
   detail::check_query_experts("gate_logits", num_experts);
   using A = accumulator_t<X, W>;
   return detail::measure([&](detail::Arena& arena) {
@@ -181,7 +181,7 @@ void gate_logits(MatrixView<X> x_TH, const PackedWeights<A>& weights, MatrixView
   const int workers = detail::checked_workers(where, executor);
   detail::Arena arena(
       where, workspace,
-      gate_logits_workspace<Token, A>(weights.num_experts(), weights.hidden_size(), workers));
+      gate_logits_workspace_bytes<Token, A>(weights.num_experts(), weights.hidden_size(), workers));
   detail::gate_into<Token, A>(x_TH, weights.packed(), logits_TE, arena, executor, workers);
 }
 
@@ -205,7 +205,7 @@ void gate_logits(MatrixView<X> x_TH, MatrixView<W> w_EH, MatrixView<A> logits_TE
                          detail::input("w_EH", w_EH));
   const int workers = detail::checked_workers(where, executor);
   detail::Arena arena(where, workspace,
-                      gate_logits_workspace<Token, Weight>(w_EH.rows, w_EH.cols, workers));
+                      gate_logits_workspace_bytes<Token, Weight>(w_EH.rows, w_EH.cols, workers));
   A* memory = arena.take<A>(detail::packed_size<A>(w_EH.rows, w_EH.cols));
   const int busy = detail::gate_workers(executor, workers, x_TH.rows, w_EH.rows, w_EH.cols);
   const auto packed = detail::pack<Weight>(MatrixView<const Weight>(w_EH), memory, executor, busy);

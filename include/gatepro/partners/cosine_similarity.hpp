@@ -81,7 +81,8 @@ inline namespace GATEPRO_ABI {
 
 /// Bytes of workspace for cosine_similarity of E x H weights.
 template <class W>
-std::size_t cosine_similarity_workspace(Index num_experts, Index hidden_size, int workers = 1) {
+std::size_t cosine_similarity_workspace_bytes(Index num_experts, Index hidden_size,
+                                              int workers = 1) {
   detail::check_query_experts("cosine_similarity", num_experts);
   using A = accumulator_t<W>;
   return detail::measure([&](detail::Arena& arena) {
@@ -115,7 +116,7 @@ SimilarityReport cosine_similarity(MatrixView<W> w_EH, MatrixView<A> similarity_
                          detail::output("workspace", workspace), detail::input("w_EH", w_EH));
   const int workers = detail::checked_workers(where, executor);
   detail::Arena arena(where, workspace,
-                      cosine_similarity_workspace<Weight>(experts, w_EH.cols, workers));
+                      cosine_similarity_workspace_bytes<Weight>(experts, w_EH.cols, workers));
 
   const auto rows = detail::carve_cosine_rows<A>(arena, experts, w_EH.cols);
   detail::for_each_cosine_tile<Weight>(

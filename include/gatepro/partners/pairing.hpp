@@ -139,7 +139,7 @@ class RivalTable {
   /// E, or 0 if nobody competes.
   Index num_experts() const { return begin_.empty() ? 0 : static_cast<Index>(begin_.size()) - 1; }
   /// The table, for the library's own stages.
-  detail::RivalView rivals() const {
+  detail::RivalView view() const {
     return {begin_.data(), ids_.data(), only_.empty() ? nullptr : only_.data()};
   }
 

@@ -120,13 +120,14 @@ inline namespace GATEPRO_ABI {
 
 /// Bytes of workspace for find_partners of E x H weights and m partners per expert.
 template <class W>
-std::size_t find_partners_workspace(Index num_experts, Index hidden_size, Index m,
-                                    int workers = 1) {
+std::size_t find_partners_workspace_bytes(Index num_experts, Index hidden_size, Index m,
+                                          int workers = 1) {
   detail::check_query_experts("find_partners", num_experts);
   using A = accumulator_t<W>;
   return detail::measure([&](detail::Arena& arena) {
     detail::PerWorker(arena, workers, detail::CarveLists<A>{num_experts, m});
-    const std::size_t rows = cosine_similarity_workspace<W>(num_experts, hidden_size, workers);
+    const std::size_t rows =
+        cosine_similarity_workspace_bytes<W>(num_experts, hidden_size, workers);
     arena.take<std::byte>(static_cast<Index>(rows));
   });
 }
@@ -161,7 +162,7 @@ SimilarityReport find_partners(MatrixView<W> w_EH, const Pairing& pairing,
                          detail::output("workspace", workspace), detail::input("w_EH", w_EH));
   const int workers = detail::checked_workers(where, executor);
   detail::Arena arena(where, workspace,
-                      find_partners_workspace<Weight>(experts, w_EH.cols, m, workers));
+                      find_partners_workspace_bytes<Weight>(experts, w_EH.cols, m, workers));
 
   return detail::find_partners_with<Weight, A>(w_EH, pairing, partners_EM, arena, executor, workers,
                                                [&](const detail::CosineTile<A>& tile) {

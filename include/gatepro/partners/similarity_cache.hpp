@@ -89,7 +89,8 @@ class SimilarityCache {
     using Weight = detail::value_t<W>;
     const int workers = detail::checked_workers("SimilarityCache", executor);
     const Index m = pairing_.partners_per_expert;
-    const std::size_t needed = find_partners_workspace<Weight>(experts_, w_EH.cols, m, workers);
+    const std::size_t needed =
+        find_partners_workspace_bytes<Weight>(experts_, w_EH.cols, m, workers);
     scratch_.resize((std::max)(scratch_.size(), needed));
     spare_.partners.resize(partner_count());
     const MatrixView<std::int32_t> partners_EM(spare_.partners.data(), experts_, m);

@@ -37,11 +37,11 @@ template <class A>
 std::size_t backward_stage_bytes(const CompleteConfig& config, const CompleteShape& shape) {
   const RouterConfig& router = config.router;
   return (std::max)(
-      {gate_backward_tokens_workspace<A>(router.num_experts, shape.workers),
-       gate_backward_weights_workspace<A>(shape.tokens, router.num_experts, router.top_k,
-                                          shape.workers),
-       scores_backward_workspace<A>(router.num_experts, config.selection(), shape.workers),
-       complete_losses_workspace<A>(config, shape.tokens, shape.sequences, shape.workers)});
+      {gate_backward_tokens_workspace_bytes<A>(router.num_experts, shape.workers),
+       gate_backward_weights_workspace_bytes<A>(shape.tokens, router.num_experts, router.top_k,
+                                                shape.workers),
+       scores_backward_workspace_bytes<A>(router.num_experts, config.selection(), shape.workers),
+       complete_losses_workspace_bytes<A>(config, shape.tokens, shape.sequences, shape.workers)});
 }
 
 template <class A>

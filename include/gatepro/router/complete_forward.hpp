@@ -33,14 +33,15 @@ std::size_t forward_bytes(const CompleteConfig& config, const CompleteShape& sha
   using A = accumulator_t<X, W>;
   const RouterConfig& router = config.router;
   const std::size_t drop =
-      config.capacity ? drop_over_capacity_workspace<A>(shape.tokens, router.num_experts,
-                                                        router.top_k, config.capacity->policy)
+      config.capacity ? drop_over_capacity_workspace_bytes<A>(shape.tokens, router.num_experts,
+                                                              router.top_k, config.capacity->policy)
                       : 0;
   return (std::max)(
-      {gate_logits_workspace<X, W>(router.num_experts, router.hidden_size, shape.workers),
-       route_scored_workspace<A>(router.num_experts, config.selection(), shape.workers),
-       replay_scored_workspace<A>(router.num_experts, config.selection(), shape.workers),
-       complete_losses_workspace<A>(config, shape.tokens, shape.sequences, shape.workers), drop});
+      {gate_logits_workspace_bytes<X, W>(router.num_experts, router.hidden_size, shape.workers),
+       route_scored_workspace_bytes<A>(router.num_experts, config.selection(), shape.workers),
+       replay_scored_workspace_bytes<A>(router.num_experts, config.selection(), shape.workers),
+       complete_losses_workspace_bytes<A>(config, shape.tokens, shape.sequences, shape.workers),
+       drop});
 }
 
 /// True if a forward from tokens jitters them.

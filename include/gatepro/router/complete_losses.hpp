@@ -87,7 +87,8 @@ UnpenalisedScratch<A> carve_unpenalised(Arena& arena, const CompleteConfig& conf
                                         int workers) {
   const Index top_k = config.router.top_k;
   const SelectionRule plain = plain_selection(config.scores.function, top_k);
-  const std::size_t bytes = route_scored_workspace<A>(config.router.num_experts, plain, workers);
+  const std::size_t bytes =
+      route_scored_workspace_bytes<A>(config.router.num_experts, plain, workers);
   UnpenalisedScratch<A> scratch;
   scratch.weights_TK = {arena.take<A>(checked_product(
                             "CompleteRouter", "T * K within the address space", tokens, top_k)),
@@ -133,16 +134,16 @@ void count_for_losses(const CompleteConfig& config,
 
 /// Bytes of workspace for what this header does.
 template <class A>
-std::size_t complete_losses_workspace(const CompleteConfig& config, Index tokens, Index sequences,
-                                      int workers) {
+std::size_t complete_losses_workspace_bytes(const CompleteConfig& config, Index tokens,
+                                            Index sequences, int workers) {
   if (!config.losses.any()) return 0;
   const Index experts = config.router.num_experts;
   return (std::max)(
       {measure([&](Arena& arena) { carve_unpenalised<A>(arena, config, tokens, workers); }),
-       count_unpenalised_workspace<A>(experts, config.router.top_k, workers),
-       load_balancing_loss_workspace<A>(tokens, experts, workers),
-       sequence_load_balancing_loss_workspace<A>(tokens, experts, sequences, workers),
-       z_loss_workspace<A>(tokens, experts, workers)});
+       count_unpenalised_workspace_bytes<A>(experts, config.router.top_k, workers),
+       load_balancing_loss_workspace_bytes<A>(tokens, experts, workers),
+       sequence_load_balancing_loss_workspace_bytes<A>(tokens, experts, sequences, workers),
+       z_loss_workspace_bytes<A>(tokens, experts, workers)});
 }
 
 /// Values of the losses; with dlogits_TE also their gradients, added. `global`: the load that the

@@ -97,7 +97,7 @@ class CompleteRouter {
   }
   /// Bytes of workspace for forward and backward of up to T tokens in up to `max_sequences`
   /// sequences, with up to `workers` workers.
-  std::size_t workspace(Index num_tokens, int workers = 1, Index max_sequences = 1) const {
+  std::size_t workspace_bytes(Index num_tokens, int workers = 1, Index max_sequences = 1) const {
     const detail::CompleteShape shape{num_tokens, max_sequences, workers};
     return (std::max)(detail::forward_bytes<X, W>(config_, shape),
                       detail::backward_bytes<X, W>(config_, shape));
@@ -112,10 +112,10 @@ class CompleteRouter {
   ///
   /// A token's results do not depend on T, padding or the executor, nor, without noise, on its
   /// position; through a bias, a capacity or losses tokens meet in integers only. Throws Error for
-  /// shapes, settings, a record that does not fit, a workspace below workspace(...), or competition
-  /// without partners, before any write. What `reduce` or the executor throws leaves counters and
-  /// record as they were, and outputs that no backward takes: the forward may be repeated, and
-  /// calls `reduce` again.
+  /// shapes, settings, a record that does not fit, a workspace below workspace_bytes(...), or
+  /// competition without partners, before any write. What `reduce` or the executor throws leaves
+  /// counters and record as they were, and outputs that no backward takes: the forward may be
+  /// repeated, and calls `reduce` again.
   template <class Reduce = NoReduce, class Executor = SerialExecutor>
   CompleteReport forward(MatrixView<const X> x_TH, MatrixView<const W> w_EH, const Inputs& in,
                          const Routing& out, Workspace workspace, const Reduce& reduce = {},
@@ -160,9 +160,9 @@ class CompleteRouter {
   /// holds for padding and dropped choices does not matter. `more`: loss scale and the trainer's
   /// own gradients. dx_TH (T x H), dw_EH (E x H): added to; either may be not given.
   ///
-  /// Throws Error for shapes, ids outside [0, E), a workspace below workspace(...), a report that
-  /// no forward of this router returned, inputs or outputs of another forward than the report's, or
-  /// weights that are constant where nothing else has a gradient (see
+  /// Throws Error for shapes, ids outside [0, E), a workspace below workspace_bytes(...), a report
+  /// that no forward of this router returned, inputs or outputs of another forward than the
+  /// report's, or weights that are constant where nothing else has a gradient (see
   /// RouterConfig::allow_zero_gradient), before any write.
   template <class Executor = SerialExecutor>
   void backward(MatrixView<const X> x_TH, MatrixView<const W> w_EH, const Inputs& in,
@@ -179,8 +179,9 @@ class CompleteRouter {
         in, out, report, dweights_TK, more, workspace, executor, detail::output("dx_TH", dx_TH),
         detail::output("dw_EH", dw_EH), detail::input("x_TH", x_TH), detail::input("w_EH", w_EH));
 
-    const auto dlogits_TE = detail::logit_gradients(config_, router_.similarity().rivals(), in, out,
-                                                    report, dweights_TK, more, gradients, executor);
+    const auto dlogits_TE =
+        detail::logit_gradients(config_, router_.similarity_cache().rivals(), in, out, report,
+                                dweights_TK, more, gradients, executor);
     if (dx_TH.given()) {
       detail::backward_to_tokens(config_, in, report, out, dlogits_TE, w_EH, dx_TH, gradients,
                                  executor);
@@ -204,8 +205,9 @@ class CompleteRouter {
                          out.logits_TE.rows, config_.router.num_experts);
     const auto gradients = checked_gradients(in, out, report, dweights_TK, more, workspace,
                                              executor, detail::output("dlogits_TE", dlogits_TE));
-    const auto dense_TE = detail::logit_gradients(config_, router_.similarity().rivals(), in, out,
-                                                  report, dweights_TK, more, gradients, executor);
+    const auto dense_TE =
+        detail::logit_gradients(config_, router_.similarity_cache().rivals(), in, out, report,
+                                dweights_TK, more, gradients, executor);
     detail::add_logit_gradients<Accumulator>(detail::choices_of(in, out), gradients.dselected_TK,
                                              dense_TE, dlogits_TE);
   }
@@ -247,7 +249,7 @@ class CompleteRouter {
                      Workspace scratch, const Executor& executor, const More&... more) const {
     const char* where = "CompleteRouter::forward";
     const Index experts = config_.router.num_experts;
-    detail::check_complete_forward(config_, router_.similarity().rivals(), in, out, tokens,
+    detail::check_complete_forward(config_, router_.similarity_cache().rivals(), in, out, tokens,
                                    jittered);
     detail::check_complete_overlaps(where, detail::Access::write, in, out,
                                     detail::output("workspace", scratch), more...);
@@ -283,7 +285,7 @@ class CompleteRouter {
                  "a report that a forward of this router has returned: a copy or a restored router "
                  "is another one",
                  {{"forward_id", report.forward_id}});
-    detail::check_complete_backward(config_, router_.similarity().rivals(), in, out, report,
+    detail::check_complete_backward(config_, router_.similarity_cache().rivals(), in, out, report,
                                     dweights_TK, more);
     detail::check_complete_overlaps(where, detail::Access::read, in, out,
                                     detail::output("workspace", scratch), others...,
@@ -325,8 +327,8 @@ class CompleteRouter {
                        const Reduce& reduce, const Executor& executor) {
     const std::int64_t position = noise_position(in);
     detail::add_noise(config_.noise, in.pass, position, out.logits_TE, executor);
-    CompleteReport report = detail::choose(config_, router_.similarity().rivals(), choice_bias(in),
-                                           position, in, out, workspace, executor);
+    CompleteReport report = detail::choose(config_, router_.similarity_cache().rivals(),
+                                           choice_bias(in), position, in, out, workspace, executor);
     report.noise_position = position;
     report.jittered = jittered;
     report.forward_id = first_id() + ++num_forwards_;
@@ -398,7 +400,7 @@ class CompleteRouter {
 template <class X, class W, class Id>
 RouterState CompleteRouter<X, W, Id>::state() const {
   RouterState state;
-  const auto& cache = router_.similarity();
+  const auto& cache = router_.similarity_cache();
   const auto partners_EM = cache.partners();
   state.partners_EM.assign(partners_EM.data,
                            partners_EM.data + partners_EM.rows * partners_EM.cols);

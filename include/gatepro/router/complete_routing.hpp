@@ -141,7 +141,7 @@ class CompleteBuffers {
     const char* where = "CompleteBuffers";
     detail::need(max_tokens >= 0, where, "max_tokens >= 0", {{"max_tokens", max_tokens}});
     outputs_.resize(router.outputs_bytes(max_tokens));
-    workspace_.resize(router.workspace(max_tokens, workers, max_sequences));
+    workspace_.resize(router.workspace_bytes(max_tokens, workers, max_sequences));
     resize(max_tokens);
   }
 

@@ -80,10 +80,10 @@ class Router {
   }
 
   /// The similarities and partners.
-  const SimilarityCache<accumulator_t<W>>& similarity() const { return cache_; }
+  const SimilarityCache<accumulator_t<W>>& similarity_cache() const { return cache_; }
 
   /// Bytes of workspace for any forward with up to `workers` workers. It does not depend on T.
-  std::size_t forward_workspace(int workers = 1) const {
+  std::size_t forward_workspace_bytes(int workers = 1) const {
     return detail::measure([&](detail::Arena& arena) { layout(arena, workers); });
   }
 
@@ -94,7 +94,8 @@ class Router {
   /// on T, its position, the executor or which outputs are wanted.
   ///
   /// Throws Error for shapes, strides, nulls, outputs that overlap other memory, a workspace below
-  /// forward_workspace(executor.workers()), or competition without partners, before any write.
+  /// forward_workspace_bytes(executor.workers()), or competition without partners, before any
+  /// write.
   template <class Executor = SerialExecutor>
   RoutingReport forward(MatrixView<const X> x_TH, MatrixView<const W> w_EH, const Routing& out,
                         Workspace workspace, const Executor& executor = {}) const {
@@ -155,7 +156,7 @@ class Router {
   }
 
   /// Bytes of workspace for backward of T tokens with up to `workers` workers.
-  std::size_t backward_workspace(Index num_tokens, int workers = 1) const {
+  std::size_t backward_workspace_bytes(Index num_tokens, int workers = 1) const {
     return dselected_bytes(num_tokens) + stage_bytes(num_tokens, workers);
   }
 
@@ -168,7 +169,7 @@ class Router {
   /// similarity. A token with NaN weights gives NaN gradients.
   ///
   /// Throws Error for shapes, ids outside [0, E), outputs that overlap other memory, a workspace
-  /// below backward_workspace(T, executor.workers()), or top_k = 1 without dlogits_TE (see
+  /// below backward_workspace_bytes(T, executor.workers()), or top_k = 1 without dlogits_TE (see
   /// RouterConfig::allow_zero_gradient), before any write.
   template <class Executor = SerialExecutor>
   void backward(MatrixView<const X> x_TH, MatrixView<const W> w_EH,
@@ -205,7 +206,7 @@ class Router {
         detail::input("weights_TK", weights_TK), detail::input("dweights_TK", dweights_TK),
         detail::input("dlogits_TE", dlogits_TE));
     const int workers = detail::checked_workers(where, executor);
-    detail::Arena arena(where, workspace, backward_workspace(tokens, workers));
+    detail::Arena arena(where, workspace, backward_workspace_bytes(tokens, workers));
     const StridedView<Accumulator> dselected_TK(arena.take<A>(tokens * config_.top_k), tokens,
                                                 config_.top_k);
     const Workspace stages(arena.take<std::byte>(static_cast<Index>(stage_bytes(tokens, workers))),
@@ -283,7 +284,7 @@ class Router {
                            detail::output("workspace", workspace), inputs...);
     competition(where);
     const int workers = detail::checked_workers(where, executor);
-    detail::Arena arena(where, workspace, forward_workspace(workers));
+    detail::Arena arena(where, workspace, forward_workspace_bytes(workers));
     return layout(arena, workers);
   }
 
@@ -336,9 +337,9 @@ class Router {
   }
 
   std::size_t stage_bytes(Index tokens, int workers) const {
-    return (std::max)(
-        gate_backward_tokens_workspace<A>(config_.num_experts, workers),
-        gate_backward_weights_workspace<A>(tokens, config_.num_experts, config_.top_k, workers));
+    return (std::max)(gate_backward_tokens_workspace_bytes<A>(config_.num_experts, workers),
+                      gate_backward_weights_workspace_bytes<A>(tokens, config_.num_experts,
+                                                               config_.top_k, workers));
   }
 
   RouterConfig config_;

@@ -60,8 +60,8 @@ class RoutingBuffers {
           where, "max_tokens within the address space", per_token, max_tokens));
     };
     // First, because this query refuses sizes that no memory has.
-    const std::size_t scratch = (std::max)(router.forward_workspace(workers),
-                                           router.backward_workspace(max_tokens, workers));
+    const std::size_t scratch = (std::max)(router.forward_workspace_bytes(workers),
+                                           router.backward_workspace_bytes(max_tokens, workers));
     expert_ids_.resize(count(top_k_));
     weights_.resize(count(top_k_));
     if (keep_logits) logits_.resize(count(experts_));

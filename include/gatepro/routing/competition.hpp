@@ -39,7 +39,7 @@ ActiveCompetition<A> checked_competition(const char* where, const Competition& c
   result.eliminate = competition.mode == CompetitionMode::eliminate;
   result.ties_lose = competition.ties == TieRule::higher_id_loses;
   result.lambda = static_cast<A>(competition.lambda);
-  result.rivals = rivals.rivals();
+  result.rivals = rivals.view();
   return result;
 }
 
@@ -66,7 +66,7 @@ inline namespace GATEPRO_ABI {
 
 /// Bytes of workspace for apply_competition.
 template <class A>
-std::size_t apply_competition_workspace(Index num_experts, int workers = 1) {
+std::size_t apply_competition_workspace_bytes(Index num_experts, int workers = 1) {
   detail::check_query_experts("apply_competition", num_experts);
   return detail::measure([&](detail::Arena& arena) {
     const auto carve = [&](detail::Arena& a) { return detail::carve_group<A>(a, num_experts, 1); };
@@ -110,7 +110,7 @@ EliminatedExperts apply_competition(detail::non_deduced_t<MatrixView<const A>> l
       where, detail::output("penalised_TE", penalised_TE), detail::output("loser_TE", loser_TE),
       detail::in_place("logits_TE", logits_TE), detail::output("workspace", workspace));
   const int workers = detail::checked_workers(where, executor);
-  detail::Arena arena(where, workspace, apply_competition_workspace<A>(experts, workers));
+  detail::Arena arena(where, workspace, apply_competition_workspace_bytes<A>(experts, workers));
 
   const auto carve = [&](detail::Arena& a) { return detail::carve_group<A>(a, experts, 1); };
   const detail::PerWorker scratch(arena, workers, carve);

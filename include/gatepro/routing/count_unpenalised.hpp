@@ -41,8 +41,8 @@ inline namespace GATEPRO_ABI {
 
 /// Bytes of workspace for count_unpenalised, whatever T is.
 template <class A>
-std::size_t count_unpenalised_workspace(Index num_experts, Index top_k, int workers = 1) {
-  return detail::scored_workspace<A>(
+std::size_t count_unpenalised_workspace_bytes(Index num_experts, Index top_k, int workers = 1) {
+  return detail::scored_workspace_bytes<A>(
       "count_unpenalised", num_experts,
       detail::plain_selection(ScoreFunction::softmax_after_top_k, top_k), workers);
 }
@@ -55,7 +55,7 @@ std::size_t count_unpenalised_workspace(Index num_experts, Index top_k, int work
 /// their logits are not, such as saturated sigmoids: the lower id wins. The counts are those of
 /// route_scored with competition off. is_padding_T: T bytes, nonzero for padding, or not given.
 ///
-/// Throws Error for shapes, top_k, or a workspace below count_unpenalised_workspace(E, K,
+/// Throws Error for shapes, top_k, or a workspace below count_unpenalised_workspace_bytes(E, K,
 /// executor.workers()), before any write. Cost: a second selection of the experts. No allocation.
 /// Thread-safe. Counts do not depend on the executor.
 template <class L, class Executor = SerialExecutor>
@@ -80,7 +80,8 @@ void count_unpenalised(MatrixView<L> logits_TE, ScoreFunction function, Index to
                          detail::input("logits_TE", logits_TE),
                          detail::input("is_padding_T", is_padding_T));
   const int workers = detail::checked_workers(where, executor);
-  detail::Arena arena(where, workspace, count_unpenalised_workspace<A>(experts, top_k, workers));
+  detail::Arena arena(where, workspace,
+                      count_unpenalised_workspace_bytes<A>(experts, top_k, workers));
 
   const detail::ScoredLayout<A> layout(arena, experts, selection.rule, workers);
   layout.begin(experts);

@@ -77,8 +77,8 @@ struct ScoredLayout {
 };
 
 template <class A>
-std::size_t scored_workspace(const char* where, Index experts, const SelectionRule& rule,
-                             int workers) {
+std::size_t scored_workspace_bytes(const char* where, Index experts, const SelectionRule& rule,
+                                   int workers) {
   check_selection<A>(where, rule, experts);
   return measure([&](Arena& arena) { ScoredLayout<A>(arena, experts, rule, workers); });
 }

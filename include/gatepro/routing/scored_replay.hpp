@@ -15,8 +15,9 @@ inline namespace GATEPRO_ABI {
 
 /// Bytes of workspace for replay_scored, whatever T is.
 template <class A>
-std::size_t replay_scored_workspace(Index num_experts, const SelectionRule& rule, int workers = 1) {
-  return detail::scored_workspace<A>("replay_scored", num_experts, rule, workers);
+std::size_t replay_scored_workspace_bytes(Index num_experts, const SelectionRule& rule,
+                                          int workers = 1) {
+  return detail::scored_workspace_bytes<A>("replay_scored", num_experts, rule, workers);
 }
 
 /// Weighs experts that were chosen before, e.g. when a forward is computed again or when the
@@ -59,7 +60,7 @@ RoutingReport replay_scored(detail::non_deduced_t<MatrixView<const A>> logits_TE
       detail::input("penalised_TK", penalised_TK));
   const auto competition = detail::checked_competition<A>(where, rule.competition, rivals, experts);
   const int workers = detail::checked_workers(where, executor);
-  detail::Arena arena(where, workspace, replay_scored_workspace<A>(experts, rule, workers));
+  detail::Arena arena(where, workspace, replay_scored_workspace_bytes<A>(experts, rule, workers));
   const detail::ScoredLayout<A> layout(arena, experts, rule, workers);
   const detail::Choices<Id> choices{expert_ids_TK, is_padding_T};
   detail::check_distinct_choices(where, "expert_ids_TK", choices, experts, layout.last_token_E);

@@ -54,8 +54,9 @@ inline namespace GATEPRO_ABI {
 
 /// Bytes of workspace for route_scored, whatever T is. Throws Error for a rule that does not fit.
 template <class A>
-std::size_t route_scored_workspace(Index num_experts, const SelectionRule& rule, int workers = 1) {
-  return detail::scored_workspace<A>("route_scored", num_experts, rule, workers);
+std::size_t route_scored_workspace_bytes(Index num_experts, const SelectionRule& rule,
+                                         int workers = 1) {
+  return detail::scored_workspace_bytes<A>("route_scored", num_experts, rule, workers);
 }
 
 /// Selects the K best experts of each token and weighs them: competition, scores, bias, group
@@ -114,7 +115,7 @@ RoutingReport route_scored(detail::non_deduced_t<MatrixView<const A>> logits_TE,
   selection.rule = rule;
   selection.competition = detail::checked_competition<A>(where, rule.competition, rivals, experts);
   const int workers = detail::checked_workers(where, executor);
-  detail::Arena arena(where, workspace, route_scored_workspace<A>(experts, rule, workers));
+  detail::Arena arena(where, workspace, route_scored_workspace_bytes<A>(experts, rule, workers));
 
   const detail::ScoredLayout<A> layout(arena, experts, rule, workers);
   layout.begin(experts);

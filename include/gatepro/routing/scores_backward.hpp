@@ -202,9 +202,9 @@ inline namespace GATEPRO_ABI {
 
 /// Bytes of workspace for scores_backward, whatever T is.
 template <class A>
-std::size_t scores_backward_workspace(Index num_experts, const SelectionRule& rule,
-                                      int workers = 1) {
-  return detail::scored_workspace<A>("scores_backward", num_experts, rule, workers);
+std::size_t scores_backward_workspace_bytes(Index num_experts, const SelectionRule& rule,
+                                            int workers = 1) {
+  return detail::scored_workspace_bytes<A>("scores_backward", num_experts, rule, workers);
 }
 
 /// The gradient of route_scored and replay_scored with respect to the logits. With g the gradient
@@ -273,7 +273,7 @@ void scores_backward(detail::non_deduced_t<MatrixView<const A>> logits_TE, const
       detail::input("is_padding_T", is_padding_T), detail::in_place("dweights_TK", dweights_TK));
   const auto competition = detail::checked_competition<A>(where, rule.competition, rivals, experts);
   const int workers = detail::checked_workers(where, executor);
-  detail::Arena arena(where, workspace, scores_backward_workspace<A>(experts, rule, workers));
+  detail::Arena arena(where, workspace, scores_backward_workspace_bytes<A>(experts, rule, workers));
   const detail::Choices<Id> choices{expert_ids_TK, is_padding_T};
   detail::check_choices(where, "expert_ids_TK", choices, experts);
 

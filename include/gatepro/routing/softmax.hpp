@@ -50,7 +50,7 @@ inline namespace GATEPRO_ABI {
 
 /// Bytes of workspace for softmax_selected.
 template <class A>
-std::size_t softmax_selected_workspace(Index top_k, int workers = 1) {
+std::size_t softmax_selected_workspace_bytes(Index top_k, int workers = 1) {
   return detail::measure([&](detail::Arena& arena) {
     const auto carve = [&](detail::Arena& a) { return detail::carve_group<A>(a, 1, top_k); };
     detail::PerWorker(arena, workers, carve);
@@ -82,7 +82,7 @@ Index softmax_selected(detail::non_deduced_t<StridedView<const A>> selected_logi
                          detail::output("workspace", workspace),
                          detail::in_place("selected_logits_TK", selected_logits_TK));
   const int workers = detail::checked_workers(where, executor);
-  detail::Arena arena(where, workspace, softmax_selected_workspace<A>(top_k, workers));
+  detail::Arena arena(where, workspace, softmax_selected_workspace_bytes<A>(top_k, workers));
 
   const auto carve = [&](detail::Arena& a) { return detail::carve_group<A>(a, 1, top_k); };
   const detail::PerWorker scratch(arena, workers, carve);

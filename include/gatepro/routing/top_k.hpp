@@ -49,7 +49,7 @@ inline namespace GATEPRO_ABI {
 
 /// Bytes of workspace for select_top_k.
 template <class A>
-std::size_t select_top_k_workspace(Index num_experts, Index top_k, int workers = 1) {
+std::size_t select_top_k_workspace_bytes(Index num_experts, Index top_k, int workers = 1) {
   detail::check_query_experts("select_top_k", num_experts);
   return detail::measure([&](detail::Arena& arena) {
     const auto carve = [&](detail::Arena& a) {
@@ -95,7 +95,7 @@ Index select_top_k(detail::non_deduced_t<MatrixView<const A>> logits_TE,
                          detail::input("logits_TE", logits_TE),
                          detail::input("eliminated", loser_TE));
   const int workers = detail::checked_workers(where, executor);
-  detail::Arena arena(where, workspace, select_top_k_workspace<A>(experts, top_k, workers));
+  detail::Arena arena(where, workspace, select_top_k_workspace_bytes<A>(experts, top_k, workers));
 
   const auto carve = [&](detail::Arena& a) { return detail::carve_group<A>(a, experts, top_k); };
   const detail::PerWorker scratch(arena, workers, carve);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// A training loop with the complete router: sigmoid scores, groups, competition, a z-loss, and a
-// bias that evens out the load without a balancing loss.
+// What if the model needs more than the paper? A training loop with the complete router: sigmoid
+// scores, groups, competition, a z-loss, and a bias that evens out the load without a loss.
 #include <gatepro/gatepro.hpp>
 #include <iostream>
 

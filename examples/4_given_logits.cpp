@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Routes logits that the trainer computed itself, with its own GEMM or on a GPU. Results go where
+// What if the logits come from my own GEMM, or a GPU? They are routed as they are. Results go where
 // the consumer wants them: int64 ids, one plane of T elements per choice.
 #include <cstdint>
 #include <gatepro/gatepro.hpp>
@@ -25,7 +25,7 @@ int main() {
   gatepro::PenaltyStatistics statistics;
   out.statistics = &statistics;
 
-  std::vector<std::byte> scratch(router.forward_workspace());
+  std::vector<std::byte> scratch(router.forward_workspace_bytes());
   router.forward_logits(logits_TE, out, scratch);
 
   for (gatepro::Index t = 0; t < tokens; ++t) {

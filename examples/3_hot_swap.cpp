@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Switches GatePro on and off in a running training, and carries its partners through a checkpoint.
+// Can GatePro be switched on and off in a running training, and go through a checkpoint? In one
+// line each.
 #include <gatepro/gatepro.hpp>
 #include <iostream>
 #include <vector>
@@ -29,8 +30,9 @@ int main() {
     w_EH += 0.01F * gatepro::RowMatrix<float>::Random(experts, hidden);  // an optimizer step
   }
 
-  const auto& cache = router.similarity();
+  const auto& cache = router.similarity_cache();
   gatepro::Router<float> resumed(config);
   resumed.set_partners(cache.partners(), cache.last_refresh_step());
-  std::cout << "resumed with partners of step " << resumed.similarity().last_refresh_step() << '\n';
+  std::cout << "resumed with partners of step " << resumed.similarity_cache().last_refresh_step()
+            << '\n';
 }

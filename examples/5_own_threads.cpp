@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Runs a router on threads of one's own: an executor is any type with workers() and run().
+// How does it run on my threads? On an executor: any type with workers() and run().
 #include <gatepro/gatepro.hpp>
 #include <iostream>
 #include <thread>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// A mixture-of-experts layer around the router: capacity, tokens sorted by expert, one matrix
+// How do tokens get to their experts and back? Capacity, tokens sorted by expert, one matrix
 // product per expert, and the results combined.
 #include <cstdint>
 #include <gatepro/gatepro.hpp>
@@ -27,8 +27,8 @@ int main() {
   gatepro::RowMatrix<std::uint8_t> kept_TK(tokens, top_k);
   std::vector<std::int64_t> counts_E(experts), offsets_E1(experts + 1);
   std::vector<std::byte> scratch(
-      gatepro::drop_over_capacity_workspace<float>(tokens, experts, top_k, rule.policy) +
-      gatepro::plan_dispatch_workspace(experts));
+      gatepro::drop_over_capacity_workspace_bytes<float>(tokens, experts, top_k, rule.policy) +
+      gatepro::plan_dispatch_workspace_bytes(experts));
   const auto dropped = gatepro::drop_over_capacity(
       ids_TK, {}, gatepro::expert_capacity(tokens, top_k, experts, rule), rule.policy,
       routing.view().weights_TK, gatepro::strided_view(kept_TK),
