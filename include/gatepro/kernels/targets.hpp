@@ -18,9 +18,7 @@
 #include "gatepro/core/scalar.hpp"
 #include "gatepro/kernels/table.hpp"
 
-#if GATEPRO_X86_TARGETS
-#include <immintrin.h>
-#elif GATEPRO_VECTOR_EXTENSIONS && defined(__aarch64__)
+#if GATEPRO_VECTOR_EXTENSIONS && defined(__aarch64__)
 #include <arm_neon.h>
 #endif
 
