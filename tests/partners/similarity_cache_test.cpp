@@ -301,7 +301,7 @@ TEST(SimilarityCache, AFailedRefreshLeavesEverything) {
   const double mean = cache.mean_pairwise_similarity();
   const float similarity = cache.similarity()(0, 1);
   const Index changed = cache.partners_changed();
-  const auto* begin = cache.rivals().rivals().begin;
+  const auto* begin = cache.rivals().view().begin;
   RowMatrix<float> spoilt = first_weights();
   spoilt.row(0).setZero();
   bool succeeded = false;
@@ -319,7 +319,7 @@ TEST(SimilarityCache, AFailedRefreshLeavesEverything) {
       ASSERT_EQ(cache.similarity()(0, 1), similarity);
       ASSERT_EQ(cache.partners_changed(), changed);
       ASSERT_EQ(cache.report().degenerate_rows, 0);
-      ASSERT_EQ(cache.rivals().rivals().begin, begin);
+      ASSERT_EQ(cache.rivals().view().begin, begin);
       ASSERT_TRUE(cache.is_due(3));
     }
   }
