@@ -19,7 +19,7 @@ git ls-files '*.hpp' '*.inl' '*.cpp' '*.cu' | xargs clang-format --dry-run --Wer
 echo "== clang-tidy"
 read -ra eigen <<< "$(pkg-config --cflags-only-I eigen3)"
 find examples tests/lint -maxdepth 1 -name '*.cpp' -print0 |
-  xargs -0 -n 1 -P "$(nproc)" -I '{}' clang-tidy --quiet '{}' -- -std=c++17 \
+  xargs -0 -P "$(nproc)" -I '{}' clang-tidy --quiet '{}' -- -std=c++17 \
     -DGATEPRO_EXTERN_KERNELS -Iinclude "${eigen[@]/#-I/-isystem}" || status=1
 
 exit $status

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Three plugins in one process: two of one version of gatepro share their kernels, which shows that a
-// linker merges what has one name; the one of another version keeps its own.
+// Three plugins in one process: two of one version of gatepro share their kernels, which shows that
+// a linker merges what has one name; the one of another version keeps its own.
 #include <cstdio>
 
 extern "C" const void* plugin_present();
