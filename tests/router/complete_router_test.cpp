@@ -416,6 +416,28 @@ TEST(CompleteRouter, PaddingInfluencesNothing) {
 }
 
 /// The gradient of the logits of padding stays as it was, whatever comes in.
+// The dense gradient of a padded token is zero, and zero times infinity is not.
+TEST(CompleteRouter, PaddingGetsNoTokenGradientFromInfiniteWeights) {
+  constexpr Index T = 5, H = 6, E = 8, K = 2;
+  auto w_EH = random_matrix<float>(E, H, 2);
+  const auto x_TH = spread(random_matrix<float>(3, H, 1), {0, 1, 0, 1, 0});
+  const std::vector<std::uint8_t> padding{0, 1, 0, 1, 0};
+  const RowMatrix<float> dweights_TK = random_matrix<float>(T, K, 3);
+  CompleteConfig config{{H, E, K}};
+  config.losses.z = 1e-3;
+  CompleteRouter<float> router(config);
+  router.refresh(w_EH, 0);
+  gatepro::CompleteBuffers<CompleteRouter<float>> buffers(router, T);
+  ForwardInputs<> in;
+  in.is_padding_T = padding;
+  router.forward(x_TH, w_EH, in, buffers);
+  w_EH(3, 2) = std::numeric_limits<float>::infinity();
+  RowMatrix<float> dx_TH = RowMatrix<float>::Constant(T, H, 77);
+  router.backward(x_TH, w_EH, in, buffers, dweights_TK, {}, dx_TH, {});
+  for (Index t : {1, 3}) EXPECT_TRUE((dx_TH.row(t).array() == 77).all()) << t;
+  for (Index t : {0, 2, 4}) EXPECT_FALSE((dx_TH.row(t).array() == 77).any()) << t;
+}
+
 TEST(CompleteRouter, PaddingGetsNoLogitGradient) {
   constexpr Index T = 5, H = 6, E = 8, K = 2;
   const auto w_EH = random_matrix<float>(E, H, 2);

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstring>
 #include <functional>
+#include <numeric>
 #include <random>
 #include <set>
 #include <string>
@@ -471,6 +472,20 @@ TEST(Overlap, CapacityAndDispatch) {
                                                    {as<std::uint8_t>(at[5]), tokens, 1}, {},
                                                    experts, {}, plan, Workspace(at[6], plans));
                           });
+}
+
+TEST(Overlap, ARefusedPlanLeavesIdsAlone) {
+  const std::size_t needed = gatepro::plan_dispatch_workspace_bytes(experts);
+  std::vector<std::int32_t> memory(needed / sizeof(std::int32_t) + 16);
+  std::iota(memory.begin(), memory.end(), 0);
+  const auto before = memory;
+  gatepro::DispatchPlan<> plan;
+  const auto call = [&] {
+    gatepro::plan_dispatch(StridedView(memory.data(), experts, 1), {}, {}, experts, {}, plan,
+                           Workspace(memory.data(), needed));
+  };
+  EXPECT_THROW(call(), gatepro::Error);
+  EXPECT_EQ(memory, before);
 }
 
 TEST(Overlap, PermuteAndNoise) {

@@ -276,6 +276,14 @@ Index plan_dispatch(StridedView<In> expert_ids_TK, StridedView<const std::uint8_
   detail::check_strided(where, "expert_ids_TK", expert_ids_TK, tokens, top_k);
   detail::check_optional_strided(where, "kept_TK", kept_TK, tokens, top_k);
   detail::check_optional_vector(where, "is_padding_T", is_padding_T, tokens);
+  detail::check_overlaps(
+      where, detail::output("tokens_per_expert_E", plan.tokens_per_expert_E),
+      detail::output("offsets_E1", plan.offsets_E1),
+      detail::output("choice_of_row_N", plan.choice_of_row_N),
+      detail::output("token_of_row_N", plan.token_of_row_N), detail::output("row_TK", plan.row_TK),
+      detail::output("position_TK", plan.position_TK), detail::output("workspace", workspace),
+      detail::input("expert_ids_TK", expert_ids_TK), detail::input("kept_TK", kept_TK),
+      detail::input("is_padding_T", is_padding_T));
   detail::Arena arena(where, workspace, plan_dispatch_workspace_bytes(num_experts));
   const auto scratch = detail::carve_plan(arena, num_experts);
   const detail::Choices<In> choices{expert_ids_TK, is_padding_T, kept_TK};
@@ -287,14 +295,6 @@ Index plan_dispatch(StridedView<In> expert_ids_TK, StridedView<const std::uint8_
       detail::checked_product(where, "T * K within the address space", tokens, top_k);
   detail::check_plan_numbers<Id>(where, rule, (std::max)(rows, all_choices));
   detail::check_plan(where, plan, tokens, top_k, num_experts, rows);
-  detail::check_overlaps(
-      where, detail::output("tokens_per_expert_E", plan.tokens_per_expert_E),
-      detail::output("offsets_E1", plan.offsets_E1),
-      detail::output("choice_of_row_N", plan.choice_of_row_N),
-      detail::output("token_of_row_N", plan.token_of_row_N), detail::output("row_TK", plan.row_TK),
-      detail::output("position_TK", plan.position_TK), detail::output("workspace", workspace),
-      detail::input("expert_ids_TK", expert_ids_TK), detail::input("kept_TK", kept_TK),
-      detail::input("is_padding_T", is_padding_T));
 
   detail::place_experts(where, rule, num_experts, scratch, plan);
   detail::clear_plan(rule, plan);

@@ -66,14 +66,10 @@ DenseChunk<A> carve_chunk(Arena& arena, Index experts) {
   return chunk;
 }
 
-/// The gradient of all logits of token `t`, in merged_E: dense plus selected; zeros for padding.
+/// The gradient of all logits of token `t`, which is not padding, in merged_E: dense plus selected.
 template <class Id, class A>
 void merge_row(const Choices<Id>& choices, const StridedView<const A>& dselected_TK,
                const MatrixView<const A>& dlogits_TE, Index t, A* merged_E) {
-  if (is_masked(choices.is_padding_T, t)) {
-    std::fill_n(merged_E, dlogits_TE.cols, A(0));
-    return;
-  }
   std::copy_n(dlogits_TE.row(t), dlogits_TE.cols, merged_E);
   for (Index j = 0; j < dselected_TK.cols; ++j) {
     const auto id = choices.expert_ids_TK(t, j);
@@ -132,7 +128,19 @@ void add_product(const A* x, Index x_stride, Index depth, const A* panels, const
   }
 }
 
-/// dx_TH += dlogits W for a block of tokens.
+/// Calls `visit(first, count)` for each run of tokens that are not padding.
+template <class Visit>
+void for_each_valid_run(const VectorView<const std::uint8_t>& is_padding_T, Index tokens,
+                        const Visit& visit) {
+  Index first = 0;
+  for (Index t = 0; t <= tokens; ++t) {
+    if (t < tokens && !is_masked(is_padding_T, t)) continue;
+    if (first < t) visit(first, t - first);
+    first = t + 1;
+  }
+}
+
+/// dx_TH += dlogits W for a block of tokens. Padding takes no part: zeros times W may be NaN.
 template <class Source, class Id, class A>
 void add_dense_to_tokens(const Choices<Id>& choices, const StridedView<const A>& dselected_TK,
                          const MatrixView<const A>& dlogits_TE,
@@ -140,6 +148,7 @@ void add_dense_to_tokens(const Choices<Id>& choices, const StridedView<const A>&
                          const DenseScratch<A>& scratch) {
   const Index experts = w_EH.rows;
   for (Index t = 0; t < dx_TH.rows; ++t) {
+    if (is_masked(choices.is_padding_T, t)) continue;
     merge_row(choices, dselected_TK, dlogits_TE, t, scratch.merged_TE + t * experts);
   }
   const Index most = most_panels * panel_cols<A>();
@@ -149,8 +158,10 @@ void add_dense_to_tokens(const Choices<Id>& choices, const StridedView<const A>&
       const Index depth = (std::min)(depth_block, experts - first);
       copy_to_panels<A>([&](Index e) { return w_EH.row(first + e) + c; }, depth, cols,
                         scratch.panels);
-      add_product<A>(scratch.merged_TE + first, experts, depth, scratch.panels,
-                     dx_TH.middle_cols(c, cols), scratch.edge);
+      for_each_valid_run(choices.is_padding_T, dx_TH.rows, [&](Index t, Index count) {
+        add_product<A>(scratch.merged_TE + t * experts + first, experts, depth, scratch.panels,
+                       dx_TH.middle_rows(t, count).middle_cols(c, cols), scratch.edge);
+      });
     }
   }
 }
