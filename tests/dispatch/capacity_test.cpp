@@ -69,6 +69,11 @@ TEST(ExpertCapacity, MinimumTokensAndAlignmentBoundIt) {
   constexpr Index most = std::numeric_limits<Index>::max();
   EXPECT_EQ(capacity(1e-300, 3, most, most / 2), most);
   EXPECT_EQ(capacity(1.0, most, most, most / 2), most);
+  // A mean bounds nothing, the sum over ranks does.
+  EXPECT_EQ(expert_capacity(6, 2, 8, {4.0}, 12), 6);
+  EXPECT_EQ(expert_capacity(6, 2, 8, {6.0}, 12), 9);
+  EXPECT_EQ(expert_capacity(6, 2, 8, {1e300}, 12), 12);
+  EXPECT_EQ(expert_capacity(6, 2, 8, {1.0, 100}, 12), 12);
 }
 
 TEST(ExpertCapacity, RefusesBadSettings) {
@@ -79,6 +84,7 @@ TEST(ExpertCapacity, RefusesBadSettings) {
   EXPECT_THROW(expert_capacity(8, 2, 4, {1.0, -1}), gatepro::Error);
   EXPECT_THROW(expert_capacity(8, 2, 4, {1.0, 0, 0}), gatepro::Error);
   EXPECT_THROW(expert_capacity(-1, 2, 4, {}), gatepro::Error);
+  EXPECT_THROW(expert_capacity(8, 2, 4, {}, 7), gatepro::Error);
   EXPECT_THROW(expert_capacity(8, 0, 4, {}), gatepro::Error);
   EXPECT_THROW(expert_capacity(8, 5, 4, {}), gatepro::Error);
   EXPECT_THROW(expert_capacity(8, 0, 0, {}), gatepro::Error);

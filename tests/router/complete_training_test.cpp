@@ -487,6 +487,7 @@ TEST(CompleteRecord, IdsOfPaddingMayBeAnything) {
   // Two tokens lose a choice, and a token all of them.
   in.pass = Pass::training;
   record.kept_TK.clear();
+  record.capacity.reset();
   for (const Index i : {1 * K + 1, 2 * K + 0, 3 * K + 0, 3 * K + 1, 3 * K + 2}) {
     record.expert_ids_TK[static_cast<std::size_t>(i)] = -1;
   }
@@ -529,6 +530,7 @@ TEST(CompleteRecord, WhatDoesNotFitIsRefused) {
   refused([](auto& r) { r.kept_TK.clear(); });
   refused([](auto& r) { r.kept_TK.pop_back(); });
   refused([](auto& r) { r.capacity = -1; });
+  refused([](auto& r) { r.capacity.reset(); });
   refused([](auto& r) { r.capacity = 1; });
   auto nothing = inputs(Pass::recompute);
   EXPECT_THROW(complete_data::forward(router, x_TH, w_EH, nothing), gatepro::Error);
@@ -560,10 +562,10 @@ TEST(CompleteCapacity, EvaluationsHaveTheirOwn) {
   }
 }
 
-// Ranks with 60, 40, 20 and 0 valid tokens: 30 each, on average.
+// Ranks with 60, 40, 20 and 0 valid tokens, 30 each on average; the last has padding or nothing.
 TEST(CompleteCapacity, RanksAgree) {
   constexpr int ranks = 4;
-  for (const bool losses : {false, true}) {
+  const auto agree = [](bool losses, Index last_tokens) {
     CompleteConfig config{{H, E, K}};
     config.capacity = gatepro::CapacityRule{/*factor=*/1.5};
     config.capacity->alignment = 4;
@@ -579,15 +581,18 @@ TEST(CompleteCapacity, RanksAgree) {
       R router(config);
       const auto w_EH = random_matrix<float>(E, H, 2);
       router.refresh(w_EH, 0);
-      std::vector<std::uint8_t> padding(T);
-      std::fill_n(padding.begin(), 20 * rank, std::uint8_t{1});
+      const Index tokens = rank + 1 < ranks ? T : last_tokens;
+      const RowMatrix<float> x_TH = tokens_of_step(0).topRows(tokens);
+      std::vector<std::uint8_t> padding(static_cast<std::size_t>(tokens));
+      std::fill_n(padding.begin(), std::min<Index>(20 * rank, tokens), std::uint8_t{1});
       gatepro::RoutingRecord<> record;
       auto in = inputs();
       in.is_padding_T = padding;
+      in.sequence_begin_S1 = {};
       in.record = &record;
       const auto run = [&](int calls_more) {
         const int before = calls;
-        const auto outcome = complete_data::forward(router, tokens_of_step(0), w_EH, in, reduce);
+        const auto outcome = complete_data::forward(router, x_TH, w_EH, in, reduce);
         EXPECT_EQ(outcome.report.capacity, want);
         EXPECT_EQ(calls, before + calls_more);
       };
@@ -598,8 +603,39 @@ TEST(CompleteCapacity, RanksAgree) {
       in.pass = Pass::recompute;
       in.replay = &record;
       run(0);
+      in.pass = Pass::training;  // whose losses count, and whose drops are those of the record
+      run(losses ? 1 : 0);
     });
+  };
+  for (const bool losses : {false, true}) {
+    for (const Index last_tokens : {T, Index{0}}) agree(losses, last_tokens);
   }
+}
+
+// A rank may hold more than the mean, and an expert be chosen by all of its tokens.
+TEST(CompleteCapacity, UnequalRanksMayBeDropless) {
+  constexpr double dropless = static_cast<double>(E) / K;
+  const auto run = [&](double factor, Index want) {
+    CompleteConfig config{{H, E, K}};
+    config.capacity = gatepro::CapacityRule{};
+    config.capacity->over_ranks = true;
+    config.capacity->evaluation_factor = factor;
+    run_ranks(2, [&](int rank, const auto& reduce) {
+      R router(config);
+      const auto w_EH = random_matrix<float>(E, H, 2);
+      router.refresh(w_EH, 0);
+      const RowMatrix<float> x_TH = tokens_of_step(0).row(0).replicate(rank == 0 ? 10 : 2, 1);
+      ForwardInputs<> in;
+      in.pass = Pass::evaluation;
+      const auto outcome = complete_data::forward(router, x_TH, w_EH, in, reduce);
+      EXPECT_EQ(outcome.report.capacity, want);
+      EXPECT_EQ(outcome.report.dropped_choices, std::max<Index>(0, (x_TH.rows() - want) * K));
+    });
+  };
+  run(dropless, 6);  // the mean
+  run(dropless * 10 / 6, 10);
+  run(dropless * 2, 12);
+  run(dropless * 64, 12);
 }
 
 // ---- Ranks and micro-batches

@@ -28,7 +28,7 @@ enum class DropPolicy {
 /// For T valid tokens an expert has `align(min(T, max(minimum, ceil(factor T K / E))))` slots:
 /// no more than T are of use, as a token chooses an expert once at most; `align` rounds up to a
 /// multiple of `alignment`, also beyond T, so that buffers of E x capacity rows fit what needs
-/// aligned ones. No tokens, no slots.
+/// aligned ones. No tokens, no slots. `over_ranks` says what T is on several ranks.
 struct CapacityRule {
   double factor = 1;    ///< Slots per expert, in units of T K / E: finite, > 0.
   Index minimum = 0;    ///< No fewer slots than this, unless there are fewer tokens; >= 0.
@@ -38,10 +38,12 @@ struct CapacityRule {
   /// that its weights sum to what they summed to before; see renormalise_kept.
   bool renormalise = false;
   /// The factor in Pass::evaluation: finite, >= 0. 0: that of training; from E / K on nothing
-  /// drops.
+  /// drops. With over_ranks it takes E / K times the most tokens of a rank over their mean, which
+  /// is E / K times the number of ranks at most.
   double evaluation_factor = 0;
   /// Whether T is the mean of all ranks' valid tokens, rounded up, so that all ranks have the same
-  /// capacity and exchange buffers of one size. It goes through the reduce hook, in evaluations
+  /// capacity and exchange buffers of one size. The bound on useful slots is then the sum of these
+  /// tokens, as a rank may hold more than the mean. Both go through the reduce hook, in evaluations
   /// too.
   bool over_ranks = false;
 };
@@ -209,26 +211,35 @@ inline namespace GATEPRO_ABI {
 
 /// Slots per expert, by the formula at CapacityRule, with its `factor`.
 ///
-/// `num_tokens` are the valid ones: T less those that are masked, or their mean over ranks. A
-/// product within 2^-50, relative, above an integer counts as that integer, so that the rounding of
-/// a factor like 1.1 does not cost a slot: 1.1 times 10 is 11. Throws Error for settings and sizes
-/// out of range. Thread-safe.
+/// `num_tokens` are the valid ones: T less those that are masked, or their mean over ranks; no more
+/// than `most_tokens` slots are of use, with a mean the sum over ranks. A product within 2^-50,
+/// relative, above an integer counts as that integer, so that the rounding of a factor like 1.1
+/// does not cost a slot: 1.1 times 10 is 11. Throws Error for settings and sizes out of range.
+/// Thread-safe.
 inline Index expert_capacity(Index num_tokens, Index top_k, Index num_experts,
-                             const CapacityRule& rule) {
+                             const CapacityRule& rule, Index most_tokens) {
   const char* where = "expert_capacity";
   detail::check_num_experts(where, num_experts);
   detail::check_top_k(where, top_k, num_experts);
   detail::check_capacity_rule(where, rule);
-  detail::need(num_tokens >= 0, where, "num_tokens >= 0", {{"num_tokens", num_tokens}});
+  detail::need(num_tokens >= 0 && most_tokens >= num_tokens, where,
+               "0 <= num_tokens <= most_tokens",
+               {{"num_tokens", num_tokens}, {"most_tokens", most_tokens}});
   const Index choices = detail::checked_product(
       where, "num_tokens * top_k within the address space", num_tokens, top_k);
   const double share = static_cast<double>(choices) / static_cast<double>(num_experts);
   const double wanted = std::ceil(rule.factor * share * (1 - 0x1p-50));
-  const bool fewer = wanted < static_cast<double>(num_tokens);
+  const bool fewer = wanted < static_cast<double>(most_tokens);
   const Index used_slots =
-      fewer ? (std::max)(static_cast<Index>(wanted), rule.minimum) : num_tokens;
+      fewer ? (std::max)(static_cast<Index>(wanted), rule.minimum) : most_tokens;
   return detail::align_up(where, "aligned slots within the address space",
-                          (std::min)(used_slots, num_tokens), rule.alignment);
+                          (std::min)(used_slots, most_tokens), rule.alignment);
+}
+
+/// The same on one rank, where all tokens are the most that an expert can be chosen by.
+inline Index expert_capacity(Index num_tokens, Index top_k, Index num_experts,
+                             const CapacityRule& rule) {
+  return expert_capacity(num_tokens, top_k, num_experts, rule, num_tokens);
 }
 
 /// Bytes of workspace for drop_over_capacity.

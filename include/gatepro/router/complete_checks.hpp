@@ -86,12 +86,14 @@ void check_replay(const char* where, const CompleteConfig& config, const Forward
         {"tokens needed", tokens},
         {"top_k needed", config.router.top_k}});
   const bool recompute = in.pass == Pass::recompute;
-  if (config.capacity && (recompute || !record.kept_TK.empty())) {
-    need(record.kept_TK.size() == size && record.capacity >= 0, where,
-         "a record that a forward with a capacity has filled",
+  if (config.capacity) {
+    const std::size_t kept_size = record.capacity ? size : 0;
+    need((record.capacity || !recompute) && record.capacity.value_or(0) >= 0 &&
+             record.kept_TK.size() == kept_size,
+         where, "a record that a forward with a capacity has filled",
          {{"kept_TK", record.kept_TK.size()},
-          {"kept_TK needed", size},
-          {"capacity", record.capacity}});
+          {"kept_TK needed", kept_size},
+          {"capacity", record.capacity.value_or(-1)}});
   }
   if (!recompute || !config.losses.any()) return;
   const auto totals = static_cast<std::size_t>(totals_size(config.router.num_experts));
@@ -105,10 +107,11 @@ void check_replay(const char* where, const CompleteConfig& config, const Forward
   }
 }
 
-/// True if a forward drops what its record dropped.
+/// True if a forward drops what its record dropped. All ranks agree on it, also those without
+/// tokens, whose kept_TK is always empty: it decides whether the reduce hook is called.
 template <class Id>
 bool follows_drops(const CompleteConfig& config, const ForwardInputs<Id>& in) {
-  return config.capacity && in.replay != nullptr && !in.replay->kept_TK.empty();
+  return config.capacity && in.replay != nullptr && in.replay->capacity;
 }
 
 /// No expert keeps more recorded choices than it had slots. `taken_E` is scratch.
@@ -119,9 +122,9 @@ void check_recorded_slots(const char* where, const ForwardInputs<Id>& in, Index 
   count_choices(Choices<const Id>{record.expert_ids(), in.is_padding_T, record.kept()}, experts,
                 taken_E);
   for (Index e = 0; e < experts; ++e) {
-    need(taken_E[e] <= record.capacity, where,
+    need(taken_E[e] <= *record.capacity, where,
          "a record that keeps no more choices of an expert than its capacity",
-         {{"kept", taken_E[e]}, {"expert", e}, {"capacity", record.capacity}});
+         {{"kept", taken_E[e]}, {"expert", e}, {"capacity", *record.capacity}});
   }
 }
 

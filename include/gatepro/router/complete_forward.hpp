@@ -93,7 +93,8 @@ void fill_record(const CompleteConfig& config, const ForwardInputs<Id>& in,
   record.tokens = report.tokens;
   record.top_k = out.expert_ids_TK.cols;
   record.noise_position = report.noise_position;
-  record.capacity = report.capacity;
+  record.capacity.reset();
+  if (config.capacity) record.capacity = report.capacity;
   record.competition = report.competition;
   record.partners = report.partners;
   record.expert_ids_TK.clear();
@@ -217,14 +218,16 @@ BalanceCounts reduced_tokens(const BalanceCounts& mine, const Reduce& reduce) {
   return all;
 }
 
-/// The slots of an expert in a forward of so many valid tokens.
+/// The slots of an expert in a forward of so many valid tokens. A rank may hold more than the mean,
+/// but not more than all of them.
 inline Index capacity_of(const CompleteConfig& config, Pass pass, const BalanceCounts& valid) {
   CapacityRule rule = *config.capacity;
   if (pass == Pass::evaluation && rule.evaluation_factor > 0) rule.factor = rule.evaluation_factor;
   need(valid.ranks >= 1, "CompleteRouter::forward", "a rank at least, from the reduce hook",
        {{"ranks", valid.ranks}});
   const std::int64_t mean = valid.tokens / valid.ranks + (valid.tokens % valid.ranks != 0 ? 1 : 0);
-  return expert_capacity(index_of(mean), config.router.top_k, config.router.num_experts, rule);
+  return expert_capacity(index_of(mean), config.router.top_k, config.router.num_experts, rule,
+                         index_of(valid.tokens));
 }
 
 /// Drops by the rule, down to the report's capacity.

@@ -107,8 +107,9 @@ class CompleteRouter {
   ///
   /// x_TH: T x H. w_EH: E x H. `in`: mask, sequences, pass, record. `out`: T rows, from
   /// `CompleteBuffers::view` or with members of one's own. `reduce` sums int64 counts over ranks,
-  /// see NoReduce; it is called once per training forward if a loss is on, and once per forward but
-  /// in Pass::recompute with CapacityRule::over_ranks. Returns what backward must know.
+  /// see NoReduce; a forward calls it once or not at all: for losses in Pass::training, for
+  /// CapacityRule::over_ranks in all passes but Pass::recompute, unless it follows the drops of a
+  /// record. Returns what backward must know.
   ///
   /// A token's results do not depend on T, padding or the executor, nor, without noise, on its
   /// position; through a bias, a capacity or losses tokens meet in integers only. Throws Error for
@@ -350,7 +351,7 @@ class CompleteRouter {
   /// there are any.
   template <class Reduce>
   Index capacity(const Inputs& in, const CompleteReport& report, const Reduce& reduce) const {
-    if (detail::follows_drops(config_, in)) return in.replay->capacity;
+    if (detail::follows_drops(config_, in)) return *in.replay->capacity;
     BalanceCounts valid;
     valid.tokens = report.valid_tokens;
     if (config_.capacity->over_ranks) {

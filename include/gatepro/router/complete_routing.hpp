@@ -32,16 +32,17 @@ struct CompleteReport {
   Index nonfinite_rows = 0;             ///< Tokens whose weights are NaN; see RoutingReport.
   Index tokens_short_of_survivors = 0;  ///< Elimination: losers filled in.
   std::int64_t valid_tokens = 0;        ///< Tokens that are not padding.
-  Index capacity = 0;                   ///< Slots per expert; 0 if dropless or without tokens.
-  Index dropped_choices = 0;            ///< (token, choice) pairs without a slot.
-  Index tokens_without_expert = 0;      ///< Tokens that lost all of their choices.
-  std::int64_t noise_position = 0;      ///< Where the noise of token 0 was drawn.
-  LossValues losses{};                  ///< Zeros in an evaluation.
-  Index tokens = 0;                     ///< T.
-  bool jittered = false;                ///< Whether jittered_TH took the place of the tokens.
-  Competition competition{};            ///< The rule for losers that was applied.
-  std::uint64_t partners = 0;           ///< RivalTable::fingerprint of those who competed.
-  std::uint64_t forward_id = 0;         ///< No two forwards share it; the outputs have it, too.
+  /// Slots per expert; 0 if dropless or without tokens, on all ranks with CapacityRule::over_ranks.
+  Index capacity = 0;
+  Index dropped_choices = 0;        ///< (token, choice) pairs without a slot.
+  Index tokens_without_expert = 0;  ///< Tokens that lost all of their choices.
+  std::int64_t noise_position = 0;  ///< Where the noise of token 0 was drawn.
+  LossValues losses{};              ///< Zeros in an evaluation.
+  Index tokens = 0;                 ///< T.
+  bool jittered = false;            ///< Whether jittered_TH took the place of the tokens.
+  Competition competition{};        ///< The rule for losers that was applied.
+  std::uint64_t partners = 0;       ///< RivalTable::fingerprint of those who competed.
+  std::uint64_t forward_id = 0;     ///< No two forwards share it; the outputs have it, too.
 };
 
 /// Where a forward of T tokens writes and its backward reads. CompleteBuffers::view divides memory

@@ -29,11 +29,12 @@ struct RoutingRecord {
   /// The reduced integers that the losses used, as in CompleteRoutingView::totals. Empty if the
   /// record was filled by hand; then only Pass::recompute with losses refuses it.
   std::vector<std::int64_t> totals;
-  /// T x K: 1 where the choice has a slot. Followed where the router has a capacity. Empty if the
-  /// record was filled by hand or without a capacity: then drops are decided anew, but
-  /// Pass::recompute with a capacity refuses it.
+  /// T x K: 1 where the choice has a slot. Empty without `capacity`.
   std::vector<std::uint8_t> kept_TK;
-  Index capacity = 0;  ///< Slots per expert that kept_TK was decided with.
+  /// Slots per expert that kept_TK was decided with; both are followed where the router has a
+  /// capacity. None if the record was filled by hand or without a capacity: then drops are decided
+  /// anew, but Pass::recompute with a capacity refuses it.
+  std::optional<Index> capacity;
   /// The rule for losers that was applied: Pass::recompute applies it again, whatever the router's
   /// has become. None if the record was filled by hand: then it is the router's.
   std::optional<Competition> competition;
