@@ -28,7 +28,7 @@ endforeach()
 # Each differs from the baseline and from all others.
 set(different -Ofast -ffinite-math-only -fno-exceptions -DGATEPRO_NO_VECTOR_EXTENSIONS)
 if(X86)
-  list(APPEND different -msse3 -mssse3 -msse4.1 -msse4.2 -mpopcnt -mlzcnt -mbmi -mbmi2 -mmovbe -mavx
+  list(APPEND different -msse3 -msse4a -mtbm -mssse3 -msse4.1 -msse4.2 -mpopcnt -mlzcnt -mbmi -mbmi2 -mmovbe -mavx
        "-mavx -mfma" "-mavx -mf16c" -mavx2 "-mavx2 -mfma" -mavx512f "-mavx512f -mavx512bw"
        "-mavx512f -mavx512vl" "-mavx512f -mavx512dq" "-mavx512f -mavx512cd")
 endif()

@@ -235,6 +235,38 @@ TEST(Overlap, Softmax) {
                           });
 }
 
+// The same bytes, but row by row and column by column: an element is written before it is read.
+TEST(Overlap, ATransposedViewIsNotInPlace) {
+  std::vector<float> weights(4, 0.5F), gradients{1, 2, 3, 4};
+  const auto before = gradients;
+  const StridedView<const float> weights_TK(weights.data(), 2, 2),
+      dweights_TK(gradients.data(), 2, 2, 1, 2);
+  EXPECT_THROW(
+      gatepro::softmax_backward(weights_TK, dweights_TK, StridedView(gradients.data(), 2, 2)),
+      gatepro::Error);
+  EXPECT_EQ(gradients, before);
+}
+
+// In place is meant for one output only: here the gradient that comes in would be added to.
+TEST(Overlap, InPlaceIsMeantForOneOutput) {
+  constexpr Index T = 3, E = 4;
+  const auto logits_TE = random_matrix<float>(T, E, 1);
+  gatepro::RowMatrix<float> scores_TK = random_matrix<float>(T, E, 2), gradient = scores_TK;
+  gatepro::RowMatrix<float> dselected_TK(T, E);
+  const gatepro::RowMatrix<std::int32_t> ids_TK =
+      gatepro::RowMatrix<std::int32_t>::NullaryExpr(T, E, [](Index, Index j) { return int(j); });
+  gatepro::SelectionRule rule;
+  rule.top_k = E;
+  rule.scores.function = gatepro::ScoreFunction::softmax_before_top_k;
+  rule.competition = gatepro::Competition::off();
+  std::vector<std::byte> memory(gatepro::scores_backward_workspace_bytes<float>(E, rule));
+  EXPECT_THROW(gatepro::scores_backward(
+                   gatepro::view(logits_TE), {}, rule, gatepro::strided_view(ids_TK), {},
+                   gatepro::strided_view(scores_TK), {}, gatepro::strided_view(gradient),
+                   gatepro::strided_view(dselected_TK), gatepro::view(gradient), memory),
+               gatepro::Error);
+}
+
 TEST(Overlap, InPlaceSoftmaxGivesTheSameBits) {
   const auto logits_TK = random_matrix<float>(300, 4, 7);
   gatepro::RowMatrix<float> apart_TK(300, 4), dapart_TK(300, 4), in_place_TK = logits_TK;
@@ -434,6 +466,36 @@ TEST(Overlap, Losses) {
                                             {1, 0, 1}, {as<std::uint8_t>(at[2]), tokens},
                                             MatrixView(as<float>(at[0]), tokens, experts),
                                             Workspace(at[3], needed));
+                          });
+}
+
+TEST(Overlap, BalanceLosses) {
+  const auto function = gatepro::ScoreFunction::sigmoid;
+  const std::size_t batch = gatepro::load_balancing_loss_workspace_bytes<float>(tokens, experts);
+  expect_overlaps_refused({{"dlogits_TE", bytes_of_TE, true, 4},
+                           {"logits_TE", bytes_of_TE, false, 4},
+                           {"tokens_per_expert_E", experts * 8, false},
+                           {"workspace", batch, true, 1}},
+                          [&](const auto& at) {
+                            gatepro::load_balancing_loss(
+                                MatrixView(as<float>(at[1]), tokens, experts), function, 1,
+                                {{as<std::int64_t>(at[2]), experts}, tokens}, {1, 0, 1}, {},
+                                MatrixView(as<float>(at[0]), tokens, experts),
+                                Workspace(at[3], batch));
+                          });
+  const std::vector<std::int64_t> begin_S1{0, tokens};
+  const std::size_t sequence =
+      gatepro::sequence_load_balancing_loss_workspace_bytes<float>(tokens, experts, 1);
+  expect_overlaps_refused({{"dlogits_TE", bytes_of_TE, true, 4},
+                           {"logits_TE", bytes_of_TE, false, 4},
+                           {"expert_ids_TK", tokens * 4, false, 4},
+                           {"workspace", sequence, true, 1}},
+                          [&](const auto& at) {
+                            gatepro::sequence_load_balancing_loss(
+                                MatrixView(as<float>(at[1]), tokens, experts),
+                                StridedView(as<std::int32_t>(at[2]), tokens, 1), begin_S1, function,
+                                {1, 0, 1}, {}, MatrixView(as<float>(at[0]), tokens, experts),
+                                Workspace(at[3], sequence));
                           });
 }
 

@@ -248,9 +248,10 @@ double load_balancing_loss(MatrixView<L> logits_TE, ScoreFunction function, Inde
   const Index tokens = logits_TE.rows;
   const Index experts = logits_TE.cols;
   const detail::LossArguments<A> arguments{logits_TE, is_padding_T, dlogits_TE};
-  detail::check_loss_arguments(where, arguments, workspace);
-  detail::check_top_k(where, top_k, experts);
   detail::check_balance_counts(where, counts, experts);
+  detail::check_loss_arguments(where, arguments, workspace,
+                               detail::input("tokens_per_expert_E", counts.tokens_per_expert_E));
+  detail::check_top_k(where, top_k, experts);
   const std::int64_t choices = detail::checked_sum(where, counts.tokens_per_expert_E);
   detail::need(choices / top_k + (choices % top_k != 0 ? 1 : 0) <= counts.tokens, where,
                "counts and tokens of the same batches: at most top_k choices per token",
@@ -313,15 +314,14 @@ double sequence_load_balancing_loss(
   const Index tokens = logits_TE.rows;
   const Index experts = logits_TE.cols;
   const detail::LossArguments<A> arguments{logits_TE, is_padding_T, dlogits_TE};
-  detail::check_loss_arguments(where, arguments, workspace);
   detail::check_top_k(where, expert_ids_TK.cols, experts);
   detail::check_strided(where, "expert_ids_TK", expert_ids_TK, tokens, expert_ids_TK.cols);
   const detail::Choices<Id> choices{expert_ids_TK, is_padding_T};
   detail::check_choices(where, "expert_ids_TK", choices, experts);
   detail::check_sequences(where, sequence_begin_S1, tokens);
-  detail::check_overlaps(where, detail::output("dlogits_TE", dlogits_TE),
-                         detail::input("expert_ids_TK", expert_ids_TK),
-                         detail::input("sequence_begin_S1", sequence_begin_S1));
+  detail::check_loss_arguments(where, arguments, workspace,
+                               detail::input("expert_ids_TK", expert_ids_TK),
+                               detail::input("sequence_begin_S1", sequence_begin_S1));
   detail::check_loss_weight(where, weight);
   const int workers = detail::checked_workers(where, executor);
   const Index sequences = sequence_begin_S1.size - 1;

@@ -81,7 +81,9 @@
                      __AVX512IFMA__, __AVX512VBMI__, __AVX512VBMI2__),                         \
       GATEPRO_ARE_ON(__AVX512BITALG__, __AVX512VPOPCNTDQ__, __AVX512VNNI__, __AVX512BF16__,    \
                      __AVX512FP16__, __AVXVNNI__, __AVX10_1__, __APX_F__),                     \
-      , , )
+      _,                                                                                       \
+      GATEPRO_ARE_ON(__SSE__, __SSE2__, __SSE4A__, __TBM__, __SSE_MATH__, __SSE2_MATH__,       \
+                     __3dNOW__, __LWP__), )
 #endif
 #define GATEPRO_ABI_MATH                                                                 \
   GATEPRO_PASTE(GATEPRO_IS_ON(__FAST_MATH__), GATEPRO_IS_ON(__FINITE_MATH_ONLY__),       \

@@ -28,13 +28,14 @@ struct Region {
   std::uintptr_t element_bytes = 0;  ///< 0 if there are no elements.
   Repetition outer{};                ///< The one with the larger step.
   Repetition inner{};
+  bool columns_are_outer = false;
 };
 
 /// What a call does with an argument.
 enum class Access {
   write,     ///< It may share no byte with any other argument.
   read,      ///< It may share bytes with what is read.
-  in_place,  ///< Read, but it may be an output, element for element.
+  in_place,  ///< Read, but it may be the call's first argument, element for element.
 };
 
 /// An argument, as the check takes it.
@@ -59,7 +60,10 @@ Region region_of(const StridedView<T>& view) {
   Region region{reinterpret_cast<std::uintptr_t>(view.data), sizeof(T),
                 repetition<T>(view.row_stride, view.rows),
                 repetition<T>(view.col_stride, view.cols)};
-  if (region.outer.step < region.inner.step) std::swap(region.outer, region.inner);
+  if (region.outer.step < region.inner.step) {
+    std::swap(region.outer, region.inner);
+    region.columns_are_outer = true;
+  }
   return region;
 }
 
@@ -105,7 +109,7 @@ Argument input(const char* name, const View& view) {
   return argument(name, Access::read, region_of(view));
 }
 
-/// One that is read, and may be an output.
+/// One that is read, and may be the first argument.
 template <class View>
 Argument in_place(const char* name, const View& view) {
   return argument(name, Access::in_place, region_of(view));
@@ -114,7 +118,7 @@ Argument in_place(const char* name, const View& view) {
 /// What a region repeats every `step` bytes, its steps being no larger.
 inline Region row_of(const Region& region, std::uintptr_t step) {
   if (region.outer.step < step) return region;
-  return {region.begin, region.element_bytes, region.inner, {}};
+  return {region.begin, region.element_bytes, region.inner, {}, false};
 }
 
 /// True if the regions, which have elements, share a byte. Exact for regions with equal steps, or
@@ -141,15 +145,16 @@ inline bool same_repetition(const Repetition& a, const Repetition& b) {
   return a.step == b.step && a.count == b.count;
 }
 
-/// True if the regions hold the same elements.
+/// True if the regions hold the same elements in the same places.
 inline bool same_elements(const Region& a, const Region& b) {
-  return a.begin == b.begin && a.element_bytes == b.element_bytes &&
+  const bool same_order = a.columns_are_outer == b.columns_are_outer || a.inner.count == 1;
+  return same_order && a.begin == b.begin && a.element_bytes == b.element_bytes &&
          same_repetition(a.outer, b.outer) && same_repetition(a.inner, b.inner);
 }
 
-inline bool may_stand_together(const Argument& a, const Argument& b) {
+inline bool may_stand_together(const Argument& a, bool a_is_first, const Argument& b) {
   if (a.access != Access::write && b.access != Access::write) return true;
-  const bool may_be_same = a.access == Access::in_place || b.access == Access::in_place;
+  const bool may_be_same = a_is_first && b.access == Access::in_place;
   if (may_be_same && same_elements(a.region, b.region)) return true;
   return !share_memory(a.region, b.region);
 }
@@ -159,7 +164,7 @@ inline void check_pairs(const char* where, const Argument* const* arguments, std
   for (std::size_t i = 0; i < count; ++i) {
     for (std::size_t j = i + 1; j < count; ++j) {
       const Argument &a = *arguments[i], &b = *arguments[j];
-      if (may_stand_together(a, b)) continue;
+      if (may_stand_together(a, i == 0, b)) continue;
       const std::string names = std::string(a.name) + " and " + b.name;
       const auto distance = static_cast<Index>(b.region.begin - a.region.begin);
       fail(where, "outputs in different memory, but " + names + " overlap",

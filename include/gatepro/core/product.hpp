@@ -22,11 +22,15 @@
 namespace gatepro {
 namespace detail {
 
-/// a * b, rounded. For each product that a sum or difference may follow.
+/// a * b, rounded. For each product that a sum or difference may follow, outside of kernels: x86
+/// has nothing to fuse with there unless the unit's flags say so, and vectors of plain products are
+/// faster.
 template <class A>
 GATEPRO_ALWAYS_INLINE inline A product(A a, A b) {
   A result = a * b;
+#if !defined(__x86_64__) || defined(__FMA__) || defined(__FMA4__)
   GATEPRO_OPAQUE(result);
+#endif
   return result;
 }
 

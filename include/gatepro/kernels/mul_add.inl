@@ -6,7 +6,14 @@
 // since <immintrin.h>, which wraps them, takes as long to compile as the rest of gatepro; 4 stands
 // for the current rounding mode.
 
-#if GATEPRO_VECTOR_EXTENSIONS && GATEPRO_BYTES == 64
+#if GATEPRO_VECTOR_EXTENSIONS && GATEPRO_BYTES >= 32 && GATEPRO_ELEMENTWISE_FMA
+
+template <class T, int N>
+GATEPRO_FN Vec<T, N> mul_add(Vec<T, N> a, Vec<T, N> b, Vec<T, N> c) {
+  return {__builtin_elementwise_fma(a.raw, b.raw, c.raw)};
+}
+
+#elif GATEPRO_VECTOR_EXTENSIONS && GATEPRO_BYTES == 64
 
 #if defined(__clang__)
 inline constexpr std::uint16_t all_16_lanes = 0xffff;

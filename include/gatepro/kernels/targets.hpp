@@ -22,6 +22,13 @@
 #include <arm_neon.h>
 #endif
 
+// Newer clang has this instead of a function per instruction set.
+#if defined(__has_builtin)
+#define GATEPRO_ELEMENTWISE_FMA __has_builtin(__builtin_elementwise_fma)
+#else
+#define GATEPRO_ELEMENTWISE_FMA 0
+#endif
+
 // Sanitizers instrument each access, which in kernels takes compilers minutes if they inline and
 // unroll first.
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
@@ -119,6 +126,7 @@ namespace portable {
 #undef GATEPRO_UNROLL
 #undef GATEPRO_UNROLL_2
 #undef GATEPRO_SANITIZED
+#undef GATEPRO_ELEMENTWISE_FMA
 
 #if defined(__NVCC__)
 #pragma nv_diagnostic pop

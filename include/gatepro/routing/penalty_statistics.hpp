@@ -14,11 +14,11 @@ namespace gatepro {
 struct PenaltyStatistics {
   std::int64_t tokens = 0;           ///< Tokens routed.
   std::int64_t penalised_pairs = 0;  ///< (token, expert) pairs in which the expert lost.
+  /// Of these, pairs whose logit minus lambda rounds to the logit: the penalty does nothing.
+  std::int64_t penalties_lost_in_rounding = 0;
   /// (token, expert) pairs in which the expert's logit equals the largest of its rivals', whatever
   /// Competition::ties makes of it. Two experts that name each other, as exact copies do, are two.
   std::int64_t tied_pairs = 0;
-  /// Of these, pairs whose logit minus lambda rounds to the logit: the penalty does nothing.
-  std::int64_t penalties_lost_in_rounding = 0;
   std::int64_t tokens_changed = 0;  ///< Tokens whose selected set differs from the unpenalised one.
   std::int64_t tokens_short_of_survivors = 0;  ///< Elimination: a loser had to fill a slot.
   std::int64_t partnered_selections = 0;       ///< Selections of an expert i that has a partner.
