@@ -224,6 +224,30 @@ TYPED_TEST(DispatchPlanTest, IdsSayWhatHasNoPlace) {
   refused({}, {ids_TK.data(), 2, 2});
 }
 
+// Nor may ids that no router can have become others in a narrower type.
+TEST(DispatchPlan, DispatchedIdsAreThoseOfTheRouting) {
+  constexpr std::int64_t word = std::int64_t{1} << 32;
+  RowMatrix<std::int64_t> ids_TK(3, 2);
+  RowMatrix<std::int32_t> out_TK(3, 2);
+  const Bytes kept = Bytes::Zero(3, 2);
+  const Mask last_masked = {0, 0, 1};
+  for (const std::int64_t bad : {word - 1, word + 5, std::int64_t{-7}, word / 2 - 1}) {
+    ids_TK << 0, 1, 2, bad, bad, bad;
+    out_TK.setConstant(77);
+    for (const auto& kept_TK : {StridedView<const std::uint8_t>(), strided_view(kept)}) {
+      EXPECT_THROW(gatepro::dispatched_ids(strided_view(ids_TK), kept_TK,
+                                           data::optional(last_masked), strided_view(out_TK)),
+                   gatepro::Error);
+    }
+    EXPECT_TRUE((out_TK.array() == 77).all());
+  }
+  ids_TK(1, 1) = word / 2 - 2;  // the last expert of the most that there may be
+  gatepro::dispatched_ids(strided_view(ids_TK), {}, data::optional(last_masked),
+                          strided_view(out_TK));
+  EXPECT_EQ(out_TK(1, 1), ids_TK(1, 1));
+  EXPECT_EQ(out_TK(2, 0), -1);
+}
+
 TYPED_TEST(DispatchPlanTest, NoTokensAndOneExpert) {
   Routed<TypeParam> none;
   none.ids_TK.resize(0, 2);

@@ -216,7 +216,8 @@ inline Index max_dispatch_rows(Index num_tokens, Index top_k, Index num_experts,
 ///
 /// expert_ids_TK: T x K. kept_TK: T x K, or not given. is_padding_T: T, or not given.
 /// dispatched_ids_TK: T x K, overwritten, may be expert_ids_TK; a backward needs the ids of dropped
-/// choices. Throws Error for shapes, before any write. No allocation. Thread-safe.
+/// choices. Throws Error for shapes, and for an id that no router can have, of 2^31 - 1 experts at
+/// most, before any write: the rest fits every id type. No allocation. Thread-safe.
 template <class In, class Id>
 void dispatched_ids(StridedView<In> expert_ids_TK, StridedView<const std::uint8_t> kept_TK,
                     VectorView<const std::uint8_t> is_padding_T,
@@ -235,6 +236,8 @@ void dispatched_ids(StridedView<In> expert_ids_TK, StridedView<const std::uint8_
                          detail::input("kept_TK", kept_TK),
                          detail::input("is_padding_T", is_padding_T));
   const detail::Choices<In> choices{expert_ids_TK, is_padding_T, kept_TK};
+  constexpr Index most_experts = (std::numeric_limits<std::int32_t>::max)();
+  detail::check_choices(where, "expert_ids_TK", choices, most_experts);
   for (Index t = 0; t < tokens; ++t) {
     for (Index j = 0; j < top_k; ++j) {
       const bool dispatched = detail::counts(choices, t, j);
