@@ -157,8 +157,9 @@ Dropped<A> reference_drop(const RowMatrix<Id>& ids_TK, const RowMatrix<A>& weigh
   }
   for (Index t = 0; t < ids_TK.rows(); ++t) {
     const bool padding = !is_padding_T.empty() && is_padding_T[static_cast<std::size_t>(t)] != 0;
+    const bool chose = (ids_TK.row(t).array() != static_cast<Id>(-1)).any();
     const bool any = (out.kept_TK.row(t).array() != 0).any();
-    out.report.tokens_without_expert += !padding && !any ? 1 : 0;
+    out.report.tokens_without_expert += !padding && chose && !any ? 1 : 0;
   }
   return out;
 }
@@ -276,9 +277,7 @@ TYPED_TEST(CapacityTest, NoIdTakesNoSlot) {
       if (mask[static_cast<std::size_t>(t)] != 0) marked_TK.row(t).setConstant(-1);
     }
     expect_same(drop(marked_TK, weights_TK, experts, mask, 9, policy), want);
-    auto unmasked = drop(marked_TK, weights_TK, experts, {}, 9, policy);
-    unmasked.report.tokens_without_expert = want.report.tokens_without_expert;
-    expect_same(unmasked, want);
+    expect_same(drop(marked_TK, weights_TK, experts, {}, 9, policy), want);
     for (Index t = 0; t < tokens; ++t) {
       if (mask[static_cast<std::size_t>(t)] != 0) marked_TK.row(t) << experts, -7, experts;
     }
@@ -356,19 +355,27 @@ TYPED_TEST(CapacityTest, BadInputWritesNothing) {
 template <class A>
 struct Renormalised {
   Renormalised(const RowMatrix<A>& before, const Bytes& kept)
-      : weights(before), totals(static_cast<std::size_t>(before.rows())), sums(totals) {
+      : Renormalised(before, kept, RowMatrix<std::int64_t>::Zero(kept.rows(), kept.cols())) {}
+  Renormalised(const RowMatrix<A>& before, const Bytes& kept, const RowMatrix<std::int64_t>& ids)
+      : ids_TK(ids),
+        weights(before),
+        totals(static_cast<std::size_t>(before.rows())),
+        sums(totals) {
     gatepro::total_weights<A>(strided_view(before), totals);
     for (Index i = 0; i < kept.size(); ++i) {
       if (kept.data()[i] == 0) weights.data()[i] = 0;
     }
-    gatepro::renormalise_kept<A>(strided_view(kept), totals, strided_view(weights), sums);
+    gatepro::renormalise_kept<A>(strided_view(ids_TK), strided_view(kept), totals,
+                                 strided_view(weights), sums);
   }
   RowMatrix<A> gradient(const Bytes& kept, RowMatrix<A> dweights) const {
-    gatepro::renormalise_kept_backward<A>(strided_view(kept), totals, strided_view(weights), sums,
-                                          strided_view(dweights), strided_view(dweights));
+    gatepro::renormalise_kept_backward<A>(strided_view(ids_TK), strided_view(kept), totals,
+                                          strided_view(weights), sums, strided_view(dweights),
+                                          strided_view(dweights));
     return dweights;
   }
 
+  RowMatrix<std::int64_t> ids_TK;
   RowMatrix<A> weights;
   std::vector<A> totals, sums;
 };
@@ -407,6 +414,23 @@ TYPED_TEST(CapacityTest, TheKeptTakeOverWhatWasDropped) {
                   16 * double(std::numeric_limits<TypeParam>::epsilon()));
     }
   }
+}
+
+// What was not chosen is not lost: no bit changes, and the gradient passes unchanged.
+TYPED_TEST(CapacityTest, NothingIsTakenOverFromChoicesThatWereNone) {
+  constexpr Index tokens = 60, top_k = 3;
+  RowMatrix<TypeParam> before = data::random_matrix<TypeParam>(tokens, top_k, 1).cwiseAbs();
+  before.col(1).setZero();
+  const auto dweights = data::random_matrix<TypeParam>(tokens, top_k, 2);
+  RowMatrix<TypeParam> want = dweights;
+  want.col(1).setZero();
+  auto ids = data::random_ids<std::int64_t>(tokens, 8, top_k, 3);
+  ids.col(1).setConstant(-1);
+  Bytes kept = Bytes::Ones(tokens, top_k);
+  kept.col(1).setZero();
+  const Renormalised<TypeParam> got(before, kept, ids);
+  EXPECT_TRUE(data::same_bits(got.weights, before));
+  EXPECT_TRUE(data::same_bits(got.gradient(kept, dweights), want));
 }
 
 // However little the kept ones weigh, they take over the total, and no gradient is NaN.
@@ -467,18 +491,25 @@ TYPED_TEST(CapacityTest, DroppedChoicesGetNoGradientNotEvenNaN) {
 TYPED_TEST(CapacityTest, RenormalisationRefusesBadInput) {
   using A = TypeParam;
   const Bytes kept = Bytes::Ones(3, 2);
+  const RowMatrix<std::int64_t> ids = RowMatrix<std::int64_t>::Zero(3, 2);
   RowMatrix<A> w = RowMatrix<A>::Ones(3, 2), d = w;
   std::vector<A> totals(3), sums(3), few(2);
   const auto forward = [&](VectorView<const A> total, StridedView<A> weights, VectorView<A> s) {
-    gatepro::renormalise_kept<A>(strided_view(kept), total, weights, s);
+    gatepro::renormalise_kept<A>(strided_view(ids), strided_view(kept), total, weights, s);
   };
   const auto backward = [&](VectorView<const A> total, StridedView<A> weights,
                             VectorView<const A> s, StridedView<A> dw) {
-    gatepro::renormalise_kept_backward<A>(strided_view(kept), total, weights, s, dw,
-                                          strided_view(d));
+    gatepro::renormalise_kept_backward<A>(strided_view(ids), strided_view(kept), total, weights, s,
+                                          dw, strided_view(d));
   };
   const auto view = strided_view(w);
   EXPECT_THROW(gatepro::total_weights<A>(view, few), gatepro::Error);
+  const StridedView<const std::int64_t> few_ids(ids.data(), 2, 2);
+  EXPECT_THROW(gatepro::renormalise_kept<A>(few_ids, strided_view(kept), totals, view, sums),
+               gatepro::Error);
+  EXPECT_THROW(gatepro::renormalise_kept_backward<A>(few_ids, strided_view(kept), totals, view,
+                                                     sums, view, strided_view(d)),
+               gatepro::Error);
   EXPECT_THROW(forward(few, view, sums), gatepro::Error);
   EXPECT_THROW(forward(totals, {w.data(), 2, 2}, sums), gatepro::Error);
   EXPECT_THROW(forward(totals, view, few), gatepro::Error);

@@ -864,6 +864,37 @@ TEST(CompleteRegression, RenormalisationLeavesTokensAloneThatLostNothing) {
   }
 }
 
+/// A choice that was never made is not lost.
+TEST(CompleteRegression, RenormalisationLeavesTokensAloneThatChoseLess) {
+  constexpr Index T = 200, K = 3, E = 8;
+  CompleteConfig config{{6, E, K}};
+  config.scores.function = ScoreFunction::sigmoid;
+  config.capacity = CapacityRule{/*factor=*/E};
+  gatepro::RoutingRecord<> record;
+  record.tokens = T;
+  record.top_k = K;
+  record.penalised_TK.resize(T * K);
+  for (std::int32_t t = 0; t < T; ++t) {
+    const std::int32_t none = t % 5 == 0 ? -1 : t % 8;
+    record.expert_ids_TK.insert(record.expert_ids_TK.end(), {none, (t + 3) % 8, -1});
+  }
+  record.expert_ids_TK[1] = -1;  // a token that chose nothing
+  gatepro::ForwardInputs<> in;
+  in.replay = &record;
+  const auto run = [&](bool renormalise) {
+    config.capacity->renormalise = renormalise;
+    CompleteRouter<float> router(config);
+    const auto w_EH = random_matrix<float>(E, 6, 2);
+    router.refresh(w_EH, 0);
+    return complete_data::step(router, random_matrix<float>(T, 6, 1), w_EH, in,
+                               random_matrix<float>(T, K, 3), zeros<float>(E, 6));
+  };
+  const auto got = run(true);
+  EXPECT_EQ(got.report.dropped_choices, 0);
+  EXPECT_EQ(got.report.tokens_without_expert, 0);
+  complete_data::expect_same_outcome(got, run(false));
+}
+
 /// docs/migration.md, moe_pad_expert_input_to_capacity: buffers of E x capacity rows, aligned.
 TEST(CompleteRouter, CapacityIsWhatAlignedBuffersNeed) {
   constexpr Index E = 4, K = 2;

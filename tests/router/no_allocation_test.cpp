@@ -277,7 +277,8 @@ void expect_no_cost_of_dispatch() {
                 gatepro::drop_over_capacity(gatepro::strided_view(ids), {}, capacity, policy,
                                             weights_TK, gatepro::strided_view(kept),
                                             gatepro::VectorView<std::int64_t>(counts), memory);
-                gatepro::renormalise_kept<A>(gatepro::strided_view(kept), totals, weights_TK, sums);
+                gatepro::renormalise_kept<A>(gatepro::strided_view(ids),
+                                             gatepro::strided_view(kept), totals, weights_TK, sums);
                 gatepro::plan_dispatch(gatepro::strided_view(ids), gatepro::strided_view(kept), {},
                                        experts, {gatepro::DispatchOrder::token_major, 4}, plan,
                                        memory);
@@ -289,8 +290,8 @@ void expect_no_cost_of_dispatch() {
                                                gatepro::view(sorted));
                 gatepro::permute_backward(row_TK, gatepro::view(sorted), gatepro::view(x));
                 gatepro::renormalise_kept_backward<A>(
-                    gatepro::strided_view(kept), totals, weights_TK, sums,
-                    gatepro::strided_view(dweights), gatepro::strided_view(dweights));
+                    gatepro::strided_view(ids), gatepro::strided_view(kept), totals, weights_TK,
+                    sums, gatepro::strided_view(dweights), gatepro::strided_view(dweights));
                 gatepro::drop_backward(gatepro::strided_view(kept), gatepro::strided_view(dweights),
                                        gatepro::strided_view(dweights));
               }),

@@ -68,9 +68,9 @@ void for_each_choice(const Choices<Id>& choices, bool choice_major, const Visit&
 }
 
 /// count_E[e] = choices of expert e that count.
-template <class Id>
-void count_choices(const Choices<Id>& choices, Index experts, Index* count_E) {
-  std::fill_n(count_E, experts, Index{0});
+template <class Id, class Count>
+void count_choices(const Choices<Id>& choices, Index experts, Count* count_E) {
+  std::fill_n(count_E, experts, Count{0});
   for_each_choice(choices, false, [&](Index, Index, Index e) { ++count_E[e]; });
 }
 

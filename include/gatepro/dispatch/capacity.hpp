@@ -51,7 +51,7 @@ struct CapacityRule {
 /// What drop_over_capacity took away. Masked tokens are not counted.
 struct DropReport {
   Index dropped_choices = 0;        ///< (token, choice) pairs without a slot.
-  Index tokens_without_expert = 0;  ///< Tokens that lost all of their choices.
+  Index tokens_without_expert = 0;  ///< Tokens that lost all choices they made.
 };
 
 namespace detail {
@@ -70,6 +70,12 @@ struct DropScratch {
   Index* taken_E = nullptr;
   Index* begin_E1 = nullptr;
   SlotCandidate<A>* candidates = nullptr;
+};
+
+/// How many choices of a token have a slot, and how many have none.
+struct TokenDrops {
+  Index kept = 0;
+  Index lost = 0;
 };
 
 inline namespace GATEPRO_ABI {
@@ -99,7 +105,7 @@ DropScratch<A> carve_drop(Arena& arena, Index tokens, Index experts, Index top_k
   return scratch;
 }
 
-/// Before anything is dropped: all choices that count are kept.
+/// All choices that count are kept, the others weigh nothing.
 template <class Id, class A>
 void keep_all(const Choices<Id>& choices, const StridedView<A>& weights_TK,
               const StridedView<std::uint8_t>& kept_TK) {
@@ -133,6 +139,7 @@ void drop_late(const Choices<Id>& choices, bool choice_major, Index experts, Ind
 template <class Id, class A>
 void gather_candidates(const Choices<Id>& choices, const StridedView<A>& weights_TK, Index experts,
                        const DropScratch<A>& scratch) {
+  count_choices(choices, experts, scratch.taken_E);
   scratch.begin_E1[0] = 0;
   for (Index e = 0; e < experts; ++e) {
     scratch.begin_E1[e + 1] = scratch.begin_E1[e] + scratch.taken_E[e];
@@ -144,7 +151,7 @@ void gather_candidates(const Choices<Id>& choices, const StridedView<A>& weights
   });
 }
 
-/// The heaviest come first. `scratch.taken_E` holds the counts. Experts are independent.
+/// The heaviest come first. Experts are independent.
 template <class Id, class A, class Executor>
 void drop_light(const Choices<Id>& choices, Index experts, Index capacity,
                 const DropScratch<A>& scratch, const StridedView<A>& weights_TK,
@@ -164,33 +171,39 @@ void drop_light(const Choices<Id>& choices, Index experts, Index capacity,
   });
 }
 
-/// The report, and the counts of what was kept in place of count_E, which holds what was asked for.
+/// What became of a token's choices. One that was never made is not lost.
 template <class Id>
-DropReport count_drops(const Choices<Id>& choices, const StridedView<std::uint8_t>& kept_TK,
-                       Index capacity, const VectorView<std::int64_t>& tokens_per_expert_E) {
-  DropReport report;
-  for (Index e = 0; e < tokens_per_expert_E.size; ++e) {
-    const Index over = (std::max)(Index{0}, Index{tokens_per_expert_E[e]} - capacity);
-    tokens_per_expert_E[e] -= over;
-    report.dropped_choices += over;
+TokenDrops drops_of_token(const Choices<Id>& choices,
+                          const StridedView<const std::uint8_t>& kept_TK, Index t) {
+  TokenDrops drops;
+  for (Index j = 0; j < kept_TK.cols; ++j) {
+    if (counts(choices, t, j)) ++(kept_TK(t, j) != 0 ? drops.kept : drops.lost);
   }
-  for (Index t = 0; t < kept_TK.rows; ++t) {
-    if (is_masked(choices.is_padding_T, t)) continue;
-    bool any = false;
-    for (Index j = 0; j < kept_TK.cols; ++j) any = any || kept_TK(t, j) != 0;
-    report.tokens_without_expert += any ? 0 : 1;
-  }
-  return report;
+  return drops;
 }
 
-/// Whether a token lost some of its choices, but not all.
-inline bool lost_some(const StridedView<const std::uint8_t>& kept_TK, Index t) {
-  bool any = false, all = true;
-  for (Index j = 0; j < kept_TK.cols; ++j) {
-    any = any || kept_TK(t, j) != 0;
-    all = all && kept_TK(t, j) != 0;
+/// Whether renormalisation concerns a token: it lost some of its choices, but not all. Masked
+/// tokens keep none, so that their ids do not matter.
+template <class Id>
+bool lost_some(const StridedView<Id>& expert_ids_TK, const StridedView<const std::uint8_t>& kept_TK,
+               Index t) {
+  const TokenDrops drops = drops_of_token(Choices<Id>{expert_ids_TK}, kept_TK, t);
+  return drops.kept > 0 && drops.lost > 0;
+}
+
+/// The report, and the counts of what was kept.
+template <class Id>
+DropReport report_drops(const Choices<Id>& choices, const StridedView<const std::uint8_t>& kept_TK,
+                        const VectorView<std::int64_t>& tokens_per_expert_E) {
+  count_choices(Choices<Id>{choices.expert_ids_TK, choices.is_padding_T, kept_TK},
+                tokens_per_expert_E.size, tokens_per_expert_E.data);
+  DropReport report;
+  for (Index t = 0; t < kept_TK.rows; ++t) {
+    const TokenDrops drops = drops_of_token(choices, kept_TK, t);
+    report.dropped_choices += drops.lost;
+    report.tokens_without_expert += drops.lost > 0 && drops.kept == 0 ? 1 : 0;
   }
-  return any && !all;
+  return report;
 }
 
 /// The sum of a token's weights, the kept ones only if they are told.
@@ -298,15 +311,13 @@ DropReport drop_over_capacity(StridedView<Id> expert_ids_TK,
   detail::check_distinct_choices(where, "expert_ids_TK", choices, experts, scratch.taken_E);
 
   detail::keep_all(choices, weights_TK, kept_TK);
-  detail::count_choices(choices, experts, scratch.taken_E);
-  std::copy_n(scratch.taken_E, experts, tokens_per_expert_E.data);
   if (policy == DropPolicy::probability) {
     detail::drop_light(choices, experts, capacity, scratch, weights_TK, kept_TK, executor, workers);
   } else {
     detail::drop_late(choices, policy == DropPolicy::choice_major, experts, capacity,
                       scratch.taken_E, weights_TK, kept_TK);
   }
-  return detail::count_drops(choices, kept_TK, capacity, tokens_per_expert_E);
+  return detail::report_drops(choices, kept_TK, tokens_per_expert_E);
 }
 
 /// dbefore_TK = dweights_TK where the choice was kept, else exactly 0: the gradient of a drop.
@@ -353,26 +364,30 @@ void total_weights(detail::non_deduced_t<StridedView<const A>> weights_TK, Vecto
 /// w, so that they sum to the token's total again. The weights of a token that lost nothing keep
 /// their bits; one that lost everything has only zeros.
 ///
-/// kept_TK: T x K, from drop_over_capacity. totals_T: T, from total_weights before the drop.
+/// expert_ids_TK: T x K, as in drop_over_capacity: -1 is no loss. kept_TK: T x K, from there.
+/// totals_T: T, from total_weights before the drop.
 /// weights_TK: T x K, read and written; those of 0 stay 0. sums_T: T, overwritten with the sums
 /// over kept, which the gradient needs. A NaN makes its token's kept weights NaN. Throws Error for
 /// shapes, before any write. No allocation. Thread-safe.
-template <class A>
-void renormalise_kept(StridedView<const std::uint8_t> kept_TK,
+template <class A, class Id>
+void renormalise_kept(StridedView<Id> expert_ids_TK, StridedView<const std::uint8_t> kept_TK,
                       detail::non_deduced_t<VectorView<const A>> totals_T,
                       StridedView<A> weights_TK, VectorView<A> sums_T) {
   detail::check_accumulator<A>();
+  detail::check_id_type<detail::value_t<Id>>();
   const char* where = "renormalise_kept";
+  detail::check_strided(where, "expert_ids_TK", expert_ids_TK, kept_TK.rows, kept_TK.cols);
   detail::check_strided(where, "kept_TK", kept_TK, kept_TK.rows, kept_TK.cols);
   detail::check_vector(where, "totals_T", totals_T, kept_TK.rows);
   detail::check_strided(where, "weights_TK", weights_TK, kept_TK.rows, kept_TK.cols);
   detail::check_vector(where, "sums_T", sums_T, kept_TK.rows);
   detail::check_overlaps(where, detail::output("weights_TK", weights_TK),
-                         detail::output("sums_T", sums_T), detail::input("kept_TK", kept_TK),
-                         detail::input("totals_T", totals_T));
+                         detail::output("sums_T", sums_T),
+                         detail::input("expert_ids_TK", expert_ids_TK),
+                         detail::input("kept_TK", kept_TK), detail::input("totals_T", totals_T));
   for (Index t = 0; t < kept_TK.rows; ++t) {
     sums_T[t] = detail::sum_weights<A>(weights_TK, kept_TK, t);
-    if (!detail::lost_some(kept_TK, t)) continue;
+    if (!detail::lost_some(expert_ids_TK, kept_TK, t)) continue;
     for (Index j = 0; j < kept_TK.cols; ++j) {
       A& weight = weights_TK(t, j);
       if (detail::key_of(weight) != 0) weight = totals_T[t] * (weight / sums_T[t]);
@@ -384,24 +399,27 @@ void renormalise_kept(StridedView<const std::uint8_t> kept_TK,
 /// both: the total is a sum over all choices, dropped ones too.
 ///
 /// With g = dweights, s the sum over kept, and m = sum over kept of w g / s, for w before
-/// renormalisation: total / s (g_j - m) + m for kept choices and m for dropped ones, where the
-/// token lost some; else g_j for kept choices and exactly 0 for dropped ones.
+/// renormalisation: total / s (g_j - m) + m for kept choices and m for others, where the token lost
+/// some; else g_j for kept choices and exactly 0 for others.
 ///
-/// kept_TK, totals_T, sums_T: as in renormalise_kept; weights_TK: T x K, what it wrote.
-/// dweights_TK: T x K; what it holds where the weight is 0 does not matter to the others.
+/// expert_ids_TK, kept_TK, totals_T, sums_T: as in renormalise_kept; weights_TK: T x K, what it
+/// wrote. dweights_TK: T x K; what it holds where the weight is 0 does not matter to the others.
 /// dbefore_TK: T x K, overwritten, may be dweights_TK. Throws Error for shapes, before any write.
 /// No allocation. Thread-safe.
-template <class A>
-void renormalise_kept_backward(StridedView<const std::uint8_t> kept_TK,
+template <class A, class Id>
+void renormalise_kept_backward(StridedView<Id> expert_ids_TK,
+                               StridedView<const std::uint8_t> kept_TK,
                                detail::non_deduced_t<VectorView<const A>> totals_T,
                                detail::non_deduced_t<StridedView<const A>> weights_TK,
                                detail::non_deduced_t<VectorView<const A>> sums_T,
                                detail::non_deduced_t<StridedView<const A>> dweights_TK,
                                StridedView<A> dbefore_TK) {
   detail::check_accumulator<A>();
+  detail::check_id_type<detail::value_t<Id>>();
   const char* where = "renormalise_kept_backward";
   const Index tokens = kept_TK.rows;
   const Index top_k = kept_TK.cols;
+  detail::check_strided(where, "expert_ids_TK", expert_ids_TK, tokens, top_k);
   detail::check_strided(where, "kept_TK", kept_TK, tokens, top_k);
   detail::check_vector(where, "totals_T", totals_T, tokens);
   detail::check_strided(where, "weights_TK", weights_TK, tokens, top_k);
@@ -410,11 +428,12 @@ void renormalise_kept_backward(StridedView<const std::uint8_t> kept_TK,
   detail::check_strided(where, "dbefore_TK", dbefore_TK, tokens, top_k);
   detail::check_overlaps(where, detail::output("dbefore_TK", dbefore_TK),
                          detail::in_place("dweights_TK", dweights_TK),
+                         detail::input("expert_ids_TK", expert_ids_TK),
                          detail::input("kept_TK", kept_TK), detail::input("weights_TK", weights_TK),
                          detail::input("sums_T", sums_T), detail::input("totals_T", totals_T));
   constexpr A most = (std::numeric_limits<A>::max)();
   for (Index t = 0; t < tokens; ++t) {
-    const bool scaled = detail::lost_some(kept_TK, t);
+    const bool scaled = detail::lost_some(expert_ids_TK, kept_TK, t);
     A mean = 0;
     for (Index j = 0; j < top_k && scaled; ++j) {
       const bool weighs = kept_TK(t, j) != 0 && detail::key_of(weights_TK(t, j)) != 0;

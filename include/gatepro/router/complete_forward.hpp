@@ -162,7 +162,7 @@ CompleteReport choose(const CompleteConfig& config, const RivalTable& rivals,
   if (load_choices(config, position, in, out)) {
     found = replay_scored(out.logits_TE, rivals, rule, in.is_padding_T, out.expert_ids_TK,
                           out.penalised_TK, out.weights_TK, out.scores_TK, workspace, executor);
-    count_valid_choices(out.expert_ids_TK, in.is_padding_T, out.tokens_per_expert_E);
+    count_choices(choices_of(in, out), config.router.num_experts, out.tokens_per_expert_E.data);
   } else {
     const ScoredRoutingView<A, Id> routed{out.expert_ids_TK, out.weights_TK, out.scores_TK,
                                           out.penalised_TK, out.tokens_per_expert_E};
@@ -184,24 +184,8 @@ CompleteReport choose(const CompleteConfig& config, const RivalTable& rivals,
 template <class X, class A, class Id>
 DropReport drop_as_recorded(const ForwardInputs<Id>& in, const CompleteRoutingView<X, A, Id>& out) {
   const Choices<Id> kept{out.expert_ids_TK, in.is_padding_T, in.replay->kept()};
-  DropReport report;
-  std::fill_n(out.kept_per_expert_E.data, out.kept_per_expert_E.size, std::int64_t{0});
-  for (Index t = 0; t < out.kept_TK.rows; ++t) {
-    Index found = 0;
-    for (Index j = 0; j < out.kept_TK.cols; ++j) {
-      out.kept_TK(t, j) = counts(kept, t, j) ? 1 : 0;
-      if (out.kept_TK(t, j) != 0) {
-        ++found;
-        ++out.kept_per_expert_E[static_cast<Index>(out.expert_ids_TK(t, j))];
-      } else {
-        out.weights_TK(t, j) = A(0);
-        report.dropped_choices += counts(choices_of(in, out), t, j) ? 1 : 0;
-      }
-    }
-    if (is_masked(in.is_padding_T, t)) continue;
-    report.tokens_without_expert += found == 0 ? 1 : 0;
-  }
-  return report;
+  keep_all(kept, out.weights_TK, out.kept_TK);
+  return report_drops(choices_of(in, out), out.kept_TK, out.kept_per_expert_E);
 }
 
 /// The tokens and ranks of `mine`, over all ranks.
@@ -256,7 +240,8 @@ void drop(const CompleteConfig& config, const ForwardInputs<Id>& in,
   report.dropped_choices = dropped.dropped_choices;
   report.tokens_without_expert = dropped.tokens_without_expert;
   if (renormalise) {
-    renormalise_kept<A>(out.kept_TK, out.weight_totals_T, out.weights_TK, out.kept_sums_T);
+    renormalise_kept<A>(out.expert_ids_TK, out.kept_TK, out.weight_totals_T, out.weights_TK,
+                        out.kept_sums_T);
   }
 }
 

@@ -44,15 +44,6 @@ inline void store_totals(const BalanceCounts& latest, const BalanceCounts& total
   *to = latest.sequences;
 }
 
-template <class Id>
-void count_valid_choices(const StridedView<Id>& expert_ids_TK,
-                         const VectorView<const std::uint8_t>& is_padding_T,
-                         const VectorView<std::int64_t>& tokens_per_expert_E) {
-  std::fill_n(tokens_per_expert_E.data, tokens_per_expert_E.size, std::int64_t{0});
-  const Choices<Id> choices{expert_ids_TK, is_padding_T};
-  for_each_choice(choices, false, [&](Index, Index, Index e) { ++tokens_per_expert_E[e]; });
-}
-
 /// The choices of a forward, dropped ones among them.
 template <class X, class A, class Id>
 Choices<Id> choices_of(const ForwardInputs<Id>& in, const CompleteRoutingView<X, A, Id>& out) {

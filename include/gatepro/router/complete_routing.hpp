@@ -35,7 +35,7 @@ struct CompleteReport {
   /// Slots per expert; 0 if dropless or without tokens, on all ranks with CapacityRule::over_ranks.
   Index capacity = 0;
   Index dropped_choices = 0;        ///< (token, choice) pairs without a slot.
-  Index tokens_without_expert = 0;  ///< Tokens that lost all of their choices.
+  Index tokens_without_expert = 0;  ///< Tokens that lost all choices they made.
   std::int64_t noise_position = 0;  ///< Where the noise of token 0 was drawn.
   LossValues losses{};              ///< Zeros in an evaluation.
   Index tokens = 0;                 ///< T.
