@@ -146,6 +146,25 @@ TEST(RoutingBuffersTypes, NumbersOfWorkers) {
   static_assert(!std::is_constructible_v<CompleteBuffers, const Complete&, Index, bool>);
 }
 
+// A byte copy has its outputs at other offsets from an aligned address.
+TEST(RoutingBuffersTypes, CompleteBuffersMoveAndAreNotCopied) {
+  using R = gatepro::CompleteRouter<float>;
+  using Buffers = gatepro::CompleteBuffers<R>;
+  static_assert(!std::is_copy_constructible_v<Buffers> && !std::is_copy_assignable_v<Buffers>);
+  static_assert(std::is_nothrow_move_constructible_v<Buffers>);
+  static_assert(std::is_nothrow_move_assignable_v<Buffers>);
+  gatepro::CompleteConfig config{{hidden, experts, top_k}};
+  config.router.competition = gatepro::Competition::off();
+  R router(config);
+  Buffers buffers(router, 20);
+  const auto x = random_matrix<float>(20, hidden, 6), w = random_matrix<float>(experts, hidden, 1);
+  router.forward(x, w, {}, buffers);
+  const auto before = buffers.view();
+  Buffers moved = std::move(buffers);
+  EXPECT_EQ(moved.view().expert_ids_TK.data, before.expert_ids_TK.data);
+  EXPECT_EQ(moved.view().forward_id[0], moved.report().forward_id);
+}
+
 TEST(RoutingBuffersTypes, FollowTheRouter) {
   using R = gatepro::Router<gatepro::half, double, std::uint64_t>;
   static_assert(std::is_same_v<gatepro::RoutingBuffers<R>::Accumulator, double>);

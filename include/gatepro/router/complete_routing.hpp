@@ -123,7 +123,7 @@ inline namespace GATEPRO_ABI {
 ///
 /// `CompleteBuffers buffers(router, max_tokens)` allocates once; forwards and backwards of up to
 /// max_tokens tokens (and max_sequences sequences, if a sequence loss is on) through it allocate
-/// nothing. One at a time.
+/// nothing. One at a time. Moves keep the memory; there are no copies.
 template <class R>
 class CompleteBuffers {
  public:
@@ -148,6 +148,14 @@ class CompleteBuffers {
 
   template <class Flag, std::enable_if_t<std::is_same_v<Flag, bool>, int> = 0>
   CompleteBuffers(const R& router, Index max_tokens, Flag, Index = 1) = delete;
+
+  // Outputs start at aligned addresses, which are at other offsets in other memory.
+  CompleteBuffers(const CompleteBuffers&) = delete;
+  CompleteBuffers& operator=(const CompleteBuffers&) = delete;
+  /// Takes over the memory: views stay valid.
+  CompleteBuffers(CompleteBuffers&&) noexcept = default;
+  /// Takes over the memory: views stay valid.
+  CompleteBuffers& operator=(CompleteBuffers&&) noexcept = default;
 
   /// Sets T for the calls that follow; an Error above max_tokens. Allocates nothing.
   void resize(Index tokens) {
