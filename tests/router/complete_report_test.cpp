@@ -281,6 +281,31 @@ TEST_F(CompleteReportRefusal, OfAnotherRouterOrNone) {
   expect_refused(router, T, {}, first.view(), first.report(), {rule});
 }
 
+// Neither a restored router nor one that another was assigned to counts its forwards anew.
+TEST_F(CompleteReportRefusal, OfAForwardBeforeTheLastRestore) {
+  const char* rule = "a forward of this router";
+  const R untrained(jittering());
+  const auto expect_forgotten = [&](const auto& reset) {
+    router.refresh(w_EH, 0);
+    router.forward(tokens_of(0), w_EH, {}, first);
+    for (int i = 0; i < 4; ++i) {
+      reset();
+      expect_refused(router, T, {}, first.view(), first.report(), {rule});
+      router.refresh(w_EH, 0);
+      router.forward(tokens_of(1), w_EH, {}, second);
+      EXPECT_NE(second.report().forward_id, first.report().forward_id);
+      expect_refused(router, T, {}, first.view(), first.report(), {rule});
+      backward(router, tokens_of(1), {}, second);
+    }
+  };
+  expect_forgotten([&] { router.restore({}); });
+  expect_forgotten([&] { router = untrained; });
+  R moved = std::move(router);
+  router = untrained;
+  expect_refused(router, T, {}, second.view(), second.report(), {rule});
+  backward(moved, tokens_of(1), {}, second);
+}
+
 TEST_F(CompleteReportRefusal, OfOtherInputs) {
   std::vector<std::uint8_t> padding(T);
   padding[3] = 1;

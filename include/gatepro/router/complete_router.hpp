@@ -15,6 +15,7 @@
 #include "gatepro/router/complete_checks.hpp"
 #include "gatepro/router/complete_forward.hpp"
 #include "gatepro/router/complete_routing.hpp"
+#include "gatepro/router/forward_ids.hpp"
 #include "gatepro/router/router.hpp"
 #include "gatepro/router/router_state.hpp"
 
@@ -282,7 +283,7 @@ class CompleteRouter {
                                                  const Executor& executor,
                                                  const Others&... others) const {
     const char* where = "CompleteRouter::backward";
-    detail::need(made_here(report.forward_id), where,
+    detail::need(ids_.knows(report.forward_id), where,
                  "a report that a forward of this router has returned: a copy or a restored router "
                  "is another one",
                  {{"forward_id", report.forward_id}});
@@ -314,14 +315,6 @@ class CompleteRouter {
     return config_.bias.enabled && decides ? bias_.values() : VectorView<const A>();
   }
 
-  /// Ids of forwards follow this one. Multiples of the golden ratio keep those of routers apart.
-  std::uint64_t first_id() const {
-    return reinterpret_cast<std::uintptr_t>(identity_.data()) * std::uint64_t{0x9E3779B97F4A7C15};
-  }
-  bool made_here(std::uint64_t forward_id) const {
-    return forward_id - first_id() - 1 < num_forwards_;
-  }
-
   /// From logits to the report, and on to the counters.
   template <class Reduce, class Executor>
   CompleteReport route(const Inputs& in, const Routing& out, bool jittered, Workspace workspace,
@@ -332,7 +325,7 @@ class CompleteRouter {
                                            choice_bias(in), position, in, out, workspace, executor);
     report.noise_position = position;
     report.jittered = jittered;
-    report.forward_id = first_id() + ++num_forwards_;
+    report.forward_id = ids_.draw();
     if (detail::counts_for_losses(config_.losses, in.pass)) {
       count_for_losses(in, out, report.valid_tokens, workspace, reduce, executor);
       report.losses =
@@ -394,8 +387,7 @@ class CompleteRouter {
   ExpertBias<Accumulator> bias_;
   BalanceAccumulator balance_;
   std::int64_t noise_position_ = 0;
-  std::uint64_t num_forwards_ = 0;
-  std::vector<std::byte> identity_{std::byte{}};  // its address goes along when the router moves
+  detail::ForwardIds ids_;
 };
 
 template <class X, class W, class Id>
@@ -439,6 +431,8 @@ void CompleteRouter<X, W, Id>::restore(const RouterState& state) {
     fresh.balance_.restore({state.balance_counts_E, state.balance_tokens});
   }
   fresh.noise_position_ = state.noise_position;
+  fresh.ids_ = std::move(ids_);
+  fresh.ids_.forget();
   *this = std::move(fresh);
 }
 

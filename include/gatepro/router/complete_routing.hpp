@@ -42,7 +42,9 @@ struct CompleteReport {
   bool jittered = false;            ///< Whether jittered_TH took the place of the tokens.
   Competition competition{};        ///< The rule for losers that was applied.
   std::uint64_t partners = 0;       ///< RivalTable::fingerprint of those who competed.
-  std::uint64_t forward_id = 0;     ///< No two forwards share it; the outputs have it, too.
+  /// Of no other forward of a router that exists at the same time. The outputs have it, too. Only a
+  /// router in the memory of one that is gone may use ids of the latter again.
+  std::uint64_t forward_id = 0;
 };
 
 /// Where a forward of T tokens writes and its backward reads. CompleteBuffers::view divides memory
