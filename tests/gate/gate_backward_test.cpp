@@ -203,7 +203,6 @@ TYPED_TEST(GateBackwardTest, ZeroGradientsSkipTheirRows) {
   }
 }
 
-// A gradient that is not finite reaches its token and its expert, no others.
 // -1 is no expert: whatever its gradient is, it adds nothing.
 TYPED_TEST(GateBackwardTest, NoExpertAddsNothing) {
   using Input = TypeParam;
@@ -220,6 +219,7 @@ TYPED_TEST(GateBackwardTest, NoExpertAddsNothing) {
   }
 }
 
+// A gradient that is not finite reaches its token and its expert, no others.
 TYPED_TEST(GateBackwardTest, NonfiniteGradientsStayInTheirRow) {
   using A = gatepro::accumulator_t<TypeParam>;
   for (bool dense : {false, true}) {

@@ -171,8 +171,9 @@ inline namespace GATEPRO_ABI {
 /// in ascending order). Without dlogits_TE zero gradients are skipped; with it, they are multiplied
 /// like others. A range of tokens is `middle_rows` of all token matrices.
 ///
-/// Throws Error for shapes, an id outside [0, E) or a workspace that is too small, before any
-/// write. Cost: 2 T K H operations, 2 T E H with dlogits_TE; no allocation. Thread-safe.
+/// Throws Error for shapes, an id that is neither in [0, E) nor -1, or a workspace that is too
+/// small, before any write. Cost: 2 T K H operations, 2 T E H with dlogits_TE; no allocation.
+/// Thread-safe.
 template <class Id, class A, class W, class Executor = SerialExecutor>
 void gate_backward_tokens(StridedView<Id> expert_ids_TK,
                           detail::non_deduced_t<StridedView<const A>> dselected_logits_TK,
@@ -191,9 +192,9 @@ void gate_backward_tokens(StridedView<Id> expert_ids_TK,
 /// dw_EH) gives the same bits. Without dlogits_TE zero gradients are skipped; with it, tokens that
 /// have no other gradients are.
 ///
-/// Throws Error for shapes, a range outside [0, E], an id outside [0, E) or a workspace that is too
-/// small, before any write. Cost: 2 T K H operations, 2 T E H with dlogits_TE; no allocation, no
-/// atomics. Thread-safe.
+/// Throws Error for shapes, a range outside [0, E], an id that is neither in [0, E) nor -1, or a
+/// workspace that is too small, before any write. Cost: 2 T K H operations, 2 T E H with
+/// dlogits_TE; no allocation, no atomics. Thread-safe.
 template <class Id, class A, class X, class Executor = SerialExecutor>
 void gate_backward_weights(StridedView<Id> expert_ids_TK,
                            detail::non_deduced_t<StridedView<const A>> dselected_logits_TK,

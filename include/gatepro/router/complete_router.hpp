@@ -162,10 +162,10 @@ class CompleteRouter {
   /// holds for padding and dropped choices does not matter. `more`: loss scale and the trainer's
   /// own gradients. dx_TH (T x H), dw_EH (E x H): added to; either may be not given.
   ///
-  /// Throws Error for shapes, ids outside [0, E), a workspace below workspace_bytes(...), a report
-  /// that no forward of this router returned, inputs or outputs of another forward than the
-  /// report's, or weights that are constant where nothing else has a gradient (see
-  /// RouterConfig::allow_zero_gradient), before any write.
+  /// Throws Error for shapes, ids that are neither in [0, E) nor -1, a workspace below
+  /// workspace_bytes(...), a report that no forward of this router returned, inputs or outputs of
+  /// another forward than the report's, or weights that are constant where nothing else has a
+  /// gradient (see RouterConfig::allow_zero_gradient), before any write.
   template <class Executor = SerialExecutor>
   void backward(MatrixView<const X> x_TH, MatrixView<const W> w_EH, const Inputs& in,
                 const Routing& out, const CompleteReport& report,

@@ -30,8 +30,8 @@ std::size_t replay_scored_workspace_bytes(Index num_experts, const SelectionRule
 /// K, overwritten; scores_TK: likewise, or not given. Bias and groups play no part. Everything else
 /// is as in route_scored; nothing is counted but the report.
 ///
-/// Throws Error as route_scored does, and for ids that are out of range or twice in a row, before
-/// any write. No allocation. Thread-safe.
+/// Throws Error as route_scored does, and for ids that are neither in [0, E) nor -1, or twice in a
+/// row, before any write. No allocation. Thread-safe.
 template <class A, class Id, class Executor = SerialExecutor>
 RoutingReport replay_scored(detail::non_deduced_t<MatrixView<const A>> logits_TE,
                             const RivalTable& rivals, const SelectionRule& rule,

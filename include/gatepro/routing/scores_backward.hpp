@@ -235,9 +235,10 @@ std::size_t scores_backward_workspace_bytes(Index num_experts, const SelectionRu
 /// exactly 0) gets a gradient of exactly 0, as do padded tokens, whatever dweights_TK holds there.
 /// A token with NaN scores gives NaN gradients.
 ///
-/// Throws Error for shapes, settings, missing partners, ids out of range, outputs that overlap
-/// other memory or a workspace that is too small, before any write. No allocation. Thread-safe. A
-/// token's bits depend on nothing but its own row. Closed forms as in NVIDIA's TransformerEngine.
+/// Throws Error for shapes, settings, missing partners, ids that are neither in [0, E) nor -1,
+/// outputs that overlap other memory or a workspace that is too small, before any write. No
+/// allocation. Thread-safe. A token's bits depend on nothing but its own row. Closed forms as in
+/// NVIDIA's TransformerEngine.
 template <class A, class Id, class Executor = SerialExecutor>
 void scores_backward(detail::non_deduced_t<MatrixView<const A>> logits_TE, const RivalTable& rivals,
                      const SelectionRule& rule, StridedView<Id> expert_ids_TK,

@@ -16,7 +16,8 @@ inline namespace GATEPRO_ABI {
 /// for none).
 ///
 /// It adds, so that ranges of tokens can be counted one after the other: zero the counts first.
-/// Throws Error for shapes or an id outside [0, E), before any write. No allocation.
+/// Throws Error for shapes or an id that is neither in [0, E) nor -1, before any write. No
+/// allocation.
 template <class Id>
 void add_tokens_per_expert(StridedView<Id> expert_ids_TK,
                            VectorView<std::int64_t> tokens_per_expert_E) {
