@@ -183,6 +183,8 @@ TEST(CompleteState, WhatDoesNotFitIsNamedAndChangesNothing) {
   refused([](auto& s) { s.balance_counts_E.pop_back(); }, {"balance_counts_E", "size=11"});
   refused([](auto& s) { s.balance_counts_E[0] = -1; }, {"balance_counts_E", "count=-1"});
   refused([](auto& s) { s.balance_counts_E[0] = 1; }, {"balance_counts_E", "balance_tokens=0"});
+  refused([](auto& s) { s.balance_counts_E.assign(E, 100), s.balance_tokens = 100; },
+          {"balance_counts_E", "choices=1200, tokens=100, top_k=3"});
   refused([](auto& s) { s.balance_tokens = -1; }, {"balance_tokens=-1"});
   refused([](auto& s) { s.balance_counts_E.clear(), s.balance_tokens = 3; }, {"balance_tokens=3"});
   refused([](auto& s) { s.noise_position = -1; }, {"noise_position=-1"});
@@ -681,6 +683,12 @@ TEST(CompleteTraining, TheGlobalLossComparesWithAllForwardsSinceEndStep) {
   const auto given =
       complete_data::step(same, x_TH, w_EH, {}, dweights_TK, zeros<float>(E, H), more);
   EXPECT_TRUE(same_bits(given.dw_EH, second.dw_EH));
+
+  const std::vector<std::int64_t> too_many(E, T);
+  more.global_load = {too_many, T};
+  expect_error(
+      [&] { complete_data::step(same, x_TH, w_EH, {}, dweights_TK, zeros<float>(E, H), more); },
+      {"CompleteRouter::backward", "at most top_k choices per token"});
 
   router.end_step();
   const auto third = complete_data::forward(router, x_TH, w_EH);

@@ -5,6 +5,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <limits>
 #include <stdexcept>
@@ -88,6 +89,12 @@ void expect_same_record(const gatepro::RoutingRecord<>& a, const gatepro::Routin
   EXPECT_EQ(a.penalised_TK, b.penalised_TK);
   EXPECT_EQ(a.kept_TK, b.kept_TK);
   EXPECT_EQ(a.capacity, b.capacity);
+  ASSERT_EQ(a.competition.has_value(), b.competition.has_value());
+  if (a.competition) {
+    EXPECT_EQ(a.competition->mode, b.competition->mode);
+    EXPECT_EQ(a.competition->lambda, b.competition->lambda);
+    EXPECT_EQ(a.competition->ties, b.competition->ties);
+  }
   EXPECT_EQ(a.partners, b.partners);
   EXPECT_EQ(a.totals, b.totals);
   EXPECT_EQ(a.noise_position, b.noise_position);
@@ -215,6 +222,12 @@ TEST(FailedForward, OfBadInputLeavesTheBuffers) {
     refused_with([&](auto& r) { r.totals[i] = -1; });
   }
   refused_with([](auto& r) { r.totals[2] = r.totals[static_cast<std::size_t>(E)] + 1; });
+  for (const Index first : {Index{0}, E + 1}) {
+    refused_with([&](auto& r) {
+      std::int64_t* counts_E = r.totals.data() + first;
+      std::fill_n(counts_E, E, counts_E[E]);
+    });
+  }
   refused_with([](auto& r) { r.kept_TK[0] = 1, r.capacity = 0; });
   refused_with([](auto& r) { r.expert_ids_TK.back() = -2; });
 }

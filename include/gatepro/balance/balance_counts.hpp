@@ -88,6 +88,14 @@ inline std::int64_t checked_sum(const char* where, const VectorView<const std::i
   return sum;
 }
 
+/// Counts that their tokens can have made with up to top_k choices each. All are >= 0.
+inline void check_choices_per_token(const char* where, const BalanceCounts& counts, Index top_k) {
+  const std::int64_t choices = checked_sum(where, counts.tokens_per_expert_E);
+  need(choices / top_k + (choices % top_k != 0 ? 1 : 0) <= counts.tokens, where,
+       "counts and tokens of the same batches: at most top_k choices per token",
+       {{"choices", choices}, {"tokens", counts.tokens}, {"top_k", top_k}});
+}
+
 /// sums += counts, or an Error and no change.
 inline void add_counts(const char* where, const VectorView<const std::int64_t>& counts,
                        std::vector<std::int64_t>& sums) {

@@ -252,10 +252,7 @@ double load_balancing_loss(MatrixView<L> logits_TE, ScoreFunction function, Inde
   detail::check_loss_arguments(where, arguments, workspace,
                                detail::input("tokens_per_expert_E", counts.tokens_per_expert_E));
   detail::check_top_k(where, top_k, experts);
-  const std::int64_t choices = detail::checked_sum(where, counts.tokens_per_expert_E);
-  detail::need(choices / top_k + (choices % top_k != 0 ? 1 : 0) <= counts.tokens, where,
-               "counts and tokens of the same batches: at most top_k choices per token",
-               {{"choices", choices}, {"tokens", counts.tokens}, {"top_k", top_k}});
+  detail::check_choices_per_token(where, counts, top_k);
   detail::check_loss_weight(where, weight);
   const int workers = detail::checked_workers(where, executor);
   detail::Arena arena(where, workspace,
@@ -296,9 +293,9 @@ std::size_t sequence_load_balancing_loss_workspace_bytes(Index num_tokens, Index
 /// A sequence must be whole. If ranks share it, call load_balancing_loss for each sequence with its
 /// reduced counts and mean_over = tokens of the sequence * sequences.
 ///
-/// Throws Error as load_balancing_loss does, and for ids outside [0, E) or offsets, before any
-/// write. Cost: one pass over ids and logits, and one over dlogits_TE; S x E values of workspace.
-/// No allocation. Thread-safe.
+/// Throws Error as load_balancing_loss does, and for ids that are neither in [0, E) nor -1, or
+/// offsets, before any write. Cost: one pass over ids and logits, and one over dlogits_TE; S x E
+/// values of workspace. No allocation. Thread-safe.
 template <class L, class Id, class Executor = SerialExecutor>
 double sequence_load_balancing_loss(
     MatrixView<L> logits_TE, StridedView<Id> expert_ids_TK,

@@ -129,6 +129,7 @@ void check_complete_backward(const CompleteConfig& config, const RivalTable& riv
        {{"gradient_scale", more.gradient_scale}});
   if (more.global_load.tokens_per_expert_E.given()) {
     check_balance_counts(where, more.global_load, experts);
+    check_choices_per_token(where, more.global_load, config.router.top_k);
   }
 }
 

@@ -102,8 +102,9 @@ void check_replay(const char* where, const CompleteConfig& config, const Forward
        {{"totals", record.totals.size()}, {"totals needed", totals}});
   const VectorView<const std::int64_t> loads = record.totals;
   for (const BalanceCounts& load : {latest_load(loads), accumulated_load(loads)}) {
-    check_balance_counts("CompleteRouter::forward, totals of the record", load,
-                         config.router.num_experts);
+    const char* totals_of = "CompleteRouter::forward, totals of the record";
+    check_balance_counts(totals_of, load, config.router.num_experts);
+    check_choices_per_token(totals_of, load, config.router.top_k);
   }
 }
 
@@ -259,6 +260,8 @@ void check_state(const char* where, const CompleteConfig& config, const RouterSt
          "balance_counts_E with no count above balance_tokens",
          {{"count", count}, {"balance_tokens", state.balance_tokens}});
   }
+  check_choices_per_token("CompleteRouter::restore, balance_counts_E",
+                          {state.balance_counts_E, state.balance_tokens}, config.router.top_k);
   need(state.balance_tokens == 0 || !state.balance_counts_E.empty(), where,
        "balance_counts_E where there are balance_tokens",
        {{"balance_tokens", state.balance_tokens}});
