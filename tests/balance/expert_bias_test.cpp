@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <limits>
 #include <stdexcept>
+#include <type_traits>
 #include <vector>
 
 #include "support/data.hpp"
@@ -175,6 +176,24 @@ TYPED_TEST(ExpertBiasTest, AFailureChangesNothing) {
   EXPECT_EQ(of(bias.counts()), counts);
 }
 
+// One sum may leave the range where both terms are in it.
+TYPED_TEST(ExpertBiasTest, StaysFinite) {
+  const TypeParam largest = (std::numeric_limits<TypeParam>::max)();
+  ExpertBias<TypeParam> bias(2);
+  const Counts counts{1, 3}, zeros(2);
+  const std::vector<TypeParam> values{0, -largest};
+  bias.restore(values, counts);
+  const double rate = static_cast<double>(largest) / 2;
+  expect_error([&] { bias.step(NoReduce(), rate); }, {"ExpertBias::step", "finite", "expert=1"});
+  EXPECT_EQ(of(bias.values()), values);
+  EXPECT_EQ(of(bias.counts()), counts);
+  bias.zero();
+  bias.accumulate(counts);
+  bias.step(NoReduce(), rate);
+  EXPECT_EQ(of(bias.values()), (std::vector<TypeParam>{largest / 2, -largest / 2}));
+  EXPECT_EQ(of(bias.counts()), zeros);
+}
+
 TYPED_TEST(ExpertBiasTest, BadInput) {
   using B = TypeParam;
   using Limits = std::numeric_limits<double>;
@@ -187,6 +206,9 @@ TYPED_TEST(ExpertBiasTest, BadInput) {
   for (const double rate : {-1.0, Limits::infinity(), -Limits::infinity(), Limits::quiet_NaN()}) {
     expect_error([&] { bias.step(NoReduce(), rate); },
                  {"ExpertBias::step", "update_rate finite and >= 0", "update_rate="});
+  }
+  if (std::is_same_v<B, float>) {
+    expect_error([&] { bias.step(NoReduce(), 1e39); }, {"ExpertBias::step", "update_rate=1e+39"});
   }
   const std::vector<B> fine{1, 2}, one{1};
   expect_error([&] { bias.restore(one, good); }, {"ExpertBias::restore", "bias_E", "size=1"});

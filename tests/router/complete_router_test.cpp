@@ -762,6 +762,7 @@ TEST(CompleteRouter, BadSettingsAndInputsAreRefused) {
       "groups_per_token <= top_k");
   refused([](auto& c) { c.scores.scale = 0; }, "scale");
   refused([](auto& c) { c.bias.update_rate = -1; }, "update_rate");
+  refused([](auto& c) { c.bias.update_rate = 1e39; }, "update_rate");
   refused([](auto& c) { c.losses.z = -1; }, "loss coefficients");
   refused([](auto& c) { c.losses.batch = std::nan(""); }, "loss coefficients");
   refused([](auto& c) { c.capacity->factor = 0; }, "factor");

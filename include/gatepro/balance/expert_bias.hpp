@@ -67,16 +67,17 @@ class ExpertBias {
 
   /// b_i += update_rate * sign(mean - n_i) with the counts n of all ranks, and zeroes the counts.
   ///
-  /// `reduce` is the hook that sums over ranks; see NoReduce. update_rate: finite, >= 0, in units
-  /// of the scores. `centre` subtracts the mean of the update, so that the mean of the bias stays
-  /// as it is (torchtitan's rule). The sign is that of total - E n_i in integers, and the same on
-  /// each rank; without tokens nothing changes. Throws Error for the rate or for what the hook
-  /// leaves behind, and what the hook throws, before any change. Cost: E.
+  /// `reduce` is the hook that sums over ranks; see NoReduce. update_rate: finite, also as a B, >=
+  /// 0, in units of the scores. `centre` subtracts the mean of the update, so that the mean of the
+  /// bias stays as it is (torchtitan's rule). The sign is that of total - E n_i in integers, and
+  /// the same on each rank; without tokens nothing changes. Throws Error for the rate, for what the
+  /// hook leaves behind or for a bias that would not stay finite, and what the hook throws, before
+  /// any change. Cost: E.
   template <class Reduce>
   void step(const Reduce& reduce, double update_rate, bool centre = false) {
     detail::check_reduce<Reduce>();
     const char* where = "ExpertBias::step";
-    detail::need(detail::is_finite(update_rate) && update_rate >= 0, where,
+    detail::need(detail::is_finite_as<B>(update_rate) && update_rate >= 0, where,
                  "update_rate finite and >= 0", {{"update_rate", update_rate}});
     reduced_ = counts_;
     detail::reduce_counts(where, reduce, reduced_);
@@ -85,11 +86,15 @@ class ExpertBias {
     std::int64_t signs = 0;
     for (const std::int64_t n : reduced_) signs += detail::load_error_sign(total, experts, n);
     const double mean = centre ? static_cast<double>(signs) / static_cast<double>(experts) : 0;
-    for (std::size_t e = 0; e < values_.size(); ++e) {
+    const auto moved = [&](std::size_t e) {
       const double direction = detail::load_error_sign(total, experts, reduced_[e]) - mean;
-      values_[e] =
-          static_cast<B>(static_cast<double>(values_[e]) + detail::product(update_rate, direction));
+      return static_cast<double>(values_[e]) + detail::product(update_rate, direction);
+    };
+    for (std::size_t e = 0; e < values_.size(); ++e) {
+      detail::need(detail::is_finite_as<B>(moved(e)), where, "a bias that stays finite",
+                   {{"value", moved(e)}, {"expert", e}});
     }
+    for (std::size_t e = 0; e < values_.size(); ++e) values_[e] = static_cast<B>(moved(e));
     std::fill(counts_.begin(), counts_.end(), std::int64_t{0});
   }
 

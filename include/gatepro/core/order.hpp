@@ -70,6 +70,13 @@ bool is_finite(A value) {
   return key > -Order<A>::infinity && key < Order<A>::infinity;
 }
 
+/// Finite, also as an A.
+template <class A>
+bool is_finite_as(double value) {
+  return is_finite(value) && value <= static_cast<double>((std::numeric_limits<A>::max)()) &&
+         value >= static_cast<double>(std::numeric_limits<A>::lowest());
+}
+
 }  // namespace GATEPRO_ABI
 }  // namespace detail
 }  // namespace gatepro

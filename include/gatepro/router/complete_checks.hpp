@@ -3,9 +3,7 @@
 #ifndef GATEPRO_ROUTER_COMPLETE_CHECKS_HPP
 #define GATEPRO_ROUTER_COMPLETE_CHECKS_HPP
 
-#include <cmath>
 #include <cstdint>
-#include <limits>
 #include <vector>
 
 #include "gatepro/core/overlap.hpp"
@@ -56,7 +54,8 @@ const CompleteConfig& checked_complete(const CompleteConfig& config) {
   check_loss_rule(where, config.losses);
   check_noise_rule(where, config.noise);
   const double rate = config.bias.update_rate;
-  need(is_finite(rate) && rate >= 0, where, "update_rate finite and >= 0", {{"update_rate", rate}});
+  need(is_finite_as<A>(rate) && rate >= 0, where,
+       "update_rate finite, also in the router's precision, and >= 0", {{"update_rate", rate}});
   if (config.capacity) check_capacity_rule(where, *config.capacity);
   return config;
 }
@@ -246,9 +245,8 @@ void check_state(const char* where, const CompleteConfig& config, const RouterSt
                                                  1, 1, 1);
   check_ids(where, "partners_EM", partners, experts);
   for (const double bias : state.expert_bias_E) {
-    const bool fits =
-        is_finite(bias) && (std::abs)(bias) <= static_cast<double>((std::numeric_limits<A>::max)());
-    need(fits, where, "expert_bias_E with values that are finite, also in the router's precision",
+    need(is_finite_as<A>(bias), where,
+         "expert_bias_E with values that are finite, also in the router's precision",
          {{"value", bias}});
   }
   check_counts(where, "bias_counts_E", state.bias_counts_E, size(state.bias_counts_E));

@@ -227,7 +227,7 @@ class CompleteRouter {
 
   /// Ends an optimizer step: moves the bias by the load of all ranks, and forgets the loads that
   /// losses accumulated. `reduce` is called once if there is a bias, else not at all. Throws what
-  /// it throws; nothing has changed then.
+  /// it throws, and Error for a bias that would not stay finite; nothing has changed then.
   template <class Reduce = NoReduce>
   void end_step(const Reduce& reduce = {}) {
     if (config_.bias.enabled) bias_.step(reduce, config_.bias.update_rate, config_.bias.centre);
