@@ -9,6 +9,7 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <numeric>
 #include <optional>
 #include <string>
 #include <vector>
@@ -597,6 +598,34 @@ TEST(CompleteRouter, OnlyLossesMoveTheRouterWhenNothingElseDoes) {
     EXPECT_EQ(outcome.dx_TH.cwiseAbs().maxCoeff() > 0, loss < 4);
     EXPECT_EQ(outcome.report.losses.sum() > 0, loss < 4);
   }
+}
+
+/// Borders that no loss asks for take no memory.
+TEST(CompleteRouter, WorkspaceIsForTheLossesThatAreOn) {
+  constexpr Index T = 4096, H = 4, E = 256;
+  CompleteConfig config{{H, E, 2}};
+  config.router.competition = Competition::off();
+  std::vector<std::int64_t> sequences(T + 1);
+  std::iota(sequences.begin(), sequences.end(), 0);
+  ForwardInputs<> in;
+  in.sequence_begin_S1 = sequences;
+  const auto x_TH = random_matrix<float>(T, H, 1);
+  const auto w_EH = random_matrix<float>(E, H, 2);
+  const auto dweights_TK = random_matrix<float>(T, 2, 3);
+  RowMatrix<float> dx_TH = zeros<float>(T, H), dw_EH = zeros<float>(E, H);
+  for (const gatepro::LossRule& losses :
+       {gatepro::LossRule{}, gatepro::LossRule{1, 0, 1, 0, gatepro::CountSource::unpenalised},
+        gatepro::LossRule{0, 0, 0, 1, gatepro::CountSource::dispatched}}) {
+    config.losses = losses;
+    CompleteRouter<float> router(config);
+    EXPECT_EQ(router.workspace_bytes(T, 1, T), router.workspace_bytes(T));
+    gatepro::CompleteBuffers buffers(router, T);
+    router.forward(x_TH, w_EH, in, buffers);
+    router.backward(x_TH, w_EH, in, buffers, gatepro::strided_view(dweights_TK), {}, dx_TH, dw_EH);
+  }
+  config.losses.sequence = 1;
+  const CompleteRouter<float> router(config);
+  EXPECT_GT(router.workspace_bytes(T, 1, T), router.workspace_bytes(T));
 }
 
 TEST(CompleteRouter, NoTokensAreNoFault) {

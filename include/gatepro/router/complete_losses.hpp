@@ -123,18 +123,28 @@ void count_for_losses(const CompleteConfig& config,
   }
 }
 
-/// Bytes of workspace for what this header does.
+/// Bytes of workspace for what this header does: for the largest step of the losses that are on.
 template <class A>
 std::size_t complete_losses_workspace_bytes(const CompleteConfig& config, Index tokens,
                                             Index sequences, int workers) {
-  if (!config.losses.any()) return 0;
+  const LossRule& rule = config.losses;
+  if (!rule.any()) return 0;
   const Index experts = config.router.num_experts;
-  return (std::max)(
-      {measure([&](Arena& arena) { carve_unpenalised<A>(arena, config, tokens, workers); }),
-       count_unpenalised_workspace_bytes<A>(experts, config.router.top_k, workers),
-       load_balancing_loss_workspace_bytes<A>(tokens, experts, workers),
-       sequence_load_balancing_loss_workspace_bytes<A>(tokens, experts, sequences, workers),
-       z_loss_workspace_bytes<A>(tokens, experts, workers)});
+  std::size_t most = 0;
+  const auto include = [&most](std::size_t bytes) { most = (std::max)(most, bytes); };
+  if (counts_unpenalised_ids(rule)) {
+    include(measure([&](Arena& arena) { carve_unpenalised<A>(arena, config, tokens, workers); }));
+  } else if (rule.counts == CountSource::unpenalised) {
+    include(count_unpenalised_workspace_bytes<A>(experts, config.router.top_k, workers));
+  }
+  if (rule.batch > 0 || rule.global > 0) {
+    include(load_balancing_loss_workspace_bytes<A>(tokens, experts, workers));
+  }
+  if (rule.sequence > 0) {
+    include(sequence_load_balancing_loss_workspace_bytes<A>(tokens, experts, sequences, workers));
+  }
+  if (rule.z > 0) include(z_loss_workspace_bytes<A>(tokens, experts, workers));
+  return most;
 }
 
 /// Values of the losses; with dlogits_TE also their gradients, added. `global`: the load that the
