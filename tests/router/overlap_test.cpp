@@ -619,6 +619,53 @@ TEST(Overlap, CompleteRouter) {
   EXPECT_EQ(dlogits_TE, before);
 }
 
+// A forward writes into no record but by filling it.
+TEST(Overlap, RecordsOfTheCompleteRouter) {
+  gatepro::CompleteConfig config;
+  config.router = {hidden, experts, top_k, gatepro::Competition::off()};
+  config.losses.z = 0.1;
+  config.capacity = gatepro::CapacityRule{};
+  gatepro::CompleteRouter<float> router(config);
+  gatepro::CompleteBuffers buffers(router, tokens);
+  const auto x_TH = random_matrix<float>(tokens, hidden, 1);
+  const auto w_EH = random_matrix<float>(experts, hidden, 2);
+  gatepro::RoutingRecord<> record;
+  gatepro::ForwardInputs<> first, again;
+  first.record = &record;
+  again.pass = gatepro::Pass::recompute;
+  again.replay = &record;
+  router.forward(x_TH, w_EH, first, buffers);
+  const gatepro::RoutingRecord<> before = record;
+  const auto refused = [&](const auto& spoil, const char* output, const char* member) {
+    auto out = buffers.view();
+    spoil(out);
+    for (const bool replayed : {false, true}) {
+      const std::string names =
+          std::string(output) + " and " + (replayed ? "replay->" : "record->") + member;
+      expect_error(
+          [&] { router.forward(x_TH, w_EH, replayed ? again : first, out, buffers.workspace()); },
+          {"CompleteRouter::forward", names.c_str()});
+    }
+  };
+  refused(
+      [&](auto& out) {
+        out.weights_TK = {reinterpret_cast<float*>(record.expert_ids_TK.data()), tokens, top_k};
+      },
+      "weights_TK", "expert_ids_TK");
+  refused([&](auto& out) { out.expert_ids_TK.data = record.expert_ids_TK.data(); }, "expert_ids_TK",
+          "expert_ids_TK");
+  refused([&](auto& out) { out.penalised_TK.data = record.penalised_TK.data(); }, "penalised_TK",
+          "penalised_TK");
+  refused([&](auto& out) { out.kept_TK.data = record.kept_TK.data(); }, "kept_TK", "kept_TK");
+  refused([&](auto& out) { out.totals.data = record.totals.data(); }, "totals", "totals");
+  EXPECT_EQ(record.expert_ids_TK, before.expert_ids_TK);
+  EXPECT_EQ(record.kept_TK, before.kept_TK);
+  EXPECT_EQ(record.totals, before.totals);
+  again.record = &record;  // the same record may be followed and filled
+  EXPECT_NO_THROW(router.forward(x_TH, w_EH, again, buffers));
+  EXPECT_EQ(record.expert_ids_TK, before.expert_ids_TK);
+}
+
 // Halves of the columns of one matrix, and weights between the ids: rows and columns interleave.
 TEST(Overlap, InterleavedOutputsGiveTheSameBits) {
   const auto x_TH = random_matrix<float>(tokens, hidden, 1);

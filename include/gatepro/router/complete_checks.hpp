@@ -191,6 +191,27 @@ void check_complete_overlaps(const char* where, Access access, const ForwardInpu
                  input("sequence_begin_S1", in.sequence_begin_S1), more...);
 }
 
+/// What a forward writes does not stand in a record either. The record that it fills may be the one
+/// that it follows, so that both are read here.
+template <class X, class A, class Id, class... More>
+void check_forward_overlaps(const char* where, const ForwardInputs<Id>& in,
+                            const CompleteRoutingView<X, A, Id>& out, const More&... more) {
+  const RoutingRecord<Id> none;
+  const RoutingRecord<Id>& replay = in.replay != nullptr ? *in.replay : none;
+  const RoutingRecord<Id>& record = in.record != nullptr ? *in.record : none;
+  const auto input_in = [](const char* name, const auto& vector) {
+    return input(name, VectorView(vector.data(), static_cast<Index>(vector.size())));
+  };
+  check_complete_overlaps(
+      where, Access::write, in, out, more...,
+      input_in("replay->expert_ids_TK", replay.expert_ids_TK),
+      input_in("replay->penalised_TK", replay.penalised_TK),
+      input_in("replay->kept_TK", replay.kept_TK), input_in("replay->totals", replay.totals),
+      input_in("record->expert_ids_TK", record.expert_ids_TK),
+      input_in("record->penalised_TK", record.penalised_TK),
+      input_in("record->kept_TK", record.kept_TK), input_in("record->totals", record.totals));
+}
+
 /// Everything that a forward of `tokens` logits rows takes.
 template <class X, class A, class Id>
 void check_complete_forward(const CompleteConfig& config, const RivalTable& rivals,

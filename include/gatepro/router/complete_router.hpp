@@ -253,8 +253,7 @@ class CompleteRouter {
     const Index experts = config_.router.num_experts;
     detail::check_complete_forward(config_, router_.similarity_cache().rivals(), in, out, tokens,
                                    jittered);
-    detail::check_complete_overlaps(where, detail::Access::write, in, out,
-                                    detail::output("workspace", scratch), more...);
+    detail::check_forward_overlaps(where, in, out, detail::output("workspace", scratch), more...);
     detail::Arena arena(where, scratch,
                         detail::forward_bytes<X, W>(config_, shape_of(in, tokens, executor)));
     if (in.replay != nullptr) {
