@@ -4,6 +4,7 @@
 #define GATEPRO_ROUTER_COMPLETE_CHECKS_HPP
 
 #include <cstdint>
+#include <type_traits>
 #include <vector>
 
 #include "gatepro/core/overlap.hpp"
@@ -200,7 +201,8 @@ void check_forward_overlaps(const char* where, const ForwardInputs<Id>& in,
   const RoutingRecord<Id>& replay = in.replay != nullptr ? *in.replay : none;
   const RoutingRecord<Id>& record = in.record != nullptr ? *in.record : none;
   const auto input_in = [](const char* name, const auto& vector) {
-    return input(name, VectorView(vector.data(), static_cast<Index>(vector.size())));
+    using T = std::remove_pointer_t<decltype(vector.data())>;
+    return input(name, VectorView<T>(vector));
   };
   check_complete_overlaps(
       where, Access::write, in, out, more...,
