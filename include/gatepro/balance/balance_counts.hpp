@@ -54,65 +54,69 @@ constexpr void check_reduce() {
 inline namespace GATEPRO_ABI {
 
 /// Counts of the right number, none of them negative.
-inline void check_counts(const char* where, const char* name,
+inline void check_counts(const Checks& checks, const char* name,
                          const VectorView<const std::int64_t>& counts, Index size) {
-  check_vector(where, name, counts, size);
+  checks.vector(name, counts, size);
   for (Index i = 0; i < size; ++i) {
     if (counts[i] < 0) {
-      fail_view(where, name, "counts >= 0", {{"count", counts[i]}, {"position", i}});
+      checks.refuse(name, "counts >= 0", {{"count", counts[i]}, {"position", i}});
     }
   }
 }
 
-inline void check_balance_counts(const char* where, const BalanceCounts& counts, Index experts) {
-  check_num_experts(where, experts);
-  check_counts(where, "tokens_per_expert_E", counts.tokens_per_expert_E, experts);
-  need(counts.tokens >= 0, where, "tokens >= 0", {{"tokens", counts.tokens}});
-  need(counts.sequences >= 0 && counts.sequences <= counts.tokens, where,
-       "0 <= sequences <= tokens", {{"sequences", counts.sequences}, {"tokens", counts.tokens}});
+inline void check_balance_counts(const Checks& checks, const BalanceCounts& counts, Index experts) {
+  checks.num_experts(experts);
+  check_counts(checks, "tokens_per_expert_E", counts.tokens_per_expert_E, experts);
+  checks.need(counts.tokens >= 0, "tokens >= 0", {{"tokens", counts.tokens}});
+  checks.need(counts.sequences >= 0 && counts.sequences <= counts.tokens,
+              "0 <= sequences <= tokens",
+              {{"sequences", counts.sequences}, {"tokens", counts.tokens}});
   for (Index e = 0; e < experts; ++e) {
-    need(counts.tokens_per_expert_E[e] <= counts.tokens, where,
-         "counts of the same tokens: none above their number",
-         {{"count", counts.tokens_per_expert_E[e]}, {"expert", e}, {"tokens", counts.tokens}});
+    checks.need(
+        counts.tokens_per_expert_E[e] <= counts.tokens,
+        "counts of the same tokens: none above their number",
+        {{"count", counts.tokens_per_expert_E[e]}, {"expert", e}, {"tokens", counts.tokens}});
   }
 }
 
 /// The sum of counts >= 0, or an Error if int64 does not hold it.
-inline std::int64_t checked_sum(const char* where, const VectorView<const std::int64_t>& counts) {
+inline std::int64_t checked_sum(const Checks& checks,
+                                const VectorView<const std::int64_t>& counts) {
   std::int64_t sum = 0;
   for (Index i = 0; i < counts.size; ++i) {
-    need(counts[i] <= (std::numeric_limits<std::int64_t>::max)() - sum, where,
-         "counts whose sum fits int64", {{"sum", sum}, {"count", counts[i]}});
+    checks.need(counts[i] <= (std::numeric_limits<std::int64_t>::max)() - sum,
+                "counts whose sum fits int64", {{"sum", sum}, {"count", counts[i]}});
     sum += counts[i];
   }
   return sum;
 }
 
 /// Counts that their tokens can have made with up to top_k choices each. All are >= 0.
-inline void check_choices_per_token(const char* where, const BalanceCounts& counts, Index top_k) {
-  const std::int64_t choices = checked_sum(where, counts.tokens_per_expert_E);
-  need(choices / top_k + (choices % top_k != 0 ? 1 : 0) <= counts.tokens, where,
-       "counts and tokens of the same batches: at most top_k choices per token",
-       {{"choices", choices}, {"tokens", counts.tokens}, {"top_k", top_k}});
+inline void check_choices_per_token(const Checks& checks, const BalanceCounts& counts,
+                                    Index top_k) {
+  const std::int64_t choices = checked_sum(checks, counts.tokens_per_expert_E);
+  checks.need(choices / top_k + (choices % top_k != 0 ? 1 : 0) <= counts.tokens,
+              "counts and tokens of the same batches: at most top_k choices per token",
+              {{"choices", choices}, {"tokens", counts.tokens}, {"top_k", top_k}});
 }
 
 /// sums += counts, or an Error and no change.
-inline void add_counts(const char* where, const VectorView<const std::int64_t>& counts,
+inline void add_counts(const Checks& checks, const VectorView<const std::int64_t>& counts,
                        std::vector<std::int64_t>& sums) {
   const auto size = static_cast<std::size_t>(counts.size);
   for (std::size_t i = 0; i < size; ++i) {
-    need(sums[i] <= (std::numeric_limits<std::int64_t>::max)() - counts.data[i], where,
-         "counts whose sum fits int64", {{"sum", sums[i]}, {"count", counts.data[i]}});
+    checks.need(sums[i] <= (std::numeric_limits<std::int64_t>::max)() - counts.data[i],
+                "counts whose sum fits int64", {{"sum", sums[i]}, {"count", counts.data[i]}});
   }
   for (std::size_t i = 0; i < size; ++i) sums[i] += counts.data[i];
 }
 
 /// What the hook makes of the counts, which must still be counts.
 template <class Reduce>
-void reduce_counts(const char* where, const Reduce& reduce, std::vector<std::int64_t>& counts) {
+void reduce_counts(const Checks& checks, const Reduce& reduce, std::vector<std::int64_t>& counts) {
   const auto size = static_cast<Index>(counts.size());
   reduce(counts.data(), size);
-  check_counts(where, "counts from the reduce hook", counts, size);
+  check_counts(checks, "counts from the reduce hook", counts, size);
 }
 
 }  // namespace GATEPRO_ABI
@@ -133,7 +137,7 @@ class BalanceAccumulator {
  public:
   /// For E experts, nothing counted. Throws Error for E < 1.
   explicit BalanceAccumulator(Index num_experts) {
-    detail::check_num_experts("BalanceAccumulator", num_experts);
+    detail::Checks("BalanceAccumulator").num_experts(num_experts);
     total_.resize(static_cast<std::size_t>(num_experts) + 1);
     latest_.resize(total_.size() + 2);
     next_total_ = total_;
@@ -154,17 +158,17 @@ class BalanceAccumulator {
   template <class Reduce = NoReduce>
   void prepare(const BalanceCounts& batch, const Reduce& reduce = {}) {
     detail::check_reduce<Reduce>();
-    const char* where = "BalanceAccumulator";
-    detail::check_balance_counts(where, batch, num_experts());
+    const detail::Checks checks("BalanceAccumulator");
+    detail::check_balance_counts(checks, batch, num_experts());
     const auto* counts = batch.tokens_per_expert_E.data;
     std::copy(counts, counts + num_experts(), next_latest_.begin());
     next_latest_[total_.size() - 1] = batch.tokens;
     next_latest_[total_.size()] = batch.sequences;
     next_latest_.back() = batch.ranks;
-    detail::reduce_counts(where, reduce, next_latest_);
-    detail::check_balance_counts(where, next_latest(), num_experts());
+    detail::reduce_counts(checks, reduce, next_latest_);
+    detail::check_balance_counts(checks, next_latest(), num_experts());
     next_total_ = total_;
-    detail::add_counts(where, {next_latest_.data(), static_cast<Index>(total_.size())},
+    detail::add_counts(checks, {next_latest_.data(), static_cast<Index>(total_.size())},
                        next_total_);
   }
   /// The second half, once after each `prepare` that is to count.

@@ -44,7 +44,7 @@ class ExpertBias {
   /// E zeros, nothing counted. Throws Error for E < 1.
   explicit ExpertBias(Index num_experts) {
     detail::check_bias_type<B>();
-    detail::check_num_experts("ExpertBias", num_experts);
+    detail::Checks("ExpertBias").num_experts(num_experts);
     values_.resize(static_cast<std::size_t>(num_experts));
     counts_.resize(values_.size());
     reduced_.resize(values_.size());
@@ -76,12 +76,12 @@ class ExpertBias {
   template <class Reduce>
   void step(const Reduce& reduce, double update_rate, bool centre = false) {
     detail::check_reduce<Reduce>();
-    const char* where = "ExpertBias::step";
-    detail::need(detail::is_finite_as<B>(update_rate) && update_rate >= 0, where,
-                 "update_rate finite and >= 0", {{"update_rate", update_rate}});
+    const detail::Checks checks("ExpertBias::step");
+    checks.need(detail::is_finite_as<B>(update_rate) && update_rate >= 0,
+                "update_rate finite and >= 0", {{"update_rate", update_rate}});
     reduced_ = counts_;
-    detail::reduce_counts(where, reduce, reduced_);
-    const std::int64_t total = detail::checked_sum(where, reduced_);
+    detail::reduce_counts(checks, reduce, reduced_);
+    const std::int64_t total = detail::checked_sum(checks, reduced_);
     const auto experts = static_cast<std::int64_t>(reduced_.size());
     std::int64_t signs = 0;
     for (const std::int64_t n : reduced_) signs += detail::load_error_sign(total, experts, n);
@@ -91,8 +91,8 @@ class ExpertBias {
       return static_cast<double>(values_[e]) + detail::product(update_rate, direction);
     };
     for (std::size_t e = 0; e < values_.size(); ++e) {
-      detail::need(detail::is_finite_as<B>(moved(e)), where, "a bias that stays finite",
-                   {{"value", moved(e)}, {"expert", e}});
+      checks.need(detail::is_finite_as<B>(moved(e)), "a bias that stays finite",
+                  {{"value", moved(e)}, {"expert", e}});
     }
     for (std::size_t e = 0; e < values_.size(); ++e) values_[e] = static_cast<B>(moved(e));
     std::fill(counts_.begin(), counts_.end(), std::int64_t{0});
@@ -107,10 +107,10 @@ class ExpertBias {
   /// Takes bias and counts from a checkpoint. Throws Error for sizes, a value that is not finite,
   /// or a negative count, before any change.
   void restore(VectorView<const B> values, VectorView<const std::int64_t> counts) {
-    const char* where = "ExpertBias::restore";
-    detail::check_vector(where, "bias_E", values, num_experts());
-    detail::check_bias_values<B>(where, "bias_E", values);
-    detail::check_counts(where, "counts", counts, num_experts());
+    const detail::Checks checks("ExpertBias::restore");
+    checks.vector("bias_E", values, num_experts());
+    detail::check_bias_values<B>(checks.where(), "bias_E", values);
+    detail::check_counts(checks, "counts", counts, num_experts());
     std::copy(values.data, values.data + values.size, values_.begin());
     std::copy(counts.data, counts.data + counts.size, counts_.begin());
   }

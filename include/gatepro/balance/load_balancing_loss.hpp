@@ -138,17 +138,17 @@ struct SequenceLossScratch {
 };
 
 /// Ascending borders from 0 to T.
-inline void check_sequences(const char* where, const VectorView<const std::int64_t>& begin_S1,
+inline void check_sequences(const Checks& checks, const VectorView<const std::int64_t>& begin_S1,
                             Index tokens) {
-  need(begin_S1.size >= 1, where, "sequence_begin_S1 with a border per sequence, and the end",
-       {{"size", begin_S1.size}});
-  check_vector(where, "sequence_begin_S1", begin_S1, begin_S1.size);
-  need(begin_S1[0] == 0 && begin_S1[begin_S1.size - 1] == tokens, where,
-       "sequence_begin_S1 from 0 to the number of tokens",
-       {{"first", begin_S1[0]}, {"last", begin_S1[begin_S1.size - 1]}, {"tokens", tokens}});
+  checks.need(begin_S1.size >= 1, "sequence_begin_S1 with a border per sequence, and the end",
+              {{"size", begin_S1.size}});
+  checks.vector("sequence_begin_S1", begin_S1, begin_S1.size);
+  checks.need(begin_S1[0] == 0 && begin_S1[begin_S1.size - 1] == tokens,
+              "sequence_begin_S1 from 0 to the number of tokens",
+              {{"first", begin_S1[0]}, {"last", begin_S1[begin_S1.size - 1]}, {"tokens", tokens}});
   for (Index s = 1; s < begin_S1.size; ++s) {
-    need(begin_S1[s - 1] <= begin_S1[s], where, "sequence_begin_S1 that never falls",
-         {{"position", s}, {"before", begin_S1[s - 1]}, {"here", begin_S1[s]}});
+    checks.need(begin_S1[s - 1] <= begin_S1[s], "sequence_begin_S1 that never falls",
+                {{"position", s}, {"before", begin_S1[s - 1]}, {"here", begin_S1[s]}});
   }
 }
 
@@ -194,7 +194,7 @@ inline namespace GATEPRO_ABI {
 template <class A>
 std::size_t load_balancing_loss_workspace_bytes(Index num_tokens, Index num_experts,
                                                 int workers = 1) {
-  detail::check_query_experts("load_balancing_loss", num_experts);
+  detail::Checks("load_balancing_loss").query_experts(num_experts);
   return detail::measure([&](detail::Arena& arena) {
     detail::BatchLossScratch<A>(arena, num_tokens, num_experts, workers);
   });
@@ -243,19 +243,18 @@ double load_balancing_loss(MatrixView<L> logits_TE, ScoreFunction function, Inde
                            Workspace workspace, const Executor& executor = {}) {
   using A = detail::value_t<L>;
   detail::check_accumulator<A>();
-  detail::check_executor<Executor>();
-  const char* where = "load_balancing_loss";
+  const detail::Checks checks("load_balancing_loss");
   const Index tokens = logits_TE.rows;
   const Index experts = logits_TE.cols;
   const detail::LossArguments<A> arguments{logits_TE, is_padding_T, dlogits_TE};
-  detail::check_balance_counts(where, counts, experts);
-  detail::check_loss_arguments(where, arguments, workspace,
+  detail::check_balance_counts(checks, counts, experts);
+  detail::check_loss_arguments(checks, arguments, workspace,
                                detail::input("tokens_per_expert_E", counts.tokens_per_expert_E));
-  detail::check_top_k(where, top_k, experts);
-  detail::check_choices_per_token(where, counts, top_k);
-  detail::check_loss_weight(where, weight);
-  const int workers = detail::checked_workers(where, executor);
-  detail::Arena arena(where, workspace,
+  checks.top_k(top_k, experts);
+  detail::check_choices_per_token(checks, counts, top_k);
+  detail::check_loss_weight(checks, weight);
+  const int workers = checks.workers(executor);
+  detail::Arena arena(checks.where(), workspace,
                       load_balancing_loss_workspace_bytes<A>(tokens, experts, workers));
   const std::int64_t mean_over =
       weight.mean_over != 0 ? weight.mean_over : detail::count_valid(is_padding_T, 0, tokens);
@@ -273,7 +272,7 @@ double load_balancing_loss(MatrixView<L> logits_TE, ScoreFunction function, Inde
 template <class A>
 std::size_t sequence_load_balancing_loss_workspace_bytes(Index num_tokens, Index num_experts,
                                                          Index num_sequences, int workers = 1) {
-  detail::check_query_experts("sequence_load_balancing_loss", num_experts);
+  detail::Checks("sequence_load_balancing_loss").query_experts(num_experts);
   return detail::measure([&](detail::Arena& arena) {
     detail::SequenceLossScratch<A>(arena, num_tokens, num_experts, num_sequences, workers);
   });
@@ -306,24 +305,23 @@ double sequence_load_balancing_loss(
   using A = detail::value_t<L>;
   detail::check_accumulator<A>();
   detail::check_id_type<detail::value_t<Id>>();
-  detail::check_executor<Executor>();
-  const char* where = "sequence_load_balancing_loss";
+  const detail::Checks checks("sequence_load_balancing_loss");
   const Index tokens = logits_TE.rows;
   const Index experts = logits_TE.cols;
   const detail::LossArguments<A> arguments{logits_TE, is_padding_T, dlogits_TE};
-  detail::check_top_k(where, expert_ids_TK.cols, experts);
-  detail::check_strided(where, "expert_ids_TK", expert_ids_TK, tokens, expert_ids_TK.cols);
+  checks.top_k(expert_ids_TK.cols, experts);
+  checks.strided("expert_ids_TK", expert_ids_TK, tokens, expert_ids_TK.cols);
   const detail::Choices<Id> choices{expert_ids_TK, is_padding_T};
-  detail::check_choices(where, "expert_ids_TK", choices, experts);
-  detail::check_sequences(where, sequence_begin_S1, tokens);
-  detail::check_loss_arguments(where, arguments, workspace,
+  detail::check_choices(checks, "expert_ids_TK", choices, experts);
+  detail::check_sequences(checks, sequence_begin_S1, tokens);
+  detail::check_loss_arguments(checks, arguments, workspace,
                                detail::input("expert_ids_TK", expert_ids_TK),
                                detail::input("sequence_begin_S1", sequence_begin_S1));
-  detail::check_loss_weight(where, weight);
-  const int workers = detail::checked_workers(where, executor);
+  detail::check_loss_weight(checks, weight);
+  const int workers = checks.workers(executor);
   const Index sequences = sequence_begin_S1.size - 1;
   detail::Arena arena(
-      where, workspace,
+      checks.where(), workspace,
       sequence_load_balancing_loss_workspace_bytes<A>(tokens, experts, sequences, workers));
   if (!(weight.coefficient > 0)) return 0;
 

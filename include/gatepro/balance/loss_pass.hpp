@@ -9,7 +9,6 @@
 
 #include "gatepro/core/checks.hpp"
 #include "gatepro/core/choices.hpp"
-#include "gatepro/core/overlap.hpp"
 #include "gatepro/routing/routing_group.hpp"
 
 namespace gatepro {
@@ -64,16 +63,16 @@ inline std::int64_t count_valid(const VectorView<const std::uint8_t>& is_padding
 
 /// The arguments that all losses have in common, and what `others` read.
 template <class A, class... Inputs>
-void check_loss_arguments(const char* where, const LossArguments<A>& arguments,
+void check_loss_arguments(const Checks& checks, const LossArguments<A>& arguments,
                           const Workspace& workspace, const Inputs&... others) {
   const MatrixView<const A>& logits_TE = arguments.logits_TE;
-  check_num_experts(where, logits_TE.cols);
-  check_matrix(where, "logits_TE", logits_TE, logits_TE.rows, logits_TE.cols);
-  check_optional_vector(where, "is_padding_T", arguments.is_padding_T, logits_TE.rows);
-  check_optional_matrix(where, "dlogits_TE", arguments.dlogits_TE, logits_TE.rows, logits_TE.cols);
-  check_overlaps(where, output("dlogits_TE", arguments.dlogits_TE), output("workspace", workspace),
-                 input("logits_TE", logits_TE), input("is_padding_T", arguments.is_padding_T),
-                 others...);
+  checks.num_experts(logits_TE.cols);
+  checks.matrix("logits_TE", logits_TE, logits_TE.rows, logits_TE.cols);
+  checks.optional_vector("is_padding_T", arguments.is_padding_T, logits_TE.rows);
+  checks.optional_matrix("dlogits_TE", arguments.dlogits_TE, logits_TE.rows, logits_TE.cols);
+  checks.overlaps(output("dlogits_TE", arguments.dlogits_TE), output("workspace", workspace),
+                  input("logits_TE", logits_TE), input("is_padding_T", arguments.is_padding_T),
+                  others...);
 }
 
 /// Sums per block of tokens, and the groups of the workers.

@@ -24,12 +24,12 @@ struct LossWeight {
 namespace detail {
 inline namespace GATEPRO_ABI {
 
-inline void check_loss_weight(const char* where, const LossWeight& weight) {
-  need(is_finite(weight.coefficient) && weight.coefficient >= 0, where,
-       "coefficient finite and >= 0", {{"coefficient", weight.coefficient}});
-  need(weight.mean_over >= 0, where, "mean_over >= 0", {{"mean_over", weight.mean_over}});
-  need(is_finite(weight.gradient_scale), where, "gradient_scale finite",
-       {{"gradient_scale", weight.gradient_scale}});
+inline void check_loss_weight(const Checks& checks, const LossWeight& weight) {
+  checks.need(is_finite(weight.coefficient) && weight.coefficient >= 0,
+              "coefficient finite and >= 0", {{"coefficient", weight.coefficient}});
+  checks.need(weight.mean_over >= 0, "mean_over >= 0", {{"mean_over", weight.mean_over}});
+  checks.need(is_finite(weight.gradient_scale), "gradient_scale finite",
+              {{"gradient_scale", weight.gradient_scale}});
 }
 
 }  // namespace GATEPRO_ABI

@@ -41,7 +41,7 @@ inline namespace GATEPRO_ABI {
 /// Bytes of workspace for z_loss.
 template <class A>
 std::size_t z_loss_workspace_bytes(Index num_tokens, Index num_experts, int workers = 1) {
-  detail::check_query_experts("z_loss", num_experts);
+  detail::Checks("z_loss").query_experts(num_experts);
   return detail::measure([&](detail::Arena& arena) {
     detail::LossLayout<A>(arena, num_tokens, num_experts, workers);
   });
@@ -68,15 +68,15 @@ double z_loss(MatrixView<L> logits_TE, const LossWeight& weight,
               const Executor& executor = {}) {
   using A = detail::value_t<L>;
   detail::check_accumulator<A>();
-  detail::check_executor<Executor>();
-  const char* where = "z_loss";
+  const detail::Checks checks("z_loss");
   const Index tokens = logits_TE.rows;
   const Index experts = logits_TE.cols;
   detail::LossArguments<A> arguments{logits_TE, is_padding_T, dlogits_TE};
-  detail::check_loss_arguments(where, arguments, workspace);
-  detail::check_loss_weight(where, weight);
-  const int workers = detail::checked_workers(where, executor);
-  detail::Arena arena(where, workspace, z_loss_workspace_bytes<A>(tokens, experts, workers));
+  detail::check_loss_arguments(checks, arguments, workspace);
+  detail::check_loss_weight(checks, weight);
+  const int workers = checks.workers(executor);
+  detail::Arena arena(checks.where(), workspace,
+                      z_loss_workspace_bytes<A>(tokens, experts, workers));
   const std::int64_t mean_over =
       weight.mean_over != 0 ? weight.mean_over : detail::count_valid(is_padding_T, 0, tokens);
   if (!(weight.coefficient > 0) || mean_over == 0) return 0;

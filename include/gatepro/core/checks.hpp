@@ -11,6 +11,7 @@
 #include "gatepro/core/error.hpp"
 #include "gatepro/core/executor.hpp"
 #include "gatepro/core/isa.hpp"
+#include "gatepro/core/overlap.hpp"
 #include "gatepro/core/scalar.hpp"
 #include "gatepro/core/views.hpp"
 
@@ -47,156 +48,243 @@ constexpr void check_executor() {
 
 inline namespace GATEPRO_ABI {
 
-[[noreturn]] inline void fail_view(const char* where, const char* name, const char* rule,
-                                   std::initializer_list<NamedValue> got) {
-  fail(where, std::string(name) + " with " + rule, got);
-}
+/// What a function checks before it writes, under the name that leads its messages: the first check
+/// that fails throws.
+class Checks {
+ public:
+  /// For a function of this name, a literal.
+  constexpr Checks(const char* where) : where_(where) {}
 
-inline void check_not_negative(const char* where, const char* name, Index rows, Index cols) {
-  if (rows < 0 || cols < 0) {
-    fail_view(where, name, "rows >= 0 and cols >= 0", {{"rows", rows}, {"cols", cols}});
+  /// The name.
+  constexpr const char* where() const { return where_; }
+
+  void need(bool ok, const char* rule, std::initializer_list<NamedValue> got = {}) const {
+    if (!ok) fail(where_, rule, got);
   }
-}
 
-/// Elements stand where their type may stand: elsewhere, reading one is undefined.
-template <class T>
-void check_alignment(const char* where, const char* name, const T* data, bool has_elements) {
-  const std::uintptr_t misplaced_by = reinterpret_cast<std::uintptr_t>(data) % alignof(T);
-  if (has_elements && misplaced_by != 0) {
-    fail_view(where, name, "data aligned as its element type",
-              {{"address modulo alignment", misplaced_by}, {"alignment", alignof(T)}});
+  /// Refuses an argument for a rule that it breaks.
+  [[noreturn]] void refuse(const char* name, const char* rule,
+                           std::initializer_list<NamedValue> got) const {
+    fail(where_, std::string(name) + " with " + rule, got);
   }
-}
 
-/// A given matrix of the expected shape whose elements all have addresses.
-template <class T>
-void check_matrix(const char* where, const char* name, const MatrixView<T>& m, Index rows,
-                  Index cols) {
-  if (m.rows != rows || m.cols != cols) {
-    fail_view(where, name, "the right shape",
-              {{"rows", m.rows}, {"cols", m.cols}, {"rows needed", rows}, {"cols needed", cols}});
+  /// a * b for sizes; see checked_product.
+  Index product(const char* rule, Index a, Index b) const {
+    return checked_product(where_, rule, a, b);
   }
-  check_not_negative(where, name, m.rows, m.cols);
-  if (m.rows > 1 && m.row_stride < m.cols) {
-    fail_view(where, name, "row_stride >= cols", {{"row_stride", m.row_stride}, {"cols", m.cols}});
+
+  /// A given matrix of the expected shape whose elements all have addresses.
+  template <class T>
+  void matrix(const char* name, const MatrixView<T>& m, Index rows, Index cols) const {
+    shape(name, m, rows, cols);
+    if (m.rows > 1 && m.row_stride < m.cols) {
+      refuse(name, "row_stride >= cols", {{"row_stride", m.row_stride}, {"cols", m.cols}});
+    }
+    elements(name, m);
+    constexpr Index most = (std::numeric_limits<Index>::max)() / static_cast<Index>(sizeof(T));
+    if (m.rows > 1 && m.row_stride > (most - m.cols) / (m.rows - 1)) {
+      refuse(name, "rows * row_stride within the address space",
+             {{"rows", m.rows}, {"row_stride", m.row_stride}});
+    }
   }
-  if (m.data == nullptr && m.rows > 0 && m.cols > 0) {
-    fail_view(where, name, "data that is not null", {{"rows", m.rows}, {"cols", m.cols}});
+
+  /// The same, or not given. A null that has an extent is neither.
+  template <class T>
+  void optional_matrix(const char* name, const MatrixView<T>& m, Index rows, Index cols) const {
+    const bool absent = m.data == nullptr && m.rows == 0 && m.cols == 0;
+    if (!absent) matrix(name, m, rows, cols);
   }
-  check_alignment(where, name, m.data, m.rows > 0 && m.cols > 0);
-  constexpr Index most = (std::numeric_limits<Index>::max)() / static_cast<Index>(sizeof(T));
-  if (m.rows > 1 && m.row_stride > (most - m.cols) / (m.rows - 1)) {
-    fail_view(where, name, "rows * row_stride within the address space",
-              {{"rows", m.rows}, {"row_stride", m.row_stride}});
+
+  /// A given [T, K] matrix of the expected shape whose elements do not overlap.
+  template <class T>
+  void strided(const char* name, const StridedView<T>& m, Index rows, Index cols) const {
+    shape(name, m, rows, cols);
+    elements(name, m);
+    constexpr Index most = (std::numeric_limits<Index>::max)() / static_cast<Index>(sizeof(T)) / 2;
+    const Index row_gaps = m.rows > 1 ? m.rows - 1 : 0;
+    const Index col_gaps = m.cols > 1 ? m.cols - 1 : 0;
+    const bool positive =
+        (row_gaps == 0 || m.row_stride > 0) && (col_gaps == 0 || m.col_stride > 0);
+    const bool addressable = positive && (row_gaps == 0 || m.row_stride <= most / row_gaps) &&
+                             (col_gaps == 0 || m.col_stride <= most / col_gaps);
+    const bool disjoint =
+        addressable && (row_gaps == 0 || col_gaps == 0 || m.row_stride > col_gaps * m.col_stride ||
+                        m.col_stride > row_gaps * m.row_stride);
+    if (!disjoint) {
+      refuse(name, "positive strides that keep its elements apart",
+             {{"rows", m.rows},
+              {"cols", m.cols},
+              {"row_stride", m.row_stride},
+              {"col_stride", m.col_stride}});
+    }
   }
-}
 
-/// The same, or not given. A null that has an extent is neither.
-template <class T>
-void check_optional_matrix(const char* where, const char* name, const MatrixView<T>& m, Index rows,
-                           Index cols) {
-  const bool absent = m.data == nullptr && m.rows == 0 && m.cols == 0;
-  if (!absent) check_matrix(where, name, m, rows, cols);
-}
-
-/// A given [T, K] matrix of the expected shape whose elements do not overlap.
-template <class T>
-void check_strided(const char* where, const char* name, const StridedView<T>& m, Index rows,
-                   Index cols) {
-  if (m.rows != rows || m.cols != cols) {
-    fail_view(where, name, "the right shape",
-              {{"rows", m.rows}, {"cols", m.cols}, {"rows needed", rows}, {"cols needed", cols}});
+  /// The same, or not given. A null that has an extent is neither.
+  template <class T>
+  void optional_strided(const char* name, const StridedView<T>& m, Index rows, Index cols) const {
+    const bool absent = m.data == nullptr && m.rows == 0 && m.cols == 0;
+    if (!absent) strided(name, m, rows, cols);
   }
-  check_not_negative(where, name, m.rows, m.cols);
-  if (m.data == nullptr && m.rows > 0 && m.cols > 0) {
-    fail_view(where, name, "data that is not null", {{"rows", m.rows}, {"cols", m.cols}});
+
+  template <class T>
+  void vector(const char* name, const VectorView<T>& v, Index size) const {
+    if (v.size != size) {
+      refuse(name, "the right size", {{"size", v.size}, {"size needed", size}});
+    }
+    if (v.data == nullptr && size > 0) {
+      refuse(name, "data that is not null", {{"size", v.size}});
+    }
+    alignment(name, v.data, size > 0);
   }
-  check_alignment(where, name, m.data, m.rows > 0 && m.cols > 0);
-  constexpr Index most = (std::numeric_limits<Index>::max)() / static_cast<Index>(sizeof(T)) / 2;
-  const Index row_gaps = m.rows > 1 ? m.rows - 1 : 0;
-  const Index col_gaps = m.cols > 1 ? m.cols - 1 : 0;
-  const bool positive = (row_gaps == 0 || m.row_stride > 0) && (col_gaps == 0 || m.col_stride > 0);
-  const bool addressable = positive && (row_gaps == 0 || m.row_stride <= most / row_gaps) &&
-                           (col_gaps == 0 || m.col_stride <= most / col_gaps);
-  const bool disjoint =
-      addressable && (row_gaps == 0 || col_gaps == 0 || m.row_stride > col_gaps * m.col_stride ||
-                      m.col_stride > row_gaps * m.row_stride);
-  if (!disjoint) {
-    fail_view(where, name, "positive strides that keep its elements apart",
-              {{"rows", m.rows},
-               {"cols", m.cols},
-               {"row_stride", m.row_stride},
-               {"col_stride", m.col_stride}});
+
+  /// The same, or not given. A null that has an extent is neither.
+  template <class T>
+  void optional_vector(const char* name, const VectorView<T>& v, Index size) const {
+    const bool absent = v.data == nullptr && v.size == 0;
+    if (!absent) vector(name, v, size);
   }
-}
 
-/// The same, or not given. A null that has an extent is neither.
-template <class T>
-void check_optional_strided(const char* where, const char* name, const StridedView<T>& m,
-                            Index rows, Index cols) {
-  const bool absent = m.data == nullptr && m.rows == 0 && m.cols == 0;
-  if (!absent) check_strided(where, name, m, rows, cols);
-}
-
-template <class T>
-void check_vector(const char* where, const char* name, const VectorView<T>& v, Index size) {
-  if (v.size != size) {
-    fail_view(where, name, "the right size", {{"size", v.size}, {"size needed", size}});
+  /// 1 <= E, and every id fits the internal and the caller's id type.
+  void num_experts(Index experts) const {
+    need(experts >= 1 && experts <= (std::numeric_limits<std::int32_t>::max)(),
+         "1 <= num_experts <= 2^31 - 1", {{"num_experts", experts}});
   }
-  if (v.data == nullptr && size > 0) {
-    fail_view(where, name, "data that is not null", {{"size", v.size}});
+
+  /// The same for a workspace query, which has an answer for E = 0: the stage says what is wrong.
+  void query_experts(Index experts) const {
+    if (experts != 0) num_experts(experts);
   }
-  check_alignment(where, name, v.data, size > 0);
-}
 
-/// The same, or not given. A null that has an extent is neither.
-template <class T>
-void check_optional_vector(const char* where, const char* name, const VectorView<T>& v,
-                           Index size) {
-  const bool absent = v.data == nullptr && v.size == 0;
-  if (!absent) check_vector(where, name, v, size);
-}
+  void top_k(Index k, Index experts) const {
+    need(k >= 1 && k <= experts, "1 <= top_k <= num_experts",
+         {{"top_k", k}, {"num_experts", experts}});
+  }
 
-/// 1 <= E, and every id fits the internal and the caller's id type.
-inline void check_num_experts(const char* where, Index num_experts) {
-  need(num_experts >= 1 && num_experts <= (std::numeric_limits<std::int32_t>::max)(), where,
-       "1 <= num_experts <= 2^31 - 1", {{"num_experts", num_experts}});
-}
-
-/// The same for a workspace query, which has an answer for E = 0: the stage says what is wrong.
-inline void check_query_experts(const char* where, Index num_experts) {
-  if (num_experts != 0) check_num_experts(where, num_experts);
-}
-
-inline void check_top_k(const char* where, Index top_k, Index num_experts) {
-  need(top_k >= 1 && top_k <= num_experts, where, "1 <= top_k <= num_experts",
-       {{"top_k", top_k}, {"num_experts", num_experts}});
-}
-
-/// Every id of a table that the caller supplies is in range.
-template <class Id>
-void check_ids(const char* where, const char* name, const StridedView<Id>& ids, Index num_experts) {
-  for (Index t = 0; t < ids.rows; ++t) {
-    for (Index j = 0; j < ids.cols; ++j) {
-      const auto id = ids(t, j);
-      const bool in_range =
-          static_cast<std::uint64_t>(id) < static_cast<std::uint64_t>(num_experts);
-      if (!in_range) {
-        fail_view(where, name, "every id in [0, num_experts)",
-                  {{"id", id}, {"row", t}, {"column", j}, {"num_experts", num_experts}});
+  /// Every id of a table that the caller supplies is in range.
+  template <class Id>
+  void ids(const char* name, const StridedView<Id>& table, Index experts) const {
+    for (Index r = 0; r < table.rows; ++r) {
+      for (Index c = 0; c < table.cols; ++c) {
+        const auto id = table(r, c);
+        const bool in_range = static_cast<std::uint64_t>(id) < static_cast<std::uint64_t>(experts);
+        if (!in_range) {
+          refuse(name, "every id in [0, num_experts)",
+                 {{"id", id}, {"row", r}, {"column", c}, {"num_experts", experts}});
+        }
       }
     }
   }
+
+  /// What is written shares no byte with any other argument; see check_overlaps.
+  template <class... Arguments>
+  void overlaps(const Arguments&... arguments) const {
+    check_overlaps(where_, arguments...);
+  }
+
+  /// How many bodies may run at once. Chooses the instruction set as well: in a body, which must
+  /// not throw, it would be too late to find that GATEPRO_ISA names none.
+  template <class Executor>
+  int workers(const Executor& executor) const {
+    check_executor<Executor>();
+    chosen_isa();
+    const int count = executor.workers();
+    need(count >= 1, "an executor with workers() >= 1", {{"workers", count}});
+    return count;
+  }
+
+ private:
+  template <class View>
+  void shape(const char* name, const View& m, Index rows, Index cols) const {
+    if (m.rows != rows || m.cols != cols) {
+      refuse(name, "the right shape",
+             {{"rows", m.rows}, {"cols", m.cols}, {"rows needed", rows}, {"cols needed", cols}});
+    }
+    if (rows < 0 || cols < 0) {
+      refuse(name, "rows >= 0 and cols >= 0", {{"rows", rows}, {"cols", cols}});
+    }
+  }
+
+  /// A matrix that has elements points to them.
+  template <class View>
+  void elements(const char* name, const View& m) const {
+    const bool any = m.rows > 0 && m.cols > 0;
+    if (m.data == nullptr && any) {
+      refuse(name, "data that is not null", {{"rows", m.rows}, {"cols", m.cols}});
+    }
+    alignment(name, m.data, any);
+  }
+
+  /// Elements stand where their type may stand: elsewhere, reading one is undefined.
+  template <class T>
+  void alignment(const char* name, const T* data, bool has_elements) const {
+    const std::uintptr_t misplaced_by = reinterpret_cast<std::uintptr_t>(data) % alignof(T);
+    if (has_elements && misplaced_by != 0) {
+      refuse(name, "data aligned as its element type",
+             {{"address modulo alignment", misplaced_by}, {"alignment", alignof(T)}});
+    }
+  }
+
+  const char* where_;
+};
+
+// The same as functions.
+
+template <class T>
+void check_matrix(const Checks& checks, const char* name, const MatrixView<T>& m, Index rows,
+                  Index cols) {
+  checks.matrix(name, m, rows, cols);
 }
 
-/// How many bodies may run at once. Chooses the instruction set as well: in a body, which must not
-/// throw, it would be too late to find that GATEPRO_ISA names none.
+template <class T>
+void check_optional_matrix(const Checks& checks, const char* name, const MatrixView<T>& m,
+                           Index rows, Index cols) {
+  checks.optional_matrix(name, m, rows, cols);
+}
+
+template <class T>
+void check_strided(const Checks& checks, const char* name, const StridedView<T>& m, Index rows,
+                   Index cols) {
+  checks.strided(name, m, rows, cols);
+}
+
+template <class T>
+void check_optional_strided(const Checks& checks, const char* name, const StridedView<T>& m,
+                            Index rows, Index cols) {
+  checks.optional_strided(name, m, rows, cols);
+}
+
+template <class T>
+void check_vector(const Checks& checks, const char* name, const VectorView<T>& v, Index size) {
+  checks.vector(name, v, size);
+}
+
+template <class T>
+void check_optional_vector(const Checks& checks, const char* name, const VectorView<T>& v,
+                           Index size) {
+  checks.optional_vector(name, v, size);
+}
+
+inline void check_num_experts(const Checks& checks, Index experts) { checks.num_experts(experts); }
+
+inline void check_query_experts(const Checks& checks, Index experts) {
+  checks.query_experts(experts);
+}
+
+inline void check_top_k(const Checks& checks, Index k, Index experts) { checks.top_k(k, experts); }
+
+template <class Id>
+void check_ids(const Checks& checks, const char* name, const StridedView<Id>& ids, Index experts) {
+  checks.ids(name, ids, experts);
+}
+
+[[noreturn]] inline void fail_view(const Checks& checks, const char* name, const char* rule,
+                                   std::initializer_list<NamedValue> got) {
+  checks.refuse(name, rule, got);
+}
+
 template <class Executor>
-int checked_workers(const char* where, const Executor& executor) {
-  chosen_isa();
-  const int workers = executor.workers();
-  need(workers >= 1, where, "an executor with workers() >= 1", {{"workers", workers}});
-  return workers;
+int checked_workers(const Checks& checks, const Executor& executor) {
+  return checks.workers(executor);
 }
 
 }  // namespace GATEPRO_ABI

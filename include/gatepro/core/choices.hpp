@@ -76,7 +76,8 @@ void count_choices(const Choices<Id>& choices, Index experts, Count* count_E) {
 
 /// Every id that the caller supplies is in range, or none.
 template <class Id>
-void check_choices(const char* where, const char* name, const Choices<Id>& choices, Index experts) {
+void check_choices(const Checks& checks, const char* name, const Choices<Id>& choices,
+                   Index experts) {
   const StridedView<Id>& ids_TK = choices.expert_ids_TK;
   for (Index t = 0; t < ids_TK.rows; ++t) {
     if (is_masked(choices.is_padding_T, t)) continue;
@@ -85,8 +86,8 @@ void check_choices(const char* where, const char* name, const Choices<Id>& choic
       const bool in_range =
           !is_some(id) || static_cast<std::uint64_t>(id) < static_cast<std::uint64_t>(experts);
       if (!in_range) {
-        fail_view(where, name, "every id in [0, num_experts), or -1 for none",
-                  {{"id", id}, {"row", t}, {"column", j}, {"num_experts", experts}});
+        checks.refuse(name, "every id in [0, num_experts), or -1 for none",
+                      {{"id", id}, {"row", t}, {"column", j}, {"num_experts", experts}});
       }
     }
   }
@@ -94,25 +95,25 @@ void check_choices(const char* where, const char* name, const Choices<Id>& choic
 
 /// The same, and no token holds an expert twice. `last_token_E` is scratch.
 template <class Id>
-void check_distinct_choices(const char* where, const char* name, const Choices<Id>& choices,
+void check_distinct_choices(const Checks& checks, const char* name, const Choices<Id>& choices,
                             Index experts, Index* last_token_E) {
-  check_choices(where, name, choices, experts);
+  check_choices(checks, name, choices, experts);
   std::fill_n(last_token_E, experts, Index{-1});
-  for_each_choice(Choices<Id>{choices.expert_ids_TK, choices.is_padding_T}, false,
-                  [&](Index t, Index j, Index e) {
-                    if (last_token_E[e] == t) {
-                      fail_view(where, name, "distinct ids in each row",
-                                {{"id", e}, {"row", t}, {"column", j}});
-                    }
-                    last_token_E[e] = t;
-                  });
+  for_each_choice(
+      Choices<Id>{choices.expert_ids_TK, choices.is_padding_T}, false,
+      [&](Index t, Index j, Index e) {
+        if (last_token_E[e] == t) {
+          checks.refuse(name, "distinct ids in each row", {{"id", e}, {"row", t}, {"column", j}});
+        }
+        last_token_E[e] = t;
+      });
 }
 
 /// The least multiple of `alignment` that is not below `size`.
-inline Index align_up(const char* where, const char* rule, Index size, Index alignment) {
+inline Index align_up(const Checks& checks, const char* rule, Index size, Index alignment) {
   const Index missing = (alignment - size % alignment) % alignment;
-  need(missing <= (std::numeric_limits<Index>::max)() - size, where, rule,
-       {{"size", size}, {"alignment", alignment}});
+  checks.need(missing <= (std::numeric_limits<Index>::max)() - size, rule,
+              {{"size", size}, {"alignment", alignment}});
   return size + missing;
 }
 

@@ -8,9 +8,9 @@
 #include <cstdint>
 #include <limits>
 
+#include "gatepro/core/checks.hpp"
 #include "gatepro/core/choices.hpp"
 #include "gatepro/core/order.hpp"
-#include "gatepro/core/overlap.hpp"
 #include "gatepro/core/product.hpp"
 #include "gatepro/core/workspace.hpp"
 
@@ -80,16 +80,16 @@ struct TokenDrops {
 
 inline namespace GATEPRO_ABI {
 
-inline void check_capacity_rule(const char* where, const CapacityRule& rule) {
+inline void check_capacity_rule(const Checks& checks, const CapacityRule& rule) {
   using O = Order<double>;
   const auto factor = key_of(rule.factor);
-  need(factor > 0 && factor < O::infinity, where, "factor finite and > 0",
-       {{"factor", rule.factor}});
+  checks.need(factor > 0 && factor < O::infinity, "factor finite and > 0",
+              {{"factor", rule.factor}});
   const auto evaluation_factor = key_of(rule.evaluation_factor);
-  need(evaluation_factor >= 0 && evaluation_factor < O::infinity, where,
-       "evaluation_factor finite and >= 0", {{"evaluation_factor", rule.evaluation_factor}});
-  need(rule.minimum >= 0, where, "minimum >= 0", {{"minimum", rule.minimum}});
-  need(rule.alignment >= 1, where, "alignment >= 1", {{"alignment", rule.alignment}});
+  checks.need(evaluation_factor >= 0 && evaluation_factor < O::infinity,
+              "evaluation_factor finite and >= 0", {{"evaluation_factor", rule.evaluation_factor}});
+  checks.need(rule.minimum >= 0, "minimum >= 0", {{"minimum", rule.minimum}});
+  checks.need(rule.alignment >= 1, "alignment >= 1", {{"alignment", rule.alignment}});
 }
 
 template <class A>
@@ -231,21 +231,20 @@ inline namespace GATEPRO_ABI {
 /// Thread-safe.
 inline Index expert_capacity(Index num_tokens, Index top_k, Index num_experts,
                              const CapacityRule& rule, Index most_tokens) {
-  const char* where = "expert_capacity";
-  detail::check_num_experts(where, num_experts);
-  detail::check_top_k(where, top_k, num_experts);
-  detail::check_capacity_rule(where, rule);
-  detail::need(num_tokens >= 0 && most_tokens >= num_tokens, where,
-               "0 <= num_tokens <= most_tokens",
-               {{"num_tokens", num_tokens}, {"most_tokens", most_tokens}});
-  const Index choices = detail::checked_product(
-      where, "num_tokens * top_k within the address space", num_tokens, top_k);
+  const detail::Checks checks("expert_capacity");
+  checks.num_experts(num_experts);
+  checks.top_k(top_k, num_experts);
+  detail::check_capacity_rule(checks, rule);
+  checks.need(num_tokens >= 0 && most_tokens >= num_tokens, "0 <= num_tokens <= most_tokens",
+              {{"num_tokens", num_tokens}, {"most_tokens", most_tokens}});
+  const Index choices =
+      checks.product("num_tokens * top_k within the address space", num_tokens, top_k);
   const double share = static_cast<double>(choices) / static_cast<double>(num_experts);
   const double wanted = std::ceil(rule.factor * share * (1 - 0x1p-50));
   const bool fewer = wanted < static_cast<double>(most_tokens);
   const Index used_slots =
       fewer ? (std::max)(static_cast<Index>(wanted), rule.minimum) : most_tokens;
-  return detail::align_up(where, "aligned slots within the address space",
+  return detail::align_up(checks, "aligned slots within the address space",
                           (std::min)(used_slots, most_tokens), rule.alignment);
 }
 
@@ -259,7 +258,7 @@ inline Index expert_capacity(Index num_tokens, Index top_k, Index num_experts,
 template <class A>
 std::size_t drop_over_capacity_workspace_bytes(Index num_tokens, Index num_experts, Index top_k,
                                                DropPolicy policy) {
-  detail::check_query_experts("drop_over_capacity", num_experts);
+  detail::Checks("drop_over_capacity").query_experts(num_experts);
   return detail::measure([&](detail::Arena& arena) {
     detail::carve_drop<A>(arena, num_tokens, num_experts, top_k, policy);
   });
@@ -285,30 +284,29 @@ DropReport drop_over_capacity(StridedView<Id> expert_ids_TK,
                               const Executor& executor = {}) {
   detail::check_id_type<detail::value_t<Id>>();
   detail::check_accumulator<A>();
-  detail::check_executor<Executor>();
-  const char* where = "drop_over_capacity";
+  const detail::Checks checks("drop_over_capacity");
   const Index tokens = expert_ids_TK.rows;
   const Index top_k = expert_ids_TK.cols;
   const Index experts = tokens_per_expert_E.size;
-  detail::check_num_experts(where, experts);
-  detail::check_top_k(where, top_k, experts);
-  detail::need(capacity >= 0, where, "capacity >= 0", {{"capacity", capacity}});
-  detail::check_strided(where, "expert_ids_TK", expert_ids_TK, tokens, top_k);
-  detail::check_optional_vector(where, "is_padding_T", is_padding_T, tokens);
-  detail::check_strided(where, "weights_TK", weights_TK, tokens, top_k);
-  detail::check_strided(where, "kept_TK", kept_TK, tokens, top_k);
-  detail::check_vector(where, "tokens_per_expert_E", tokens_per_expert_E, experts);
-  detail::check_overlaps(
-      where, detail::output("weights_TK", weights_TK), detail::output("kept_TK", kept_TK),
-      detail::output("tokens_per_expert_E", tokens_per_expert_E),
-      detail::output("workspace", workspace), detail::input("expert_ids_TK", expert_ids_TK),
-      detail::input("is_padding_T", is_padding_T));
-  const int workers = detail::checked_workers(where, executor);
-  detail::Arena arena(where, workspace,
+  checks.num_experts(experts);
+  checks.top_k(top_k, experts);
+  checks.need(capacity >= 0, "capacity >= 0", {{"capacity", capacity}});
+  checks.strided("expert_ids_TK", expert_ids_TK, tokens, top_k);
+  checks.optional_vector("is_padding_T", is_padding_T, tokens);
+  checks.strided("weights_TK", weights_TK, tokens, top_k);
+  checks.strided("kept_TK", kept_TK, tokens, top_k);
+  checks.vector("tokens_per_expert_E", tokens_per_expert_E, experts);
+  checks.overlaps(detail::output("weights_TK", weights_TK), detail::output("kept_TK", kept_TK),
+                  detail::output("tokens_per_expert_E", tokens_per_expert_E),
+                  detail::output("workspace", workspace),
+                  detail::input("expert_ids_TK", expert_ids_TK),
+                  detail::input("is_padding_T", is_padding_T));
+  const int workers = checks.workers(executor);
+  detail::Arena arena(checks.where(), workspace,
                       drop_over_capacity_workspace_bytes<A>(tokens, experts, top_k, policy));
   const auto scratch = detail::carve_drop<A>(arena, tokens, experts, top_k, policy);
   const detail::Choices<Id> choices{expert_ids_TK, is_padding_T};
-  detail::check_distinct_choices(where, "expert_ids_TK", choices, experts, scratch.taken_E);
+  detail::check_distinct_choices(checks, "expert_ids_TK", choices, experts, scratch.taken_E);
 
   detail::keep_all(choices, weights_TK, kept_TK);
   if (policy == DropPolicy::probability) {
@@ -329,13 +327,12 @@ void drop_backward(StridedView<const std::uint8_t> kept_TK,
                    detail::non_deduced_t<StridedView<const A>> dweights_TK,
                    StridedView<A> dbefore_TK) {
   detail::check_accumulator<A>();
-  const char* where = "drop_backward";
-  detail::check_strided(where, "kept_TK", kept_TK, kept_TK.rows, kept_TK.cols);
-  detail::check_strided(where, "dweights_TK", dweights_TK, kept_TK.rows, kept_TK.cols);
-  detail::check_strided(where, "dbefore_TK", dbefore_TK, kept_TK.rows, kept_TK.cols);
-  detail::check_overlaps(where, detail::output("dbefore_TK", dbefore_TK),
-                         detail::in_place("dweights_TK", dweights_TK),
-                         detail::input("kept_TK", kept_TK));
+  const detail::Checks checks("drop_backward");
+  checks.strided("kept_TK", kept_TK, kept_TK.rows, kept_TK.cols);
+  checks.strided("dweights_TK", dweights_TK, kept_TK.rows, kept_TK.cols);
+  checks.strided("dbefore_TK", dbefore_TK, kept_TK.rows, kept_TK.cols);
+  checks.overlaps(detail::output("dbefore_TK", dbefore_TK),
+                  detail::in_place("dweights_TK", dweights_TK), detail::input("kept_TK", kept_TK));
   for (Index t = 0; t < kept_TK.rows; ++t) {
     for (Index j = 0; j < kept_TK.cols; ++j) {
       dbefore_TK(t, j) = kept_TK(t, j) != 0 ? dweights_TK(t, j) : A(0);
@@ -350,11 +347,10 @@ void drop_backward(StridedView<const std::uint8_t> kept_TK,
 template <class A>
 void total_weights(detail::non_deduced_t<StridedView<const A>> weights_TK, VectorView<A> totals_T) {
   detail::check_accumulator<A>();
-  const char* where = "total_weights";
-  detail::check_strided(where, "weights_TK", weights_TK, weights_TK.rows, weights_TK.cols);
-  detail::check_vector(where, "totals_T", totals_T, weights_TK.rows);
-  detail::check_overlaps(where, detail::output("totals_T", totals_T),
-                         detail::input("weights_TK", weights_TK));
+  const detail::Checks checks("total_weights");
+  checks.strided("weights_TK", weights_TK, weights_TK.rows, weights_TK.cols);
+  checks.vector("totals_T", totals_T, weights_TK.rows);
+  checks.overlaps(detail::output("totals_T", totals_T), detail::input("weights_TK", weights_TK));
   for (Index t = 0; t < weights_TK.rows; ++t) {
     totals_T[t] = detail::sum_weights<A>(weights_TK, {}, t);
   }
@@ -375,16 +371,15 @@ void renormalise_kept(StridedView<Id> expert_ids_TK, StridedView<const std::uint
                       StridedView<A> weights_TK, VectorView<A> sums_T) {
   detail::check_accumulator<A>();
   detail::check_id_type<detail::value_t<Id>>();
-  const char* where = "renormalise_kept";
-  detail::check_strided(where, "expert_ids_TK", expert_ids_TK, kept_TK.rows, kept_TK.cols);
-  detail::check_strided(where, "kept_TK", kept_TK, kept_TK.rows, kept_TK.cols);
-  detail::check_vector(where, "totals_T", totals_T, kept_TK.rows);
-  detail::check_strided(where, "weights_TK", weights_TK, kept_TK.rows, kept_TK.cols);
-  detail::check_vector(where, "sums_T", sums_T, kept_TK.rows);
-  detail::check_overlaps(where, detail::output("weights_TK", weights_TK),
-                         detail::output("sums_T", sums_T),
-                         detail::input("expert_ids_TK", expert_ids_TK),
-                         detail::input("kept_TK", kept_TK), detail::input("totals_T", totals_T));
+  const detail::Checks checks("renormalise_kept");
+  checks.strided("expert_ids_TK", expert_ids_TK, kept_TK.rows, kept_TK.cols);
+  checks.strided("kept_TK", kept_TK, kept_TK.rows, kept_TK.cols);
+  checks.vector("totals_T", totals_T, kept_TK.rows);
+  checks.strided("weights_TK", weights_TK, kept_TK.rows, kept_TK.cols);
+  checks.vector("sums_T", sums_T, kept_TK.rows);
+  checks.overlaps(detail::output("weights_TK", weights_TK), detail::output("sums_T", sums_T),
+                  detail::input("expert_ids_TK", expert_ids_TK), detail::input("kept_TK", kept_TK),
+                  detail::input("totals_T", totals_T));
   for (Index t = 0; t < kept_TK.rows; ++t) {
     sums_T[t] = detail::sum_weights<A>(weights_TK, kept_TK, t);
     if (!detail::lost_some(expert_ids_TK, kept_TK, t)) continue;
@@ -416,21 +411,21 @@ void renormalise_kept_backward(StridedView<Id> expert_ids_TK,
                                StridedView<A> dbefore_TK) {
   detail::check_accumulator<A>();
   detail::check_id_type<detail::value_t<Id>>();
-  const char* where = "renormalise_kept_backward";
+  const detail::Checks checks("renormalise_kept_backward");
   const Index tokens = kept_TK.rows;
   const Index top_k = kept_TK.cols;
-  detail::check_strided(where, "expert_ids_TK", expert_ids_TK, tokens, top_k);
-  detail::check_strided(where, "kept_TK", kept_TK, tokens, top_k);
-  detail::check_vector(where, "totals_T", totals_T, tokens);
-  detail::check_strided(where, "weights_TK", weights_TK, tokens, top_k);
-  detail::check_vector(where, "sums_T", sums_T, tokens);
-  detail::check_strided(where, "dweights_TK", dweights_TK, tokens, top_k);
-  detail::check_strided(where, "dbefore_TK", dbefore_TK, tokens, top_k);
-  detail::check_overlaps(where, detail::output("dbefore_TK", dbefore_TK),
-                         detail::in_place("dweights_TK", dweights_TK),
-                         detail::input("expert_ids_TK", expert_ids_TK),
-                         detail::input("kept_TK", kept_TK), detail::input("weights_TK", weights_TK),
-                         detail::input("sums_T", sums_T), detail::input("totals_T", totals_T));
+  checks.strided("expert_ids_TK", expert_ids_TK, tokens, top_k);
+  checks.strided("kept_TK", kept_TK, tokens, top_k);
+  checks.vector("totals_T", totals_T, tokens);
+  checks.strided("weights_TK", weights_TK, tokens, top_k);
+  checks.vector("sums_T", sums_T, tokens);
+  checks.strided("dweights_TK", dweights_TK, tokens, top_k);
+  checks.strided("dbefore_TK", dbefore_TK, tokens, top_k);
+  checks.overlaps(detail::output("dbefore_TK", dbefore_TK),
+                  detail::in_place("dweights_TK", dweights_TK),
+                  detail::input("expert_ids_TK", expert_ids_TK), detail::input("kept_TK", kept_TK),
+                  detail::input("weights_TK", weights_TK), detail::input("sums_T", sums_T),
+                  detail::input("totals_T", totals_T));
   constexpr A most = (std::numeric_limits<A>::max)();
   for (Index t = 0; t < tokens; ++t) {
     const bool scaled = detail::lost_some(expert_ids_TK, kept_TK, t);

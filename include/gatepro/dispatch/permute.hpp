@@ -8,9 +8,9 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "gatepro/core/checks.hpp"
 #include "gatepro/core/choices.hpp"
 #include "gatepro/core/order.hpp"
-#include "gatepro/core/overlap.hpp"
 #include "gatepro/kernels/dispatch.hpp"
 
 namespace gatepro {
@@ -19,7 +19,7 @@ inline namespace GATEPRO_ABI {
 
 /// Every element of a plan's table is "none" or in [0, limit).
 template <class Id>
-void check_plan_table(const char* where, const char* name, const StridedView<Id>& table,
+void check_plan_table(const Checks& checks, const char* name, const StridedView<Id>& table,
                       Index limit) {
   for (Index r = 0; r < table.rows; ++r) {
     for (Index c = 0; c < table.cols; ++c) {
@@ -27,8 +27,8 @@ void check_plan_table(const char* where, const char* name, const StridedView<Id>
       const bool in_range =
           !is_some(id) || static_cast<std::uint64_t>(id) < static_cast<std::uint64_t>(limit);
       if (!in_range) {
-        fail_view(where, name, "every element in range, or none",
-                  {{"element", id}, {"row", r}, {"column", c}, {"limit", limit}});
+        checks.refuse(name, "every element in range, or none",
+                      {{"element", id}, {"row", r}, {"column", c}, {"limit", limit}});
       }
     }
   }
@@ -36,10 +36,10 @@ void check_plan_table(const char* where, const char* name, const StridedView<Id>
 
 /// The same for a list.
 template <class Id>
-void check_plan_list(const char* where, const char* name, const VectorView<Id>& list, Index size,
+void check_plan_list(const Checks& checks, const char* name, const VectorView<Id>& list, Index size,
                      Index limit) {
-  check_vector(where, name, list, size);
-  check_plan_table(where, name, StridedView<Id>(list.data, size, 1), limit);
+  checks.vector(name, list, size);
+  check_plan_table(checks, name, StridedView<Id>(list.data, size, 1), limit);
 }
 
 /// out += coefficient * row, element by element, as the gradients of the gate are added.
@@ -64,15 +64,14 @@ void permute(detail::non_deduced_t<MatrixView<const X>> x_TH, VectorView<Id> tok
              MatrixView<X> rows_NH, const Executor& executor = {}) {
   detail::check_input_scalars<X, X>();
   detail::check_id_type<detail::value_t<Id>>();
-  detail::check_executor<Executor>();
-  const char* where = "permute";
+  const detail::Checks checks("permute");
   const Index rows = rows_NH.rows;
-  detail::check_matrix(where, "x_TH", x_TH, x_TH.rows, x_TH.cols);
-  detail::check_matrix(where, "rows_NH", rows_NH, rows, x_TH.cols);
-  detail::check_overlaps(where, detail::output("rows_NH", rows_NH), detail::input("x_TH", x_TH),
-                         detail::input("token_of_row_N", token_of_row_N));
-  detail::check_plan_list(where, "token_of_row_N", token_of_row_N, rows, x_TH.rows);
-  const int workers = detail::checked_workers(where, executor);
+  checks.matrix("x_TH", x_TH, x_TH.rows, x_TH.cols);
+  checks.matrix("rows_NH", rows_NH, rows, x_TH.cols);
+  checks.overlaps(detail::output("rows_NH", rows_NH), detail::input("x_TH", x_TH),
+                  detail::input("token_of_row_N", token_of_row_N));
+  detail::check_plan_list(checks, "token_of_row_N", token_of_row_N, rows, x_TH.rows);
+  const int workers = checks.workers(executor);
 
   detail::for_each_row(rows, executor, workers, [&](Index r) {
     const auto token = token_of_row_N[r];
@@ -95,15 +94,14 @@ void permute_backward(StridedView<Id> row_TK, detail::non_deduced_t<MatrixView<c
                       MatrixView<A> dx_TH, const Executor& executor = {}) {
   detail::check_id_type<detail::value_t<Id>>();
   detail::check_accumulator<A>();
-  detail::check_executor<Executor>();
-  const char* where = "permute_backward";
-  detail::check_matrix(where, "drows_NH", drows_NH, drows_NH.rows, dx_TH.cols);
-  detail::check_matrix(where, "dx_TH", dx_TH, dx_TH.rows, dx_TH.cols);
-  detail::check_strided(where, "row_TK", row_TK, dx_TH.rows, row_TK.cols);
-  detail::check_overlaps(where, detail::output("dx_TH", dx_TH), detail::input("drows_NH", drows_NH),
-                         detail::input("row_TK", row_TK));
-  detail::check_plan_table(where, "row_TK", row_TK, drows_NH.rows);
-  const int workers = detail::checked_workers(where, executor);
+  const detail::Checks checks("permute_backward");
+  checks.matrix("drows_NH", drows_NH, drows_NH.rows, dx_TH.cols);
+  checks.matrix("dx_TH", dx_TH, dx_TH.rows, dx_TH.cols);
+  checks.strided("row_TK", row_TK, dx_TH.rows, row_TK.cols);
+  checks.overlaps(detail::output("dx_TH", dx_TH), detail::input("drows_NH", drows_NH),
+                  detail::input("row_TK", row_TK));
+  detail::check_plan_table(checks, "row_TK", row_TK, drows_NH.rows);
+  const int workers = checks.workers(executor);
 
   detail::for_each_row(dx_TH.rows, executor, workers, [&](Index t) {
     for (Index j = 0; j < row_TK.cols; ++j) {
@@ -129,16 +127,15 @@ void combine(MatrixView<R> rows_NH, StridedView<Id> row_TK,
   detail::check_input_scalars<Source, Source>();
   detail::check_id_type<detail::value_t<Id>>();
   detail::check_accumulator<A>();
-  detail::check_executor<Executor>();
-  const char* where = "combine";
-  detail::check_matrix(where, "rows_NH", rows_NH, rows_NH.rows, y_TH.cols);
-  detail::check_matrix(where, "y_TH", y_TH, y_TH.rows, y_TH.cols);
-  detail::check_strided(where, "row_TK", row_TK, y_TH.rows, row_TK.cols);
-  detail::check_strided(where, "weights_TK", weights_TK, y_TH.rows, row_TK.cols);
-  detail::check_overlaps(where, detail::output("y_TH", y_TH), detail::input("rows_NH", rows_NH),
-                         detail::input("row_TK", row_TK), detail::input("weights_TK", weights_TK));
-  detail::check_plan_table(where, "row_TK", row_TK, rows_NH.rows);
-  const int workers = detail::checked_workers(where, executor);
+  const detail::Checks checks("combine");
+  checks.matrix("rows_NH", rows_NH, rows_NH.rows, y_TH.cols);
+  checks.matrix("y_TH", y_TH, y_TH.rows, y_TH.cols);
+  checks.strided("row_TK", row_TK, y_TH.rows, row_TK.cols);
+  checks.strided("weights_TK", weights_TK, y_TH.rows, row_TK.cols);
+  checks.overlaps(detail::output("y_TH", y_TH), detail::input("rows_NH", rows_NH),
+                  detail::input("row_TK", row_TK), detail::input("weights_TK", weights_TK));
+  detail::check_plan_table(checks, "row_TK", row_TK, rows_NH.rows);
+  const int workers = checks.workers(executor);
 
   detail::for_each_row(y_TH.rows, executor, workers, [&](Index t) {
     for (Index j = 0; j < row_TK.cols; ++j) {
@@ -163,19 +160,17 @@ void combine_backward_rows(VectorView<Id> choice_of_row_N,
                            const Executor& executor = {}) {
   detail::check_id_type<detail::value_t<Id>>();
   detail::check_accumulator<A>();
-  detail::check_executor<Executor>();
-  const char* where = "combine_backward_rows";
+  const detail::Checks checks("combine_backward_rows");
   const Index top_k = weights_TK.cols;
-  detail::check_matrix(where, "dy_TH", dy_TH, dy_TH.rows, drows_NH.cols);
-  detail::check_matrix(where, "drows_NH", drows_NH, drows_NH.rows, drows_NH.cols);
-  detail::check_strided(where, "weights_TK", weights_TK, dy_TH.rows, top_k);
-  const Index choices =
-      detail::checked_product(where, "T * K within the address space", dy_TH.rows, top_k);
-  detail::check_plan_list(where, "choice_of_row_N", choice_of_row_N, drows_NH.rows, choices);
-  detail::check_overlaps(where, detail::output("drows_NH", drows_NH),
-                         detail::input("choice_of_row_N", choice_of_row_N),
-                         detail::input("weights_TK", weights_TK), detail::input("dy_TH", dy_TH));
-  const int workers = detail::checked_workers(where, executor);
+  checks.matrix("dy_TH", dy_TH, dy_TH.rows, drows_NH.cols);
+  checks.matrix("drows_NH", drows_NH, drows_NH.rows, drows_NH.cols);
+  checks.strided("weights_TK", weights_TK, dy_TH.rows, top_k);
+  const Index choices = checks.product("T * K within the address space", dy_TH.rows, top_k);
+  detail::check_plan_list(checks, "choice_of_row_N", choice_of_row_N, drows_NH.rows, choices);
+  checks.overlaps(detail::output("drows_NH", drows_NH),
+                  detail::input("choice_of_row_N", choice_of_row_N),
+                  detail::input("weights_TK", weights_TK), detail::input("dy_TH", dy_TH));
+  const int workers = checks.workers(executor);
 
   detail::for_each_row(drows_NH.rows, executor, workers, [&](Index r) {
     if (!detail::is_some(choice_of_row_N[r])) return;
@@ -200,17 +195,15 @@ void combine_backward_weights(MatrixView<R> rows_NH, StridedView<Id> row_TK,
   detail::check_input_scalars<Source, Source>();
   detail::check_id_type<detail::value_t<Id>>();
   detail::check_accumulator<A>();
-  detail::check_executor<Executor>();
-  const char* where = "combine_backward_weights";
-  detail::check_matrix(where, "rows_NH", rows_NH, rows_NH.rows, dy_TH.cols);
-  detail::check_matrix(where, "dy_TH", dy_TH, dy_TH.rows, dy_TH.cols);
-  detail::check_strided(where, "row_TK", row_TK, dy_TH.rows, row_TK.cols);
-  detail::check_strided(where, "dweights_TK", dweights_TK, dy_TH.rows, row_TK.cols);
-  detail::check_overlaps(where, detail::output("dweights_TK", dweights_TK),
-                         detail::input("rows_NH", rows_NH), detail::input("row_TK", row_TK),
-                         detail::input("dy_TH", dy_TH));
-  detail::check_plan_table(where, "row_TK", row_TK, rows_NH.rows);
-  const int workers = detail::checked_workers(where, executor);
+  const detail::Checks checks("combine_backward_weights");
+  checks.matrix("rows_NH", rows_NH, rows_NH.rows, dy_TH.cols);
+  checks.matrix("dy_TH", dy_TH, dy_TH.rows, dy_TH.cols);
+  checks.strided("row_TK", row_TK, dy_TH.rows, row_TK.cols);
+  checks.strided("dweights_TK", dweights_TK, dy_TH.rows, row_TK.cols);
+  checks.overlaps(detail::output("dweights_TK", dweights_TK), detail::input("rows_NH", rows_NH),
+                  detail::input("row_TK", row_TK), detail::input("dy_TH", dy_TH));
+  detail::check_plan_table(checks, "row_TK", row_TK, rows_NH.rows);
+  const int workers = checks.workers(executor);
 
   const auto dot = detail::gradient_kernels<A, Source>().dot;
   detail::for_each_row(dy_TH.rows, executor, workers, [&](Index t) {

@@ -7,8 +7,8 @@
 #include <cstdint>
 #include <limits>
 
+#include "gatepro/core/checks.hpp"
 #include "gatepro/core/choices.hpp"
-#include "gatepro/core/overlap.hpp"
 #include "gatepro/core/workspace.hpp"
 
 namespace gatepro {
@@ -71,82 +71,84 @@ inline PlanScratch carve_plan(Arena& arena, Index experts) {
   return scratch;
 }
 
-inline void check_dispatch_rule(const char* where, const DispatchRule& rule) {
-  need(rule.alignment >= 1, where, "alignment >= 1", {{"alignment", rule.alignment}});
-  need(rule.rows_per_expert >= 0, where, "rows_per_expert >= 0",
-       {{"rows_per_expert", rule.rows_per_expert}});
-  need(rule.rows_per_expert % rule.alignment == 0, where, "rows_per_expert a multiple of alignment",
-       {{"rows_per_expert", rule.rows_per_expert}, {"alignment", rule.alignment}});
+inline void check_dispatch_rule(const Checks& checks, const DispatchRule& rule) {
+  checks.need(rule.alignment >= 1, "alignment >= 1", {{"alignment", rule.alignment}});
+  checks.need(rule.rows_per_expert >= 0, "rows_per_expert >= 0",
+              {{"rows_per_expert", rule.rows_per_expert}});
+  checks.need(rule.rows_per_expert % rule.alignment == 0, "rows_per_expert a multiple of alignment",
+              {{"rows_per_expert", rule.rows_per_expert}, {"alignment", rule.alignment}});
 }
 
 /// a + b for sizes >= 0.
-inline Index checked_sum(const char* where, Index a, Index b) {
-  need(a <= (std::numeric_limits<Index>::max)() - b, where, "rows within the address space",
-       {{"rows", a}, {"more rows", b}});
+inline Index checked_sum(const Checks& checks, Index a, Index b) {
+  checks.need(a <= (std::numeric_limits<Index>::max)() - b, "rows within the address space",
+              {{"rows", a}, {"more rows", b}});
   return a + b;
 }
 
 /// The rows that an expert with `count` choices gets.
-inline Index rows_of_expert(const char* where, const DispatchRule& rule, Index count) {
+inline Index rows_of_expert(const Checks& checks, const DispatchRule& rule, Index count) {
   if (rule.rows_per_expert > 0) {
-    need(count <= rule.rows_per_expert, where, "rows_per_expert for every expert's choices",
-         {{"choices", count}, {"rows_per_expert", rule.rows_per_expert}});
+    checks.need(count <= rule.rows_per_expert, "rows_per_expert for every expert's choices",
+                {{"choices", count}, {"rows_per_expert", rule.rows_per_expert}});
     return rule.rows_per_expert;
   }
-  return align_up(where, "rows within the address space", count, rule.alignment);
+  return align_up(checks, "rows within the address space", count, rule.alignment);
 }
 
 /// All rows, given the counts.
-inline Index count_rows(const char* where, const DispatchRule& rule, Index experts,
+inline Index count_rows(const Checks& checks, const DispatchRule& rule, Index experts,
                         const Index* count_E) {
   Index rows = 0;
   for (Index e = 0; e < experts; ++e) {
-    rows = checked_sum(where, rows, rows_of_expert(where, rule, count_E[e]));
+    rows = checked_sum(checks, rows, rows_of_expert(checks, rule, count_E[e]));
   }
   return rows;
 }
 
 /// Numbers up to `largest`, -1 and rule.dropped_position fit the id type.
 template <class Id>
-void check_plan_numbers(const char* where, const DispatchRule& rule, Index largest) {
+void check_plan_numbers(const Checks& checks, const DispatchRule& rule, Index largest) {
   constexpr auto most = static_cast<std::uint64_t>((std::numeric_limits<Id>::max)());
-  need(static_cast<std::uint64_t>(largest) <= most, where, "rows and choices within the id type",
-       {{"largest number", largest}, {"largest id", most}});
-  need(rule.dropped_position >= -1 &&
-           (rule.dropped_position < 0 || static_cast<std::uint64_t>(rule.dropped_position) <= most),
-       where, "dropped_position within the id type, or -1",
-       {{"dropped_position", rule.dropped_position}, {"largest id", most}});
+  checks.need(static_cast<std::uint64_t>(largest) <= most, "rows and choices within the id type",
+              {{"largest number", largest}, {"largest id", most}});
+  checks.need(
+      rule.dropped_position >= -1 &&
+          (rule.dropped_position < 0 || static_cast<std::uint64_t>(rule.dropped_position) <= most),
+      "dropped_position within the id type, or -1",
+      {{"dropped_position", rule.dropped_position}, {"largest id", most}});
 }
 
 template <class Id>
-void check_row_list(const char* where, const char* name, const VectorView<Id>& list, Index rows) {
-  check_optional_vector(where, name, list, list.size);
+void check_row_list(const Checks& checks, const char* name, const VectorView<Id>& list,
+                    Index rows) {
+  checks.optional_vector(name, list, list.size);
   if (list.given() && list.size < rows) {
-    fail_view(where, name, "an element per row", {{"size", list.size}, {"rows", rows}});
+    checks.refuse(name, "an element per row", {{"size", list.size}, {"rows", rows}});
   }
 }
 
 template <class Id>
-void check_plan(const char* where, const DispatchPlan<Id>& plan, Index tokens, Index top_k,
+void check_plan(const Checks& checks, const DispatchPlan<Id>& plan, Index tokens, Index top_k,
                 Index experts, Index rows) {
-  check_optional_vector(where, "tokens_per_expert_E", plan.tokens_per_expert_E, experts);
-  check_optional_vector(where, "offsets_E1", plan.offsets_E1, experts + 1);
-  check_row_list(where, "choice_of_row_N", plan.choice_of_row_N, rows);
-  check_row_list(where, "token_of_row_N", plan.token_of_row_N, rows);
-  check_optional_strided(where, "row_TK", plan.row_TK, tokens, top_k);
-  check_optional_strided(where, "position_TK", plan.position_TK, tokens, top_k);
+  checks.optional_vector("tokens_per_expert_E", plan.tokens_per_expert_E, experts);
+  checks.optional_vector("offsets_E1", plan.offsets_E1, experts + 1);
+  check_row_list(checks, "choice_of_row_N", plan.choice_of_row_N, rows);
+  check_row_list(checks, "token_of_row_N", plan.token_of_row_N, rows);
+  checks.optional_strided("row_TK", plan.row_TK, tokens, top_k);
+  checks.optional_strided("position_TK", plan.position_TK, tokens, top_k);
 }
 
 /// Counts and offsets to the plan, first rows to the scratch.
 template <class Id>
-void place_experts(const char* where, const DispatchRule& rule, Index experts,
+void place_experts(const Checks& checks, const DispatchRule& rule, Index experts,
                    const PlanScratch& scratch, const DispatchPlan<Id>& plan) {
   Index row = 0;
   for (Index e = 0; e < experts; ++e) {
     if (plan.tokens_per_expert_E.given()) plan.tokens_per_expert_E[e] = scratch.count_E[e];
     if (plan.offsets_E1.given()) plan.offsets_E1[e] = row;
     scratch.next_row_E[e] = row;
-    row += rows_of_expert(where, rule, scratch.count_E[e]);
+    row += rows_of_expert(checks, rule, scratch.count_E[e]);
   }
   if (plan.offsets_E1.given()) plan.offsets_E1[experts] = row;
 }
@@ -195,19 +197,18 @@ inline namespace GATEPRO_ABI {
 /// the address space. Thread-safe.
 inline Index max_dispatch_rows(Index num_tokens, Index top_k, Index num_experts,
                                const DispatchRule& rule) {
-  const char* where = "max_dispatch_rows";
-  detail::check_num_experts(where, num_experts);
-  detail::check_top_k(where, top_k, num_experts);
-  detail::check_dispatch_rule(where, rule);
-  detail::need(num_tokens >= 0, where, "num_tokens >= 0", {{"num_tokens", num_tokens}});
+  const detail::Checks checks("max_dispatch_rows");
+  checks.num_experts(num_experts);
+  checks.top_k(top_k, num_experts);
+  detail::check_dispatch_rule(checks, rule);
+  checks.need(num_tokens >= 0, "num_tokens >= 0", {{"num_tokens", num_tokens}});
   const char* limit = "rows within the address space";
   if (rule.rows_per_expert > 0) {
-    return detail::checked_product(where, limit, num_experts, rule.rows_per_expert);
+    return checks.product(limit, num_experts, rule.rows_per_expert);
   }
-  const Index choices = detail::checked_product(where, limit, num_tokens, top_k);
-  const Index gaps =
-      detail::checked_product(where, limit, (std::min)(choices, num_experts), rule.alignment - 1);
-  return detail::checked_sum(where, choices, gaps);
+  const Index choices = checks.product(limit, num_tokens, top_k);
+  const Index gaps = checks.product(limit, (std::min)(choices, num_experts), rule.alignment - 1);
+  return detail::checked_sum(checks, choices, gaps);
 }
 
 /// dispatched_ids_TK = expert_ids_TK, but -1 (the largest value of an unsigned type) where a choice
@@ -224,20 +225,19 @@ void dispatched_ids(StridedView<In> expert_ids_TK, StridedView<const std::uint8_
                     StridedView<Id> dispatched_ids_TK) {
   detail::check_id_type<detail::value_t<In>>();
   detail::check_id_type<Id>();
-  const char* where = "dispatched_ids";
+  const detail::Checks checks("dispatched_ids");
   const Index tokens = expert_ids_TK.rows;
   const Index top_k = expert_ids_TK.cols;
-  detail::check_strided(where, "expert_ids_TK", expert_ids_TK, tokens, top_k);
-  detail::check_optional_strided(where, "kept_TK", kept_TK, tokens, top_k);
-  detail::check_optional_vector(where, "is_padding_T", is_padding_T, tokens);
-  detail::check_strided(where, "dispatched_ids_TK", dispatched_ids_TK, tokens, top_k);
-  detail::check_overlaps(where, detail::output("dispatched_ids_TK", dispatched_ids_TK),
-                         detail::in_place("expert_ids_TK", expert_ids_TK),
-                         detail::input("kept_TK", kept_TK),
-                         detail::input("is_padding_T", is_padding_T));
+  checks.strided("expert_ids_TK", expert_ids_TK, tokens, top_k);
+  checks.optional_strided("kept_TK", kept_TK, tokens, top_k);
+  checks.optional_vector("is_padding_T", is_padding_T, tokens);
+  checks.strided("dispatched_ids_TK", dispatched_ids_TK, tokens, top_k);
+  checks.overlaps(detail::output("dispatched_ids_TK", dispatched_ids_TK),
+                  detail::in_place("expert_ids_TK", expert_ids_TK),
+                  detail::input("kept_TK", kept_TK), detail::input("is_padding_T", is_padding_T));
   const detail::Choices<In> choices{expert_ids_TK, is_padding_T, kept_TK};
   constexpr Index most_experts = (std::numeric_limits<std::int32_t>::max)();
-  detail::check_choices(where, "expert_ids_TK", choices, most_experts);
+  detail::check_choices(checks, "expert_ids_TK", choices, most_experts);
   for (Index t = 0; t < tokens; ++t) {
     for (Index j = 0; j < top_k; ++j) {
       const bool dispatched = detail::counts(choices, t, j);
@@ -249,7 +249,7 @@ void dispatched_ids(StridedView<In> expert_ids_TK, StridedView<const std::uint8_
 
 /// Bytes of workspace for plan_dispatch.
 inline std::size_t plan_dispatch_workspace_bytes(Index num_experts) {
-  detail::check_query_experts("plan_dispatch", num_experts);
+  detail::Checks("plan_dispatch").query_experts(num_experts);
   return detail::measure([&](detail::Arena& arena) { detail::carve_plan(arena, num_experts); });
 }
 
@@ -270,36 +270,35 @@ Index plan_dispatch(StridedView<In> expert_ids_TK, StridedView<const std::uint8_
                     const DispatchRule& rule, const DispatchPlan<Id>& plan, Workspace workspace) {
   detail::check_id_type<detail::value_t<In>>();
   detail::check_id_type<Id>();
-  const char* where = "plan_dispatch";
+  const detail::Checks checks("plan_dispatch");
   const Index tokens = expert_ids_TK.rows;
   const Index top_k = expert_ids_TK.cols;
-  detail::check_num_experts(where, num_experts);
-  detail::check_top_k(where, top_k, num_experts);
-  detail::check_dispatch_rule(where, rule);
-  detail::check_strided(where, "expert_ids_TK", expert_ids_TK, tokens, top_k);
-  detail::check_optional_strided(where, "kept_TK", kept_TK, tokens, top_k);
-  detail::check_optional_vector(where, "is_padding_T", is_padding_T, tokens);
-  detail::check_overlaps(
-      where, detail::output("tokens_per_expert_E", plan.tokens_per_expert_E),
+  checks.num_experts(num_experts);
+  checks.top_k(top_k, num_experts);
+  detail::check_dispatch_rule(checks, rule);
+  checks.strided("expert_ids_TK", expert_ids_TK, tokens, top_k);
+  checks.optional_strided("kept_TK", kept_TK, tokens, top_k);
+  checks.optional_vector("is_padding_T", is_padding_T, tokens);
+  checks.overlaps(
+      detail::output("tokens_per_expert_E", plan.tokens_per_expert_E),
       detail::output("offsets_E1", plan.offsets_E1),
       detail::output("choice_of_row_N", plan.choice_of_row_N),
       detail::output("token_of_row_N", plan.token_of_row_N), detail::output("row_TK", plan.row_TK),
       detail::output("position_TK", plan.position_TK), detail::output("workspace", workspace),
       detail::input("expert_ids_TK", expert_ids_TK), detail::input("kept_TK", kept_TK),
       detail::input("is_padding_T", is_padding_T));
-  detail::Arena arena(where, workspace, plan_dispatch_workspace_bytes(num_experts));
+  detail::Arena arena(checks.where(), workspace, plan_dispatch_workspace_bytes(num_experts));
   const auto scratch = detail::carve_plan(arena, num_experts);
   const detail::Choices<In> choices{expert_ids_TK, is_padding_T, kept_TK};
-  detail::check_distinct_choices(where, "expert_ids_TK", choices, num_experts, scratch.count_E);
+  detail::check_distinct_choices(checks, "expert_ids_TK", choices, num_experts, scratch.count_E);
 
   detail::count_choices(choices, num_experts, scratch.count_E);
-  const Index rows = detail::count_rows(where, rule, num_experts, scratch.count_E);
-  const Index all_choices =
-      detail::checked_product(where, "T * K within the address space", tokens, top_k);
-  detail::check_plan_numbers<Id>(where, rule, (std::max)(rows, all_choices));
-  detail::check_plan(where, plan, tokens, top_k, num_experts, rows);
+  const Index rows = detail::count_rows(checks, rule, num_experts, scratch.count_E);
+  const Index all_choices = checks.product("T * K within the address space", tokens, top_k);
+  detail::check_plan_numbers<Id>(checks, rule, (std::max)(rows, all_choices));
+  detail::check_plan(checks, plan, tokens, top_k, num_experts, rows);
 
-  detail::place_experts(where, rule, num_experts, scratch, plan);
+  detail::place_experts(checks, rule, num_experts, scratch, plan);
   detail::clear_plan(rule, plan);
   std::fill_n(scratch.count_E, num_experts, Index{0});
   detail::place_choices(choices, rule, scratch, plan);

@@ -8,7 +8,7 @@
 
 #include <algorithm>
 
-#include "gatepro/core/overlap.hpp"
+#include "gatepro/core/checks.hpp"
 #include "gatepro/gate/dense_gradient.hpp"
 
 namespace gatepro {
@@ -17,7 +17,7 @@ inline namespace GATEPRO_ABI {
 /// Bytes of workspace for gate_backward_tokens.
 template <class A>
 std::size_t gate_backward_tokens_workspace_bytes(Index num_experts, int workers = 1) {
-  detail::check_query_experts("gate_backward_tokens", num_experts);
+  detail::Checks("gate_backward_tokens").query_experts(num_experts);
   const auto bytes = [&](const auto& carve) {
     return detail::measure([&](detail::Arena& arena) { detail::PerWorker(arena, workers, carve); });
   };
@@ -30,7 +30,7 @@ std::size_t gate_backward_tokens_workspace_bytes(Index num_experts, int workers 
 template <class A>
 std::size_t gate_backward_weights_workspace_bytes(Index num_tokens, Index num_experts, Index top_k,
                                                   int workers = 1) {
-  detail::check_query_experts("gate_backward_weights", num_experts);
+  detail::Checks("gate_backward_weights").query_experts(num_experts);
   return (std::max)(detail::measure([&](detail::Arena& arena) {
                       detail::carve_sorted<A>(arena, num_tokens, num_experts, top_k);
                       detail::PerWorker(arena, workers, detail::CarveSlices<A>{});
@@ -49,16 +49,16 @@ inline namespace GATEPRO_ABI {
 
 /// Checks what both directions take.
 template <class Id, class A>
-void check_logit_gradients(const char* where, const Choices<Id>& choices,
+void check_logit_gradients(const Checks& checks, const Choices<Id>& choices,
                            const StridedView<const A>& dselected_TK,
                            const MatrixView<const A>& dlogits_TE, Index tokens, Index experts) {
-  check_num_experts(where, experts);
+  checks.num_experts(experts);
   const Index top_k = choices.expert_ids_TK.cols;
-  check_top_k(where, top_k, experts);
-  check_strided(where, "expert_ids_TK", choices.expert_ids_TK, tokens, top_k);
-  check_strided(where, "dselected_logits_TK", dselected_TK, tokens, top_k);
-  check_optional_matrix(where, "dlogits_TE", dlogits_TE, tokens, experts);
-  check_choices(where, "expert_ids_TK", choices, experts);
+  checks.top_k(top_k, experts);
+  checks.strided("expert_ids_TK", choices.expert_ids_TK, tokens, top_k);
+  checks.strided("dselected_logits_TK", dselected_TK, tokens, top_k);
+  checks.optional_matrix("dlogits_TE", dlogits_TE, tokens, experts);
+  check_choices(checks, "expert_ids_TK", choices, experts);
 }
 
 /// gate_backward_tokens for choices of which those of padding add nothing, nor do its dlogits.
@@ -71,19 +71,18 @@ void gradient_to_tokens(const Choices<Id>& choices,
   check_id_type<value_t<Id>>();
   check_accumulator<A>();
   check_input_scalars<Source, Source>();
-  check_executor<Executor>();
-  const char* where = "gate_backward_tokens";
+  const Checks checks("gate_backward_tokens");
   const Index tokens = dx_TH.rows;
   const Index experts = w_EH.rows;
-  check_logit_gradients(where, choices, dselected_logits_TK, dlogits_TE, tokens, experts);
-  check_matrix(where, "w_EH", w_EH, experts, dx_TH.cols);
-  check_matrix(where, "dx_TH", dx_TH, tokens, dx_TH.cols);
-  check_overlaps(where, output("dx_TH", dx_TH), output("workspace", workspace), input("w_EH", w_EH),
-                 input("expert_ids_TK", choices.expert_ids_TK),
-                 input("dselected_logits_TK", dselected_logits_TK),
-                 input("dlogits_TE", dlogits_TE));
-  const int workers = checked_workers(where, executor);
-  Arena arena(where, workspace, gate_backward_tokens_workspace_bytes<A>(experts, workers));
+  check_logit_gradients(checks, choices, dselected_logits_TK, dlogits_TE, tokens, experts);
+  checks.matrix("w_EH", w_EH, experts, dx_TH.cols);
+  checks.matrix("dx_TH", dx_TH, tokens, dx_TH.cols);
+  checks.overlaps(output("dx_TH", dx_TH), output("workspace", workspace), input("w_EH", w_EH),
+                  input("expert_ids_TK", choices.expert_ids_TK),
+                  input("dselected_logits_TK", dselected_logits_TK),
+                  input("dlogits_TE", dlogits_TE));
+  const int workers = checks.workers(executor);
+  Arena arena(checks.where(), workspace, gate_backward_tokens_workspace_bytes<A>(experts, workers));
 
   const MatrixView<const Source> weights_EH = w_EH;
   const bool dense = dlogits_TE.given();
@@ -129,23 +128,22 @@ void gradient_to_weights(const Choices<Id>& choices,
   check_id_type<value_t<Id>>();
   check_accumulator<A>();
   check_input_scalars<Source, Source>();
-  check_executor<Executor>();
-  const char* where = "gate_backward_weights";
+  const Checks checks("gate_backward_weights");
   const Index tokens = x_TH.rows;
   const Index experts = dw_EH.rows;
-  check_logit_gradients(where, choices, dselected_logits_TK, dlogits_TE, tokens, experts);
-  check_matrix(where, "x_TH", x_TH, tokens, dw_EH.cols);
-  check_matrix(where, "dw_EH", dw_EH, experts, dw_EH.cols);
-  check_overlaps(where, output("dw_EH", dw_EH), output("workspace", workspace), input("x_TH", x_TH),
-                 input("expert_ids_TK", choices.expert_ids_TK),
-                 input("dselected_logits_TK", dselected_logits_TK),
-                 input("dlogits_TE", dlogits_TE));
-  need(0 <= range.begin && range.begin <= range.end && range.end <= experts, where,
-       "0 <= range.begin <= range.end <= num_experts",
-       {{"begin", range.begin}, {"end", range.end}, {"num_experts", experts}});
-  const int workers = checked_workers(where, executor);
+  check_logit_gradients(checks, choices, dselected_logits_TK, dlogits_TE, tokens, experts);
+  checks.matrix("x_TH", x_TH, tokens, dw_EH.cols);
+  checks.matrix("dw_EH", dw_EH, experts, dw_EH.cols);
+  checks.overlaps(output("dw_EH", dw_EH), output("workspace", workspace), input("x_TH", x_TH),
+                  input("expert_ids_TK", choices.expert_ids_TK),
+                  input("dselected_logits_TK", dselected_logits_TK),
+                  input("dlogits_TE", dlogits_TE));
+  checks.need(0 <= range.begin && range.begin <= range.end && range.end <= experts,
+              "0 <= range.begin <= range.end <= num_experts",
+              {{"begin", range.begin}, {"end", range.end}, {"num_experts", experts}});
+  const int workers = checks.workers(executor);
   const Index top_k = dselected_logits_TK.cols;
-  Arena arena(where, workspace,
+  Arena arena(checks.where(), workspace,
               gate_backward_weights_workspace_bytes<A>(tokens, experts, top_k, workers));
 
   const MatrixView<const Source> tokens_TH = x_TH;

@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "gatepro/core/overlap.hpp"
+#include "gatepro/core/checks.hpp"
 #include "gatepro/core/workspace.hpp"
 #include "gatepro/gate/packing.hpp"
 
@@ -115,8 +115,9 @@ class PackedWeights {
     detail::check_input_scalars<Weight, Weight>();
     static_assert(std::is_same_v<accumulator_t<Weight, A>, A>,
                   "gatepro: packed weights must hold W without loss");
-    detail::check_num_experts("PackedWeights", w_EH.rows);
-    detail::check_matrix("PackedWeights", "w_EH", w_EH, w_EH.rows, w_EH.cols);
+    const detail::Checks checks("PackedWeights");
+    checks.num_experts(w_EH.rows);
+    checks.matrix("w_EH", w_EH, w_EH.rows, w_EH.cols);
     const auto size = static_cast<std::size_t>(detail::packed_size<A>(w_EH.rows, w_EH.cols));
     lines_.resize((std::max<std::size_t>)(1, (size + per_line - 1) / per_line));
     detail::pack<Weight>(MatrixView<const Weight>(w_EH), lines_.data()->values, SerialExecutor{},
@@ -147,7 +148,7 @@ class PackedWeights {
 /// Bytes of workspace for gate_logits with unpacked weights of E x H, or with PackedWeights.
 template <class X, class W>
 std::size_t gate_logits_workspace_bytes(Index num_experts, Index hidden_size, int workers = 1) {
-  detail::check_query_experts("gate_logits", num_experts);
+  detail::Checks("gate_logits").query_experts(num_experts);
   using A = accumulator_t<X, W>;
   return detail::measure([&](detail::Arena& arena) {
     arena.take<A>(detail::packed_size<A>(num_experts, hidden_size));
@@ -171,16 +172,15 @@ void gate_logits(MatrixView<X> x_TH, const PackedWeights<A>& weights, MatrixView
                  Workspace workspace, const Executor& executor = {}) {
   using Token = detail::value_t<X>;
   detail::check_input_scalars<Token, A>();
-  detail::check_executor<Executor>();
-  const char* where = "gate_logits";
-  detail::need(weights.num_experts() >= 1, where, "packed weights that were not moved from");
-  detail::check_matrix(where, "x_TH", x_TH, x_TH.rows, weights.hidden_size());
-  detail::check_matrix(where, "logits_TE", logits_TE, x_TH.rows, weights.num_experts());
-  detail::check_overlaps(where, detail::output("logits_TE", logits_TE),
-                         detail::output("workspace", workspace), detail::input("x_TH", x_TH));
-  const int workers = detail::checked_workers(where, executor);
+  const detail::Checks checks("gate_logits");
+  checks.need(weights.num_experts() >= 1, "packed weights that were not moved from");
+  checks.matrix("x_TH", x_TH, x_TH.rows, weights.hidden_size());
+  checks.matrix("logits_TE", logits_TE, x_TH.rows, weights.num_experts());
+  checks.overlaps(detail::output("logits_TE", logits_TE), detail::output("workspace", workspace),
+                  detail::input("x_TH", x_TH));
+  const int workers = checks.workers(executor);
   detail::Arena arena(
-      where, workspace,
+      checks.where(), workspace,
       gate_logits_workspace_bytes<Token, A>(weights.num_experts(), weights.hidden_size(), workers));
   detail::gate_into<Token, A>(x_TH, weights.packed(), logits_TE, arena, executor, workers);
 }
@@ -192,19 +192,17 @@ void gate_logits(MatrixView<X> x_TH, MatrixView<W> w_EH, MatrixView<A> logits_TE
   using Token = detail::value_t<X>;
   using Weight = detail::value_t<W>;
   detail::check_input_scalars<Token, Weight>();
-  detail::check_executor<Executor>();
   static_assert(std::is_same_v<A, accumulator_t<Token, Weight>>,
                 "gatepro: logits are double if X or W is, else float");
-  const char* where = "gate_logits";
-  detail::check_num_experts(where, w_EH.rows);
-  detail::check_matrix(where, "x_TH", x_TH, x_TH.rows, x_TH.cols);
-  detail::check_matrix(where, "w_EH", w_EH, w_EH.rows, x_TH.cols);
-  detail::check_matrix(where, "logits_TE", logits_TE, x_TH.rows, w_EH.rows);
-  detail::check_overlaps(where, detail::output("logits_TE", logits_TE),
-                         detail::output("workspace", workspace), detail::input("x_TH", x_TH),
-                         detail::input("w_EH", w_EH));
-  const int workers = detail::checked_workers(where, executor);
-  detail::Arena arena(where, workspace,
+  const detail::Checks checks("gate_logits");
+  checks.num_experts(w_EH.rows);
+  checks.matrix("x_TH", x_TH, x_TH.rows, x_TH.cols);
+  checks.matrix("w_EH", w_EH, w_EH.rows, x_TH.cols);
+  checks.matrix("logits_TE", logits_TE, x_TH.rows, w_EH.rows);
+  checks.overlaps(detail::output("logits_TE", logits_TE), detail::output("workspace", workspace),
+                  detail::input("x_TH", x_TH), detail::input("w_EH", w_EH));
+  const int workers = checks.workers(executor);
+  detail::Arena arena(checks.where(), workspace,
                       gate_logits_workspace_bytes<Token, Weight>(w_EH.rows, w_EH.cols, workers));
   A* memory = arena.take<A>(detail::packed_size<A>(w_EH.rows, w_EH.cols));
   const int busy = detail::gate_workers(executor, workers, x_TH.rows, w_EH.rows, w_EH.cols);

@@ -14,7 +14,6 @@
 
 #include "gatepro/core/checks.hpp"
 #include "gatepro/core/order.hpp"
-#include "gatepro/core/overlap.hpp"
 #include "gatepro/core/philox.hpp"
 #include "gatepro/core/product.hpp"
 
@@ -106,14 +105,14 @@ inline float jitter_factor(double epsilon, double uniform) {
   return static_cast<float>(1 + product(epsilon, uniform));
 }
 
-inline void check_first_token(const char* where, Index first_token, Index tokens) {
-  need(first_token >= 0 && tokens <= (std::numeric_limits<Index>::max)() - first_token, where,
-       "first_token >= 0, and token indices in range",
-       {{"first_token", first_token}, {"tokens", tokens}});
+inline void check_first_token(const Checks& checks, Index first_token, Index tokens) {
+  checks.need(first_token >= 0 && tokens <= (std::numeric_limits<Index>::max)() - first_token,
+              "first_token >= 0, and token indices in range",
+              {{"first_token", first_token}, {"tokens", tokens}});
 }
 
-inline void check_epsilon(const char* where, double epsilon) {
-  need(key_of(epsilon) >= 0 && epsilon < 1, where, "0 <= epsilon < 1", {{"epsilon", epsilon}});
+inline void check_epsilon(const Checks& checks, double epsilon) {
+  checks.need(key_of(epsilon) >= 0 && epsilon < 1, "0 <= epsilon < 1", {{"epsilon", epsilon}});
 }
 
 }  // namespace GATEPRO_ABI
@@ -132,15 +131,14 @@ void jitter_tokens(detail::non_deduced_t<MatrixView<const X>> x_TH, double epsil
                    const NoiseKey& noise, Index first_token, MatrixView<X> out_TH,
                    const Executor& executor = {}) {
   detail::check_input_scalars<X, X>();
-  detail::check_executor<Executor>();
-  const char* where = "jitter_tokens";
+  const detail::Checks checks("jitter_tokens");
   using A = accumulator_t<X>;
-  detail::check_matrix(where, "x_TH", x_TH, x_TH.rows, x_TH.cols);
-  detail::check_epsilon(where, epsilon);
-  detail::check_first_token(where, first_token, x_TH.rows);
-  detail::check_matrix(where, "out_TH", out_TH, x_TH.rows, x_TH.cols);
-  detail::check_overlaps(where, detail::output("out_TH", out_TH), detail::in_place("x_TH", x_TH));
-  const int workers = detail::checked_workers(where, executor);
+  checks.matrix("x_TH", x_TH, x_TH.rows, x_TH.cols);
+  detail::check_epsilon(checks, epsilon);
+  detail::check_first_token(checks, first_token, x_TH.rows);
+  checks.matrix("out_TH", out_TH, x_TH.rows, x_TH.cols);
+  checks.overlaps(detail::output("out_TH", out_TH), detail::in_place("x_TH", x_TH));
+  const int workers = checks.workers(executor);
 
   const auto key = detail::stream_key(noise, detail::NoiseUse::jitter);
   detail::for_each_noise(key, first_token, x_TH.rows, x_TH.cols, detail::uniforms_of, executor,
@@ -159,14 +157,13 @@ void jitter_backward(detail::non_deduced_t<MatrixView<const A>> dout_TH, double 
                      const NoiseKey& noise, Index first_token, MatrixView<A> dx_TH,
                      const Executor& executor = {}) {
   detail::check_accumulator<A>();
-  detail::check_executor<Executor>();
-  const char* where = "jitter_backward";
-  detail::check_matrix(where, "dout_TH", dout_TH, dout_TH.rows, dout_TH.cols);
-  detail::check_epsilon(where, epsilon);
-  detail::check_first_token(where, first_token, dout_TH.rows);
-  detail::check_matrix(where, "dx_TH", dx_TH, dout_TH.rows, dout_TH.cols);
-  detail::check_overlaps(where, detail::output("dx_TH", dx_TH), detail::input("dout_TH", dout_TH));
-  const int workers = detail::checked_workers(where, executor);
+  const detail::Checks checks("jitter_backward");
+  checks.matrix("dout_TH", dout_TH, dout_TH.rows, dout_TH.cols);
+  detail::check_epsilon(checks, epsilon);
+  detail::check_first_token(checks, first_token, dout_TH.rows);
+  checks.matrix("dx_TH", dx_TH, dout_TH.rows, dout_TH.cols);
+  checks.overlaps(detail::output("dx_TH", dx_TH), detail::input("dout_TH", dout_TH));
+  const int workers = checks.workers(executor);
 
   const auto key = detail::stream_key(noise, detail::NoiseUse::jitter);
   detail::for_each_noise(key, first_token, dout_TH.rows, dout_TH.cols, detail::uniforms_of,
@@ -185,14 +182,12 @@ template <class A, class Executor = SerialExecutor>
 void add_logit_noise(double sigma, const NoiseKey& noise, Index first_token,
                      MatrixView<A> logits_TE, const Executor& executor = {}) {
   detail::check_accumulator<A>();
-  detail::check_executor<Executor>();
-  const char* where = "add_logit_noise";
-  detail::need(
-      detail::key_of(sigma) >= 0 && detail::key_of(sigma) < detail::Order<double>::infinity, where,
-      "sigma finite and >= 0", {{"sigma", sigma}});
-  detail::check_first_token(where, first_token, logits_TE.rows);
-  detail::check_matrix(where, "logits_TE", logits_TE, logits_TE.rows, logits_TE.cols);
-  const int workers = detail::checked_workers(where, executor);
+  const detail::Checks checks("add_logit_noise");
+  checks.need(detail::key_of(sigma) >= 0 && detail::key_of(sigma) < detail::Order<double>::infinity,
+              "sigma finite and >= 0", {{"sigma", sigma}});
+  detail::check_first_token(checks, first_token, logits_TE.rows);
+  checks.matrix("logits_TE", logits_TE, logits_TE.rows, logits_TE.cols);
+  const int workers = checks.workers(executor);
   if (detail::key_of(sigma) == 0) return;
 
   const auto key = detail::stream_key(noise, detail::NoiseUse::logits);

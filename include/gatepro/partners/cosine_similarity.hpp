@@ -5,7 +5,7 @@
 
 #include <algorithm>
 
-#include "gatepro/core/overlap.hpp"
+#include "gatepro/core/checks.hpp"
 #include "gatepro/partners/cosine_tiles.hpp"
 
 namespace gatepro {
@@ -68,10 +68,10 @@ SimilarityReport similarity_report(const CosineRows<A>& rows) {
 }
 
 template <class W>
-void check_similarity_weights(const char* where, const MatrixView<W>& w_EH) {
+void check_similarity_weights(const Checks& checks, const MatrixView<W>& w_EH) {
   check_input_scalars<value_t<W>, value_t<W>>();
-  check_num_experts(where, w_EH.rows);
-  check_matrix(where, "w_EH", w_EH, w_EH.rows, w_EH.cols);
+  checks.num_experts(w_EH.rows);
+  checks.matrix("w_EH", w_EH, w_EH.rows, w_EH.cols);
 }
 
 }  // namespace GATEPRO_ABI
@@ -83,7 +83,7 @@ inline namespace GATEPRO_ABI {
 template <class W>
 std::size_t cosine_similarity_workspace_bytes(Index num_experts, Index hidden_size,
                                               int workers = 1) {
-  detail::check_query_experts("cosine_similarity", num_experts);
+  detail::Checks("cosine_similarity").query_experts(num_experts);
   using A = accumulator_t<W>;
   return detail::measure([&](detail::Arena& arena) {
     detail::carve_cosine_rows<A>(arena, num_experts, hidden_size);
@@ -105,17 +105,16 @@ template <class W, class A, class Executor = SerialExecutor>
 SimilarityReport cosine_similarity(MatrixView<W> w_EH, MatrixView<A> similarity_EE,
                                    Workspace workspace, const Executor& executor = {}) {
   using Weight = detail::value_t<W>;
-  detail::check_executor<Executor>();
   static_assert(std::is_same_v<A, accumulator_t<Weight>>,
                 "gatepro: similarities are double if W is, else float");
-  const char* where = "cosine_similarity";
+  const detail::Checks checks("cosine_similarity");
   const Index experts = w_EH.rows;
-  detail::check_similarity_weights(where, w_EH);
-  detail::check_matrix(where, "similarity_EE", similarity_EE, experts, experts);
-  detail::check_overlaps(where, detail::output("similarity_EE", similarity_EE),
-                         detail::output("workspace", workspace), detail::input("w_EH", w_EH));
-  const int workers = detail::checked_workers(where, executor);
-  detail::Arena arena(where, workspace,
+  detail::check_similarity_weights(checks, w_EH);
+  checks.matrix("similarity_EE", similarity_EE, experts, experts);
+  checks.overlaps(detail::output("similarity_EE", similarity_EE),
+                  detail::output("workspace", workspace), detail::input("w_EH", w_EH));
+  const int workers = checks.workers(executor);
+  detail::Arena arena(checks.where(), workspace,
                       cosine_similarity_workspace_bytes<Weight>(experts, w_EH.cols, workers));
 
   const auto rows = detail::carve_cosine_rows<A>(arena, experts, w_EH.cols);

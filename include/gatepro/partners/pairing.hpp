@@ -10,7 +10,6 @@
 
 #include "gatepro/core/checks.hpp"
 #include "gatepro/core/order.hpp"
-#include "gatepro/core/overlap.hpp"
 #include "gatepro/core/views.hpp"
 #include "gatepro/kernels/table.hpp"
 #include "gatepro/partners/settings.hpp"
@@ -20,13 +19,13 @@ namespace detail {
 
 inline namespace GATEPRO_ABI {
 
-inline void check_pairing(const char* where, const Pairing& pairing, Index num_experts) {
+inline void check_pairing(const Checks& checks, const Pairing& pairing, Index num_experts) {
   const Index most = std::max<Index>(1, num_experts - 1);  // one expert alone has partner "none"
-  need(pairing.partners_per_expert >= 1 && pairing.partners_per_expert <= most, where,
-       "1 <= partners_per_expert <= num_experts - 1",
-       {{"partners_per_expert", pairing.partners_per_expert}, {"num_experts", num_experts}});
-  need(pairing.min_similarity >= -1 && pairing.min_similarity <= 1, where,
-       "-1 <= min_similarity <= 1", {{"min_similarity", pairing.min_similarity}});
+  checks.need(pairing.partners_per_expert >= 1 && pairing.partners_per_expert <= most,
+              "1 <= partners_per_expert <= num_experts - 1",
+              {{"partners_per_expert", pairing.partners_per_expert}, {"num_experts", num_experts}});
+  checks.need(pairing.min_similarity >= -1 && pairing.min_similarity <= 1,
+              "-1 <= min_similarity <= 1", {{"min_similarity", pairing.min_similarity}});
 }
 
 /// The key of the least similarity that makes partners. NaN, which ranks lower, never does.
@@ -86,14 +85,14 @@ void pair_partners(MatrixView<S> similarity_EE, const Pairing& pairing,
                    MatrixView<std::int32_t> partners_EM) {
   using A = detail::value_t<S>;
   detail::check_accumulator<A>();
-  const char* where = "pair_partners";
+  const detail::Checks checks("pair_partners");
   const Index experts = similarity_EE.rows;
-  detail::check_num_experts(where, experts);
-  detail::check_pairing(where, pairing, experts);
-  detail::check_matrix(where, "similarity_EE", similarity_EE, experts, experts);
-  detail::check_matrix(where, "partners_EM", partners_EM, experts, pairing.partners_per_expert);
-  detail::check_overlaps(where, detail::output("partners_EM", partners_EM),
-                         detail::input("similarity_EE", similarity_EE));
+  checks.num_experts(experts);
+  detail::check_pairing(checks, pairing, experts);
+  checks.matrix("similarity_EE", similarity_EE, experts, experts);
+  checks.matrix("partners_EM", partners_EM, experts, pairing.partners_per_expert);
+  checks.overlaps(detail::output("partners_EM", partners_EM),
+                  detail::input("similarity_EE", similarity_EE));
   const auto least = detail::least_partner_key<A>(pairing);
   for (Index i = 0; i < experts; ++i) {
     detail::pair_expert<A>(similarity_EE, i, least, partners_EM);
@@ -112,15 +111,15 @@ class RivalTable {
   /// partners_EM: E x m ids, `i` in row i for "none". With both_sides, j is a rival of i if either
   /// names the other. Throws Error for an id out of range. Allocates.
   RivalTable(StridedView<const std::int32_t> partners_EM, bool both_sides) {
-    const char* where = "RivalTable";
+    const detail::Checks checks("RivalTable");
     const Index experts = partners_EM.rows;
-    detail::check_num_experts(where, experts);
-    detail::check_strided(where, "partners_EM", partners_EM, experts, partners_EM.cols);
-    detail::check_ids(where, "partners_EM", partners_EM, experts);
-    const Index most = detail::checked_product(where, "a table within the address space",
-                                               2 * partners_EM.cols, experts);
-    detail::need(most <= (std::numeric_limits<std::int32_t>::max)(), where,
-                 "2 * num_experts * partners_per_expert <= 2^31 - 1", {{"product", most}});
+    checks.num_experts(experts);
+    checks.strided("partners_EM", partners_EM, experts, partners_EM.cols);
+    checks.ids("partners_EM", partners_EM, experts);
+    const Index most =
+        checks.product("a table within the address space", 2 * partners_EM.cols, experts);
+    checks.need(most <= (std::numeric_limits<std::int32_t>::max)(),
+                "2 * num_experts * partners_per_expert <= 2^31 - 1", {{"product", most}});
     begin_.assign(static_cast<std::size_t>(experts) + 1, 0);
     for_each_pair(partners_EM, both_sides,
                   [&](std::int32_t i, std::int32_t) { ++begin_[at(i) + 1]; });

@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "gatepro/core/overlap.hpp"
+#include "gatepro/core/checks.hpp"
 #include "gatepro/partners/cosine_similarity.hpp"
 #include "gatepro/partners/pairing.hpp"
 
@@ -122,7 +122,7 @@ inline namespace GATEPRO_ABI {
 template <class W>
 std::size_t find_partners_workspace_bytes(Index num_experts, Index hidden_size, Index m,
                                           int workers = 1) {
-  detail::check_query_experts("find_partners", num_experts);
+  detail::Checks("find_partners").query_experts(num_experts);
   using A = accumulator_t<W>;
   return detail::measure([&](detail::Arena& arena) {
     detail::PerWorker(arena, workers, detail::CarveLists<A>{num_experts, m});
@@ -149,19 +149,18 @@ SimilarityReport find_partners(MatrixView<W> w_EH, const Pairing& pairing,
                                Workspace workspace, const Executor& executor = {}) {
   using Weight = detail::value_t<W>;
   using A = accumulator_t<Weight>;
-  detail::check_executor<Executor>();
-  const char* where = "find_partners";
+  const detail::Checks checks("find_partners");
   const Index experts = w_EH.rows;
   const Index m = pairing.partners_per_expert;
-  detail::check_similarity_weights(where, w_EH);
-  detail::check_pairing(where, pairing, experts);
-  detail::check_matrix(where, "partners_EM", partners_EM, experts, m);
-  detail::check_optional_matrix(where, "similarity_EE", similarity_EE, experts, experts);
-  detail::check_overlaps(where, detail::output("partners_EM", partners_EM),
-                         detail::output("similarity_EE", similarity_EE),
-                         detail::output("workspace", workspace), detail::input("w_EH", w_EH));
-  const int workers = detail::checked_workers(where, executor);
-  detail::Arena arena(where, workspace,
+  detail::check_similarity_weights(checks, w_EH);
+  detail::check_pairing(checks, pairing, experts);
+  checks.matrix("partners_EM", partners_EM, experts, m);
+  checks.optional_matrix("similarity_EE", similarity_EE, experts, experts);
+  checks.overlaps(detail::output("partners_EM", partners_EM),
+                  detail::output("similarity_EE", similarity_EE),
+                  detail::output("workspace", workspace), detail::input("w_EH", w_EH));
+  const int workers = checks.workers(executor);
+  detail::Arena arena(checks.where(), workspace,
                       find_partners_workspace_bytes<Weight>(experts, w_EH.cols, m, workers));
 
   return detail::find_partners_with<Weight, A>(w_EH, pairing, partners_EM, arena, executor, workers,

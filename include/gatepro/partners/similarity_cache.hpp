@@ -29,7 +29,7 @@ class SimilarityCache {
   SimilarityCache(Index num_experts, const Pairing& pairing, const RefreshSchedule& schedule)
       : experts_(num_experts), pairing_(pairing) {
     detail::check_accumulator<A>();
-    detail::check_num_experts("SimilarityCache", num_experts);
+    detail::Checks("SimilarityCache").num_experts(num_experts);
     detail::check_pairing("SimilarityCache", pairing, num_experts);
     set_schedule(schedule);
   }
@@ -87,7 +87,7 @@ class SimilarityCache {
   void refresh_now(MatrixView<W> w_EH, std::int64_t step, const Executor& executor = {}) {
     check_weights(w_EH);
     using Weight = detail::value_t<W>;
-    const int workers = detail::checked_workers("SimilarityCache", executor);
+    const int workers = detail::Checks("SimilarityCache").workers(executor);
     const Index m = pairing_.partners_per_expert;
     const std::size_t needed =
         find_partners_workspace_bytes<Weight>(experts_, w_EH.cols, m, workers);
@@ -116,8 +116,8 @@ class SimilarityCache {
   /// "none". Afterwards S is unknown until the next refresh. Throws Error for the shape or an id
   /// out of range. Allocates.
   void set_partners(StridedView<const std::int32_t> partners_EM, std::int64_t step) {
-    detail::check_strided("SimilarityCache", "partners_EM", partners_EM, experts_,
-                          pairing_.partners_per_expert);
+    detail::Checks("SimilarityCache")
+        .strided("partners_EM", partners_EM, experts_, pairing_.partners_per_expert);
     spare_.rivals = RivalTable(partners_EM, pairing_.both_sides);
     spare_.partners.resize(partner_count());
     for (Index i = 0; i < partners_EM.rows; ++i) {
@@ -221,7 +221,7 @@ class SimilarityCache {
   void check_weights(const MatrixView<W>& w_EH) const {
     static_assert(std::is_same_v<accumulator_t<detail::value_t<W>>, A>,
                   "gatepro: similarities are double if W is, else float");
-    detail::check_matrix("SimilarityCache", "w_EH", w_EH, experts_, w_EH.cols);
+    detail::Checks("SimilarityCache").matrix("w_EH", w_EH, experts_, w_EH.cols);
   }
 
   void check_similarity() const {
