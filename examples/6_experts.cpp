@@ -45,14 +45,14 @@ int main() {
                                             plan, scratch);
 
   Matrix in_NH(rows, hidden), out_NH(rows, hidden);
-  gatepro::permute(gatepro::view(x_TH), gatepro::VectorView(token_of_row.data(), rows),
+  gatepro::permute(gatepro::VectorView(token_of_row.data(), rows), gatepro::view(x_TH),
                    gatepro::view(in_NH));
   for (std::size_t e = 0; e < expert_HH.size(); ++e) {
     const Index first = offsets_E1[e], count = offsets_E1[e + 1] - offsets_E1[e];
     out_NH.middleRows(first, count) = in_NH.middleRows(first, count) * expert_HH[e];
   }
   Matrix y_TH = Matrix::Zero(tokens, hidden);
-  gatepro::combine(gatepro::view(out_NH), gatepro::strided_view(row_TK), routing.view().weights_TK,
+  gatepro::combine(gatepro::strided_view(row_TK), routing.view().weights_TK, gatepro::view(out_NH),
                    gatepro::view(y_TH));
 
   std::cout << dropped.dropped_choices << " of " << tokens * top_k << " choices dropped, " << rows

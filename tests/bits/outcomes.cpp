@@ -179,8 +179,8 @@ void combine(Case<A, A> c) {
   const StridedView<const std::int32_t> row_TK(row.data(), c.tokens, 1);
   std::vector<A> weights = numbers<A>(c.tokens, 8);
   const StridedView<A> weights_TK(weights.data(), c.tokens, 1);
-  gatepro::combine(c.x_TH(), row_TK, weights_TK, c.dx_TH());
-  gatepro::combine_backward_weights(c.x_TH(), row_TK, c.dx_TH(), weights_TK);
+  gatepro::combine(row_TK, weights_TK, c.x_TH(), c.dx_TH());
+  gatepro::combine_backward_weights(row_TK, c.x_TH(), c.dx_TH(), weights_TK);
   Hash hash;
   hash.add_rows(c.dx_TH());
   hash.add_rows(weights_TK);

@@ -95,12 +95,12 @@ TEST_F(UnknownInstructionSet, IsRefusedByTheWayToTheExperts) {
   EXPECT_REFUSED(drop_over_capacity(strided_view(ids_TK), {}, 1, DropPolicy::position,
                                     strided_view(a_TK), strided_view(bytes_TK), all(counts_E),
                                     memory));
-  EXPECT_REFUSED(permute<float>(view(x_TH), all(token_N), view(out_NH)));
+  EXPECT_REFUSED(permute<float>(all(token_N), view(x_TH), view(out_NH)));
   EXPECT_REFUSED(permute_backward(strided_view(row_TK), view(rows_NH), view(out_TH)));
-  EXPECT_REFUSED(combine(view(rows_NH), strided_view(row_TK), strided_view(a_TK), view(out_TH)));
+  EXPECT_REFUSED(combine(strided_view(row_TK), strided_view(a_TK), view(rows_NH), view(out_TH)));
   EXPECT_REFUSED(
       combine_backward_rows(all(choice_N), strided_view(a_TK), view(x_TH), view(out_NH)));
-  EXPECT_REFUSED(combine_backward_weights(view(rows_NH), strided_view(row_TK), view(x_TH),
+  EXPECT_REFUSED(combine_backward_weights(strided_view(row_TK), view(rows_NH), view(x_TH),
                                           strided_view(b_TK)));
 }
 

@@ -91,7 +91,7 @@ TYPED_TEST(PermuteTest, CopiesBitsAndFillsGapsWithZeros) {
     }
     ASSERT_GT(gaps, 0);
     data::GuardedMatrix<X> rows_NH(plan.rows, hidden, 5);
-    gatepro::permute(view(x_TH), VectorView<const typename TypeParam::Id>(plan.token_of_row),
+    gatepro::permute(VectorView<const typename TypeParam::Id>(plan.token_of_row), view(x_TH),
                      rows_NH.view(), ThreadExecutor(3));
     EXPECT_TRUE(data::same_bits(rows_NH.values(), want)) << hidden;
     EXPECT_TRUE(rows_NH.intact());
@@ -125,7 +125,7 @@ TYPED_TEST(PermuteTest, CombineAddsWeightedRows) {
     const auto weights_TK = data::random_matrix<A>(70, 3, 8);
     const auto start = data::random_matrix<A>(70, hidden, 9);
     data::GuardedMatrix<A> y_TH(start, 3);
-    gatepro::combine(view(rows_NH), strided_view(plan.row_TK), strided_view(weights_TK),
+    gatepro::combine(strided_view(plan.row_TK), strided_view(weights_TK), view(rows_NH),
                      y_TH.view());
     const RowMatrix<A> got = y_TH.values();
     for (Index t = 0; t < 70; ++t) {
@@ -156,7 +156,7 @@ TYPED_TEST(PermuteTest, CombineBackwardGivesBothGradients) {
     gatepro::combine_backward_rows(VectorView<const typename TypeParam::Id>(plan.choice_of_row),
                                    strided_view(weights_TK), view(dy_TH), drows.view());
     RowMatrix<A> dweights = start_weights;
-    gatepro::combine_backward_weights(view(rows_NH), strided_view(plan.row_TK), view(dy_TH),
+    gatepro::combine_backward_weights(strided_view(plan.row_TK), view(rows_NH), view(dy_TH),
                                       strided_view(dweights));
     const double eps = double(std::numeric_limits<A>::epsilon());
     reference::Matrix want = data::to_reference(start_rows);
@@ -196,16 +196,16 @@ TYPED_TEST(PermuteTest, BitsDoNotDependOnThreadsOrRanges) {
   const VectorView<const Id> choices(plan.choice_of_row);
 
   RowMatrix<A> y = start, dx = start, dw = weights_TK, drows = drows_start;
-  gatepro::combine(view(rows_NH), row_TK, w, view(y));
+  gatepro::combine(row_TK, w, view(rows_NH), view(y));
   gatepro::permute_backward(row_TK, view(drows_start), view(dx));
-  gatepro::combine_backward_weights(view(rows_NH), row_TK, view(dy_TH), strided_view(dw));
+  gatepro::combine_backward_weights(row_TK, view(rows_NH), view(dy_TH), strided_view(dw));
   gatepro::combine_backward_rows(choices, w, view(dy_TH), view(drows));
   for (int workers : {2, 5}) {
     const ThreadExecutor executor(workers);
     RowMatrix<A> y2 = start, dx2 = start, dw2 = weights_TK, drows2 = drows_start;
-    gatepro::combine(view(rows_NH), row_TK, w, view(y2), executor);
+    gatepro::combine(row_TK, w, view(rows_NH), view(y2), executor);
     gatepro::permute_backward(row_TK, view(drows_start), view(dx2), executor);
-    gatepro::combine_backward_weights(view(rows_NH), row_TK, view(dy_TH), strided_view(dw2),
+    gatepro::combine_backward_weights(row_TK, view(rows_NH), view(dy_TH), strided_view(dw2),
                                       executor);
     gatepro::combine_backward_rows(choices, w, view(dy_TH), view(drows2), executor);
     EXPECT_TRUE(data::same_bits(y, y2));
@@ -215,9 +215,9 @@ TYPED_TEST(PermuteTest, BitsDoNotDependOnThreadsOrRanges) {
   }
   RowMatrix<A> y3 = start, dw3 = weights_TK;
   for (auto [from, count] : {std::pair(Index{0}, first), std::pair(first, tokens - first)}) {
-    gatepro::combine(view(rows_NH), row_TK.middle_rows(from, count), w.middle_rows(from, count),
+    gatepro::combine(row_TK.middle_rows(from, count), w.middle_rows(from, count), view(rows_NH),
                      view(y3).middle_rows(from, count));
-    gatepro::combine_backward_weights(view(rows_NH), row_TK.middle_rows(from, count),
+    gatepro::combine_backward_weights(row_TK.middle_rows(from, count), view(rows_NH),
                                       view(dy_TH).middle_rows(from, count),
                                       strided_view(dw3).middle_rows(from, count));
   }
@@ -235,10 +235,10 @@ TYPED_TEST(PermuteTest, NarrowRowsGiveTheBitsOfWidenedOnes) {
   const auto dy_TH = data::random_matrix<A>(60, 41, 25);
   RowMatrix<A> y = dy_TH, y_wide = dy_TH, dw = weights_TK, dw_wide = weights_TK;
   const auto row_TK = strided_view(plan.row_TK);
-  gatepro::combine(view(rows_NH), row_TK, strided_view(weights_TK), view(y));
-  gatepro::combine(view(wide_NH), row_TK, strided_view(weights_TK), view(y_wide));
-  gatepro::combine_backward_weights(view(rows_NH), row_TK, view(dy_TH), strided_view(dw));
-  gatepro::combine_backward_weights(view(wide_NH), row_TK, view(dy_TH), strided_view(dw_wide));
+  gatepro::combine(row_TK, strided_view(weights_TK), view(rows_NH), view(y));
+  gatepro::combine(row_TK, strided_view(weights_TK), view(wide_NH), view(y_wide));
+  gatepro::combine_backward_weights(row_TK, view(rows_NH), view(dy_TH), strided_view(dw));
+  gatepro::combine_backward_weights(row_TK, view(wide_NH), view(dy_TH), strided_view(dw_wide));
   EXPECT_TRUE(data::same_bits(y, y_wide));
   EXPECT_TRUE(data::same_bits(dw, dw_wide));
 }
@@ -256,7 +256,7 @@ TYPED_TEST(PermuteTest, AWeightOfZeroTouchesNoRow) {
     RowMatrix<A> weights_TK(1, 2);
     weights_TK << A(0.5), zero;
     RowMatrix<A> y_TH = RowMatrix<A>::Ones(1, 5);
-    gatepro::combine(view(rows_NH), strided_view(row_TK), strided_view(weights_TK), view(y_TH));
+    gatepro::combine(strided_view(row_TK), strided_view(weights_TK), view(rows_NH), view(y_TH));
     EXPECT_TRUE((y_TH.array() == A(1.5)).all());
 
     const RowMatrix<A> dy_TH = RowMatrix<A>::Constant(1, 5, nan);
@@ -278,7 +278,7 @@ TYPED_TEST(PermuteTest, AnInfinityIsMultipliedOnlyWhereItStands) {
     const RowMatrix<Id> row_TK = RowMatrix<Id>::Zero(1, 1);
     const RowMatrix<A> dy_TH = RowMatrix<A>::Ones(1, hidden);
     RowMatrix<A> dweights_TK = RowMatrix<A>::Zero(1, 1);
-    gatepro::combine_backward_weights(view(rows_NH), strided_view(row_TK), view(dy_TH),
+    gatepro::combine_backward_weights(strided_view(row_TK), view(rows_NH), view(dy_TH),
                                       strided_view(dweights_TK));
     EXPECT_EQ(dweights_TK(0, 0), data::infinity<A>());
   }
@@ -294,10 +294,10 @@ TEST(PermuteGradient, AgainstFiniteDifferences) {
   const auto row_TK = strided_view(plan.row_TK);
   RowMatrix<double> rows(plan.rows, hidden);
   const auto loss = [&] {
-    gatepro::permute(view(x), VectorView<const std::int64_t>(plan.token_of_row), view(rows));
+    gatepro::permute(VectorView<const std::int64_t>(plan.token_of_row), view(x), view(rows));
     rows = rows.array().sin();  // the experts
     RowMatrix<double> y = RowMatrix<double>::Zero(tokens, hidden);
-    gatepro::combine(view(rows), row_TK, strided_view(weights), view(y));
+    gatepro::combine(row_TK, strided_view(weights), view(rows), view(y));
     return (g.array() * y.array()).sum();
   };
   loss();
@@ -305,8 +305,8 @@ TEST(PermuteGradient, AgainstFiniteDifferences) {
   gatepro::combine_backward_rows(VectorView<const std::int64_t>(plan.choice_of_row),
                                  strided_view(weights), view(g), view(drows));
   RowMatrix<double> dweights = RowMatrix<double>::Zero(tokens, top_k);
-  gatepro::combine_backward_weights(view(rows), row_TK, view(g), strided_view(dweights));
-  gatepro::permute(view(x), VectorView<const std::int64_t>(plan.token_of_row), view(rows));
+  gatepro::combine_backward_weights(row_TK, view(rows), view(g), strided_view(dweights));
+  gatepro::permute(VectorView<const std::int64_t>(plan.token_of_row), view(x), view(rows));
   drows.array() *= rows.array().cos();
   RowMatrix<double> dx = RowMatrix<double>::Zero(tokens, hidden);
   gatepro::permute_backward(row_TK, view(drows), view(dx));
@@ -340,8 +340,8 @@ TYPED_TEST(PermuteTest, BadInputWritesNothing) {
                               StridedView<A> weights, VectorView<Id> l, StridedView<Id> table) {
     const VectorView<const Id> row_list(l);
     const StridedView<const Id> row_table(table);
-    EXPECT_THROW(gatepro::combine(rows_NH, row_table, weights, tokens_TH), gatepro::Error);
-    EXPECT_THROW(gatepro::combine_backward_weights(rows_NH, row_table, tokens_TH, weights),
+    EXPECT_THROW(gatepro::combine(row_table, weights, rows_NH, tokens_TH), gatepro::Error);
+    EXPECT_THROW(gatepro::combine_backward_weights(row_table, rows_NH, tokens_TH, weights),
                  gatepro::Error);
     EXPECT_THROW(gatepro::combine_backward_rows(row_list, weights, tokens_TH, rows_NH),
                  gatepro::Error);
@@ -349,7 +349,7 @@ TYPED_TEST(PermuteTest, BadInputWritesNothing) {
   };
   const auto refuse_permute = [&](MatrixView<A> tokens_TH, MatrixView<A> rows_NH, VectorView<Id> l,
                                   StridedView<Id> table) {
-    EXPECT_THROW(gatepro::permute(tokens_TH, VectorView<const Id>(l), rows_NH), gatepro::Error);
+    EXPECT_THROW(gatepro::permute(VectorView<const Id>(l), tokens_TH, rows_NH), gatepro::Error);
     EXPECT_THROW(gatepro::permute_backward(StridedView<const Id>(table), rows_NH, tokens_TH),
                  gatepro::Error);
     EXPECT_TRUE((x.array() == 1).all() && (r.array() == 1).all());
@@ -377,11 +377,11 @@ TYPED_TEST(PermuteTest, BadInputWritesNothing) {
   refuse_permute(tx, rn, l, table);
   refuse_all(tx, rn, sw, l, table);
   list[5] = row_TK(3, 1) = static_cast<Id>(-1);
-  EXPECT_NO_THROW(gatepro::combine(rn, StridedView<const Id>(table), sw, view(y)));
-  EXPECT_NO_THROW(gatepro::permute(tx, VectorView<const Id>(l), view(out)));
+  EXPECT_NO_THROW(gatepro::combine(StridedView<const Id>(table), sw, rn, view(y)));
+  EXPECT_NO_THROW(gatepro::permute(VectorView<const Id>(l), tx, view(out)));
 
   list.resize(rows - 1);
-  EXPECT_THROW(gatepro::permute(tx, VectorView<const Id>(list), rn), gatepro::Error);
+  EXPECT_THROW(gatepro::permute(VectorView<const Id>(list), tx, rn), gatepro::Error);
   EXPECT_THROW(gatepro::combine_backward_rows(VectorView<const Id>(list), sw, tx, rn),
                gatepro::Error);
   EXPECT_TRUE((r.array() == 1).all());
@@ -391,10 +391,10 @@ TYPED_TEST(PermuteTest, NoTokens) {
   using A = typename TypeParam::A;
   using Id = typename TypeParam::Id;
   MatrixView<A> empty(nullptr, 0, 4);
-  EXPECT_NO_THROW(gatepro::permute(empty, VectorView<const Id>(), empty));
+  EXPECT_NO_THROW(gatepro::permute(VectorView<const Id>(), empty, empty));
   EXPECT_NO_THROW(gatepro::permute_backward(StridedView<const Id>(nullptr, 0, 2), empty, empty));
-  EXPECT_NO_THROW(gatepro::combine(empty, StridedView<const Id>(nullptr, 0, 2),
-                                   StridedView<const A>(nullptr, 0, 2), empty));
+  EXPECT_NO_THROW(gatepro::combine(StridedView<const Id>(nullptr, 0, 2),
+                                   StridedView<const A>(nullptr, 0, 2), empty, empty));
 }
 
 TYPED_TEST(PermuteTest, NoColumns) {
@@ -406,11 +406,11 @@ TYPED_TEST(PermuteTest, NoColumns) {
   std::vector<A> dweights = {3, 4};
   const StridedView<const Id> row_TK(rows.data(), 2, 1);
   const StridedView<const A> weights_TK(weights.data(), 2, 1);
-  gatepro::permute(empty, VectorView<const Id>(rows), empty);
+  gatepro::permute(VectorView<const Id>(rows), empty, empty);
   gatepro::permute_backward(row_TK, empty, empty);
-  gatepro::combine(empty, row_TK, weights_TK, empty);
+  gatepro::combine(row_TK, weights_TK, empty, empty);
   gatepro::combine_backward_rows(VectorView<const Id>(rows), weights_TK, empty, empty);
-  gatepro::combine_backward_weights(empty, row_TK, empty, StridedView<A>(dweights.data(), 2, 1));
+  gatepro::combine_backward_weights(row_TK, empty, empty, StridedView<A>(dweights.data(), 2, 1));
   EXPECT_EQ(dweights, (std::vector<A>{3, 4}));
 }
 

@@ -90,10 +90,10 @@ void dispatch() {
   const auto drows_NH = gatepro::view(rows_NH);
   const auto dx_TH = gatepro::view(x_TH);
   const auto row_view_TK = gatepro::strided_view(row_TK);
-  gatepro::permute(dx_TH, gatepro::VectorView<std::int32_t>(token_of_row_N), drows_NH);
+  gatepro::permute(gatepro::VectorView<std::int32_t>(token_of_row_N), dx_TH, drows_NH);
   gatepro::permute_backward(row_view_TK, drows_NH, dx_TH);
-  gatepro::combine(drows_NH, row_view_TK, gatepro::strided_view(weights_TK), dx_TH);
-  gatepro::combine_backward_weights(drows_NH, row_view_TK, dx_TH,
+  gatepro::combine(row_view_TK, gatepro::strided_view(weights_TK), drows_NH, dx_TH);
+  gatepro::combine_backward_weights(row_view_TK, drows_NH, dx_TH,
                                     gatepro::strided_view(weights_TK));
 }
 

@@ -492,11 +492,11 @@ struct Layer {
     rows = gatepro::plan_dispatch(out.expert_ids_TK, out.kept_TK, in.is_padding_T, E, {}, plan,
                                   memory);
     sent_NH.resize(rows, H);
-    gatepro::permute(x_TH, gatepro::VectorView<const std::int32_t>(token_of_row_N.data(), rows),
+    gatepro::permute(gatepro::VectorView<const std::int32_t>(token_of_row_N.data(), rows), x_TH,
                      gatepro::view(sent_NH));
     scale_by_expert(sent_NH, returned_NH);
     y_TH = zeros<double>(T, H);
-    gatepro::combine(gatepro::view(returned_NH), plan.row_TK, out.weights_TK, gatepro::view(y_TH));
+    gatepro::combine(plan.row_TK, out.weights_TK, gatepro::view(returned_NH), gatepro::view(y_TH));
   }
 
   static CompleteConfig config() {
@@ -523,7 +523,7 @@ struct Layer {
     const auto out = buffers.view();
     const gatepro::StridedView<const std::int32_t> row(row_TK.data(), T, K, K, 1);
     RowMatrix<double> dweights_TK = zeros<double>(T, K), dreturned_NH = zeros<double>(rows, H);
-    gatepro::combine_backward_weights(gatepro::view(returned_NH), row, dy_TH,
+    gatepro::combine_backward_weights(row, gatepro::view(returned_NH), dy_TH,
                                       gatepro::strided_view(dweights_TK));
     gatepro::combine_backward_rows(
         gatepro::VectorView<const std::int32_t>(choice_of_row_N.data(), rows), out.weights_TK,

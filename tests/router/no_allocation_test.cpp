@@ -282,9 +282,9 @@ void expect_no_cost_of_dispatch() {
                 gatepro::plan_dispatch(gatepro::strided_view(ids), gatepro::strided_view(kept), {},
                                        experts, {gatepro::DispatchOrder::token_major, 4}, plan,
                                        memory);
-                gatepro::permute(gatepro::view(x), plan.token_of_row_N, gatepro::view(sorted));
-                gatepro::combine(gatepro::view(sorted), row_TK, weights_TK, gatepro::view(y));
-                gatepro::combine_backward_weights(gatepro::view(sorted), row_TK, gatepro::view(y),
+                gatepro::permute(plan.token_of_row_N, gatepro::view(x), gatepro::view(sorted));
+                gatepro::combine(row_TK, weights_TK, gatepro::view(sorted), gatepro::view(y));
+                gatepro::combine_backward_weights(row_TK, gatepro::view(sorted), gatepro::view(y),
                                                   gatepro::strided_view(dweights));
                 gatepro::combine_backward_rows(plan.choice_of_row_N, weights_TK, gatepro::view(y),
                                                gatepro::view(sorted));

@@ -557,8 +557,8 @@ TEST(Overlap, PermuteAndNoise) {
                            {"token_of_row_N", tokens * 4, false, 4}},
                           [&](const auto& at) {
                             gatepro::permute(
-                                MatrixView<const float>(as<float>(at[1]), tokens, hidden),
                                 VectorView(as<std::int32_t>(at[2]), tokens),
+                                MatrixView<const float>(as<float>(at[1]), tokens, hidden),
                                 MatrixView(as<float>(at[0]), tokens, hidden));
                           });
   expect_overlaps_refused({{"y_TH", bytes_of_TH, true, 4},
@@ -566,9 +566,9 @@ TEST(Overlap, PermuteAndNoise) {
                            {"row_TK", tokens * 4, false, 4},
                            {"weights_TK", tokens * 4, false, 4}},
                           [&](const auto& at) {
-                            gatepro::combine(MatrixView(as<float>(at[1]), tokens, hidden),
-                                             StridedView(as<std::int32_t>(at[2]), tokens, 1),
+                            gatepro::combine(StridedView(as<std::int32_t>(at[2]), tokens, 1),
                                              StridedView<const float>(as<float>(at[3]), tokens, 1),
+                                             MatrixView(as<float>(at[1]), tokens, hidden),
                                              MatrixView(as<float>(at[0]), tokens, hidden));
                           });
   const auto jitter = [](const auto& at) {

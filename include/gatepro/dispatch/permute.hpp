@@ -2,6 +2,9 @@
 // Stages: tokens to rows sorted by expert, and the experts' rows back to tokens.
 //
 //   x_TH --permute--> rows_NH --experts--> rows_NH --combine, with the weights--> y_TH
+//
+// All take the table of the plan first, then the weights, the experts' rows or the tokens, the
+// gradient, and last what is written.
 #ifndef GATEPRO_DISPATCH_PERMUTE_HPP
 #define GATEPRO_DISPATCH_PERMUTE_HPP
 
@@ -56,11 +59,11 @@ inline namespace GATEPRO_ABI {
 
 /// rows_NH[r] = x_TH[token_of_row_N[r]]: each token's features, once per choice, sorted by expert.
 ///
-/// x_TH: T x H. token_of_row_N: N, from plan_dispatch; none gives a row of zeros. rows_NH: N x H,
+/// token_of_row_N: N, from plan_dispatch; none gives a row of zeros. x_TH: T x H. rows_NH: N x H,
 /// overwritten, of the same scalar as X: the bits are copied. Throws Error for shapes or a token
 /// outside [0, T), before any write. Cost: N H copies; no allocation. Thread-safe.
 template <class X, class Id, class Executor = SerialExecutor>
-void permute(detail::non_deduced_t<MatrixView<const X>> x_TH, VectorView<Id> token_of_row_N,
+void permute(VectorView<Id> token_of_row_N, detail::non_deduced_t<MatrixView<const X>> x_TH,
              MatrixView<X> rows_NH, const Executor& executor = {}) {
   detail::check_input_scalars<X, X>();
   detail::check_id_type<detail::value_t<Id>>();
@@ -120,9 +123,8 @@ void permute_backward(StridedView<Id> row_TK, detail::non_deduced_t<MatrixView<c
 /// order. Throws Error for shapes or a row outside [0, N), before any write. Cost: 2 T K H
 /// operations; no allocation. Thread-safe.
 template <class R, class Id, class A, class Executor = SerialExecutor>
-void combine(MatrixView<R> rows_NH, StridedView<Id> row_TK,
-             detail::non_deduced_t<StridedView<const A>> weights_TK, MatrixView<A> y_TH,
-             const Executor& executor = {}) {
+void combine(StridedView<Id> row_TK, detail::non_deduced_t<StridedView<const A>> weights_TK,
+             MatrixView<R> rows_NH, MatrixView<A> y_TH, const Executor& executor = {}) {
   using Source = detail::value_t<R>;
   detail::check_input_scalars<Source, Source>();
   detail::check_id_type<detail::value_t<Id>>();
@@ -188,7 +190,7 @@ void combine_backward_rows(VectorView<Id> choice_of_row_N,
 /// dy_TH: T x H. dweights_TK: T x K, added to. Throws Error for shapes or a row outside [0, N),
 /// before any write. Cost: 2 T K H operations; no allocation. Thread-safe.
 template <class R, class Id, class A, class Executor = SerialExecutor>
-void combine_backward_weights(MatrixView<R> rows_NH, StridedView<Id> row_TK,
+void combine_backward_weights(StridedView<Id> row_TK, MatrixView<R> rows_NH,
                               detail::non_deduced_t<MatrixView<const A>> dy_TH,
                               StridedView<A> dweights_TK, const Executor& executor = {}) {
   using Source = detail::value_t<R>;
