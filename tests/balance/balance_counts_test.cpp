@@ -10,8 +10,8 @@
 #include <utility>
 #include <vector>
 
-#include "support/data.hpp"
 #include "support/errors.hpp"
+#include "support/memory.hpp"
 #include "support/ranks.hpp"
 
 namespace {
@@ -24,10 +24,7 @@ using Counts = std::vector<std::int64_t>;
 
 constexpr std::int64_t most = std::numeric_limits<std::int64_t>::max();
 
-Counts of(const BalanceCounts& counts) {
-  return {counts.tokens_per_expert_E.data,
-          counts.tokens_per_expert_E.data + counts.tokens_per_expert_E.size};
-}
+Counts of(const BalanceCounts& counts) { return data::copy(counts.tokens_per_expert_E); }
 
 TEST(BalanceAccumulator, AddsMicroBatchesUntilReset) {
   BalanceAccumulator sums(3);

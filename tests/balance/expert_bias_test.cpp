@@ -11,8 +11,10 @@
 #include <type_traits>
 #include <vector>
 
-#include "support/data.hpp"
+#include "support/bits.hpp"
 #include "support/errors.hpp"
+#include "support/inputs.hpp"
+#include "support/memory.hpp"
 #include "support/ranks.hpp"
 #include "support/type_names.hpp"
 
@@ -26,18 +28,13 @@ using Counts = std::vector<std::int64_t>;
 
 constexpr std::int64_t most = std::numeric_limits<std::int64_t>::max();
 
-template <class T>
-std::vector<T> of(const VectorView<const T>& view) {
-  return {view.data, view.data + view.size};
-}
-
 /// The bias after one step from zero, with a rate that is exact.
 template <class B>
 std::vector<B> after_step(const Counts& counts, double rate, bool centre = false) {
   ExpertBias<B> bias(static_cast<Index>(counts.size()));
   bias.accumulate(counts);
   bias.step(NoReduce(), rate, centre);
-  return of(bias.values());
+  return data::copy(bias.values());
 }
 
 template <class B>
@@ -68,22 +65,22 @@ TYPED_TEST(ExpertBiasTest, StepsAddUpAndZeroTheCounts) {
   const Counts low_high{0, 4}, more{0, 1}, high_low{3, 1};
   bias.accumulate(low_high);
   bias.accumulate(more);
-  EXPECT_EQ(of(bias.counts()), (Counts{0, 5}));
+  EXPECT_EQ(data::copy(bias.counts()), (Counts{0, 5}));
   bias.step(NoReduce(), 0.25);
-  EXPECT_EQ(of(bias.counts()), (Counts{0, 0}));
+  EXPECT_EQ(data::copy(bias.counts()), (Counts{0, 0}));
   bias.accumulate(low_high);
   bias.step(NoReduce(), 0.25);
-  EXPECT_EQ(of(bias.values()), (std::vector<TypeParam>{0.5, -0.5}));
+  EXPECT_EQ(data::copy(bias.values()), (std::vector<TypeParam>{0.5, -0.5}));
   bias.accumulate(high_low);
   bias.step(NoReduce(), 0.25);
-  EXPECT_EQ(of(bias.values()), (std::vector<TypeParam>{0.25, -0.25}));
+  EXPECT_EQ(data::copy(bias.values()), (std::vector<TypeParam>{0.25, -0.25}));
   // Nobody accumulated, as in evaluation.
   bias.step(NoReduce(), 0.25);
-  EXPECT_EQ(of(bias.values()), (std::vector<TypeParam>{0.25, -0.25}));
+  EXPECT_EQ(data::copy(bias.values()), (std::vector<TypeParam>{0.25, -0.25}));
   bias.accumulate(high_low);
   bias.zero();
-  EXPECT_EQ(of(bias.values()), (std::vector<TypeParam>{0, 0}));
-  EXPECT_EQ(of(bias.counts()), (Counts{0, 0}));
+  EXPECT_EQ(data::copy(bias.values()), (std::vector<TypeParam>{0, 0}));
+  EXPECT_EQ(data::copy(bias.counts()), (Counts{0, 0}));
 }
 
 // One token decides, however many there are, and E n_i may leave the range of int64.
@@ -132,7 +129,7 @@ TYPED_TEST(ExpertBiasTest, RanksAndMicroBatchesDoNotMatter) {
         bias.step(reduce, 1e-3, true);
       }
     });
-    if (want.empty()) want = of(biases[0].values());
+    if (want.empty()) want = data::copy(biases[0].values());
     for (const auto& bias : biases) {
       for (std::size_t e = 0; e < 6; ++e) {
         EXPECT_TRUE(data::same_bits(bias.values()[static_cast<Index>(e)], want[e])) << ranks;
@@ -154,8 +151,8 @@ TYPED_TEST(ExpertBiasTest, AResumedRunHasTheSameBits) {
     bias->accumulate(a);
     bias->step(NoReduce(), 1e-3);
   }
-  EXPECT_EQ(of(resumed.values()), of(kept.values()));
-  EXPECT_EQ(of(resumed.counts()), of(kept.counts()));
+  EXPECT_EQ(data::copy(resumed.values()), data::copy(kept.values()));
+  EXPECT_EQ(data::copy(resumed.counts()), data::copy(kept.counts()));
 }
 
 TYPED_TEST(ExpertBiasTest, AFailureChangesNothing) {
@@ -172,8 +169,8 @@ TYPED_TEST(ExpertBiasTest, AFailureChangesNothing) {
   expect_error([&] { bias.step(negative, 0.5); }, {"ExpertBias::step", "reduce hook", "count=-1"});
   expect_error([&] { bias.step(overflow, 0.5); }, {"ExpertBias::step", "fits int64"});
   expect_error([&] { bias.accumulate(large); }, {"ExpertBias::accumulate", "fits int64"});
-  EXPECT_EQ(of(bias.values()), (std::vector<TypeParam>{0, 0}));
-  EXPECT_EQ(of(bias.counts()), counts);
+  EXPECT_EQ(data::copy(bias.values()), (std::vector<TypeParam>{0, 0}));
+  EXPECT_EQ(data::copy(bias.counts()), counts);
 }
 
 // One sum may leave the range where both terms are in it.
@@ -185,13 +182,13 @@ TYPED_TEST(ExpertBiasTest, StaysFinite) {
   bias.restore(values, counts);
   const double rate = static_cast<double>(largest) / 2;
   expect_error([&] { bias.step(NoReduce(), rate); }, {"ExpertBias::step", "finite", "expert=1"});
-  EXPECT_EQ(of(bias.values()), values);
-  EXPECT_EQ(of(bias.counts()), counts);
+  EXPECT_EQ(data::copy(bias.values()), values);
+  EXPECT_EQ(data::copy(bias.counts()), counts);
   bias.zero();
   bias.accumulate(counts);
   bias.step(NoReduce(), rate);
-  EXPECT_EQ(of(bias.values()), (std::vector<TypeParam>{largest / 2, -largest / 2}));
-  EXPECT_EQ(of(bias.counts()), zeros);
+  EXPECT_EQ(data::copy(bias.values()), (std::vector<TypeParam>{largest / 2, -largest / 2}));
+  EXPECT_EQ(data::copy(bias.counts()), zeros);
 }
 
 TYPED_TEST(ExpertBiasTest, BadInput) {
@@ -218,8 +215,8 @@ TYPED_TEST(ExpertBiasTest, BadInput) {
     const std::vector<B> values{1, bad};
     expect_error([&] { bias.restore(values, good); }, {"bias_E", "finite values", "expert=1"});
   }
-  EXPECT_EQ(of(bias.values()), (std::vector<B>{0, 0}));
-  EXPECT_EQ(of(bias.counts()), good);
+  EXPECT_EQ(data::copy(bias.values()), (std::vector<B>{0, 0}));
+  EXPECT_EQ(data::copy(bias.counts()), good);
 }
 
 }  // namespace

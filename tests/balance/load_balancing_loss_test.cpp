@@ -10,10 +10,13 @@
 #include <utility>
 #include <vector>
 
-#include "support/data.hpp"
+#include "support/bits.hpp"
+#include "support/conversions.hpp"
 #include "support/errors.hpp"
 #include "support/executors.hpp"
+#include "support/inputs.hpp"
 #include "support/losses.hpp"
+#include "support/memory.hpp"
 #include "support/type_names.hpp"
 
 namespace {
@@ -68,7 +71,7 @@ TYPED_TEST(BalanceLossTest, MatchesTheDefinition) {
               data::random_matrix<A>(tokens, experts, 1) * static_cast<A>(scale);
           const auto reference_TE = data::to_reference(logits_TE);
           const Ids ids_TK = data::random_ids<std::int32_t>(tokens, experts, top_k, 2);
-          const Mask mask = losses::random_mask(tokens, 3);
+          const Mask mask = data::random_mask(tokens, 3);
           const Counts counts = losses::count(ids_TK, experts);
           const auto n = static_cast<double>(tokens), k = static_cast<double>(top_k);
           losses::expect_close(
@@ -244,7 +247,7 @@ TYPED_TEST(BalanceLossTest, MaskedTokensDoNothing) {
   using A = TypeParam;
   for (const ScoreFunction function : losses::functions) {
     for (Index tokens : {1, 40, 700}) {
-      const Mask mask = losses::random_mask(tokens, 12);
+      const Mask mask = data::random_mask(tokens, 12);
       RowMatrix<A> logits_TE = data::random_matrix<A>(tokens, 6, 13);
       const Ids ids_TK = data::random_ids<std::int32_t>(tokens, 6, 2, 14);
       const RowMatrix<A> valid_TE = losses::valid_rows(logits_TE, mask);
@@ -317,11 +320,11 @@ TYPED_TEST(BalanceLossTest, SequencesMatchTheDefinition) {
   const RowMatrix<A> logits_TE = data::random_matrix<A>(300, 11, 18) * A(3);
   const Ids ids_TK = data::random_ids<std::int32_t>(300, 11, 2, 19);
   const auto reference_TE = data::to_reference(logits_TE);
-  const reference::Ids ids = losses::to_ids(ids_TK);
+  const reference::Ids ids = data::to_ids(ids_TK);
   for (const ScoreFunction function : losses::functions) {
     for (Index sequences : {1, 2, 9, 200}) {
       const Counts begin = random_borders(300, sequences, 20);
-      const Mask none, some = losses::random_mask(300, 21);
+      const Mask none, some = data::random_mask(300, 21);
       for (const Mask& mask : {none, some}) {
         SCOPED_TRACE(testing::Message() << static_cast<int>(function) << " " << sequences);
         losses::expect_close(
@@ -352,7 +355,7 @@ TYPED_TEST(BalanceLossTest, EqualLengthsGiveMegatronsLoss) {
   const Ids ids_TK = data::random_ids<std::int32_t>(sequences * length, experts, top_k, 25);
   Counts begin;
   for (Index s = 0; s <= sequences; ++s) begin.push_back(s * length);
-  const reference::Ids ids = losses::to_ids(ids_TK);
+  const reference::Ids ids = data::to_ids(ids_TK);
   for (const ScoreFunction function : losses::functions) {
     reference::Matrix scores_TE;
     for (const reference::Row& logits : data::to_reference(logits_TE)) {

@@ -12,9 +12,12 @@
 #include <algorithm>
 #include <vector>
 
-#include "support/data.hpp"
+#include "support/bits.hpp"
+#include "support/conversions.hpp"
 #include "support/errors.hpp"
+#include "support/inputs.hpp"
 #include "support/losses.hpp"
+#include "support/memory.hpp"
 #include "support/ranks.hpp"
 
 namespace {
@@ -60,9 +63,9 @@ void add_losses(const Logits& logits_TE, const gatepro::BalanceCounts& counts,
   const auto logits = gatepro::view(logits_TE);
   for (const ScoreFunction function : losses::functions) {
     gatepro::load_balancing_loss(logits, function, top_k, counts, {1e-2, mean_over, 128},
-                                 losses::view_of(mask), dlogits_TE, memory);
+                                 data::optional(mask), dlogits_TE, memory);
   }
-  gatepro::z_loss(logits, {1e-3, mean_over, 128}, losses::view_of(mask), dlogits_TE, memory);
+  gatepro::z_loss(logits, {1e-3, mean_over, 128}, data::optional(mask), dlogits_TE, memory);
 }
 
 // NVIDIA/Megatron-LM 5047 and 1652: the gradient depended on the number of ranks.
@@ -268,7 +271,7 @@ TEST(Regression, CountsAreNeverRounded) {
 // padding counted in losses and bias.
 TEST(Regression, PaddingCountsNowhere) {
   const Index tokens = 60;
-  const Mask mask = losses::random_mask(tokens, 8);
+  const Mask mask = data::random_mask(tokens, 8);
   Logits logits_TE = uneven_logits(tokens, 9);
   const Ids ids_TK = select(logits_TE);
   const Logits valid_TE = losses::valid_rows(logits_TE, mask);

@@ -6,7 +6,9 @@
 #include <algorithm>
 #include <vector>
 
+#include "support/inputs.hpp"
 #include "support/losses.hpp"
+#include "support/memory.hpp"
 
 #if !defined(__FAST_MATH__)
 #error "this test is about -Ofast"

@@ -6,10 +6,13 @@
 #include <limits>
 #include <vector>
 
-#include "support/data.hpp"
+#include "support/bits.hpp"
+#include "support/conversions.hpp"
 #include "support/errors.hpp"
 #include "support/executors.hpp"
+#include "support/inputs.hpp"
 #include "support/losses.hpp"
+#include "support/memory.hpp"
 #include "support/type_names.hpp"
 
 namespace {
@@ -38,7 +41,7 @@ TYPED_TEST(ZLossTest, MatchesTheDefinition) {
         const auto got = losses::z_loss(logits_TE, {1e-3});
         losses::expect_close(
             got, reference::z_loss(reference_TE, 1e-3, static_cast<double>(tokens)), 40 + scale);
-        const Mask mask = losses::random_mask(tokens, 2);
+        const Mask mask = data::random_mask(tokens, 2);
         const auto part = losses::z_loss(logits_TE, {1e-3, 1000}, mask);
         losses::expect_close(part, reference::z_loss(reference_TE, 1e-3, 1000, mask), 40 + scale);
       }
@@ -69,7 +72,7 @@ TYPED_TEST(ZLossTest, EqualLogits) {
 TYPED_TEST(ZLossTest, MaskedTokensDoNothing) {
   using A = TypeParam;
   for (Index tokens : {1, 40, 700}) {
-    const Mask mask = losses::random_mask(tokens, 4);
+    const Mask mask = data::random_mask(tokens, 4);
     RowMatrix<A> logits_TE = data::random_matrix<A>(tokens, 6, 5);
     const auto want = losses::z_loss(losses::valid_rows(logits_TE, mask), {0.1});
     for (Index t = 0; t < tokens; ++t) {

@@ -8,17 +8,20 @@
 #include <sys/mman.h>
 #endif
 
+#include "support/bits.hpp"
 #include "support/executors.hpp"
+#include "support/inputs.hpp"
+#include "support/memory.hpp"
 #include "support/routing_data.hpp"
 
 namespace {
 
+using data::random_matrix;
+using data::same_bits;
 using gatepro::Index;
 using gatepro::MatrixView;
 using gatepro::RowMatrix;
 using gatepro::StridedView;
-using routing_data::random_matrix;
-using routing_data::same_bits;
 
 /// Address space for `rows` rows that lie `row_stride` elements apart. Only what is written to
 /// takes memory.
@@ -93,7 +96,7 @@ TEST(BigViews, EveryViewOfAStep) {
   out.expert_ids_TK = ids.view();
   out.weights_TK = weights.view();
   out.logits_TE = logits.view();
-  auto memory = routing_data::poisoned_workspace(
+  auto memory = data::scratch(
       std::max(router.forward_workspace_bytes(2), router.backward_workspace_bytes(tokens, 2)));
   router.forward(x.view(), w.view(), out, memory, ThreadExecutor(2));
   EXPECT_TRUE(same_bits(ids.matrix(), expected.ids_TK));
@@ -129,7 +132,7 @@ TEST(BigViews, PlanesOfChoices) {
   decltype(router)::Routing out;
   out.expert_ids_TK = {ids.view().data, tokens, top_k, 1, plane};
   out.weights_TK = {weights.view().data, tokens, top_k, 1, plane};
-  auto memory = routing_data::poisoned_workspace(router.forward_workspace_bytes());
+  auto memory = data::scratch(router.forward_workspace_bytes());
   router.forward_logits(logits, out, memory);
   EXPECT_TRUE(same_bits<std::int64_t>(ids.matrix().transpose(), expected.ids_TK));
   EXPECT_TRUE(same_bits<float>(weights.matrix().transpose(), expected.weights_TK));
@@ -148,7 +151,7 @@ TEST(BigViews, ARangeOfTokensFarInside) {
   router.refresh(w, 0);
   const auto expected = routing_data::forward(router, last, w);
   routing_data::Outcome<gatepro::Router<float>> outcome(router, 3);
-  auto memory = routing_data::poisoned_workspace(router.forward_workspace_bytes());
+  auto memory = data::scratch(router.forward_workspace_bytes());
   router.forward(range, w, outcome.view(), memory);
   EXPECT_TRUE(same_bits(outcome.logits_TE, expected.logits_TE));
   EXPECT_TRUE(same_bits(outcome.ids_TK, expected.ids_TK));

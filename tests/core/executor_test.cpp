@@ -11,14 +11,16 @@
 #include <string>
 #include <vector>
 
+#include "support/bits.hpp"
 #include "support/executors.hpp"
+#include "support/inputs.hpp"
 #include "support/routing_data.hpp"
 
 namespace {
 
+using data::random_matrix;
 using gatepro::Index;
 using gatepro::RowMatrix;
-using routing_data::random_matrix;
 using TestedRouter = gatepro::Router<float>;
 
 constexpr Index hidden = 40, experts = 20, top_k = 3;
@@ -61,8 +63,8 @@ int most_started(Executor executor, Index tokens, bool dense) {
   const auto got = run(executor);
   const auto want = run(gatepro::SerialExecutor{});
   routing_data::expect_same_outcome(got.first, want.first);
-  EXPECT_TRUE(routing_data::same_bits(got.second.dx_TH, want.second.dx_TH));
-  EXPECT_TRUE(routing_data::same_bits(got.second.dw_EH, want.second.dw_EH));
+  EXPECT_TRUE(data::same_bits(got.second.dx_TH, want.second.dx_TH));
+  EXPECT_TRUE(data::same_bits(got.second.dw_EH, want.second.dw_EH));
   return most;
 }
 

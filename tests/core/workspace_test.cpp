@@ -23,8 +23,9 @@
 #include "gatepro/routing/scored_routing.hpp"
 #include "gatepro/routing/softmax.hpp"
 #include "gatepro/routing/top_k.hpp"
-#include "support/data.hpp"
+#include "support/bits.hpp"
 #include "support/executors.hpp"
+#include "support/inputs.hpp"
 
 namespace {
 

@@ -7,8 +7,10 @@
 #include <cmath>
 #include <vector>
 
-#include "support/data.hpp"
+#include "support/bits.hpp"
 #include "support/executors.hpp"
+#include "support/inputs.hpp"
+#include "support/memory.hpp"
 #include "support/type_names.hpp"
 
 namespace {
@@ -110,13 +112,12 @@ Dropped<A> drop(const RowMatrix<Id>& ids_TK, const RowMatrix<A>& weights_TK, Ind
                 const Executor& executor = {}) {
   Dropped<A> out{weights_TK, Bytes::Constant(ids_TK.rows(), ids_TK.cols(), 77),
                  Counts(static_cast<std::size_t>(experts), 77), DropReport()};
-  VectorView<const std::uint8_t> mask;
-  if (!is_padding_T.empty()) mask = is_padding_T;
   auto memory = data::scratch(gatepro::drop_over_capacity_workspace_bytes<A>(
       ids_TK.rows(), experts, ids_TK.cols(), policy));
-  out.report = gatepro::drop_over_capacity(
-      strided_view(ids_TK), mask, capacity, policy, strided_view(out.weights_TK),
-      strided_view(out.kept_TK), VectorView<std::int64_t>(out.counts_E), memory, executor);
+  out.report =
+      gatepro::drop_over_capacity(strided_view(ids_TK), data::optional(is_padding_T), capacity,
+                                  policy, strided_view(out.weights_TK), strided_view(out.kept_TK),
+                                  VectorView<std::int64_t>(out.counts_E), memory, executor);
   return out;
 }
 
@@ -173,15 +174,6 @@ void expect_same(const Dropped<A>& a, const Dropped<A>& b) {
   EXPECT_EQ(a.report.tokens_without_expert, b.report.tokens_without_expert);
 }
 
-Mask random_mask(Index tokens, std::uint64_t seed) {
-  Mask mask;
-  for (Index t = 0; t < tokens; ++t) {
-    const Index pick = data::random_below(4, seed, static_cast<std::uint64_t>(t));
-    mask.push_back(pick == 0 ? 1 : pick == 1 ? 200 : 0);
-  }
-  return mask;
-}
-
 template <class A>
 class CapacityTest : public ::testing::Test {};
 using Accumulators = ::testing::Types<float, double>;
@@ -197,7 +189,7 @@ TYPED_TEST(CapacityTest, DropsAsABruteForceSortDoes) {
     const auto weights_TK = seed % 3 == 0   ? data::tied_matrix<TypeParam>(tokens, top_k, seed)
                             : seed % 3 == 1 ? data::special_matrix<TypeParam>(tokens, top_k, seed)
                                             : data::random_matrix<TypeParam>(tokens, top_k, seed);
-    const Mask mask = seed % 2 == 0 ? Mask() : random_mask(tokens, seed);
+    const Mask mask = seed % 2 == 0 ? Mask() : data::random_mask(tokens, seed);
     for (DropPolicy policy : policies) {
       for (Index capacity : {Index{0}, Index{1}, tokens * top_k / experts, tokens, tokens + 9}) {
         SCOPED_TRACE(::testing::Message()
@@ -247,7 +239,7 @@ TYPED_TEST(CapacityTest, MaskedTokensChangeNothingForTheOthers) {
   constexpr Index tokens = 90, experts = 7, top_k = 3;
   const auto ids_TK = data::random_ids<std::int32_t>(tokens, experts, top_k, 5);
   auto weights_TK = data::random_matrix<TypeParam>(tokens, top_k, 6);
-  const Mask mask = random_mask(tokens, 7);
+  const Mask mask = data::random_mask(tokens, 7);
   std::vector<Index> valid;
   for (Index t = 0; t < tokens; ++t) {
     if (mask[static_cast<std::size_t>(t)] == 0) valid.push_back(t);
@@ -269,7 +261,7 @@ TYPED_TEST(CapacityTest, NoIdTakesNoSlot) {
   constexpr Index tokens = 90, experts = 7, top_k = 3;
   auto ids_TK = data::random_ids<std::int32_t>(tokens, experts, top_k, 5);
   auto weights_TK = data::random_matrix<TypeParam>(tokens, top_k, 6);
-  const Mask mask = random_mask(tokens, 7);
+  const Mask mask = data::random_mask(tokens, 7);
   for (DropPolicy policy : policies) {
     const auto want = drop(ids_TK, weights_TK, experts, mask, 9, policy);
     auto marked_TK = ids_TK;

@@ -6,7 +6,8 @@
 #include <tuple>
 #include <vector>
 
-#include "support/data.hpp"
+#include "support/inputs.hpp"
+#include "support/memory.hpp"
 #include "support/type_names.hpp"
 
 namespace {
@@ -96,11 +97,9 @@ template <class Id, class In>
 Index plan(const Routed<In>& routed, const DispatchRule& rule, const DispatchPlan<Id>& out) {
   StridedView<const std::uint8_t> kept;
   if (routed.kept_TK.size() != 0) kept = strided_view(routed.kept_TK);
-  VectorView<const std::uint8_t> mask;
-  if (!routed.mask_T.empty()) mask = routed.mask_T;
   auto memory = data::scratch(gatepro::plan_dispatch_workspace_bytes(routed.experts));
-  return gatepro::plan_dispatch(strided_view(routed.ids_TK), kept, mask, routed.experts, rule, out,
-                                memory);
+  return gatepro::plan_dispatch(strided_view(routed.ids_TK), kept, data::optional(routed.mask_T),
+                                routed.experts, rule, out, memory);
 }
 
 template <class Id, class In>

@@ -7,8 +7,11 @@
 #include <vector>
 
 #include "gatepro/dispatch/plan.hpp"
-#include "support/data.hpp"
+#include "support/bits.hpp"
+#include "support/conversions.hpp"
 #include "support/executors.hpp"
+#include "support/inputs.hpp"
+#include "support/memory.hpp"
 #include "support/type_names.hpp"
 
 namespace {

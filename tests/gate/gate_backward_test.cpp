@@ -9,8 +9,10 @@
 #include <vector>
 
 #include "gatepro/gate/logits.hpp"
-#include "support/data.hpp"
+#include "support/bits.hpp"
 #include "support/executors.hpp"
+#include "support/inputs.hpp"
+#include "support/memory.hpp"
 #include "support/type_names.hpp"
 
 namespace {

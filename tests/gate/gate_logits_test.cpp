@@ -7,9 +7,12 @@
 #include <utility>
 #include <vector>
 
-#include "support/data.hpp"
+#include "support/bits.hpp"
+#include "support/conversions.hpp"
 #include "support/errors.hpp"
 #include "support/executors.hpp"
+#include "support/inputs.hpp"
+#include "support/memory.hpp"
 #include "support/type_names.hpp"
 
 namespace {
@@ -18,13 +21,6 @@ using gatepro::Index;
 using gatepro::MatrixView;
 using gatepro::RowMatrix;
 using gatepro::SerialExecutor;
-
-template <class X_, class W_>
-struct Inputs {
-  using X = X_;
-  using W = W_;
-  using A = gatepro::accumulator_t<X, W>;
-};
 
 template <class X, class W, class Executor = SerialExecutor>
 auto gate(const RowMatrix<X>& x_TH, const RowMatrix<W>& w_EH, const Executor& executor = {}) {

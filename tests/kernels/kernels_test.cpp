@@ -7,7 +7,9 @@
 #include <numeric>
 #include <vector>
 
-#include "support/data.hpp"
+#include "support/bits.hpp"
+#include "support/conversions.hpp"
+#include "support/inputs.hpp"
 #include "support/type_names.hpp"
 
 namespace {

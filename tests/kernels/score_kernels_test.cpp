@@ -6,7 +6,8 @@
 #include <cmath>
 #include <vector>
 
-#include "support/data.hpp"
+#include "support/bits.hpp"
+#include "support/inputs.hpp"
 #include "support/type_names.hpp"
 
 namespace {

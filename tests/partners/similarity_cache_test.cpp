@@ -9,18 +9,20 @@
 #include <limits>
 #include <stdexcept>
 
+#include "support/bits.hpp"
+#include "support/conversions.hpp"
 #include "support/errors.hpp"
+#include "support/inputs.hpp"
 #include "support/reference.hpp"
-#include "support/routing_data.hpp"
 
 namespace {
 
+using data::random_matrix;
 using gatepro::Index;
 using gatepro::Pairing;
 using gatepro::RefreshSchedule;
 using gatepro::RowMatrix;
 using gatepro::view;
-using routing_data::random_matrix;
 using Cache = gatepro::SimilarityCache<float>;
 
 constexpr std::int64_t lowest_step = std::numeric_limits<std::int64_t>::min();
@@ -248,8 +250,7 @@ TEST(SimilarityCache, MeansEqualTheReference) {
     Cache cache(experts, pairing, RefreshSchedule::every_step());
     const auto w = random_matrix<float>(experts, 20, static_cast<unsigned>(experts));
     cache.refresh(view(w), 0);
-    const reference::Matrix similarity =
-        reference::cosine_similarity(routing_data::to_reference(w));
+    const reference::Matrix similarity = reference::cosine_similarity(data::to_reference(w));
     const reference::Ids partners = reference::pair_partners(similarity, pairing);
     double pairwise = 0, partner = 0;
     int pairs = 0, partnered = 0;
@@ -373,7 +374,7 @@ TEST(SimilarityCache, AFailureAfterTheWorkLeavesTheOldSimilarity) {
       cache.refresh(view(new_w), 2, HalfWayThrower{&runs_left});
     } catch (const std::runtime_error&) {
       ++failures;
-      ASSERT_TRUE(routing_data::same_bits(kept(), before)) << runs;
+      ASSERT_TRUE(data::same_bits(kept(), before)) << runs;
     }
   }
   EXPECT_GE(failures, 3);
@@ -382,7 +383,7 @@ TEST(SimilarityCache, AFailureAfterTheWorkLeavesTheOldSimilarity) {
   RowMatrix<float> want(experts, experts);
   std::vector<std::byte> memory(gatepro::cosine_similarity_workspace_bytes<float>(experts, 20));
   gatepro::cosine_similarity(view(new_w), view(want), memory);
-  EXPECT_TRUE(routing_data::same_bits(kept(), want));
+  EXPECT_TRUE(data::same_bits(kept(), want));
   EXPECT_EQ(partners_of(cache), partners_of(fresh));
 }
 
@@ -422,7 +423,7 @@ TEST(SimilarityCache, AnyHiddenSize) {
   for (const Index hidden : {3, 200, 1}) {
     const auto w = random_matrix<float>(5, hidden, 9);
     cache.refresh_now(view(w), hidden);
-    const reference::Matrix s = reference::cosine_similarity(routing_data::to_reference(w));
+    const reference::Matrix s = reference::cosine_similarity(data::to_reference(w));
     EXPECT_NEAR(cache.similarity()(1, 4), s[1][4], 1e-5);
   }
 }

@@ -12,10 +12,12 @@
 #include <string>
 
 #include "support/errors.hpp"
+#include "support/inputs.hpp"
 #include "support/routing_data.hpp"
 
 namespace {
 
+using data::random_matrix;
 using gatepro::Competition;
 using gatepro::ExpertRange;
 using gatepro::Index;
@@ -29,7 +31,6 @@ using gatepro::StridedView;
 using gatepro::VectorView;
 using gatepro::view;
 using gatepro::Workspace;
-using routing_data::random_matrix;
 using Parts = std::initializer_list<const char*>;
 
 constexpr Index most = std::numeric_limits<Index>::max();

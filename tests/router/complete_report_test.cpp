@@ -13,13 +13,19 @@
 #include <utility>
 #include <vector>
 
+#include "support/bits.hpp"
 #include "support/complete_data.hpp"
 #include "support/errors.hpp"
+#include "support/inputs.hpp"
+#include "support/memory.hpp"
+#include "support/routing_data.hpp"
 
 namespace {
 
 using complete_data::rows;
 using complete_data::zeros;
+using data::random_matrix;
+using data::same_bits;
 using gatepro::Competition;
 using gatepro::CompleteConfig;
 using gatepro::ForwardInputs;
@@ -27,8 +33,6 @@ using gatepro::Index;
 using gatepro::Pass;
 using gatepro::RowMatrix;
 using gatepro::ScoreFunction;
-using routing_data::random_matrix;
-using routing_data::same_bits;
 
 using R = gatepro::CompleteRouter<float>;
 using Buffers = gatepro::CompleteBuffers<R>;
@@ -94,8 +98,7 @@ TEST(CompleteReport, AForwardFromLogitsHasNoJitter) {
     auto out = buffers.view();
     if (out.jittered_TH.given()) std::fill_n(out.jittered_TH.data, T * H, 1e30F);
     out.jittered_TH = {};
-    auto scratch =
-        routing_data::poisoned_workspace(gatepro::gate_logits_workspace_bytes<float, float>(E, H));
+    auto scratch = data::scratch(gatepro::gate_logits_workspace_bytes<float, float>(E, H));
     gatepro::gate_logits(gatepro::view(x_TH), gatepro::view(w_EH), out.logits_TE, scratch);
     const auto report = router.forward_logits({}, out, buffers.workspace());
     EXPECT_FALSE(report.jittered);

@@ -14,16 +14,24 @@
 #include <string>
 #include <vector>
 
+#include "support/bits.hpp"
 #include "support/complete_data.hpp"
 #include "support/complete_reference.hpp"
+#include "support/conversions.hpp"
 #include "support/errors.hpp"
 #include "support/executors.hpp"
+#include "support/inputs.hpp"
+#include "support/memory.hpp"
+#include "support/routing_data.hpp"
 #include "support/type_names.hpp"
 
 namespace {
 
 using complete_data::Outcome;
 using complete_data::zeros;
+using data::random_matrix;
+using data::same_bits;
+using data::to_reference;
 using gatepro::CapacityRule;
 using gatepro::Competition;
 using gatepro::CompleteConfig;
@@ -35,9 +43,6 @@ using gatepro::GroupScore;
 using gatepro::Index;
 using gatepro::RowMatrix;
 using gatepro::ScoreFunction;
-using routing_data::random_matrix;
-using routing_data::same_bits;
-using routing_data::to_reference;
 
 // ---- The whole product ---------------------------------------------------------------------
 
@@ -199,7 +204,7 @@ class CompleteProductTest : public testing::Test {
       losses.global += terms.global;
       losses.z += terms.z;
     }
-    EXPECT_EQ(complete_data::copy(out.tokens_per_expert_E), expected.counts_E);
+    EXPECT_EQ(data::copy(out.tokens_per_expert_E), expected.counts_E);
     EXPECT_EQ(report.valid_tokens, expected.tokens);
     EXPECT_EQ(report.tokens_short_of_survivors, short_tokens);
     EXPECT_EQ(report.nonfinite_rows, 0);
@@ -259,8 +264,7 @@ TYPED_TEST(CompleteProductTest, EveryCombinationMatchesTheReference) {
 template <class Scalars>
 class CompleteDefaultsTest : public testing::Test {};
 using InputTypes =
-    testing::Types<routing_data::Inputs<float, float>, routing_data::Inputs<double, double>,
-                   routing_data::Inputs<gatepro::bfloat16, float>>;
+    testing::Types<Inputs<float, float>, Inputs<double, double>, Inputs<gatepro::bfloat16, float>>;
 TYPED_TEST_SUITE(CompleteDefaultsTest, InputTypes, InputNames);
 
 TYPED_TEST(CompleteDefaultsTest, AreThePlainRouterBitForBit) {
@@ -488,7 +492,7 @@ struct Layer {
     plan.token_of_row_N = token_of_row_N;
     plan.choice_of_row_N = choice_of_row_N;
     plan.row_TK = {row_TK.data(), T, K};
-    auto memory = routing_data::poisoned_workspace(gatepro::plan_dispatch_workspace_bytes(E));
+    auto memory = data::scratch(gatepro::plan_dispatch_workspace_bytes(E));
     rows = gatepro::plan_dispatch(out.expert_ids_TK, out.kept_TK, in.is_padding_T, E, {}, plan,
                                   memory);
     sent_NH.resize(rows, H);
@@ -549,7 +553,7 @@ struct Layer {
 };
 
 TEST(CompleteRouter, GradientsOfAWholeLayerMatchDifferences) {
-  const auto x_TH = random_matrix<double>(Layer::T, Layer::H, 1);
+  const auto x_TH = random_matrix<double>(Layer::T, Layer::H, 7);
   const auto w_EH = random_matrix<double>(Layer::E, Layer::H, 2);
   const auto dy_TH = random_matrix<double>(Layer::T, Layer::H, 3);
   Layer layer(x_TH, w_EH);
@@ -658,8 +662,7 @@ TEST(CompleteRouter, LogitsFromOutsideGiveTheSameBits) {
   same.refresh(w_EH, 0);
   const auto expected = complete_data::forward(router, x_TH, w_EH);
   gatepro::CompleteBuffers buffers(same, T);
-  auto memory =
-      routing_data::poisoned_workspace(gatepro::gate_logits_workspace_bytes<float, float>(E, H));
+  auto memory = data::scratch(gatepro::gate_logits_workspace_bytes<float, float>(E, H));
   gatepro::gate_logits(gatepro::view(x_TH), gatepro::view(w_EH), buffers.view().logits_TE, memory);
   buffers.set_report(same.forward_logits({}, buffers.view(), buffers.workspace()));
   complete_data::expect_same_outcome(complete_data::outcome_of(buffers), expected);
@@ -974,7 +977,7 @@ TEST(CompleteRegression, NanRowsGiveDistinctIdsInRange) {
         out.logits_TE(t, e) = t == 4 || e < t - 4 ? nan : logits_TE(t, e);
     }
     router.forward_logits({}, out, buffers.workspace());
-    const auto ids_TK = complete_data::copy<std::int32_t>(out.expert_ids_TK);
+    const auto ids_TK = data::copy<std::int32_t>(out.expert_ids_TK);
     EXPECT_TRUE(routing_data::valid_ids(ids_TK, E));
     for (Index j = 0; j < K; ++j) {
       // A choice that was dropped weighs 0 whatever it held.

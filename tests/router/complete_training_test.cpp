@@ -12,9 +12,12 @@
 #include <numeric>
 #include <vector>
 
+#include "support/bits.hpp"
 #include "support/complete_data.hpp"
 #include "support/complete_reference.hpp"
+#include "support/conversions.hpp"
 #include "support/errors.hpp"
+#include "support/inputs.hpp"
 #include "support/ranks.hpp"
 
 namespace {
@@ -24,6 +27,8 @@ using complete_data::expect_same_state;
 using complete_data::Outcome;
 using complete_data::rows;
 using complete_data::zeros;
+using data::random_matrix;
+using data::same_bits;
 using gatepro::Competition;
 using gatepro::CompleteConfig;
 using gatepro::CountSource;
@@ -33,8 +38,6 @@ using gatepro::LossValues;
 using gatepro::Pass;
 using gatepro::RefreshSchedule;
 using gatepro::RowMatrix;
-using routing_data::random_matrix;
-using routing_data::same_bits;
 
 using R = gatepro::CompleteRouter<float>;
 constexpr Index T = 60, H = 16, E = 12, K = 3;
@@ -665,7 +668,7 @@ TEST(CompleteTraining, TheGlobalLossComparesWithAllForwardsSinceEndStep) {
   const auto second = complete_data::step(router, x_TH, w_EH, {}, dweights_TK, zeros<float>(E, H));
   double expected = 0;
   for (Index t = 0; t < T; ++t) {
-    const auto logits = routing_data::to_reference(second.logits_TE)[static_cast<std::size_t>(t)];
+    const auto logits = data::to_reference(second.logits_TE)[static_cast<std::size_t>(t)];
     const auto scores = complete_reference::loss_scores(logits, config.scores.function);
     for (std::size_t e = 0; e < scores.size(); ++e) {
       const double counts = static_cast<double>(first.counts_E[e] + second.counts_E[e]);

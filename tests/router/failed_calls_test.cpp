@@ -11,21 +11,24 @@
 #include <stdexcept>
 #include <vector>
 
+#include "support/bits.hpp"
 #include "support/complete_data.hpp"
 #include "support/errors.hpp"
 #include "support/executors.hpp"
+#include "support/inputs.hpp"
+#include "support/memory.hpp"
 
 namespace {
 
 using complete_data::expect_same_outcome;
 using complete_data::expect_same_state;
+using data::random_matrix;
+using data::same_bits;
 using gatepro::CompleteConfig;
 using gatepro::ForwardInputs;
 using gatepro::Index;
 using gatepro::Pass;
 using gatepro::RowMatrix;
-using routing_data::random_matrix;
-using routing_data::same_bits;
 
 using R = gatepro::CompleteRouter<float>;
 constexpr Index T = 40, H = 8, E = 12, K = 3;
@@ -104,12 +107,12 @@ void expect_same_record(const gatepro::RoutingRecord<>& a, const gatepro::Routin
 struct Before {
   explicit Before(Trained& trained)
       : state(trained.router.state()),
-        latest(complete_data::copy(trained.router.balance().latest().tokens_per_expert_E)),
+        latest(data::copy(trained.router.balance().latest().tokens_per_expert_E)),
         record(trained.record),
         forward_id(trained.buffers.report().forward_id) {}
   void expect_unchanged(Trained& trained) const {
     expect_same_state(trained.router.state(), state);
-    EXPECT_EQ(complete_data::copy(trained.router.balance().latest().tokens_per_expert_E), latest);
+    EXPECT_EQ(data::copy(trained.router.balance().latest().tokens_per_expert_E), latest);
     expect_same_record(trained.record, record);
     EXPECT_EQ(trained.buffers.report().forward_id, forward_id);
     EXPECT_EQ(trained.buffers.view().logits_TE.rows, 30) << "T of the forward before";
@@ -254,11 +257,11 @@ TEST(FailedForward, OfThePlainRouterLeavesTheBuffers) {
   const auto x_TH = random_matrix<float>(30, H, 2);
   router.refresh(w_EH, 0);
   router.forward(gatepro::view(x_TH), gatepro::view(w_EH), buffers);
-  const RowMatrix<float> weights_TK = complete_data::copy<float>(buffers.weights_TK());
+  const RowMatrix<float> weights_TK = data::copy<float>(buffers.weights_TK());
   const RowMatrix<float> few(10, H), wide(E, H + 1), many(T + 1, H);
   EXPECT_THROW(router.forward(gatepro::view(few), gatepro::view(wide), buffers), gatepro::Error);
   EXPECT_THROW(router.forward(gatepro::view(many), gatepro::view(w_EH), buffers), gatepro::Error);
-  EXPECT_TRUE(same_bits(complete_data::copy<float>(buffers.weights_TK()), weights_TK));
+  EXPECT_TRUE(same_bits(data::copy<float>(buffers.weights_TK()), weights_TK));
 }
 
 TEST(FailedRefresh, LeavesThePartners) {
@@ -267,20 +270,19 @@ TEST(FailedRefresh, LeavesThePartners) {
   const auto other_EH = random_matrix<float>(E, H, 2);
   router.refresh(w_EH, 3);
   const auto& cache = router.similarity_cache();
-  const auto partners_EM = complete_data::copy<std::int32_t>(cache.partners());
-  const auto similarity_EE = complete_data::copy<float>(cache.similarity());
+  const auto partners_EM = data::copy<std::int32_t>(cache.partners());
+  const auto similarity_EE = data::copy<float>(cache.similarity());
   const auto fingerprint = cache.rivals().fingerprint();
   const Index changed = cache.partners_changed();
-  fail_everywhere(
-      [&](const ThrowingExecutor& executor) { router.refresh(other_EH, 4, executor); },
-      [&] {
-        EXPECT_TRUE(same_bits(complete_data::copy<std::int32_t>(cache.partners()), partners_EM));
-        EXPECT_TRUE(same_bits(complete_data::copy<float>(cache.similarity()), similarity_EE));
-        EXPECT_EQ(cache.rivals().fingerprint(), fingerprint);
-        EXPECT_EQ(cache.last_refresh_step(), 3);
-        EXPECT_EQ(cache.partners_changed(), changed);
-        EXPECT_TRUE(cache.is_due(4));
-      });
+  fail_everywhere([&](const ThrowingExecutor& executor) { router.refresh(other_EH, 4, executor); },
+                  [&] {
+                    EXPECT_TRUE(same_bits(data::copy<std::int32_t>(cache.partners()), partners_EM));
+                    EXPECT_TRUE(same_bits(data::copy<float>(cache.similarity()), similarity_EE));
+                    EXPECT_EQ(cache.rivals().fingerprint(), fingerprint);
+                    EXPECT_EQ(cache.last_refresh_step(), 3);
+                    EXPECT_EQ(cache.partners_changed(), changed);
+                    EXPECT_TRUE(cache.is_due(4));
+                  });
   gatepro::Router<float> smooth({H, E, K});
   smooth.refresh(w_EH, 3);
   smooth.refresh(other_EH, 4);
@@ -300,11 +302,11 @@ TEST(FailedCounters, AreAsBefore) {
   EXPECT_THROW(balance.add({most, most[0]}), gatepro::Error);
   EXPECT_THROW(bias.accumulate(most), gatepro::Error);
   for (const gatepro::BalanceCounts& load : {balance.latest(), balance.total()}) {
-    EXPECT_EQ(complete_data::copy(load.tokens_per_expert_E), counts);
+    EXPECT_EQ(data::copy(load.tokens_per_expert_E), counts);
     EXPECT_EQ(load.tokens, 4);
   }
-  EXPECT_EQ(complete_data::copy(bias.counts()), counts);
-  EXPECT_EQ(complete_data::copy(bias.values()), std::vector<float>(3, 0));
+  EXPECT_EQ(data::copy(bias.counts()), counts);
+  EXPECT_EQ(data::copy(bias.values()), std::vector<float>(3, 0));
 }
 
 }  // namespace

@@ -12,6 +12,8 @@
 #include <thread>
 
 #include "support/complete_data.hpp"
+#include "support/inputs.hpp"
+#include "support/memory.hpp"
 #include "support/routing_data.hpp"
 
 namespace {
@@ -117,10 +119,10 @@ int pthread_create(pthread_t*, const pthread_attr_t*, void* (*)(void*), void*) n
 
 namespace {
 
+using data::random_matrix;
 using gatepro::Competition;
 using gatepro::Index;
 using gatepro::RowMatrix;
-using routing_data::random_matrix;
 
 /// Allocations and threads of `call`.
 template <class Call>
@@ -222,7 +224,7 @@ void expect_no_cost_of_balancing() {
   gatepro::BalanceAccumulator sums(experts);
   gatepro::ExpertBias<A> bias(experts);
   const gatepro::LossWeight weight{1e-2};
-  auto memory = routing_data::poisoned_workspace(std::size_t{1} << 20);
+  auto memory = data::scratch(std::size_t{1} << 20);
   for (const auto function :
        {gatepro::ScoreFunction::softmax_after_top_k, gatepro::ScoreFunction::sqrt_softplus}) {
     EXPECT_EQ(cost_of([&] {
@@ -263,7 +265,7 @@ void expect_no_cost_of_dispatch() {
   plan.row_TK = row_of_choice;
   const auto row_TK = gatepro::strided_view(row_of_choice);
   const auto weights_TK = gatepro::strided_view(weights);
-  auto memory = routing_data::poisoned_workspace(std::size_t{1} << 20);
+  auto memory = data::scratch(std::size_t{1} << 20);
   for (const auto policy : {gatepro::DropPolicy::probability, gatepro::DropPolicy::choice_major}) {
     EXPECT_EQ(cost_of([&] {
                 gatepro::jitter_tokens(gatepro::view(x), 0.1, {1, 2}, 0, gatepro::view(y));

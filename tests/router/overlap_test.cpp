@@ -14,16 +14,16 @@
 #include <vector>
 
 #include "support/errors.hpp"
-#include "support/routing_data.hpp"
+#include "support/inputs.hpp"
 
 namespace {
 
+using data::random_matrix;
 using gatepro::Index;
 using gatepro::MatrixView;
 using gatepro::StridedView;
 using gatepro::VectorView;
 using gatepro::Workspace;
-using routing_data::random_matrix;
 
 // ---- The predicate ----------------------------------------------------------------------------
 

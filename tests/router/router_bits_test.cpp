@@ -11,7 +11,10 @@
 #include <utility>
 #include <vector>
 
+#include "support/bits.hpp"
 #include "support/executors.hpp"
+#include "support/inputs.hpp"
+#include "support/memory.hpp"
 #include "support/routing_data.hpp"
 #include "support/type_names.hpp"
 
@@ -22,6 +25,9 @@ extern "C" const char* __lsan_default_suppressions() { return "leak:libomp"; }
 
 namespace {
 
+using data::random_matrix;
+using data::same_bits;
+using data::scratch;
 using gatepro::Competition;
 using gatepro::ExpertRange;
 using gatepro::Index;
@@ -31,9 +37,6 @@ using gatepro::SerialExecutor;
 using gatepro::StridedView;
 using routing_data::expect_same_outcome;
 using routing_data::expect_same_report;
-using routing_data::poisoned_workspace;
-using routing_data::random_matrix;
-using routing_data::same_bits;
 
 /// One type for all executors, so that each stage is compiled once.
 struct AnyExecutor {
@@ -136,9 +139,8 @@ class RouterBits : public testing::Test {
   }
 };
 
-using AllInputs = testing::Types<routing_data::Inputs<float, float>,
-                                 routing_data::Inputs<gatepro::bfloat16, float>,
-                                 routing_data::Inputs<double, double>>;
+using AllInputs =
+    testing::Types<Inputs<float, float>, Inputs<gatepro::bfloat16, float>, Inputs<double, double>>;
 TYPED_TEST_SUITE(RouterBits, AllInputs, InputNames);
 
 TYPED_TEST(RouterBits, Executors) {
@@ -232,7 +234,7 @@ TYPED_TEST(RouterBits, OptionalOutputs) {
       if ((wanted & 1) == 0) out.tokens_per_expert_E = {};
       if ((wanted & 2) == 0) out.logits_TE = {};
       if ((wanted & 4) == 0) out.statistics = nullptr;
-      auto memory = poisoned_workspace(c.router.forward_workspace_bytes());
+      auto memory = scratch(c.router.forward_workspace_bytes());
       part.report = c.router.forward(c.x_TH, c.w_EH, out, memory, AnyExecutor{});
       if ((wanted & 1) == 0) part.tokens_per_expert_E = whole.tokens_per_expert_E;
       if ((wanted & 2) == 0) part.logits_TE = whole.logits_TE;
@@ -255,7 +257,7 @@ TYPED_TEST(RouterBits, PackedWeights) {
   for (const auto& c : TestFixture::cases()) {
     const gatepro::PackedWeights<A> packed(gatepro::view(c.w_EH));
     typename TestFixture::Outcome outcome(c.router, c.x_TH.rows());
-    auto memory = poisoned_workspace(c.router.forward_workspace_bytes());
+    auto memory = scratch(c.router.forward_workspace_bytes());
     outcome.report = c.router.forward(c.x_TH, packed, outcome.view(), memory, AnyExecutor{});
     expect_same_outcome(outcome, c.forward());
   }
@@ -275,28 +277,26 @@ TYPED_TEST(RouterBits, StageByStage) {
     RowMatrix<std::uint8_t> losers(tokens, experts);
     std::vector<std::byte> memory;
 
-    memory = poisoned_workspace(gatepro::gate_logits_workspace_bytes<typename TestFixture::Token,
-                                                                     typename TestFixture::Weight>(
+    memory = scratch(gatepro::gate_logits_workspace_bytes<typename TestFixture::Token,
+                                                          typename TestFixture::Weight>(
         experts, config.hidden_size, workers));
     gatepro::gate_logits(gatepro::view(c.x_TH), gatepro::view(c.w_EH),
                          gatepro::view(staged.logits_TE), memory, executor);
     for (const auto& [first, count] : token_ranges(tokens)) {
-      memory = poisoned_workspace(gatepro::apply_competition_workspace_bytes<A>(experts, workers));
+      memory = scratch(gatepro::apply_competition_workspace_bytes<A>(experts, workers));
       const auto penalised_range = gatepro::view(penalised).middle_rows(first, count);
       const auto loser_range = gatepro::view(losers).middle_rows(first, count);
       const auto eliminated =
           gatepro::apply_competition(gatepro::view(staged.logits_TE).middle_rows(first, count),
                                      c.router.similarity_cache().rivals(), config.competition,
                                      penalised_range, loser_range, memory, executor);
-      memory = poisoned_workspace(
-          gatepro::select_top_k_workspace_bytes<A>(experts, config.top_k, workers));
+      memory = scratch(gatepro::select_top_k_workspace_bytes<A>(experts, config.top_k, workers));
       staged.report.tokens_short_of_survivors += gatepro::select_top_k(
           penalised_range, eliminated,
           gatepro::strided_view(staged.ids_TK).middle_rows(first, count),
           gatepro::strided_view(selected).middle_rows(first, count), memory, executor);
     }
-    memory =
-        poisoned_workspace(gatepro::softmax_selected_workspace_bytes<A>(config.top_k, workers));
+    memory = scratch(gatepro::softmax_selected_workspace_bytes<A>(config.top_k, workers));
     staged.report.nonfinite_rows =
         gatepro::softmax_selected(gatepro::strided_view(selected),
                                   gatepro::strided_view(staged.weights_TK), memory, executor);
@@ -328,8 +328,7 @@ TYPED_TEST(RouterBits, BackwardStageByStage) {
       if (dense) dlogits = c.dlogits_TE;
       const AnyExecutor executor{AnyExecutor::Kind::threads, 2};
       auto staged = c.start;
-      auto memory =
-          poisoned_workspace(gatepro::gate_backward_tokens_workspace_bytes<A>(experts, 2));
+      auto memory = scratch(gatepro::gate_backward_tokens_workspace_bytes<A>(experts, 2));
       for (const auto& [first, count] : token_ranges(tokens)) {
         gatepro::gate_backward_tokens(
             ids.middle_rows(first, count),
@@ -337,8 +336,8 @@ TYPED_TEST(RouterBits, BackwardStageByStage) {
             dense ? dlogits.middle_rows(first, count) : dlogits, gatepro::view(c.w_EH),
             gatepro::view(staged.dx_TH).middle_rows(first, count), memory, executor);
       }
-      memory = poisoned_workspace(
-          gatepro::gate_backward_weights_workspace_bytes<A>(tokens, experts, ids.cols, 2));
+      memory =
+          scratch(gatepro::gate_backward_weights_workspace_bytes<A>(tokens, experts, ids.cols, 2));
       const Index cut_expert = experts / 3;
       const Index cut_col = hidden / 2 + 3;
       for (const ExpertRange range : {ExpertRange{cut_expert, experts}, ExpertRange{0, cut_expert},
@@ -402,7 +401,7 @@ TYPED_TEST(RouterBits, StridesAndAlignment) {
     out.expert_ids_TK = {planes.ids_TK.data(), tokens, top_k, 1, tokens};
     out.weights_TK = {planes.weights_TK.data(), tokens, top_k, 1, tokens};
     out.logits_TE = logits.view();
-    auto memory = poisoned_workspace(
+    auto memory = scratch(
         std::max(c.router.forward_workspace_bytes(), c.router.backward_workspace_bytes(tokens)) +
         1);
     const gatepro::Workspace odd(memory.data() + 1, memory.size() - 1);
@@ -440,8 +439,7 @@ TYPED_TEST(RouterBits, StridesAndAlignment) {
 TYPED_TEST(RouterBits, WidenedInput) {
   using A = typename TestFixture::Result;
   const auto c = TestFixture::make(all_sizes[0], Competition::eliminate());
-  const auto wide =
-      RouterBits<routing_data::Inputs<A, A>>::make(all_sizes[0], Competition::eliminate());
+  const auto wide = RouterBits<Inputs<A, A>>::make(all_sizes[0], Competition::eliminate());
   auto copy = wide;
   copy.x_TH = c.x_TH.template cast<A>();
   copy.w_EH = c.w_EH.template cast<A>();

@@ -5,63 +5,23 @@
 
 #include <gtest/gtest.h>
 
-#include <cstring>
 #include <limits>
 #include <random>
 
+#include "support/bits.hpp"
+#include "support/inputs.hpp"
 #include "support/routing_data.hpp"
 #include "support/type_names.hpp"
 
 namespace {
 
+using data::random_matrix;
+using data::same_bits;
+using data::special_matrix;
 using gatepro::Competition;
 using gatepro::Index;
 using gatepro::RowMatrix;
 using routing_data::expect_reference_routing;
-using routing_data::random_matrix;
-using routing_data::same_bits;
-
-/// Values that comparisons, subtractions and exp treat specially.
-template <class A>
-std::vector<A> special_values() {
-  using Limits = std::numeric_limits<A>;
-  A payload_nan = Limits::quiet_NaN();
-  unsigned char bytes[sizeof(A)];
-  std::memcpy(bytes, &payload_nan, sizeof(A));
-  bytes[0] = 0x5a;
-  std::memcpy(&payload_nan, bytes, sizeof(A));
-  return {Limits::quiet_NaN(),
-          -Limits::quiet_NaN(),
-          Limits::signaling_NaN(),
-          payload_nan,
-          Limits::infinity(),
-          -Limits::infinity(),
-          A(0),
-          -A(0),
-          Limits::denorm_min(),
-          -Limits::denorm_min(),
-          Limits::min() / 2,
-          -Limits::min() / 2,
-          Limits::max(),
-          -Limits::max(),
-          Limits::max() / 2,
-          -Limits::max() / 2,
-          Limits::min(),
-          A(1)};
-}
-
-/// A third of the elements special, in ever new combinations.
-template <class A>
-RowMatrix<A> special_matrix(Index rows, Index cols, unsigned seed) {
-  RowMatrix<A> m = random_matrix<A>(rows, cols, seed);
-  const std::vector<A> values = special_values<A>();
-  std::mt19937 random(seed + 1000);
-  for (Index i = 0; i < m.size(); ++i) {
-    const unsigned draw = static_cast<unsigned>(random());
-    if (draw % 3 == 0) m.data()[i] = values[draw / 3 % values.size()];
-  }
-  return m;
-}
 
 template <class A>
 void poison_partners(gatepro::Router<A>& router, unsigned seed) {
@@ -92,7 +52,7 @@ TYPED_TEST(RouterNonfinite, GivenLogits) {
       gatepro::Router<A> router(config);
       poison_partners(router, 3);
       const auto logits =
-          special_matrix<A>(300, experts, static_cast<unsigned>(10 * experts + top_k));
+          special_matrix<A>(300, experts, static_cast<std::uint64_t>(10 * experts + top_k));
       for (const Competition& competition :
            {Competition::off(), Competition::penalty(1e-4), Competition::penalty(1e30),
             Competition::eliminate()}) {
@@ -109,7 +69,6 @@ TYPED_TEST(RouterNonfinite, GivenLogits) {
 // NaN weights are quiet, and a row has all or none.
 TYPED_TEST(RouterNonfinite, NaNWeightsAreQuiet) {
   using A = TypeParam;
-  using Bits = std::conditional_t<sizeof(A) == 4, std::uint32_t, std::uint64_t>;
   gatepro::RouterConfig config{1, 6, 3};
   config.competition = Competition::eliminate();
   gatepro::Router<A> router(config);
@@ -117,15 +76,13 @@ TYPED_TEST(RouterNonfinite, NaNWeightsAreQuiet) {
   const auto outcome = routing_data::forward_logits(router, special_matrix<A>(500, 6, 5));
   EXPECT_GT(outcome.report.nonfinite_rows, 0);
   EXPECT_LT(outcome.report.nonfinite_rows, 500);
-  constexpr Bits quiet = Bits{1} << (std::numeric_limits<A>::digits - 2);
+  constexpr auto quiet = data::BitsOf<A>{1} << (std::numeric_limits<A>::digits - 2);
   for (Index t = 0; t < 500; ++t) {
     const bool nan = std::isnan(outcome.weights_TK(t, 0));
     for (Index j = 0; j < 3; ++j) {
       ASSERT_EQ(std::isnan(outcome.weights_TK(t, j)), nan);
-      Bits bits;
-      std::memcpy(&bits, &outcome.weights_TK(t, j), sizeof bits);
       if (nan) {
-        ASSERT_NE(bits & quiet, 0U);
+        ASSERT_NE(data::bits_of(outcome.weights_TK(t, j)) & quiet, 0U);
       }
     }
   }

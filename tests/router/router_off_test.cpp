@@ -5,16 +5,18 @@
 
 #include <gtest/gtest.h>
 
+#include "support/bits.hpp"
+#include "support/inputs.hpp"
 #include "support/routing_data.hpp"
 #include "support/type_names.hpp"
 
 namespace {
 
+using data::random_matrix;
+using data::same_bits;
 using gatepro::Competition;
 using gatepro::Index;
 using gatepro::RowMatrix;
-using routing_data::random_matrix;
-using routing_data::same_bits;
 
 constexpr Index tokens = 150, hidden = 48, top_k = 3;
 

@@ -4,19 +4,23 @@
 
 #include <gtest/gtest.h>
 
+#include "support/bits.hpp"
+#include "support/conversions.hpp"
+#include "support/inputs.hpp"
+#include "support/memory.hpp"
 #include "support/routing_data.hpp"
 #include "support/type_names.hpp"
 
 namespace {
 
+using data::random_matrix;
+using data::to_reference;
 using gatepro::Competition;
 using gatepro::Index;
 using gatepro::Pairing;
 using gatepro::RouterConfig;
 using gatepro::RowMatrix;
 using routing_data::expect_reference_routing;
-using routing_data::random_matrix;
-using routing_data::to_reference;
 
 const std::vector<Competition>& competitions() {
   static const std::vector<Competition> all = {
@@ -92,10 +96,8 @@ class RouterTest : public testing::Test {
 };
 
 using AllInputs =
-    testing::Types<routing_data::Inputs<float, float>, routing_data::Inputs<double, double>,
-                   routing_data::Inputs<gatepro::bfloat16, float>,
-                   routing_data::Inputs<gatepro::half, gatepro::half>,
-                   routing_data::Inputs<float, double>>;
+    testing::Types<Inputs<float, float>, Inputs<double, double>, Inputs<gatepro::bfloat16, float>,
+                   Inputs<gatepro::half, gatepro::half>, Inputs<float, double>>;
 TYPED_TEST_SUITE(RouterTest, AllInputs, InputNames);
 
 TYPED_TEST(RouterTest, EqualsTheReferenceInEveryModePairingAndK) {
@@ -199,10 +201,10 @@ TYPED_TEST(RouterTest, BackwardEqualsTheReferenceAndAccumulates) {
   const auto outcome = routing_data::forward(router, x, w);
   for (const auto& dlogits : {RowMatrix<A>(), random_matrix<A>(tokens, experts, 12)}) {
     const auto actual = routing_data::backward(router, x, w, outcome, dweights, dlogits, start);
-    const reference::Gradients expected = reference::backward(
-        to_reference(x), to_reference(w), routing_data::to_ids(outcome.ids_TK, tokens, top_k),
-        to_reference(outcome.weights_TK), to_reference(dweights),
-        dlogits.size() == 0 ? reference::Matrix() : to_reference(dlogits));
+    const reference::Gradients expected =
+        reference::backward(to_reference(x), to_reference(w), data::to_ids(outcome.ids_TK),
+                            to_reference(outcome.weights_TK), to_reference(dweights),
+                            dlogits.size() == 0 ? reference::Matrix() : to_reference(dlogits));
     const double bound = 64 * TestFixture::eps;
     for (Index h = 0; h < hidden; ++h) {
       for (Index t = 0; t < tokens; ++t) {
@@ -240,7 +242,7 @@ TYPED_TEST(RouterTest, NoTokens) {
                                            random_matrix<A>(experts, hidden, 14)};
     const auto gradients = routing_data::backward(router, x, w, outcome, RowMatrix<A>(0, top_k),
                                                   RowMatrix<A>(0, experts), start);
-    EXPECT_TRUE(routing_data::same_bits(gradients.dw_EH, start.dw_EH));
+    EXPECT_TRUE(data::same_bits(gradients.dw_EH, start.dw_EH));
   }
 }
 
@@ -423,8 +425,8 @@ TEST_F(OneChoice, ZeroGradientsCanBeMeant) {
   gatepro::Router<float> router(config);
   router.refresh(w, 0);
   run(router, {});
-  EXPECT_TRUE(routing_data::same_bits(router_outcome.dx_TH, zero));
-  EXPECT_TRUE(routing_data::same_bits(router_outcome.dw_EH, zero_w));
+  EXPECT_TRUE(data::same_bits(router_outcome.dx_TH, zero));
+  EXPECT_TRUE(data::same_bits(router_outcome.dw_EH, zero_w));
 }
 
 // ---- Either gradient alone --------------------------------------------------------------------
@@ -439,12 +441,12 @@ TEST(Backward, EitherGradientMayBeLeftOut) {
   const routing_data::Gradients<float> start{RowMatrix<float>::Zero(30, 20),
                                              RowMatrix<float>::Zero(6, 20)};
   const auto both = routing_data::backward(router, x, w, outcome, dweights, {}, start);
-  auto memory = routing_data::poisoned_workspace(router.backward_workspace_bytes(30));
+  auto memory = data::scratch(router.backward_workspace_bytes(30));
   RowMatrix<float> dx = start.dx_TH, dw = start.dw_EH;
   router.backward(x, w, outcome.ids_TK, outcome.weights_TK, dweights, {}, dx, {}, memory);
   router.backward(x, w, outcome.ids_TK, outcome.weights_TK, dweights, {}, {}, dw, memory);
-  EXPECT_TRUE(routing_data::same_bits(dx, both.dx_TH));
-  EXPECT_TRUE(routing_data::same_bits(dw, both.dw_EH));
+  EXPECT_TRUE(data::same_bits(dx, both.dx_TH));
+  EXPECT_TRUE(data::same_bits(dw, both.dw_EH));
 }
 
 }  // namespace

@@ -8,16 +8,18 @@
 #include <type_traits>
 #include <utility>
 
+#include "support/bits.hpp"
 #include "support/executors.hpp"
+#include "support/inputs.hpp"
 #include "support/routing_data.hpp"
 
 namespace {
 
+using data::random_matrix;
+using data::same_bits;
 using gatepro::Index;
 using gatepro::MatrixView;
 using gatepro::RowMatrix;
-using routing_data::random_matrix;
-using routing_data::same_bits;
 using TestedRouter = gatepro::Router<float>;
 
 constexpr Index hidden = 30, experts = 7, top_k = 3;

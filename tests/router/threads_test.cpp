@@ -6,15 +6,18 @@
 
 #include <vector>
 
+#include "support/bits.hpp"
 #include "support/executors.hpp"
+#include "support/inputs.hpp"
+#include "support/memory.hpp"
 #include "support/routing_data.hpp"
 
 namespace {
 
+using data::random_matrix;
+using data::same_bits;
 using gatepro::Index;
 using gatepro::RowMatrix;
-using routing_data::random_matrix;
-using routing_data::same_bits;
 using TestedRouter = gatepro::Router<float>;
 
 // Stands first: nothing before it has asked for the instruction set.
@@ -86,7 +89,7 @@ TEST_F(SharedRouter, SharedPackedWeights) {
   const gatepro::PackedWeights<float> packed(gatepro::view(w));
   ThreadExecutor(4).run(4, [&](int) {
     routing_data::Outcome<TestedRouter> outcome(router, tokens);
-    auto memory = routing_data::poisoned_workspace(router.forward_workspace_bytes());
+    auto memory = data::scratch(router.forward_workspace_bytes());
     outcome.report = router.forward(x, packed, outcome.view(), memory);
     routing_data::expect_same_outcome(outcome, whole);
   });
@@ -101,7 +104,7 @@ TEST_F(SharedRouter, StagesOnRanges) {
   ThreadExecutor(workers).run(workers, [&](int i) {
     const Index first = tokens * i / workers;
     const Index count = tokens * (i + 1) / workers - first;
-    auto memory = routing_data::poisoned_workspace(router.forward_workspace_bytes());
+    auto memory = data::scratch(router.forward_workspace_bytes());
     auto out = outcome.view();
     out.tokens_per_expert_E = {};
     out.statistics = nullptr;
@@ -116,7 +119,7 @@ TEST_F(SharedRouter, StagesOnRanges) {
   routing_data::expect_same_routing(outcome, whole);
   ThreadExecutor(workers).run(workers, [&](int i) {
     const gatepro::ExpertRange range{experts * i / workers, experts * (i + 1) / workers};
-    auto memory = routing_data::poisoned_workspace(
+    auto memory = data::scratch(
         gatepro::gate_backward_weights_workspace_bytes<float>(tokens, experts, top_k));
     gatepro::gate_backward_weights(gatepro::strided_view(outcome.ids_TK),
                                    gatepro::strided_view(dselected), gatepro::view(dlogits),

@@ -8,10 +8,12 @@
 #include <gatepro/routing/scored_routing.hpp>
 #include <gatepro/routing/top_k.hpp>
 
-#include "support/data.hpp"
+#include "support/conversions.hpp"
 #include "support/errors.hpp"
 #include "support/executors.hpp"
+#include "support/inputs.hpp"
 #include "support/losses.hpp"
+#include "support/memory.hpp"
 #include "support/type_names.hpp"
 
 namespace {
@@ -29,7 +31,7 @@ Counts count(const RowMatrix<A>& logits_TE, ScoreFunction function, Index top_k,
   Counts counts(static_cast<std::size_t>(logits_TE.cols()), 77);
   auto memory = data::scratch(
       gatepro::count_unpenalised_workspace_bytes<A>(logits_TE.cols(), top_k, executor.workers()));
-  gatepro::count_unpenalised(gatepro::view(logits_TE), function, top_k, losses::view_of(mask),
+  gatepro::count_unpenalised(gatepro::view(logits_TE), function, top_k, data::optional(mask),
                              counts, memory, executor);
   return counts;
 }
@@ -61,7 +63,7 @@ TYPED_TEST(CountUnpenalisedTest, EqualsASort) {
            {data::random_matrix<A>(300, experts, 1), data::tied_matrix<A>(300, experts, 2),
             data::special_matrix<A>(300, experts, 3, 20)}) {
         const auto by_logit = ScoreFunction::softmax_after_top_k;
-        for (const Mask& mask : {Mask(), losses::random_mask(300, 4)}) {
+        for (const Mask& mask : {Mask(), data::random_mask(300, 4)}) {
           EXPECT_EQ(count(logits_TE, by_logit, top_k, mask), naive_counts(logits_TE, top_k, mask));
         }
       }
@@ -79,7 +81,7 @@ TYPED_TEST(CountUnpenalisedTest, EqualsScoredRoutingWithoutCompetition) {
   using A = TypeParam;
   const Index tokens = 260, experts = 9, top_k = 4;
   const RowMatrix<A> saturated_TE = data::random_matrix<A>(tokens, experts, 6) * A(900);
-  const Mask mask = losses::random_mask(tokens, 7);
+  const Mask mask = data::random_mask(tokens, 7);
   for (const RowMatrix<A>& logits_TE :
        {saturated_TE, data::special_matrix<A>(tokens, experts, 8, 20)}) {
     for (const ScoreFunction function : losses::functions) {
@@ -130,7 +132,7 @@ TYPED_TEST(CountUnpenalisedTest, CompetitionChangesTheDispatchOnly) {
 TYPED_TEST(CountUnpenalisedTest, ExecutorsAndViewsCountTheSame) {
   using A = TypeParam;
   const RowMatrix<A> logits_TE = data::random_matrix<A>(256 * 3 + 7, 9, 11);
-  const Mask mask = losses::random_mask(256 * 3 + 7, 12);
+  const Mask mask = data::random_mask(256 * 3 + 7, 12);
   const Counts want = count(logits_TE, ScoreFunction::sigmoid, 2, mask);
   EXPECT_EQ(count(logits_TE, ScoreFunction::sigmoid, 2, mask, ThreadExecutor(3)), want);
   EXPECT_EQ(count(logits_TE, ScoreFunction::sigmoid, 2, mask, LastWorkerFirst(4)), want);
@@ -150,7 +152,7 @@ TYPED_TEST(CountUnpenalisedTest, BadInput) {
   auto memory = data::scratch(gatepro::count_unpenalised_workspace_bytes<A>(4, 2));
   const auto call = [&](Index top_k, const Mask& mask, Counts& to, std::size_t less) {
     gatepro::count_unpenalised(gatepro::view(logits_TE), ScoreFunction::sigmoid, top_k,
-                               losses::view_of(mask), to, {memory.data(), memory.size() - less});
+                               data::optional(mask), to, {memory.data(), memory.size() - less});
   };
   const char* where = "count_unpenalised";
   expect_error([&] { call(0, {}, counts, 0); }, {where, "1 <= top_k", "top_k=0"});

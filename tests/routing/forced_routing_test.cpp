@@ -9,8 +9,10 @@
 #include "gatepro/routing/softmax.hpp"
 #include "gatepro/routing/tokens_per_expert.hpp"
 #include "gatepro/routing/top_k.hpp"
-#include "support/data.hpp"
+#include "support/bits.hpp"
 #include "support/executors.hpp"
+#include "support/inputs.hpp"
+#include "support/memory.hpp"
 #include "support/type_names.hpp"
 
 namespace {

@@ -7,17 +7,20 @@
 #include <algorithm>
 #include <set>
 
+#include "support/conversions.hpp"
+#include "support/inputs.hpp"
+#include "support/memory.hpp"
 #include "support/routing_data.hpp"
 #include "support/type_names.hpp"
 
 namespace {
 
+using data::random_matrix;
 using gatepro::Competition;
 using gatepro::CompetitionMode;
 using gatepro::Index;
 using gatepro::PenaltyStatistics;
 using gatepro::RowMatrix;
-using routing_data::random_matrix;
 
 /// Counts from the definitions, token by token.
 template <class A>
@@ -30,7 +33,7 @@ PenaltyStatistics count(const RowMatrix<A>& logits_TE, const reference::Ids& par
   const auto round = [](double v) { return static_cast<double>(static_cast<A>(v)); };
   const reference::Ids rivals = reference::rivals(partners, both_sides);
   PenaltyStatistics counts;
-  for (const std::vector<double>& logits : routing_data::to_reference(logits_TE)) {
+  for (const std::vector<double>& logits : data::to_reference(logits_TE)) {
     const auto routed = reference::route(logits, rivals, competition, top_k, round);
     const auto plain = reference::route(logits, rivals, Competition::off(), top_k, round);
     const std::set<int> with(routed.ids.begin(), routed.ids.end());
@@ -111,8 +114,8 @@ TYPED_TEST(PenaltyStatisticsTest, EqualsBruteForce) {
             router.set_competition(competition);
             const auto outcome = routing_data::forward_logits(router, logits);
             routing_data::expect_same_statistics(
-                outcome.statistics, count(logits, routing_data::to_ids(partners, experts, m),
-                                          both_sides, competition, static_cast<int>(top_k)));
+                outcome.statistics, count(logits, data::to_ids(partners), both_sides, competition,
+                                          static_cast<int>(top_k)));
             EXPECT_EQ(outcome.statistics.tokens_short_of_survivors,
                       outcome.report.tokens_short_of_survivors);
           }
@@ -189,7 +192,7 @@ TEST(PenaltyStatisticsRates, AForwardOverwrites) {
   routing_data::Outcome<gatepro::Router<float>> outcome(router, 10);
   outcome.statistics.tokens = 1000;
   outcome.statistics.coactivations = 1000;
-  auto memory = routing_data::poisoned_workspace(router.forward_workspace_bytes());
+  auto memory = data::scratch(router.forward_workspace_bytes());
   router.forward(x, w, outcome.view(), memory);
   EXPECT_EQ(outcome.statistics.tokens, 10);
   EXPECT_LT(outcome.statistics.coactivations, 1000);

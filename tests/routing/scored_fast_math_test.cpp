@@ -5,6 +5,8 @@
 
 #include <vector>
 
+#include "support/bits.hpp"
+#include "support/inputs.hpp"
 #include "support/scored_data.hpp"
 
 #if !defined(__FAST_MATH__)

@@ -8,9 +8,11 @@
 #include <cmath>
 #include <vector>
 
-#include "support/data.hpp"
+#include "support/bits.hpp"
 #include "support/errors.hpp"
 #include "support/executors.hpp"
+#include "support/inputs.hpp"
+#include "support/memory.hpp"
 #include "support/scored_data.hpp"
 #include "support/type_names.hpp"
 

@@ -9,8 +9,11 @@
 #include <utility>
 #include <vector>
 
+#include "support/bits.hpp"
 #include "support/errors.hpp"
 #include "support/executors.hpp"
+#include "support/inputs.hpp"
+#include "support/memory.hpp"
 #include "support/scored_data.hpp"
 #include "support/type_names.hpp"
 

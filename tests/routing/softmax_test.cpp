@@ -6,8 +6,10 @@
 #include <cmath>
 #include <vector>
 
-#include "support/data.hpp"
+#include "support/bits.hpp"
 #include "support/executors.hpp"
+#include "support/inputs.hpp"
+#include "support/memory.hpp"
 #include "support/type_names.hpp"
 
 namespace {

@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "support/data.hpp"
+#include "support/inputs.hpp"
 #include "support/type_names.hpp"
 
 namespace {

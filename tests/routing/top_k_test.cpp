@@ -9,8 +9,11 @@
 
 #include "gatepro/routing/competition.hpp"
 #include "gatepro/routing/softmax.hpp"
-#include "support/data.hpp"
+#include "support/bits.hpp"
+#include "support/conversions.hpp"
 #include "support/executors.hpp"
+#include "support/inputs.hpp"
+#include "support/memory.hpp"
 #include "support/type_names.hpp"
 
 namespace {

@@ -7,10 +7,10 @@
 
 #include <cstdint>
 #include <gatepro/router/complete_router.hpp>
-#include <type_traits>
 #include <vector>
 
-#include "support/routing_data.hpp"
+#include "support/bits.hpp"
+#include "support/memory.hpp"
 
 namespace complete_data {
 
@@ -30,32 +30,19 @@ struct Outcome {
   RowMatrix<A> dx_TH, dw_EH;  // empty without a backward
 };
 
-template <class T, class View>
-RowMatrix<T> copy(const View& view) {
-  RowMatrix<T> m(view.rows, view.cols);
-  for (Index r = 0; r < view.rows; ++r) {
-    for (Index c = 0; c < view.cols; ++c) m(r, c) = view(r, c);
-  }
-  return m;
-}
-template <class T>
-std::vector<std::remove_const_t<T>> copy(const gatepro::VectorView<T>& view) {
-  return {view.data, view.data + view.size};
-}
-
 template <class R>
 Outcome<R> outcome_of(gatepro::CompleteBuffers<R>& buffers) {
   const auto out = buffers.view();
   Outcome<R> outcome;
   outcome.report = buffers.report();
-  outcome.ids_TK = copy<typename R::ExpertId>(out.expert_ids_TK);
-  outcome.weights_TK = copy<typename R::Accumulator>(out.weights_TK);
-  outcome.logits_TE = copy<typename R::Accumulator>(out.logits_TE);
-  outcome.penalised_TK = copy<std::uint8_t>(out.penalised_TK);
-  outcome.kept_TK = copy<std::uint8_t>(out.kept_TK);
-  outcome.counts_E = copy(out.tokens_per_expert_E);
-  outcome.kept_E = copy(out.kept_per_expert_E);
-  outcome.totals = copy(out.totals);
+  outcome.ids_TK = data::copy<typename R::ExpertId>(out.expert_ids_TK);
+  outcome.weights_TK = data::copy<typename R::Accumulator>(out.weights_TK);
+  outcome.logits_TE = data::copy<typename R::Accumulator>(out.logits_TE);
+  outcome.penalised_TK = data::copy<std::uint8_t>(out.penalised_TK);
+  outcome.kept_TK = data::copy<std::uint8_t>(out.kept_TK);
+  outcome.counts_E = data::copy(out.tokens_per_expert_E);
+  outcome.kept_E = data::copy(out.kept_per_expert_E);
+  outcome.totals = data::copy(out.totals);
   return outcome;
 }
 
@@ -99,7 +86,7 @@ RowMatrix<T> zeros(Index rows, Index cols) {
 /// Everything that a token gets.
 template <class R>
 void expect_same_outcome(const Outcome<R>& a, const Outcome<R>& b) {
-  using routing_data::same_bits;
+  using data::same_bits;
   EXPECT_TRUE(same_bits(a.ids_TK, b.ids_TK));
   EXPECT_TRUE(same_bits(a.weights_TK, b.weights_TK));
   EXPECT_TRUE(same_bits(a.logits_TE, b.logits_TE));

@@ -12,8 +12,10 @@
 #include <limits>
 #include <vector>
 
-#include "support/data.hpp"
+#include "support/bits.hpp"
+#include "support/conversions.hpp"
 #include "support/loss_reference.hpp"
+#include "support/memory.hpp"
 
 namespace losses {
 
@@ -36,11 +38,6 @@ struct Loss {
   RowMatrix<A> dlogits_TE;  // what was added to zeros
 };
 
-inline gatepro::VectorView<const std::uint8_t> view_of(const Mask& mask) {
-  if (mask.empty()) return {};
-  return mask;
-}
-
 /// Calls `run(dlogits view)` on zeros.
 template <class A, class Run>
 Loss<A> on_zeros(const RowMatrix<A>& logits_TE, const Run& run) {
@@ -55,7 +52,7 @@ Loss<A> z_loss(const RowMatrix<A>& logits_TE, const LossWeight& weight, const Ma
   auto memory = data::scratch(
       gatepro::z_loss_workspace_bytes<A>(logits_TE.rows(), logits_TE.cols(), executor.workers()));
   return on_zeros(logits_TE, [&](const auto& dlogits) {
-    return gatepro::z_loss(gatepro::view(logits_TE), weight, view_of(mask), dlogits, memory,
+    return gatepro::z_loss(gatepro::view(logits_TE), weight, data::optional(mask), dlogits, memory,
                            executor);
   });
 }
@@ -68,7 +65,7 @@ Loss<A> balance(const RowMatrix<A>& logits_TE, ScoreFunction function, Index top
       logits_TE.rows(), logits_TE.cols(), executor.workers()));
   return on_zeros(logits_TE, [&](const auto& dlogits) {
     return gatepro::load_balancing_loss(gatepro::view(logits_TE), function, top_k, counts, weight,
-                                        view_of(mask), dlogits, memory, executor);
+                                        data::optional(mask), dlogits, memory, executor);
   });
 }
 
@@ -80,9 +77,9 @@ Loss<A> per_sequence(const RowMatrix<A>& logits_TE, const RowMatrix<Id>& ids_TK,
       logits_TE.rows(), logits_TE.cols(), static_cast<Index>(begin.size()) - 1,
       executor.workers()));
   return on_zeros(logits_TE, [&](const auto& dlogits) {
-    return gatepro::sequence_load_balancing_loss(gatepro::view(logits_TE),
-                                                 gatepro::strided_view(ids_TK), begin, function,
-                                                 weight, view_of(mask), dlogits, memory, executor);
+    return gatepro::sequence_load_balancing_loss(
+        gatepro::view(logits_TE), gatepro::strided_view(ids_TK), begin, function, weight,
+        data::optional(mask), dlogits, memory, executor);
   });
 }
 
@@ -95,25 +92,6 @@ Counts count(const RowMatrix<Id>& ids_TK, Index experts, const Mask& mask = {}) 
     for (Index j = 0; j < ids_TK.cols(); ++j) ++counts[static_cast<std::size_t>(ids_TK(t, j))];
   }
   return counts;
-}
-
-template <class Id>
-reference::Ids to_ids(const RowMatrix<Id>& ids_TK) {
-  reference::Ids ids;
-  for (Index t = 0; t < ids_TK.rows(); ++t) {
-    ids.emplace_back();
-    for (Index j = 0; j < ids_TK.cols(); ++j) ids.back().push_back(static_cast<int>(ids_TK(t, j)));
-  }
-  return ids;
-}
-
-/// About one token of three masked.
-inline Mask random_mask(Index tokens, std::uint64_t seed) {
-  Mask mask(static_cast<std::size_t>(tokens));
-  for (std::size_t t = 0; t < mask.size(); ++t) {
-    mask[t] = data::random_below(3, seed, t) == 0 ? static_cast<std::uint8_t>(t % 255 + 1) : 0;
-  }
-  return mask;
 }
 
 inline std::int64_t valid(const Mask& mask) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Inputs, runs and comparisons that the tests of the whole router share.
+// Runs of the router, and comparisons that its tests share.
 #ifndef GATEPRO_TESTS_SUPPORT_ROUTING_DATA_HPP
 #define GATEPRO_TESTS_SUPPORT_ROUTING_DATA_HPP
 
@@ -10,83 +10,19 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
-#include <cstring>
-#include <random>
+#include <cstdint>
+#include <limits>
 #include <vector>
 
+#include "support/bits.hpp"
+#include "support/conversions.hpp"
+#include "support/memory.hpp"
 #include "support/reference.hpp"
 
 namespace routing_data {
 
 using gatepro::Index;
 using gatepro::RowMatrix;
-
-/// The scalars of a router, for typed tests.
-template <class Tokens, class Weights>
-struct Inputs {
-  using X = Tokens;
-  using W = Weights;
-};
-
-/// Uniform in [-scale, scale): the same numbers everywhere, unlike std's distributions.
-template <class T>
-RowMatrix<T> random_matrix(Index rows, Index cols, unsigned seed, double scale = 1) {
-  std::mt19937 random(seed);
-  RowMatrix<T> m(rows, cols);
-  for (Index i = 0; i < m.size(); ++i) {
-    m.data()[i] = static_cast<T>(scale * (static_cast<double>(random()) / 2147483648.0 - 1));
-  }
-  return m;
-}
-
-/// Any matrix or view, in double.
-template <class M>
-reference::Matrix to_reference(const M& m, Index rows, Index cols) {
-  reference::Matrix result =
-      reference::zeros(static_cast<std::size_t>(rows), static_cast<std::size_t>(cols));
-  for (Index r = 0; r < rows; ++r) {
-    for (Index c = 0; c < cols; ++c) {
-      result[static_cast<std::size_t>(r)][static_cast<std::size_t>(c)] =
-          static_cast<double>(m(r, c));
-    }
-  }
-  return result;
-}
-template <class T>
-reference::Matrix to_reference(const RowMatrix<T>& m) {
-  return to_reference(m, m.rows(), m.cols());
-}
-
-template <class M>
-reference::Ids to_ids(const M& m, Index rows, Index cols) {
-  reference::Ids ids;
-  for (Index r = 0; r < rows; ++r) {
-    ids.emplace_back();
-    for (Index c = 0; c < cols; ++c) ids.back().push_back(static_cast<int>(m(r, c)));
-  }
-  return ids;
-}
-
-/// Equal shapes and equal bytes: NaNs and the sign of zero count.
-template <class T>
-testing::AssertionResult same_bits(const RowMatrix<T>& a, const RowMatrix<T>& b) {
-  if (a.rows() != b.rows() || a.cols() != b.cols()) {
-    return testing::AssertionFailure() << "shapes differ";
-  }
-  for (Index r = 0; r < a.rows(); ++r) {
-    for (Index c = 0; c < a.cols(); ++c) {
-      if (std::memcmp(&a(r, c), &b(r, c), sizeof(T)) == 0) continue;
-      return testing::AssertionFailure()
-             << "at (" << r << ", " << c << "): " << +a(r, c) << " and " << +b(r, c);
-    }
-  }
-  return testing::AssertionSuccess();
-}
-
-/// Scratch whose every byte is 0xff: a NaN, a huge index, a set flag to whoever reads it unwritten.
-inline std::vector<std::byte> poisoned_workspace(std::size_t bytes) {
-  return std::vector<std::byte>(bytes, std::byte{0xff});
-}
 
 /// Everything that a forward can write, owned. Ids and weights start as garbage.
 template <class R>
@@ -122,7 +58,7 @@ struct Outcome {
 template <class R, class MX, class MW, class Executor = gatepro::SerialExecutor>
 Outcome<R> forward(const R& router, const MX& x_TH, const MW& w_EH, const Executor& executor = {}) {
   Outcome<R> outcome(router, x_TH.rows());
-  auto memory = poisoned_workspace(router.forward_workspace_bytes(executor.workers()));
+  auto memory = data::scratch(router.forward_workspace_bytes(executor.workers()));
   outcome.report = router.forward(x_TH, w_EH, outcome.view(), memory, executor);
   return outcome;
 }
@@ -132,7 +68,7 @@ template <class R, class Executor = gatepro::SerialExecutor>
 Outcome<R> forward_logits(const R& router, const RowMatrix<typename R::Accumulator>& logits_TE,
                           const Executor& executor = {}) {
   Outcome<R> outcome(router, logits_TE.rows());
-  auto memory = poisoned_workspace(router.forward_workspace_bytes(executor.workers()));
+  auto memory = data::scratch(router.forward_workspace_bytes(executor.workers()));
   auto out = outcome.view();
   out.logits_TE = {};
   outcome.report = router.forward_logits(logits_TE, out, memory, executor);
@@ -143,8 +79,8 @@ Outcome<R> forward_logits(const R& router, const RowMatrix<typename R::Accumulat
 /// Ids and weights, which every way of routing gives.
 template <class R>
 void expect_same_routing(const Outcome<R>& a, const Outcome<R>& b) {
-  EXPECT_TRUE(same_bits(a.ids_TK, b.ids_TK));
-  EXPECT_TRUE(same_bits(a.weights_TK, b.weights_TK));
+  EXPECT_TRUE(data::same_bits(a.ids_TK, b.ids_TK));
+  EXPECT_TRUE(data::same_bits(a.weights_TK, b.weights_TK));
 }
 
 inline void expect_same_report(const gatepro::RoutingReport& a, const gatepro::RoutingReport& b) {
@@ -170,7 +106,7 @@ inline void expect_same_statistics(const gatepro::PenaltyStatistics& a,
 template <class R>
 void expect_same_outcome(const Outcome<R>& a, const Outcome<R>& b) {
   expect_same_routing(a, b);
-  EXPECT_TRUE(same_bits(a.logits_TE, b.logits_TE));
+  EXPECT_TRUE(data::same_bits(a.logits_TE, b.logits_TE));
   EXPECT_EQ(a.tokens_per_expert_E, b.tokens_per_expert_E);
   expect_same_statistics(a.statistics, b.statistics);
   expect_same_report(a.report, b.report);
@@ -188,8 +124,7 @@ template <class R, class MX, class MW, class A = typename R::Accumulator,
 Gradients<A> backward(const R& router, const MX& x_TH, const MW& w_EH, const Outcome<R>& outcome,
                       const RowMatrix<A>& dweights_TK, const RowMatrix<A>& dlogits_TE,
                       Gradients<A> start, const Executor& executor = {}) {
-  auto memory =
-      poisoned_workspace(router.backward_workspace_bytes(x_TH.rows(), executor.workers()));
+  auto memory = data::scratch(router.backward_workspace_bytes(x_TH.rows(), executor.workers()));
   gatepro::MatrixView<const A> dlogits;
   if (dlogits_TE.size() != 0) dlogits = dlogits_TE;
   router.backward(x_TH, w_EH, outcome.ids_TK, outcome.weights_TK, dweights_TK, dlogits, start.dx_TH,
@@ -223,7 +158,7 @@ void expect_reference_routing(const R& router, const Outcome<R>& outcome) {
   const Index experts = config.num_experts;
   const auto partners = router.similarity_cache().partners();
   const reference::Ids rivals =
-      reference::rivals(to_ids(partners, partners.rows, partners.cols), config.pairing.both_sides);
+      reference::rivals(data::to_ids(partners), config.pairing.both_sides);
   gatepro::Competition competition = config.competition;
   competition.lambda = static_cast<double>(static_cast<A>(competition.lambda));
   const auto round = [](double v) { return static_cast<double>(static_cast<A>(v)); };
@@ -233,7 +168,7 @@ void expect_reference_routing(const R& router, const Outcome<R>& outcome) {
   std::vector<std::int64_t> counts(static_cast<std::size_t>(experts), 0);
 
   ASSERT_TRUE(valid_ids(outcome.ids_TK, experts));
-  const reference::Matrix logits_TE = to_reference(outcome.logits_TE);
+  const reference::Matrix logits_TE = data::to_reference(outcome.logits_TE);
   for (Index t = 0; t < outcome.ids_TK.rows(); ++t) {
     const reference::Token expected =
         reference::route(logits_TE[static_cast<std::size_t>(t)], rivals, competition,

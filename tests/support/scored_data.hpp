@@ -11,7 +11,9 @@
 #include <string>
 #include <vector>
 
-#include "support/data.hpp"
+#include "support/bits.hpp"
+#include "support/inputs.hpp"
+#include "support/memory.hpp"
 #include "support/scored_reference.hpp"
 
 namespace scored_data {

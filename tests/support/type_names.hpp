@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Readable names for typed tests: GateLogitsTest/bfloat16 instead of GateLogitsTest/2. clang would
-// also warn, in -Wpedantic, about a TYPED_TEST_SUITE without names.
+// Types for typed tests, and readable names for them: GateLogitsTest/bfloat16 instead of
+// GateLogitsTest/2. clang would also warn, in -Wpedantic, about a TYPED_TEST_SUITE without names.
 #ifndef GATEPRO_TESTS_SUPPORT_TYPE_NAMES_HPP
 #define GATEPRO_TESTS_SUPPORT_TYPE_NAMES_HPP
 
@@ -24,7 +24,15 @@ struct TypeNames {
   }
 };
 
-/// The same for types with members X and W.
+/// The scalars of X and W, and the one that they give.
+template <class Tokens, class Weights>
+struct Inputs {
+  using X = Tokens;
+  using W = Weights;
+  using A = gatepro::accumulator_t<X, W>;
+};
+
+/// The same for Inputs.
 struct InputNames {
   template <class T>
   static std::string GetName(int) {

@@ -1,35 +1,22 @@
 // SPDX-License-Identifier: MIT
 // What the tests feed to the library: the same numbers on every machine and in every order of
 // tests, and values that are hard to handle.
-#ifndef GATEPRO_TESTS_SUPPORT_DATA_HPP
-#define GATEPRO_TESTS_SUPPORT_DATA_HPP
-
-#include <gtest/gtest.h>
+#ifndef GATEPRO_TESTS_SUPPORT_INPUTS_HPP
+#define GATEPRO_TESTS_SUPPORT_INPUTS_HPP
 
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <gatepro/core/scalar.hpp>
-#include <gatepro/core/views.hpp>
 #include <limits>
-#include <sstream>
 #include <type_traits>
 #include <vector>
 
-#include "support/reference.hpp"
+#include "support/bits.hpp"
 
 namespace data {
 
 using gatepro::Index;
-using gatepro::MatrixView;
 using gatepro::RowMatrix;
-using gatepro::StridedView;
-
-/// What tests leave empty is not given.
-template <class T>
-gatepro::VectorView<const T> optional(const std::vector<T>& values) {
-  return values.empty() ? gatepro::VectorView<const T>() : gatepro::VectorView<const T>(values);
-}
 
 /// 64 random bits: number `counter` of stream `seed`.
 inline std::uint64_t random_bits(std::uint64_t seed, std::uint64_t counter) {
@@ -50,13 +37,14 @@ inline double random_uniform(std::uint64_t seed, std::uint64_t counter) {
   return static_cast<double>(integer - (std::int64_t{1} << 52)) / 4503599627370496.0;
 }
 
+/// Uniform in [-scale, scale).
 template <class T>
-RowMatrix<T> random_matrix(Index rows, Index cols, std::uint64_t seed) {
+RowMatrix<T> random_matrix(Index rows, Index cols, std::uint64_t seed, double scale = 1) {
   RowMatrix<T> m(rows, cols);
   for (Index i = 0; i < rows * cols; ++i) {
     // 16-bit types take floats only.
     using Wide = std::conditional_t<std::is_same_v<T, double>, double, float>;
-    const double value = random_uniform(seed, static_cast<std::uint64_t>(i));
+    const double value = scale * random_uniform(seed, static_cast<std::uint64_t>(i));
     m.data()[i] = static_cast<T>(static_cast<Wide>(value));
   }
   return m;
@@ -71,22 +59,6 @@ RowMatrix<T> tied_matrix(Index rows, Index cols, std::uint64_t seed) {
     m.data()[i] = levels[random_below(6, seed, static_cast<std::uint64_t>(i))];
   }
   return m;
-}
-
-template <class A>
-using BitsOf = std::conditional_t<sizeof(A) == 4, std::uint32_t, std::uint64_t>;
-
-template <class A>
-BitsOf<A> bits_of(A value) {
-  BitsOf<A> bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  return bits;
-}
-template <class A>
-A from_bits(BitsOf<A> bits) {
-  A value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
 }
 
 template <class A>
@@ -117,6 +89,7 @@ std::vector<A> special_values() {
                         A(1),
                         from_bits<A>(bits_of(A(1)) - 1),
                         from_bits<A>(bits_of(A(1)) + 1),
+                        L::max() / 2,
                         L::max(),
                         L::infinity(),
                         from_bits<A>(infinite + 1),  // signalling, smallest payload
@@ -160,83 +133,15 @@ RowMatrix<Id> random_ids(Index tokens, Index experts, Index top_k, std::uint64_t
   return ids;
 }
 
-/// A matrix with a gap after each row. The gaps must keep their guard value.
-template <class T>
-class GuardedMatrix {
- public:
-  GuardedMatrix(Index rows, Index cols, Index gap)
-      : cols_(cols), memory_(RowMatrix<T>::Constant(rows, cols + gap, T(guard))) {}
-  GuardedMatrix(const RowMatrix<T>& values, Index gap)
-      : GuardedMatrix(values.rows(), values.cols(), gap) {
-    memory_.leftCols(cols_) = values;
+/// About one token of three masked, by various bytes.
+inline std::vector<std::uint8_t> random_mask(Index tokens, std::uint64_t seed) {
+  std::vector<std::uint8_t> mask(static_cast<std::size_t>(tokens));
+  for (std::size_t t = 0; t < mask.size(); ++t) {
+    mask[t] = random_below(3, seed, t) == 0 ? static_cast<std::uint8_t>(t % 255 + 1) : 0;
   }
-
-  MatrixView<T> view() { return {memory_.data(), memory_.rows(), cols_, memory_.cols()}; }
-  RowMatrix<T> values() const { return memory_.leftCols(cols_); }
-  bool intact() const {
-    for (Index r = 0; r < memory_.rows(); ++r) {
-      for (Index c = cols_; c < memory_.cols(); ++c) {
-        if (!(memory_(r, c) == T(guard))) return false;
-      }
-    }
-    return true;
-  }
-
- private:
-  static constexpr int guard = 99;
-  Index cols_;
-  RowMatrix<T> memory_;
-};
-
-template <class T>
-reference::Matrix to_reference(const RowMatrix<T>& m) {
-  reference::Matrix result =
-      reference::zeros(static_cast<std::size_t>(m.rows()), static_cast<std::size_t>(m.cols()));
-  for (Index r = 0; r < m.rows(); ++r) {
-    for (Index c = 0; c < m.cols(); ++c) {
-      result[static_cast<std::size_t>(r)][static_cast<std::size_t>(c)] =
-          static_cast<double>(m(r, c));
-    }
-  }
-  return result;
-}
-
-/// Element (r, c) of a reference matrix.
-template <class M>
-auto at(const M& m, Index r, Index c) {
-  return m[static_cast<std::size_t>(r)][static_cast<std::size_t>(c)];
-}
-
-/// True if both have the same shape and the same bits, NaN payloads and signs of zeros included.
-template <class T>
-::testing::AssertionResult same_bits(const RowMatrix<T>& a, const RowMatrix<T>& b) {
-  if (a.rows() != b.rows() || a.cols() != b.cols()) {
-    return ::testing::AssertionFailure() << "shapes differ";
-  }
-  for (Index r = 0; r < a.rows(); ++r) {
-    for (Index c = 0; c < a.cols(); ++c) {
-      if (std::memcmp(&a(r, c), &b(r, c), sizeof(T)) == 0) continue;
-      std::ostringstream text;
-      text.precision(17);
-      text << "(" << r << ", " << c << "): " << a(r, c) << " and " << b(r, c);
-      return ::testing::AssertionFailure() << text.str();
-    }
-  }
-  return ::testing::AssertionSuccess();
-}
-
-template <class T>
-::testing::AssertionResult same_bits(T a, T b) {
-  if (std::memcmp(&a, &b, sizeof(T)) == 0) return ::testing::AssertionSuccess();
-  return ::testing::AssertionFailure() << a << " and " << b;
-}
-
-/// Scratch memory of exactly `bytes`, full of ones: a stage that reads what it did not write reads
-/// NaNs.
-inline std::vector<std::byte> scratch(std::size_t bytes) {
-  return std::vector<std::byte>(bytes, std::byte{0xff});
+  return mask;
 }
 
 }  // namespace data
 
-#endif  // GATEPRO_TESTS_SUPPORT_DATA_HPP
+#endif  // GATEPRO_TESTS_SUPPORT_INPUTS_HPP
