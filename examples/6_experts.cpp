@@ -19,7 +19,6 @@ int main() {
   gatepro::RoutingBuffers routing(router, tokens);
   router.refresh(w_EH, /*step=*/0);
   router.forward(x_TH, w_EH, routing);
-  const gatepro::StridedView<const std::int32_t> ids_TK = routing.expert_ids_TK();
 
   // At most the mean load per expert; the rest weighs nothing and is not computed.
   gatepro::CapacityRule rule;
@@ -29,10 +28,13 @@ int main() {
   std::vector<std::byte> scratch(
       gatepro::drop_over_capacity_workspace_bytes<float>(tokens, experts, top_k, rule.policy) +
       gatepro::plan_dispatch_workspace_bytes(experts));
-  const auto dropped = gatepro::drop_over_capacity(
-      ids_TK, {}, gatepro::expert_capacity(tokens, top_k, experts, rule), rule.policy,
-      routing.view().weights_TK, gatepro::strided_view(kept_TK),
-      gatepro::VectorView<std::int64_t>(counts_E), scratch);
+  const Index capacity = gatepro::expert_capacity(tokens, top_k, experts, rule);
+  gatepro::Choices choices{routing.expert_ids_TK()};
+  gatepro::KeptRouting<float> kept;
+  kept.weights_TK = routing.view().weights_TK;
+  kept.kept_TK = kept_TK;
+  kept.tokens_per_expert_E = counts_E;
+  const auto dropped = gatepro::drop_over_capacity(choices, {capacity, rule.policy}, kept, scratch);
 
   // Where each (token, choice) stands once the rows are sorted by expert.
   std::vector<std::int32_t> token_of_row(tokens * top_k);
@@ -41,8 +43,9 @@ int main() {
   plan.offsets_E1 = offsets_E1;
   plan.token_of_row_N = token_of_row;
   plan.row_TK = row_TK;
-  const Index rows = gatepro::plan_dispatch(ids_TK, gatepro::strided_view(kept_TK), {}, experts, {},
-                                            plan, scratch);
+  choices.kept_TK = kept_TK;
+  const Index rows =
+      gatepro::plan_dispatch(choices, experts, gatepro::DispatchRule{}, plan, scratch);
 
   Matrix in_NH(rows, hidden), out_NH(rows, hidden);
   gatepro::permute(gatepro::VectorView(token_of_row.data(), rows), gatepro::view(x_TH),

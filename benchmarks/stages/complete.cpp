@@ -94,7 +94,8 @@ Run plan(Contest& contest, const Shape& s, PlainRouted& routed) {
     gatepro::DispatchPlan<> plan;
     plan.row_TK = {row_TK.data(), s.tokens, s.top_k};
     const gatepro::StridedView<const std::int32_t> ids_TK = routed.buffers.expert_ids_TK();
-    gatepro::plan_dispatch(ids_TK, {}, {}, s.experts, {}, plan, scratch);
+    gatepro::plan_dispatch(gatepro::Choices{ids_TK}, s.experts, gatepro::DispatchRule{}, plan,
+                           scratch);
   };
 }
 

@@ -2,6 +2,7 @@
 // What everything else stands on: what a caller passes, and what happens if it does not fit.
 //
 //   MatrixView, StridedView, VectorView   the caller's memory: pointer, extents, strides
+//   Choices                               the experts of a routing's tokens, less what is masked
 //   Workspace                             scratch that the caller owns; each stage tells its size
 //   SerialExecutor                        how work is spread over threads: the contract
 //   Error                                 the one exception, thrown before anything is written
@@ -13,6 +14,7 @@
 #ifndef GATEPRO_CORE_HPP
 #define GATEPRO_CORE_HPP
 
+#include "gatepro/core/choices.hpp"
 #include "gatepro/core/error.hpp"
 #include "gatepro/core/executor.hpp"
 #include "gatepro/core/scalar.hpp"

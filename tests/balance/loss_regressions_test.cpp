@@ -232,9 +232,11 @@ TEST(Regression, CapacityDoesNotHideImbalanceFromTheLoss) {
   const gatepro::DropPolicy policy = gatepro::DropPolicy::position;
   auto memory = data::scratch(
       gatepro::drop_over_capacity_workspace_bytes<float>(tokens, experts, top_k, policy));
-  gatepro::drop_over_capacity(gatepro::strided_view(ids_TK), {}, 16, policy,
-                              gatepro::strided_view(weights_TK), gatepro::strided_view(kept_TK),
-                              gatepro::VectorView<std::int64_t>(kept), memory);
+  gatepro::drop_over_capacity(
+      gatepro::Choices{gatepro::strided_view(ids_TK)}, {16, policy},
+      gatepro::KeptRouting{gatepro::strided_view(weights_TK), gatepro::strided_view(kept_TK),
+                           gatepro::VectorView<std::int64_t>(kept)},
+      memory);
   const auto loss = [&](const Counts& counts) {
     return losses::balance(logits_TE, ScoreFunction::softmax_before_top_k, top_k, {counts, tokens},
                            {1})

@@ -92,9 +92,10 @@ std::vector<int> kept_of_six(Index capacity) {
   std::vector<std::int64_t> counts_E(2);
   const auto policy = gatepro::DropPolicy::probability;
   auto memory = data::scratch(gatepro::drop_over_capacity_workspace_bytes<float>(6, 2, 1, policy));
-  gatepro::drop_over_capacity(gatepro::strided_view(ids_TK), {}, capacity, policy,
-                              gatepro::strided_view(weights_TK), gatepro::strided_view(kept_TK),
-                              counts_E, memory);
+  gatepro::drop_over_capacity(gatepro::Choices{gatepro::strided_view(ids_TK)}, {capacity, policy},
+                              gatepro::KeptRouting{gatepro::strided_view(weights_TK),
+                                                   gatepro::strided_view(kept_TK), counts_E},
+                              memory);
   return {kept_TK.data(), kept_TK.data() + 6};
 }
 

@@ -92,9 +92,9 @@ TEST_F(UnknownInstructionSet, IsRefusedByLosses) {
 }
 
 TEST_F(UnknownInstructionSet, IsRefusedByTheWayToTheExperts) {
-  EXPECT_REFUSED(drop_over_capacity(strided_view(ids_TK), {}, 1, DropPolicy::position,
-                                    strided_view(a_TK), strided_view(bytes_TK), all(counts_E),
-                                    memory));
+  EXPECT_REFUSED(drop_over_capacity(
+      Choices{strided_view(ids_TK)}, {1, DropPolicy::position},
+      KeptRouting{strided_view(a_TK), strided_view(bytes_TK), all(counts_E)}, memory));
   EXPECT_REFUSED(permute<float>(all(token_N), view(x_TH), view(out_NH)));
   EXPECT_REFUSED(permute_backward(strided_view(row_TK), view(rows_NH), view(out_TH)));
   EXPECT_REFUSED(combine(strided_view(row_TK), strided_view(a_TK), view(rows_NH), view(out_TH)));

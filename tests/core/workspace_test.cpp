@@ -172,9 +172,11 @@ TEST(Workspace, DropOverCapacity) {
       auto weights_TK = data::random_matrix<float>(tokens, top_k, 13);
       RowMatrix<std::uint8_t> kept_TK(tokens, top_k);
       std::vector<std::int64_t> counts(experts);
-      gatepro::drop_over_capacity(gatepro::strided_view(ids_TK), {}, 7, policy,
-                                  gatepro::strided_view(weights_TK), gatepro::strided_view(kept_TK),
-                                  gatepro::VectorView<std::int64_t>(counts), workspace, executor);
+      gatepro::drop_over_capacity(
+          gatepro::Choices{gatepro::strided_view(ids_TK)}, {7, policy},
+          gatepro::KeptRouting{gatepro::strided_view(weights_TK), gatepro::strided_view(kept_TK),
+                               gatepro::VectorView<std::int64_t>(counts)},
+          workspace, executor);
       return weights_TK;
     });
   }
@@ -186,7 +188,8 @@ TEST(Workspace, PlanDispatch) {
     RowMatrix<std::int32_t> row_TK(50, 2);
     gatepro::DispatchPlan<> plan;
     plan.row_TK = gatepro::strided_view(row_TK);
-    gatepro::plan_dispatch(gatepro::strided_view(ids_TK), {}, {}, 5, {}, plan, workspace);
+    gatepro::plan_dispatch(gatepro::Choices{gatepro::strided_view(ids_TK)}, 5,
+                           gatepro::DispatchRule{}, plan, workspace);
     return RowMatrix<float>(row_TK.cast<float>());
   });
 }

@@ -114,10 +114,11 @@ Dropped<A> drop(const RowMatrix<Id>& ids_TK, const RowMatrix<A>& weights_TK, Ind
                  Counts(static_cast<std::size_t>(experts), 77), DropReport()};
   auto memory = data::scratch(gatepro::drop_over_capacity_workspace_bytes<A>(
       ids_TK.rows(), experts, ids_TK.cols(), policy));
-  out.report =
-      gatepro::drop_over_capacity(strided_view(ids_TK), data::optional(is_padding_T), capacity,
-                                  policy, strided_view(out.weights_TK), strided_view(out.kept_TK),
-                                  VectorView<std::int64_t>(out.counts_E), memory, executor);
+  out.report = gatepro::drop_over_capacity(
+      gatepro::Choices{strided_view(ids_TK), data::optional(is_padding_T)}, {capacity, policy},
+      gatepro::KeptRouting{strided_view(out.weights_TK), strided_view(out.kept_TK),
+                           VectorView<std::int64_t>(out.counts_E)},
+      memory, executor);
   return out;
 }
 
@@ -292,11 +293,31 @@ TYPED_TEST(CapacityTest, ThreadsAndStridesDoNotMatter) {
     Counts counts(experts);
     auto memory = data::scratch(
         gatepro::drop_over_capacity_workspace_bytes<TypeParam>(tokens, experts, top_k, policy));
-    gatepro::drop_over_capacity(strided_view(id_planes), {}, 70, policy,
-                                strided_view(weight_planes), strided_view(kept_planes),
-                                VectorView<std::int64_t>(counts), memory);
+    gatepro::drop_over_capacity(
+        gatepro::Choices{strided_view(id_planes)}, {70, policy},
+        gatepro::KeptRouting{strided_view(weight_planes), strided_view(kept_planes),
+                             VectorView<std::int64_t>(counts)},
+        memory);
     EXPECT_TRUE(data::same_bits(want.weights_TK, RowMatrix<TypeParam>(weight_planes)));
     EXPECT_TRUE(data::same_bits(want.kept_TK, Bytes(kept_planes)));
+  }
+}
+
+TYPED_TEST(CapacityTest, WhatWasDroppedBeforeTakesPartAgain) {
+  constexpr Index tokens = 30, experts = 5, top_k = 2;
+  const auto ids_TK = data::random_ids<std::int32_t>(tokens, experts, top_k, 3);
+  const auto weights_TK = data::random_matrix<TypeParam>(tokens, top_k, 4);
+  for (DropPolicy policy : policies) {
+    const auto want = drop(ids_TK, weights_TK, experts, {}, 7, policy);
+    Dropped<TypeParam> out{weights_TK, Bytes::Zero(tokens, top_k), Counts(experts), DropReport()};
+    auto memory = data::scratch(
+        gatepro::drop_over_capacity_workspace_bytes<TypeParam>(tokens, experts, top_k, policy));
+    out.report = gatepro::drop_over_capacity(
+        gatepro::Choices{strided_view(ids_TK), {}, strided_view(out.kept_TK)}, {7, policy},
+        gatepro::KeptRouting{strided_view(out.weights_TK), strided_view(out.kept_TK),
+                             VectorView<std::int64_t>(out.counts_E)},
+        memory);
+    expect_same(out, want);
   }
 }
 
@@ -313,11 +334,13 @@ TYPED_TEST(CapacityTest, BadInputWritesNothing) {
   const auto expect_refused = [&](Index capacity, const Mask& padding, StridedView<TypeParam> w,
                                   StridedView<std::uint8_t> kept, Index num_experts,
                                   Workspace workspace) {
-    EXPECT_THROW(gatepro::drop_over_capacity(
-                     strided_view(ids_TK), VectorView<const std::uint8_t>(padding), capacity,
-                     DropPolicy::probability, w, kept,
-                     VectorView<std::int64_t>(counts_E.data(), num_experts), workspace),
-                 gatepro::Error);
+    EXPECT_THROW(
+        gatepro::drop_over_capacity(
+            gatepro::Choices{strided_view(ids_TK), VectorView<const std::uint8_t>(padding)},
+            {capacity, DropPolicy::probability},
+            gatepro::KeptRouting{w, kept, VectorView<std::int64_t>(counts_E.data(), num_experts)},
+            workspace),
+        gatepro::Error);
     EXPECT_TRUE(data::same_bits(weights_TK, start));
     EXPECT_TRUE((kept_TK.array() == 77).all());
     EXPECT_EQ(counts_E, Counts(experts, 77));
@@ -357,13 +380,13 @@ struct Renormalised {
     for (Index i = 0; i < kept.size(); ++i) {
       if (kept.data()[i] == 0) weights.data()[i] = 0;
     }
-    gatepro::renormalise_kept<A>(strided_view(ids_TK), strided_view(kept), totals,
-                                 strided_view(weights), sums);
+    gatepro::renormalise_kept<A>(gatepro::Choices{strided_view(ids_TK), {}, strided_view(kept)},
+                                 totals, strided_view(weights), sums);
   }
   RowMatrix<A> gradient(const Bytes& kept, RowMatrix<A> dweights) const {
-    gatepro::renormalise_kept_backward<A>(strided_view(ids_TK), strided_view(kept), totals,
-                                          strided_view(weights), sums, strided_view(dweights),
-                                          strided_view(dweights));
+    gatepro::renormalise_kept_backward<A>(
+        gatepro::Choices{strided_view(ids_TK), {}, strided_view(kept)}, totals,
+        strided_view(weights), sums, strided_view(dweights), strided_view(dweights));
     return dweights;
   }
 
@@ -487,21 +510,25 @@ TYPED_TEST(CapacityTest, RenormalisationRefusesBadInput) {
   RowMatrix<A> w = RowMatrix<A>::Ones(3, 2), d = w;
   std::vector<A> totals(3), sums(3), few(2);
   const auto forward = [&](VectorView<const A> total, StridedView<A> weights, VectorView<A> s) {
-    gatepro::renormalise_kept<A>(strided_view(ids), strided_view(kept), total, weights, s);
+    gatepro::renormalise_kept<A>(gatepro::Choices{strided_view(ids), {}, strided_view(kept)}, total,
+                                 weights, s);
   };
   const auto backward = [&](VectorView<const A> total, StridedView<A> weights,
                             VectorView<const A> s, StridedView<A> dw) {
-    gatepro::renormalise_kept_backward<A>(strided_view(ids), strided_view(kept), total, weights, s,
-                                          dw, strided_view(d));
+    gatepro::renormalise_kept_backward<A>(
+        gatepro::Choices{strided_view(ids), {}, strided_view(kept)}, total, weights, s, dw,
+        strided_view(d));
   };
   const auto view = strided_view(w);
   EXPECT_THROW(gatepro::total_weights<A>(view, few), gatepro::Error);
   const StridedView<const std::int64_t> few_ids(ids.data(), 2, 2);
-  EXPECT_THROW(gatepro::renormalise_kept<A>(few_ids, strided_view(kept), totals, view, sums),
+  EXPECT_THROW(gatepro::renormalise_kept<A>(gatepro::Choices{few_ids, {}, strided_view(kept)},
+                                            totals, view, sums),
                gatepro::Error);
-  EXPECT_THROW(gatepro::renormalise_kept_backward<A>(few_ids, strided_view(kept), totals, view,
-                                                     sums, view, strided_view(d)),
-               gatepro::Error);
+  EXPECT_THROW(
+      gatepro::renormalise_kept_backward<A>(gatepro::Choices{few_ids, {}, strided_view(kept)},
+                                            totals, view, sums, view, strided_view(d)),
+      gatepro::Error);
   EXPECT_THROW(forward(few, view, sums), gatepro::Error);
   EXPECT_THROW(forward(totals, {w.data(), 2, 2}, sums), gatepro::Error);
   EXPECT_THROW(forward(totals, view, few), gatepro::Error);

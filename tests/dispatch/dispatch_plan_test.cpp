@@ -98,8 +98,9 @@ Index plan(const Routed<In>& routed, const DispatchRule& rule, const DispatchPla
   StridedView<const std::uint8_t> kept;
   if (routed.kept_TK.size() != 0) kept = strided_view(routed.kept_TK);
   auto memory = data::scratch(gatepro::plan_dispatch_workspace_bytes(routed.experts));
-  return gatepro::plan_dispatch(strided_view(routed.ids_TK), kept, data::optional(routed.mask_T),
-                                routed.experts, rule, out, memory);
+  return gatepro::plan_dispatch(
+      gatepro::Choices{strided_view(routed.ids_TK), data::optional(routed.mask_T), kept},
+      routed.experts, rule, out, memory);
 }
 
 template <class Id, class In>
@@ -192,8 +193,9 @@ TYPED_TEST(DispatchPlanTest, IdsSayWhatHasNoPlace) {
     Routed<std::int64_t> marked{RowMatrix<std::int64_t>(tokens, top_k), {}, {}, routed.experts};
     const auto kept = routed.kept_TK.size() != 0 ? StridedView<const std::uint8_t>(routed.kept_TK)
                                                  : StridedView<const std::uint8_t>();
-    gatepro::dispatched_ids(strided_view(routed.ids_TK), kept, data::optional(routed.mask_T),
-                            strided_view(marked.ids_TK));
+    gatepro::dispatched_ids(
+        gatepro::Choices{strided_view(routed.ids_TK), data::optional(routed.mask_T), kept},
+        strided_view(marked.ids_TK));
     for (Index t = 0; t < tokens; ++t) {
       for (Index j = 0; j < top_k; ++j) {
         const auto id = static_cast<std::int64_t>(routed.ids_TK(t, j));
@@ -208,15 +210,17 @@ TYPED_TEST(DispatchPlanTest, IdsSayWhatHasNoPlace) {
     }
     EXPECT_TRUE(make_plan<TypeParam>(routed, {}) == want);
     // In place, where no backward needs the ids.
-    gatepro::dispatched_ids(strided_view(routed.ids_TK), kept, data::optional(routed.mask_T),
-                            strided_view(routed.ids_TK));
+    gatepro::dispatched_ids(
+        gatepro::Choices{strided_view(routed.ids_TK), data::optional(routed.mask_T), kept},
+        strided_view(routed.ids_TK));
     routed.kept_TK.resize(0, 0);
     routed.mask_T.clear();
     EXPECT_TRUE(make_plan<TypeParam>(routed, {}) == want);
   }
   RowMatrix<TypeParam> ids_TK = RowMatrix<TypeParam>::Zero(3, 2);
   const auto refused = [&](StridedView<const std::uint8_t> kept, StridedView<TypeParam> out) {
-    EXPECT_THROW(gatepro::dispatched_ids(strided_view(ids_TK), kept, {}, out), gatepro::Error);
+    EXPECT_THROW(gatepro::dispatched_ids(gatepro::Choices{strided_view(ids_TK), {}, kept}, out),
+                 gatepro::Error);
   };
   const Bytes few = Bytes::Ones(2, 2);
   refused(strided_view(few), strided_view(ids_TK));
@@ -234,14 +238,15 @@ TEST(DispatchPlan, DispatchedIdsAreThoseOfTheRouting) {
     ids_TK << 0, 1, 2, bad, bad, bad;
     out_TK.setConstant(77);
     for (const auto& kept_TK : {StridedView<const std::uint8_t>(), strided_view(kept)}) {
-      EXPECT_THROW(gatepro::dispatched_ids(strided_view(ids_TK), kept_TK,
-                                           data::optional(last_masked), strided_view(out_TK)),
+      EXPECT_THROW(gatepro::dispatched_ids(
+                       gatepro::Choices{strided_view(ids_TK), data::optional(last_masked), kept_TK},
+                       strided_view(out_TK)),
                    gatepro::Error);
     }
     EXPECT_TRUE((out_TK.array() == 77).all());
   }
   ids_TK(1, 1) = word / 2 - 2;  // the last expert of the most that there may be
-  gatepro::dispatched_ids(strided_view(ids_TK), {}, data::optional(last_masked),
+  gatepro::dispatched_ids(gatepro::Choices{strided_view(ids_TK), data::optional(last_masked)},
                           strided_view(out_TK));
   EXPECT_EQ(out_TK(1, 1), ids_TK(1, 1));
   EXPECT_EQ(out_TK(2, 0), -1);
@@ -307,10 +312,12 @@ TYPED_TEST(DispatchPlanTest, BadInputWritesNothing) {
   const auto refused = [&](const DispatchRule& rule, const DispatchPlan<TypeParam>& out,
                            StridedView<const std::uint8_t> kept, Index num_experts,
                            Index masked_tokens, Workspace workspace) {
-    EXPECT_THROW(gatepro::plan_dispatch(strided_view(ids_TK), kept,
-                                        VectorView<const std::uint8_t>(mask.data(), masked_tokens),
-                                        num_experts, rule, out, workspace),
-                 gatepro::Error);
+    EXPECT_THROW(
+        gatepro::plan_dispatch(
+            gatepro::Choices{strided_view(ids_TK),
+                             VectorView<const std::uint8_t>(mask.data(), masked_tokens), kept},
+            num_experts, rule, out, workspace),
+        gatepro::Error);
     EXPECT_TRUE(owned == untouched);
   };
   const auto kept = strided_view(kept_TK);

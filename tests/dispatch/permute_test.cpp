@@ -44,8 +44,8 @@ struct Plan {
     plan.token_of_row_N = token_of_row;
     plan.row_TK = strided_view(row_TK);
     auto memory = data::scratch(gatepro::plan_dispatch_workspace_bytes(experts));
-    gatepro::plan_dispatch(strided_view(ids_TK), strided_view(kept_TK), {}, experts, rule, plan,
-                           memory);
+    gatepro::plan_dispatch(gatepro::Choices{strided_view(ids_TK), {}, strided_view(kept_TK)},
+                           experts, rule, plan, memory);
   }
   Index token(Index r) const { return some(token_of_row[static_cast<std::size_t>(r)]); }
   Index row(Index t, Index j) const { return some(row_TK(t, j)); }

@@ -83,7 +83,8 @@ void dispatch() {
   plan.choice_of_row_N = choice_of_row_N;
   plan.row_TK = row_TK;
   const gatepro::StridedView<const std::int32_t> ids_TK(zeros_TK.data(), tokens, top_k);
-  const Index rows = gatepro::plan_dispatch(ids_TK, {}, {}, experts, {}, plan, scratch);
+  const Index rows = gatepro::plan_dispatch(gatepro::Choices{ids_TK}, experts,
+                                            gatepro::DispatchRule{}, plan, scratch);
 
   RowMatrix<A> x_TH = zeros<A>(tokens, hidden), rows_NH = zeros<A>(rows, hidden);
   RowMatrix<A> weights_TK = zeros<A>(tokens, top_k);

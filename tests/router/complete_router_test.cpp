@@ -493,8 +493,8 @@ struct Layer {
     plan.choice_of_row_N = choice_of_row_N;
     plan.row_TK = {row_TK.data(), T, K};
     auto memory = data::scratch(gatepro::plan_dispatch_workspace_bytes(E));
-    rows = gatepro::plan_dispatch(out.expert_ids_TK, out.kept_TK, in.is_padding_T, E, {}, plan,
-                                  memory);
+    rows = gatepro::plan_dispatch(gatepro::Choices{out.expert_ids_TK, in.is_padding_T, out.kept_TK},
+                                  E, gatepro::DispatchRule{}, plan, memory);
     sent_NH.resize(rows, H);
     gatepro::permute(gatepro::VectorView<const std::int32_t>(token_of_row_N.data(), rows), x_TH,
                      gatepro::view(sent_NH));
@@ -946,8 +946,10 @@ TEST(CompleteRouter, CapacityIsWhatAlignedBuffersNeed) {
     gatepro::DispatchPlan<> plan;
     plan.token_of_row_N = token_of_row;
     std::vector<std::byte> memory(gatepro::plan_dispatch_workspace_bytes(E));
-    EXPECT_EQ(gatepro::plan_dispatch(gatepro::strided_view(got.ids_TK),
-                                     gatepro::strided_view(got.kept_TK), {}, E, rule, plan, memory),
+    EXPECT_EQ(gatepro::plan_dispatch(
+                  gatepro::Choices{
+                      gatepro::strided_view(got.ids_TK), {}, gatepro::strided_view(got.kept_TK)},
+                  E, rule, plan, memory),
               E * got.report.capacity);
     EXPECT_EQ(got.report.capacity % 8, 0);
     EXPECT_EQ(got.report.dropped_choices, 0);

@@ -276,14 +276,17 @@ void expect_no_cost_of_dispatch() {
                 gatepro::round_robin_ids(0, experts, gatepro::strided_view(ids));
                 const Index capacity = gatepro::expert_capacity(tokens, top_k, experts, {0.9});
                 gatepro::total_weights<A>(weights_TK, totals);
-                gatepro::drop_over_capacity(gatepro::strided_view(ids), {}, capacity, policy,
-                                            weights_TK, gatepro::strided_view(kept),
-                                            gatepro::VectorView<std::int64_t>(counts), memory);
-                gatepro::renormalise_kept<A>(gatepro::strided_view(ids),
-                                             gatepro::strided_view(kept), totals, weights_TK, sums);
-                gatepro::plan_dispatch(gatepro::strided_view(ids), gatepro::strided_view(kept), {},
-                                       experts, {gatepro::DispatchOrder::token_major, 4}, plan,
-                                       memory);
+                gatepro::drop_over_capacity(
+                    gatepro::Choices{gatepro::strided_view(ids)}, {capacity, policy},
+                    gatepro::KeptRouting{weights_TK, gatepro::strided_view(kept),
+                                         gatepro::VectorView<std::int64_t>(counts)},
+                    memory);
+                gatepro::renormalise_kept<A>(
+                    gatepro::Choices{gatepro::strided_view(ids), {}, gatepro::strided_view(kept)},
+                    totals, weights_TK, sums);
+                gatepro::plan_dispatch(
+                    gatepro::Choices{gatepro::strided_view(ids), {}, gatepro::strided_view(kept)},
+                    experts, {gatepro::DispatchOrder::token_major, 4}, plan, memory);
                 gatepro::permute(plan.token_of_row_N, gatepro::view(x), gatepro::view(sorted));
                 gatepro::combine(row_TK, weights_TK, gatepro::view(sorted), gatepro::view(y));
                 gatepro::combine_backward_weights(row_TK, gatepro::view(sorted), gatepro::view(y),
@@ -292,8 +295,9 @@ void expect_no_cost_of_dispatch() {
                                                gatepro::view(sorted));
                 gatepro::permute_backward(row_TK, gatepro::view(sorted), gatepro::view(x));
                 gatepro::renormalise_kept_backward<A>(
-                    gatepro::strided_view(ids), gatepro::strided_view(kept), totals, weights_TK,
-                    sums, gatepro::strided_view(dweights), gatepro::strided_view(dweights));
+                    gatepro::Choices{gatepro::strided_view(ids), {}, gatepro::strided_view(kept)},
+                    totals, weights_TK, sums, gatepro::strided_view(dweights),
+                    gatepro::strided_view(dweights));
                 gatepro::drop_backward(gatepro::strided_view(kept), gatepro::strided_view(dweights),
                                        gatepro::strided_view(dweights));
               }),

@@ -502,20 +502,22 @@ TEST(Overlap, BalanceLosses) {
 TEST(Overlap, CapacityAndDispatch) {
   const std::size_t drops = gatepro::drop_over_capacity_workspace_bytes<float>(
       tokens, experts, 1, gatepro::DropPolicy::probability);
-  expect_overlaps_refused(
-      {{"weights_TK", tokens * 4, true, 4},
-       {"kept_TK", tokens, true, 1},
-       {"tokens_per_expert_E", experts * 8, true},
-       {"expert_ids_TK", tokens * 4, false, 4},
-       {"is_padding_T", tokens, false, 1},
-       {"workspace", drops, true, 1}},
-      [&](const auto& at) {
-        gatepro::drop_over_capacity(
-            StridedView(as<std::int32_t>(at[3]), tokens, 1), {as<std::uint8_t>(at[4]), tokens}, 2,
-            gatepro::DropPolicy::probability, StridedView(as<float>(at[0]), tokens, 1),
-            {as<std::uint8_t>(at[1]), tokens, 1}, {as<std::int64_t>(at[2]), experts},
-            Workspace(at[5], drops));
-      });
+  expect_overlaps_refused({{"weights_TK", tokens * 4, true, 4},
+                           {"kept_TK", tokens, true, 1},
+                           {"tokens_per_expert_E", experts * 8, true},
+                           {"expert_ids_TK", tokens * 4, false, 4},
+                           {"is_padding_T", tokens, false, 1},
+                           {"workspace", drops, true, 1}},
+                          [&](const auto& at) {
+                            gatepro::drop_over_capacity(
+                                gatepro::Choices{StridedView(as<std::int32_t>(at[3]), tokens, 1),
+                                                 {as<std::uint8_t>(at[4]), tokens}},
+                                {2, gatepro::DropPolicy::probability},
+                                gatepro::KeptRouting{StridedView(as<float>(at[0]), tokens, 1),
+                                                     {as<std::uint8_t>(at[1]), tokens, 1},
+                                                     {as<std::int64_t>(at[2]), experts}},
+                                Workspace(at[5], drops));
+                          });
   const std::size_t plans = gatepro::plan_dispatch_workspace_bytes(experts);
   expect_overlaps_refused({{"tokens_per_expert_E", experts * 8, true},
                            {"offsets_E1", (experts + 1) * 8, true},
@@ -530,9 +532,11 @@ TEST(Overlap, CapacityAndDispatch) {
                             plan.offsets_E1 = {as<std::int64_t>(at[1]), experts + 1};
                             plan.choice_of_row_N = {as<std::int32_t>(at[2]), tokens};
                             plan.row_TK = {as<std::int32_t>(at[3]), tokens, 1};
-                            gatepro::plan_dispatch(StridedView(as<std::int32_t>(at[4]), tokens, 1),
-                                                   {as<std::uint8_t>(at[5]), tokens, 1}, {},
-                                                   experts, {}, plan, Workspace(at[6], plans));
+                            gatepro::plan_dispatch(
+                                gatepro::Choices{StridedView(as<std::int32_t>(at[4]), tokens, 1),
+                                                 {},
+                                                 {as<std::uint8_t>(at[5]), tokens, 1}},
+                                experts, gatepro::DispatchRule{}, plan, Workspace(at[6], plans));
                           });
 }
 
@@ -543,8 +547,8 @@ TEST(Overlap, ARefusedPlanLeavesIdsAlone) {
   const auto before = memory;
   gatepro::DispatchPlan<> plan;
   const auto call = [&] {
-    gatepro::plan_dispatch(StridedView(memory.data(), experts, 1), {}, {}, experts, {}, plan,
-                           Workspace(memory.data(), needed));
+    gatepro::plan_dispatch(gatepro::Choices{StridedView(memory.data(), experts, 1)}, experts,
+                           gatepro::DispatchRule{}, plan, Workspace(memory.data(), needed));
   };
   EXPECT_THROW(call(), gatepro::Error);
   EXPECT_EQ(memory, before);

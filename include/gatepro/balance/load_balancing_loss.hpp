@@ -311,7 +311,7 @@ double sequence_load_balancing_loss(
   const detail::LossArguments<A> arguments{logits_TE, is_padding_T, dlogits_TE};
   checks.top_k(expert_ids_TK.cols, experts);
   checks.strided("expert_ids_TK", expert_ids_TK, tokens, expert_ids_TK.cols);
-  const detail::Choices<Id> choices{expert_ids_TK, is_padding_T};
+  const Choices<Id> choices{expert_ids_TK, is_padding_T};
   detail::check_choices(checks, "expert_ids_TK", choices, experts);
   detail::check_sequences(checks, sequence_begin_S1, tokens);
   detail::check_loss_arguments(checks, arguments, workspace,

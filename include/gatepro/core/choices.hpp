@@ -10,17 +10,24 @@
 #include "gatepro/core/checks.hpp"
 
 namespace gatepro {
-namespace detail {
 
-/// A routing's choices, less those without an expert, those that were dropped, and those of masked
-/// tokens, whose ids may be anything.
+/// The choices of a routing: (token, choice) pairs. Those without an expert, those of masked
+/// tokens, whose ids may be anything, and those that were dropped do not count.
 template <class Id>
 struct Choices {
-  StridedView<Id> expert_ids_TK;                  ///< -1 for none, also of an unsigned type.
-  VectorView<const std::uint8_t> is_padding_T{};  ///< Optional; nonzero masks a token.
-  StridedView<const std::uint8_t> kept_TK{};      ///< Optional; zero drops a choice.
+  StridedView<Id> expert_ids_TK{};  ///< T x K: -1 for none, which is the largest of unsigned types.
+  VectorView<const std::uint8_t> is_padding_T{};  ///< T, or not given; nonzero masks a token.
+  StridedView<const std::uint8_t> kept_TK{};      ///< T x K, or not given; zero drops a choice.
 };
+/// `Choices{ids, mask, kept}` knows the type of the ids.
+template <class Id>
+Choices(StridedView<Id>, VectorView<const std::uint8_t> = {}, StridedView<const std::uint8_t> = {})
+    -> Choices<Id>;
+template <class Id>
+Choices(MatrixView<Id>, VectorView<const std::uint8_t> = {}, StridedView<const std::uint8_t> = {})
+    -> Choices<Id>;
 
+namespace detail {
 inline namespace GATEPRO_ABI {
 
 inline bool is_masked(const VectorView<const std::uint8_t>& is_padding_T, Index t) {
@@ -37,6 +44,12 @@ template <class Id>
 bool counts(const Choices<Id>& choices, Index t, Index j) {
   return !is_masked(choices.is_padding_T, t) && is_some(choices.expert_ids_TK(t, j)) &&
          (!choices.kept_TK.given() || choices.kept_TK(t, j) != 0);
+}
+
+/// The choices before any of them was dropped.
+template <class Id>
+Choices<Id> before_drops(const Choices<Id>& choices) {
+  return {choices.expert_ids_TK, choices.is_padding_T};
 }
 
 /// The choices of `count` tokens from `first`.
@@ -74,6 +87,16 @@ void count_choices(const Choices<Id>& choices, Index experts, Count* count_E) {
   for_each_choice(choices, false, [&](Index, Index, Index e) { ++count_E[e]; });
 }
 
+/// Views of the right shapes.
+template <class Id>
+void check_choice_views(const Checks& checks, const Choices<Id>& choices, Index tokens,
+                        Index top_k) {
+  check_id_type<value_t<Id>>();
+  checks.strided("expert_ids_TK", choices.expert_ids_TK, tokens, top_k);
+  checks.optional_strided("kept_TK", choices.kept_TK, tokens, top_k);
+  checks.optional_vector("is_padding_T", choices.is_padding_T, tokens);
+}
+
 /// Every id that the caller supplies is in range, or none.
 template <class Id>
 void check_choices(const Checks& checks, const char* name, const Choices<Id>& choices,
@@ -99,14 +122,12 @@ void check_distinct_choices(const Checks& checks, const char* name, const Choice
                             Index experts, Index* last_token_E) {
   check_choices(checks, name, choices, experts);
   std::fill_n(last_token_E, experts, Index{-1});
-  for_each_choice(
-      Choices<Id>{choices.expert_ids_TK, choices.is_padding_T}, false,
-      [&](Index t, Index j, Index e) {
-        if (last_token_E[e] == t) {
-          checks.refuse(name, "distinct ids in each row", {{"id", e}, {"row", t}, {"column", j}});
-        }
-        last_token_E[e] = t;
-      });
+  for_each_choice(before_drops(choices), false, [&](Index t, Index j, Index e) {
+    if (last_token_E[e] == t) {
+      checks.refuse(name, "distinct ids in each row", {{"id", e}, {"row", t}, {"column", j}});
+    }
+    last_token_E[e] = t;
+  });
 }
 
 /// The least multiple of `alignment` that is not below `size`.

@@ -48,6 +48,23 @@ struct CapacityRule {
   bool over_ranks = false;
 };
 
+/// What drop_over_capacity leaves to each expert. Plain data.
+struct DropRule {
+  Index capacity = 0;  ///< Slots per expert, as from expert_capacity; >= 0.
+  DropPolicy policy = DropPolicy::probability;  ///< Who keeps a slot.
+};
+
+/// Where drop_over_capacity writes: the routing, less what is dropped.
+template <class A>
+struct KeptRouting {
+  StridedView<A> weights_TK{};  ///< T x K, read and written: exactly 0 where a choice is not kept.
+  StridedView<std::uint8_t> kept_TK{};  ///< T x K, overwritten: 1 where a choice is kept, else 0.
+  VectorView<std::int64_t> tokens_per_expert_E{};  ///< E, overwritten: the choices that are kept.
+};
+/// `KeptRouting{weights, kept, counts}` knows the type of the weights.
+template <class A>
+KeptRouting(StridedView<A>, StridedView<std::uint8_t>, VectorView<std::int64_t>) -> KeptRouting<A>;
+
 /// What drop_over_capacity took away. Masked tokens are not counted.
 struct DropReport {
   Index dropped_choices = 0;        ///< (token, choice) pairs without a slot.
@@ -107,31 +124,29 @@ DropScratch<A> carve_drop(Arena& arena, Index tokens, Index experts, Index top_k
 
 /// All choices that count are kept, the others weigh nothing.
 template <class Id, class A>
-void keep_all(const Choices<Id>& choices, const StridedView<A>& weights_TK,
-              const StridedView<std::uint8_t>& kept_TK) {
-  for (Index t = 0; t < kept_TK.rows; ++t) {
-    for (Index j = 0; j < kept_TK.cols; ++j) {
-      kept_TK(t, j) = counts(choices, t, j) ? 1 : 0;
-      if (kept_TK(t, j) == 0) weights_TK(t, j) = A(0);
+void keep_all(const Choices<Id>& choices, const KeptRouting<A>& out) {
+  for (Index t = 0; t < out.kept_TK.rows; ++t) {
+    for (Index j = 0; j < out.kept_TK.cols; ++j) {
+      out.kept_TK(t, j) = counts(choices, t, j) ? 1 : 0;
+      if (out.kept_TK(t, j) == 0) out.weights_TK(t, j) = A(0);
     }
   }
 }
 
 template <class A>
-void drop_choice(Index t, Index j, const StridedView<A>& weights_TK,
-                 const StridedView<std::uint8_t>& kept_TK) {
-  weights_TK(t, j) = A(0);
-  kept_TK(t, j) = 0;
+void drop_choice(Index t, Index j, const KeptRouting<A>& out) {
+  out.weights_TK(t, j) = A(0);
+  out.kept_TK(t, j) = 0;
 }
 
 /// First come, first served. taken_E is overwritten.
 template <class Id, class A>
-void drop_late(const Choices<Id>& choices, bool choice_major, Index experts, Index capacity,
-               Index* taken_E, const StridedView<A>& weights_TK,
-               const StridedView<std::uint8_t>& kept_TK) {
-  std::fill_n(taken_E, experts, Index{0});
+void drop_late(const Choices<Id>& choices, const DropRule& rule, Index* taken_E,
+               const KeptRouting<A>& out) {
+  std::fill_n(taken_E, out.tokens_per_expert_E.size, Index{0});
+  const bool choice_major = rule.policy == DropPolicy::choice_major;
   for_each_choice(choices, choice_major, [&](Index t, Index j, Index e) {
-    if (taken_E[e]++ >= capacity) drop_choice(t, j, weights_TK, kept_TK);
+    if (taken_E[e]++ >= rule.capacity) drop_choice(t, j, out);
   });
 }
 
@@ -153,10 +168,10 @@ void gather_candidates(const Choices<Id>& choices, const StridedView<A>& weights
 
 /// The heaviest come first. Experts are independent.
 template <class Id, class A, class Executor>
-void drop_light(const Choices<Id>& choices, Index experts, Index capacity,
-                const DropScratch<A>& scratch, const StridedView<A>& weights_TK,
-                const StridedView<std::uint8_t>& kept_TK, const Executor& executor, int workers) {
-  gather_candidates(choices, weights_TK, experts, scratch);
+void drop_light(const Choices<Id>& choices, Index capacity, const DropScratch<A>& scratch,
+                const KeptRouting<A>& out, const Executor& executor, int workers) {
+  const Index experts = out.tokens_per_expert_E.size;
+  gather_candidates(choices, out.weights_TK, experts, scratch);
   const auto heavier = [](const SlotCandidate<A>& a, const SlotCandidate<A>& b) {
     return a.key != b.key ? a.key > b.key : a.token < b.token;
   };
@@ -166,7 +181,7 @@ void drop_light(const Choices<Id>& choices, Index experts, Index capacity,
     if (last - first <= capacity) return;
     std::nth_element(first, first + capacity, last, heavier);
     for (auto* loser = first + capacity; loser != last; ++loser) {
-      drop_choice(loser->token, loser->choice, weights_TK, kept_TK);
+      drop_choice(loser->token, loser->choice, out);
     }
   });
 }
@@ -185,25 +200,31 @@ TokenDrops drops_of_token(const Choices<Id>& choices,
 /// Whether renormalisation concerns a token: it lost some of its choices, but not all. Masked
 /// tokens keep none, so that their ids do not matter.
 template <class Id>
-bool lost_some(const StridedView<Id>& expert_ids_TK, const StridedView<const std::uint8_t>& kept_TK,
-               Index t) {
-  const TokenDrops drops = drops_of_token(Choices<Id>{expert_ids_TK}, kept_TK, t);
+bool lost_some(const Choices<Id>& choices, Index t) {
+  const TokenDrops drops = drops_of_token(before_drops(choices), choices.kept_TK, t);
   return drops.kept > 0 && drops.lost > 0;
 }
 
 /// The report, and the counts of what was kept.
-template <class Id>
-DropReport report_drops(const Choices<Id>& choices, const StridedView<const std::uint8_t>& kept_TK,
-                        const VectorView<std::int64_t>& tokens_per_expert_E) {
-  count_choices(Choices<Id>{choices.expert_ids_TK, choices.is_padding_T, kept_TK},
-                tokens_per_expert_E.size, tokens_per_expert_E.data);
+template <class Id, class A>
+DropReport report_drops(const Choices<Id>& choices, const KeptRouting<A>& out) {
+  count_choices(Choices<Id>{choices.expert_ids_TK, choices.is_padding_T, out.kept_TK},
+                out.tokens_per_expert_E.size, out.tokens_per_expert_E.data);
   DropReport report;
-  for (Index t = 0; t < kept_TK.rows; ++t) {
-    const TokenDrops drops = drops_of_token(choices, kept_TK, t);
+  for (Index t = 0; t < out.kept_TK.rows; ++t) {
+    const TokenDrops drops = drops_of_token(choices, out.kept_TK, t);
     report.dropped_choices += drops.lost;
     report.tokens_without_expert += drops.lost > 0 && drops.kept == 0 ? 1 : 0;
   }
   return report;
+}
+
+/// Choices of which is known who was kept.
+template <class Id>
+void check_kept_choices(const Checks& checks, const Choices<Id>& choices) {
+  const StridedView<Id>& ids_TK = choices.expert_ids_TK;
+  check_choice_views(checks, choices, ids_TK.rows, ids_TK.cols);
+  checks.strided("kept_TK", choices.kept_TK, ids_TK.rows, ids_TK.cols);
 }
 
 /// The sum of a token's weights, the kept ones only if they are told.
@@ -264,58 +285,51 @@ std::size_t drop_over_capacity_workspace_bytes(Index num_tokens, Index num_exper
   });
 }
 
-/// Leaves each expert its first `capacity` choices in the order of `policy`, and drops the rest.
+/// Leaves each expert its first `rule.capacity` choices in the order of `rule.policy`, and drops
+/// the rest.
 ///
-/// expert_ids_TK: T x K, distinct within a row, -1 for none; they stay as they are. is_padding_T:
-/// T, or not given; masked tokens take no slot and are never kept, whatever their ids are.
-/// weights_TK: T x K, read and written: a choice that is not kept weighs exactly 0, NaN or not.
-/// kept_TK: T x K, overwritten, 1 or 0. tokens_per_expert_E: E, overwritten with the choices that
-/// are kept. Weights compare as logits do: numbers before NaN, -0.0 equals +0.0, then the lowest
-/// token. A capacity above T drops nothing, 0 drops everything.
+/// choices: T x K, distinct within a row; they stay as they are, and their kept_TK is not read.
+/// Those that do not count take no slot and are never kept. `out` is overwritten, all of it given;
+/// a weight of 0 may take the place of a NaN. Weights compare as logits do: numbers before NaN,
+/// -0.0 equals +0.0, then the lowest token. A capacity above T drops nothing, 0 drops everything.
 ///
 /// Throws Error for shapes, a negative capacity, an id that is out of range or twice in a row, or a
 /// workspace that is too small, before any write. Cost: O(T K); no allocation. Thread-safe.
 template <class Id, class A, class Executor = SerialExecutor>
-DropReport drop_over_capacity(StridedView<Id> expert_ids_TK,
-                              VectorView<const std::uint8_t> is_padding_T, Index capacity,
-                              DropPolicy policy, StridedView<A> weights_TK,
-                              StridedView<std::uint8_t> kept_TK,
-                              VectorView<std::int64_t> tokens_per_expert_E, Workspace workspace,
+DropReport drop_over_capacity(const Choices<Id>& choices, const DropRule& rule,
+                              const KeptRouting<A>& out, Workspace workspace,
                               const Executor& executor = {}) {
-  detail::check_id_type<detail::value_t<Id>>();
   detail::check_accumulator<A>();
   const detail::Checks checks("drop_over_capacity");
-  const Index tokens = expert_ids_TK.rows;
-  const Index top_k = expert_ids_TK.cols;
-  const Index experts = tokens_per_expert_E.size;
+  const Choices<Id> all = detail::before_drops(choices);
+  const Index tokens = all.expert_ids_TK.rows;
+  const Index top_k = all.expert_ids_TK.cols;
+  const Index experts = out.tokens_per_expert_E.size;
   checks.num_experts(experts);
   checks.top_k(top_k, experts);
-  checks.need(capacity >= 0, "capacity >= 0", {{"capacity", capacity}});
-  checks.strided("expert_ids_TK", expert_ids_TK, tokens, top_k);
-  checks.optional_vector("is_padding_T", is_padding_T, tokens);
-  checks.strided("weights_TK", weights_TK, tokens, top_k);
-  checks.strided("kept_TK", kept_TK, tokens, top_k);
-  checks.vector("tokens_per_expert_E", tokens_per_expert_E, experts);
-  checks.overlaps(detail::output("weights_TK", weights_TK), detail::output("kept_TK", kept_TK),
-                  detail::output("tokens_per_expert_E", tokens_per_expert_E),
-                  detail::output("workspace", workspace),
-                  detail::input("expert_ids_TK", expert_ids_TK),
-                  detail::input("is_padding_T", is_padding_T));
+  checks.need(rule.capacity >= 0, "capacity >= 0", {{"capacity", rule.capacity}});
+  detail::check_choice_views(checks, all, tokens, top_k);
+  checks.strided("weights_TK", out.weights_TK, tokens, top_k);
+  checks.strided("kept_TK", out.kept_TK, tokens, top_k);
+  checks.vector("tokens_per_expert_E", out.tokens_per_expert_E, experts);
+  checks.overlaps(
+      detail::output("weights_TK", out.weights_TK), detail::output("kept_TK", out.kept_TK),
+      detail::output("tokens_per_expert_E", out.tokens_per_expert_E),
+      detail::output("workspace", workspace), detail::input("expert_ids_TK", all.expert_ids_TK),
+      detail::input("is_padding_T", all.is_padding_T));
   const int workers = checks.workers(executor);
   detail::Arena arena(checks.where(), workspace,
-                      drop_over_capacity_workspace_bytes<A>(tokens, experts, top_k, policy));
-  const auto scratch = detail::carve_drop<A>(arena, tokens, experts, top_k, policy);
-  const detail::Choices<Id> choices{expert_ids_TK, is_padding_T};
-  detail::check_distinct_choices(checks, "expert_ids_TK", choices, experts, scratch.taken_E);
+                      drop_over_capacity_workspace_bytes<A>(tokens, experts, top_k, rule.policy));
+  const auto scratch = detail::carve_drop<A>(arena, tokens, experts, top_k, rule.policy);
+  detail::check_distinct_choices(checks, "expert_ids_TK", all, experts, scratch.taken_E);
 
-  detail::keep_all(choices, weights_TK, kept_TK);
-  if (policy == DropPolicy::probability) {
-    detail::drop_light(choices, experts, capacity, scratch, weights_TK, kept_TK, executor, workers);
+  detail::keep_all(all, out);
+  if (rule.policy == DropPolicy::probability) {
+    detail::drop_light(all, rule.capacity, scratch, out, executor, workers);
   } else {
-    detail::drop_late(choices, policy == DropPolicy::choice_major, experts, capacity,
-                      scratch.taken_E, weights_TK, kept_TK);
+    detail::drop_late(all, rule, scratch.taken_E, out);
   }
-  return detail::report_drops(choices, kept_TK, tokens_per_expert_E);
+  return detail::report_drops(all, out);
 }
 
 /// dbefore_TK = dweights_TK where the choice was kept, else exactly 0: the gradient of a drop.
@@ -360,29 +374,28 @@ void total_weights(detail::non_deduced_t<StridedView<const A>> weights_TK, Vecto
 /// w, so that they sum to the token's total again. The weights of a token that lost nothing keep
 /// their bits; one that lost everything has only zeros.
 ///
-/// expert_ids_TK: T x K, as in drop_over_capacity: -1 is no loss. kept_TK: T x K, from there.
-/// totals_T: T, from total_weights before the drop.
-/// weights_TK: T x K, read and written; those of 0 stay 0. sums_T: T, overwritten with the sums
-/// over kept, which the gradient needs. A NaN makes its token's kept weights NaN. Throws Error for
-/// shapes, before any write. No allocation. Thread-safe.
+/// choices: T x K, as in drop_over_capacity, with the kept_TK from there; -1 is no loss. totals_T:
+/// T, from total_weights before the drop. weights_TK: T x K, read and written; those of 0 stay 0.
+/// sums_T: T, overwritten with the sums over kept, which the gradient needs. A NaN makes its
+/// token's kept weights NaN. Throws Error for shapes, before any write. No allocation. Thread-safe.
 template <class A, class Id>
-void renormalise_kept(StridedView<Id> expert_ids_TK, StridedView<const std::uint8_t> kept_TK,
+void renormalise_kept(const Choices<Id>& choices,
                       detail::non_deduced_t<VectorView<const A>> totals_T,
                       StridedView<A> weights_TK, VectorView<A> sums_T) {
   detail::check_accumulator<A>();
-  detail::check_id_type<detail::value_t<Id>>();
   const detail::Checks checks("renormalise_kept");
-  checks.strided("expert_ids_TK", expert_ids_TK, kept_TK.rows, kept_TK.cols);
-  checks.strided("kept_TK", kept_TK, kept_TK.rows, kept_TK.cols);
+  const StridedView<const std::uint8_t>& kept_TK = choices.kept_TK;
+  detail::check_kept_choices(checks, choices);
   checks.vector("totals_T", totals_T, kept_TK.rows);
   checks.strided("weights_TK", weights_TK, kept_TK.rows, kept_TK.cols);
   checks.vector("sums_T", sums_T, kept_TK.rows);
-  checks.overlaps(detail::output("weights_TK", weights_TK), detail::output("sums_T", sums_T),
-                  detail::input("expert_ids_TK", expert_ids_TK), detail::input("kept_TK", kept_TK),
-                  detail::input("totals_T", totals_T));
+  checks.overlaps(
+      detail::output("weights_TK", weights_TK), detail::output("sums_T", sums_T),
+      detail::input("expert_ids_TK", choices.expert_ids_TK), detail::input("kept_TK", kept_TK),
+      detail::input("is_padding_T", choices.is_padding_T), detail::input("totals_T", totals_T));
   for (Index t = 0; t < kept_TK.rows; ++t) {
     sums_T[t] = detail::sum_weights<A>(weights_TK, kept_TK, t);
-    if (!detail::lost_some(expert_ids_TK, kept_TK, t)) continue;
+    if (!detail::lost_some(choices, t)) continue;
     for (Index j = 0; j < kept_TK.cols; ++j) {
       A& weight = weights_TK(t, j);
       if (detail::key_of(weight) != 0) weight = totals_T[t] * (weight / sums_T[t]);
@@ -397,38 +410,36 @@ void renormalise_kept(StridedView<Id> expert_ids_TK, StridedView<const std::uint
 /// renormalisation: total / s (g_j - m) + m for kept choices and m for others, where the token lost
 /// some; else g_j for kept choices and exactly 0 for others.
 ///
-/// expert_ids_TK, kept_TK, totals_T, sums_T: as in renormalise_kept; weights_TK: T x K, what it
-/// wrote. dweights_TK: T x K; what it holds where the weight is 0 does not matter to the others.
+/// choices, totals_T, sums_T: as in renormalise_kept; weights_TK: T x K, what it wrote.
+/// dweights_TK: T x K; what it holds where the weight is 0 does not matter to the others.
 /// dbefore_TK: T x K, overwritten, may be dweights_TK. Throws Error for shapes, before any write.
 /// No allocation. Thread-safe.
 template <class A, class Id>
-void renormalise_kept_backward(StridedView<Id> expert_ids_TK,
-                               StridedView<const std::uint8_t> kept_TK,
+void renormalise_kept_backward(const Choices<Id>& choices,
                                detail::non_deduced_t<VectorView<const A>> totals_T,
                                detail::non_deduced_t<StridedView<const A>> weights_TK,
                                detail::non_deduced_t<VectorView<const A>> sums_T,
                                detail::non_deduced_t<StridedView<const A>> dweights_TK,
                                StridedView<A> dbefore_TK) {
   detail::check_accumulator<A>();
-  detail::check_id_type<detail::value_t<Id>>();
   const detail::Checks checks("renormalise_kept_backward");
+  const StridedView<const std::uint8_t>& kept_TK = choices.kept_TK;
   const Index tokens = kept_TK.rows;
   const Index top_k = kept_TK.cols;
-  checks.strided("expert_ids_TK", expert_ids_TK, tokens, top_k);
-  checks.strided("kept_TK", kept_TK, tokens, top_k);
+  detail::check_kept_choices(checks, choices);
   checks.vector("totals_T", totals_T, tokens);
   checks.strided("weights_TK", weights_TK, tokens, top_k);
   checks.vector("sums_T", sums_T, tokens);
   checks.strided("dweights_TK", dweights_TK, tokens, top_k);
   checks.strided("dbefore_TK", dbefore_TK, tokens, top_k);
-  checks.overlaps(detail::output("dbefore_TK", dbefore_TK),
-                  detail::in_place("dweights_TK", dweights_TK),
-                  detail::input("expert_ids_TK", expert_ids_TK), detail::input("kept_TK", kept_TK),
-                  detail::input("weights_TK", weights_TK), detail::input("sums_T", sums_T),
-                  detail::input("totals_T", totals_T));
+  checks.overlaps(
+      detail::output("dbefore_TK", dbefore_TK), detail::in_place("dweights_TK", dweights_TK),
+      detail::input("expert_ids_TK", choices.expert_ids_TK), detail::input("kept_TK", kept_TK),
+      detail::input("is_padding_T", choices.is_padding_T), detail::input("weights_TK", weights_TK),
+      detail::input("sums_T", sums_T), detail::input("totals_T", totals_T));
   constexpr A most = (std::numeric_limits<A>::max)();
   for (Index t = 0; t < tokens; ++t) {
-    const bool scaled = detail::lost_some(expert_ids_TK, kept_TK, t);
+    const bool scaled = detail::lost_some(choices, t);
     A mean = 0;
     for (Index j = 0; j < top_k && scaled; ++j) {
       const bool weighs = kept_TK(t, j) != 0 && detail::key_of(weights_TK(t, j)) != 0;

@@ -215,34 +215,29 @@ inline Index max_dispatch_rows(Index num_tokens, Index top_k, Index num_experts,
 /// has no place in an expert: dropped, or of padding. It is what consumers take that know no masks;
 /// wherever ids are read, -1 means none.
 ///
-/// expert_ids_TK: T x K. kept_TK: T x K, or not given. is_padding_T: T, or not given.
-/// dispatched_ids_TK: T x K, overwritten, may be expert_ids_TK; a backward needs the ids of dropped
-/// choices. Throws Error for shapes, and for an id that no router can have, of 2^31 - 1 experts at
-/// most, before any write: the rest fits every id type. No allocation. Thread-safe.
+/// choices: T x K. dispatched_ids_TK: T x K, overwritten, may be choices.expert_ids_TK; a backward
+/// needs the ids of dropped choices. Throws Error for shapes, and for an id that no router can
+/// have, of 2^31 - 1 experts at most, before any write: the rest fits every id type. No allocation.
+/// Thread-safe.
 template <class In, class Id>
-void dispatched_ids(StridedView<In> expert_ids_TK, StridedView<const std::uint8_t> kept_TK,
-                    VectorView<const std::uint8_t> is_padding_T,
-                    StridedView<Id> dispatched_ids_TK) {
-  detail::check_id_type<detail::value_t<In>>();
+void dispatched_ids(const Choices<In>& choices, StridedView<Id> dispatched_ids_TK) {
   detail::check_id_type<Id>();
   const detail::Checks checks("dispatched_ids");
-  const Index tokens = expert_ids_TK.rows;
-  const Index top_k = expert_ids_TK.cols;
-  checks.strided("expert_ids_TK", expert_ids_TK, tokens, top_k);
-  checks.optional_strided("kept_TK", kept_TK, tokens, top_k);
-  checks.optional_vector("is_padding_T", is_padding_T, tokens);
+  const Index tokens = choices.expert_ids_TK.rows;
+  const Index top_k = choices.expert_ids_TK.cols;
+  detail::check_choice_views(checks, choices, tokens, top_k);
   checks.strided("dispatched_ids_TK", dispatched_ids_TK, tokens, top_k);
   checks.overlaps(detail::output("dispatched_ids_TK", dispatched_ids_TK),
-                  detail::in_place("expert_ids_TK", expert_ids_TK),
-                  detail::input("kept_TK", kept_TK), detail::input("is_padding_T", is_padding_T));
-  const detail::Choices<In> choices{expert_ids_TK, is_padding_T, kept_TK};
+                  detail::in_place("expert_ids_TK", choices.expert_ids_TK),
+                  detail::input("kept_TK", choices.kept_TK),
+                  detail::input("is_padding_T", choices.is_padding_T));
   constexpr Index most_experts = (std::numeric_limits<std::int32_t>::max)();
   detail::check_choices(checks, "expert_ids_TK", choices, most_experts);
   for (Index t = 0; t < tokens; ++t) {
     for (Index j = 0; j < top_k; ++j) {
       const bool dispatched = detail::counts(choices, t, j);
       dispatched_ids_TK(t, j) =
-          dispatched ? static_cast<Id>(expert_ids_TK(t, j)) : static_cast<Id>(-1);
+          dispatched ? static_cast<Id>(choices.expert_ids_TK(t, j)) : static_cast<Id>(-1);
     }
   }
 }
@@ -255,41 +250,35 @@ inline std::size_t plan_dispatch_workspace_bytes(Index num_experts) {
 
 /// Sorts the choices of a routing by expert, stably: expert after expert, each in rule.order.
 ///
-/// expert_ids_TK: T x K, distinct within a row, -1 for none. kept_TK: T x K, from
-/// drop_over_capacity, or not given; zero means dropped. is_padding_T: T, or not given; nonzero
-/// masks a token, whatever its ids are. Choices that are none, dropped or masked get no row. `plan`
-/// is overwritten; its id type may differ from that of the ids.
+/// choices: T x K, distinct within a row; kept_TK from drop_over_capacity. Those that do not count
+/// get no row. `plan` is overwritten; its id type may differ from that of the ids.
 ///
 /// Returns the number of rows, gaps included: offsets_E1[E]. Throws Error for shapes, settings, an
 /// id that is out of range or twice in a row, more choices than rows_per_expert, numbers that do
 /// not fit the id type, a row list that is too short, or a workspace that is too small, before any
 /// write. Cost: O(T K + E + rows); no allocation. Thread-safe.
 template <class In, class Id>
-Index plan_dispatch(StridedView<In> expert_ids_TK, StridedView<const std::uint8_t> kept_TK,
-                    VectorView<const std::uint8_t> is_padding_T, Index num_experts,
-                    const DispatchRule& rule, const DispatchPlan<Id>& plan, Workspace workspace) {
-  detail::check_id_type<detail::value_t<In>>();
+Index plan_dispatch(const Choices<In>& choices, Index num_experts, const DispatchRule& rule,
+                    const DispatchPlan<Id>& plan, Workspace workspace) {
   detail::check_id_type<Id>();
   const detail::Checks checks("plan_dispatch");
-  const Index tokens = expert_ids_TK.rows;
-  const Index top_k = expert_ids_TK.cols;
+  const Index tokens = choices.expert_ids_TK.rows;
+  const Index top_k = choices.expert_ids_TK.cols;
   checks.num_experts(num_experts);
   checks.top_k(top_k, num_experts);
   detail::check_dispatch_rule(checks, rule);
-  checks.strided("expert_ids_TK", expert_ids_TK, tokens, top_k);
-  checks.optional_strided("kept_TK", kept_TK, tokens, top_k);
-  checks.optional_vector("is_padding_T", is_padding_T, tokens);
+  detail::check_choice_views(checks, choices, tokens, top_k);
   checks.overlaps(
       detail::output("tokens_per_expert_E", plan.tokens_per_expert_E),
       detail::output("offsets_E1", plan.offsets_E1),
       detail::output("choice_of_row_N", plan.choice_of_row_N),
       detail::output("token_of_row_N", plan.token_of_row_N), detail::output("row_TK", plan.row_TK),
       detail::output("position_TK", plan.position_TK), detail::output("workspace", workspace),
-      detail::input("expert_ids_TK", expert_ids_TK), detail::input("kept_TK", kept_TK),
-      detail::input("is_padding_T", is_padding_T));
+      detail::input("expert_ids_TK", choices.expert_ids_TK),
+      detail::input("kept_TK", choices.kept_TK),
+      detail::input("is_padding_T", choices.is_padding_T));
   detail::Arena arena(checks.where(), workspace, plan_dispatch_workspace_bytes(num_experts));
   const auto scratch = detail::carve_plan(arena, num_experts);
-  const detail::Choices<In> choices{expert_ids_TK, is_padding_T, kept_TK};
   detail::check_distinct_choices(checks, "expert_ids_TK", choices, num_experts, scratch.count_E);
 
   detail::count_choices(choices, num_experts, scratch.count_E);

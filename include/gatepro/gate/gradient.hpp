@@ -177,7 +177,7 @@ void gate_backward_tokens(StridedView<Id> expert_ids_TK,
                           detail::non_deduced_t<StridedView<const A>> dselected_logits_TK,
                           detail::non_deduced_t<MatrixView<const A>> dlogits_TE, MatrixView<W> w_EH,
                           MatrixView<A> dx_TH, Workspace workspace, const Executor& executor = {}) {
-  detail::gradient_to_tokens(detail::Choices<Id>{expert_ids_TK}, dselected_logits_TK, dlogits_TE,
+  detail::gradient_to_tokens(Choices<Id>{expert_ids_TK}, dselected_logits_TK, dlogits_TE,
                              w_EH, dx_TH, workspace, executor);
 }
 
@@ -199,7 +199,7 @@ void gate_backward_weights(StridedView<Id> expert_ids_TK,
                            detail::non_deduced_t<MatrixView<const A>> dlogits_TE,
                            MatrixView<X> x_TH, ExpertRange range, MatrixView<A> dw_EH,
                            Workspace workspace, const Executor& executor = {}) {
-  detail::gradient_to_weights(detail::Choices<Id>{expert_ids_TK}, dselected_logits_TK, dlogits_TE,
+  detail::gradient_to_weights(Choices<Id>{expert_ids_TK}, dselected_logits_TK, dlogits_TE,
                               x_TH, range, dw_EH, workspace, executor);
 }
 

@@ -140,8 +140,9 @@ StridedView<const A> undrop(const CompleteConfig& config, const CompleteRoutingV
                             const StridedView<A>& dkept_TK) {
   if (!config.capacity) return dweights_TK;
   if (config.capacity->renormalise) {
-    renormalise_kept_backward<A>(out.expert_ids_TK, out.kept_TK, out.weight_totals_T,
-                                 out.weights_TK, out.kept_sums_T, dweights_TK, dkept_TK);
+    renormalise_kept_backward<A>(Choices<Id>{out.expert_ids_TK, {}, out.kept_TK},
+                                 out.weight_totals_T, out.weights_TK, out.kept_sums_T, dweights_TK,
+                                 dkept_TK);
   } else {
     drop_backward<A>(out.kept_TK, dweights_TK, dkept_TK);
   }

@@ -180,12 +180,18 @@ CompleteReport choose(const CompleteConfig& config, const RivalTable& rivals,
   return report;
 }
 
+/// Where a drop writes.
+template <class X, class A, class Id>
+KeptRouting<A> kept_routing(const CompleteRoutingView<X, A, Id>& out) {
+  return {out.weights_TK, out.kept_TK, out.kept_per_expert_E};
+}
+
 /// Drops what the record dropped.
 template <class X, class A, class Id>
 DropReport drop_as_recorded(const ForwardInputs<Id>& in, const CompleteRoutingView<X, A, Id>& out) {
   const Choices<Id> kept{out.expert_ids_TK, in.is_padding_T, in.replay->kept()};
-  keep_all(kept, out.weights_TK, out.kept_TK);
-  return report_drops(choices_of(in, out), out.kept_TK, out.kept_per_expert_E);
+  keep_all(kept, kept_routing(out));
+  return report_drops(choices_of(in, out), kept_routing(out));
 }
 
 /// The tokens and ranks of `mine`, over all ranks.
@@ -219,9 +225,8 @@ template <class X, class A, class Id, class Executor>
 DropReport drop_by_rule(const CompleteConfig& config, const ForwardInputs<Id>& in,
                         const CompleteRoutingView<X, A, Id>& out, Workspace workspace,
                         const Executor& executor, const CompleteReport& report) {
-  return drop_over_capacity(out.expert_ids_TK, in.is_padding_T, report.capacity,
-                            config.capacity->policy, out.weights_TK, out.kept_TK,
-                            out.kept_per_expert_E, workspace, executor);
+  return drop_over_capacity(choices_of(in, out), DropRule{report.capacity, config.capacity->policy},
+                            kept_routing(out), workspace, executor);
 }
 
 /// Takes choices over the report's capacity away, and gives their weights to what is left if asked.
@@ -240,8 +245,8 @@ void drop(const CompleteConfig& config, const ForwardInputs<Id>& in,
   report.dropped_choices = dropped.dropped_choices;
   report.tokens_without_expert = dropped.tokens_without_expert;
   if (renormalise) {
-    renormalise_kept<A>(out.expert_ids_TK, out.kept_TK, out.weight_totals_T, out.weights_TK,
-                        out.kept_sums_T);
+    renormalise_kept<A>(Choices<Id>{out.expert_ids_TK, in.is_padding_T, out.kept_TK},
+                        out.weight_totals_T, out.weights_TK, out.kept_sums_T);
   }
 }
 

@@ -258,7 +258,7 @@ class CompleteRouter {
                         detail::forward_bytes<X, W>(config_, shape_of(in, tokens, executor)));
     if (in.replay != nullptr) {
       Index* scratch_E = arena.template take<Index>(experts);
-      const detail::Choices<const Id> recorded{in.replay->expert_ids(), in.is_padding_T};
+      const Choices<const Id> recorded{in.replay->expert_ids(), in.is_padding_T};
       detail::check_distinct_choices(where, "recorded ids", recorded, experts, scratch_E);
       if (detail::follows_drops(config_, in)) {
         detail::check_recorded_slots(where, in, experts, scratch_E);

@@ -194,7 +194,7 @@ class Router {
     detail::check_strided(where, "weights_TK", weights_TK, tokens, config_.top_k);
     detail::check_strided(where, "dweights_TK", dweights_TK, tokens, config_.top_k);
     detail::check_strided(where, "expert_ids_TK", expert_ids_TK, tokens, config_.top_k);
-    detail::check_choices(where, "expert_ids_TK", detail::Choices<const Id>{expert_ids_TK},
+    detail::check_choices(where, "expert_ids_TK", Choices<const Id>{expert_ids_TK},
                           experts);
     detail::check_optional_matrix(where, "dlogits_TE", dlogits_TE, tokens, experts);
     detail::check_optional_matrix(where, "dx_TH", dx_TH, tokens, hidden);

@@ -62,7 +62,7 @@ RoutingReport replay_scored(detail::non_deduced_t<MatrixView<const A>> logits_TE
   const int workers = detail::checked_workers(where, executor);
   detail::Arena arena(where, workspace, replay_scored_workspace_bytes<A>(experts, rule, workers));
   const detail::ScoredLayout<A> layout(arena, experts, rule, workers);
-  const detail::Choices<Id> choices{expert_ids_TK, is_padding_T};
+  const Choices<Id> choices{expert_ids_TK, is_padding_T};
   detail::check_distinct_choices(where, "expert_ids_TK", choices, experts, layout.last_token_E);
 
   layout.begin(experts);

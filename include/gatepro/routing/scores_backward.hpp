@@ -275,7 +275,7 @@ void scores_backward(detail::non_deduced_t<MatrixView<const A>> logits_TE, const
   const auto competition = detail::checked_competition<A>(where, rule.competition, rivals, experts);
   const int workers = detail::checked_workers(where, executor);
   detail::Arena arena(where, workspace, scores_backward_workspace_bytes<A>(experts, rule, workers));
-  const detail::Choices<Id> choices{expert_ids_TK, is_padding_T};
+  const Choices<Id> choices{expert_ids_TK, is_padding_T};
   detail::check_choices(where, "expert_ids_TK", choices, experts);
 
   const detail::ScoredLayout<A> layout(arena, experts, rule, workers);

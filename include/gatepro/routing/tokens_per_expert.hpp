@@ -29,7 +29,7 @@ void add_tokens_per_expert(StridedView<Id> expert_ids_TK,
                         expert_ids_TK.cols);
   detail::check_overlaps(where, detail::output("tokens_per_expert_E", tokens_per_expert_E),
                          detail::input("expert_ids_TK", expert_ids_TK));
-  const detail::Choices<Id> choices{expert_ids_TK};
+  const Choices<Id> choices{expert_ids_TK};
   detail::check_choices(where, "expert_ids_TK", choices, tokens_per_expert_E.size);
   detail::for_each_choice(choices, false, [&](Index, Index, Index e) { ++tokens_per_expert_E[e]; });
 }
