@@ -144,9 +144,10 @@ Run gate_backward(const GateBackwardJob& job, const Ids& ids, const Floats& dsel
       gatepro::gate_backward_tokens_workspace_bytes<float>(s.experts),
       gatepro::gate_backward_weights_workspace_bytes<float>(s.tokens, s.experts, s.top_k)));
   return [=] {
-    gatepro::gate_backward_tokens(ids_TK, dselected_TK, dlogits_TE, w_EH, dx_TH, *scratch);
-    gatepro::gate_backward_weights(ids_TK, dselected_TK, dlogits_TE, x_TH,
-                                   gatepro::ExpertRange{0, dw_EH.rows}, dw_EH, *scratch);
+    gatepro::gate_backward_tokens(gatepro::Choices{ids_TK}, {dselected_TK, dlogits_TE}, w_EH, dx_TH,
+                                  *scratch);
+    gatepro::gate_backward_weights(gatepro::Choices{ids_TK}, {dselected_TK, dlogits_TE}, x_TH,
+                                   dw_EH, *scratch);
   };
 }
 

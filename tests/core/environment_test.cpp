@@ -70,10 +70,10 @@ TEST_F(UnknownInstructionSet, IsRefusedByStages) {
   EXPECT_REFUSED(replay_scored(view(logits_TE), rivals, rule, {}, strided_view(ids_TK),
                                strided_view(bytes_TK), strided_view(a_TK), strided_view(b_TK),
                                memory));
-  EXPECT_REFUSED(gate_backward_tokens(strided_view(ids_TK), strided_view(a_TK), {}, view(w_EH),
-                                      view(out_TH), memory));
-  EXPECT_REFUSED(gate_backward_weights(strided_view(ids_TK), strided_view(a_TK), {}, view(x_TH),
-                                       ExpertRange{0, E}, view(out_EH), memory));
+  EXPECT_REFUSED(gate_backward_tokens(Choices{strided_view(ids_TK)}, {strided_view(a_TK)},
+                                      view(w_EH), view(out_TH), memory));
+  EXPECT_REFUSED(gate_backward_weights(Choices{strided_view(ids_TK)}, {strided_view(a_TK)},
+                                       view(x_TH), view(out_EH), memory));
   EXPECT_REFUSED(scores_backward(view(logits_TE), rivals, rule, strided_view(ids_TK),
                                  strided_view(bytes_TK), strided_view(a_TK), {}, strided_view(b_TK),
                                  strided_view(c_TK), {}, memory));

@@ -144,10 +144,10 @@ TEST(Workspace, GateBackward) {
       gatepro::gate_backward_tokens_workspace_bytes<float>(experts, workers),
       [&](Workspace workspace) {
         RowMatrix<float> dx_TH = RowMatrix<float>::Ones(tokens, hidden);
-        gatepro::gate_backward_tokens(gatepro::strided_view(ids_TK),
-                                      gatepro::strided_view(dselected_TK),
-                                      gatepro::view(dlogits_TE), gatepro::view(w_EH),
-                                      gatepro::view(dx_TH), workspace, executor);
+        gatepro::gate_backward_tokens(
+            gatepro::Choices{gatepro::strided_view(ids_TK)},
+            {gatepro::strided_view(dselected_TK), gatepro::view(dlogits_TE)}, gatepro::view(w_EH),
+            gatepro::view(dx_TH), workspace, executor);
         return dx_TH;
       });
   expect_query_suffices<float>(
@@ -155,8 +155,8 @@ TEST(Workspace, GateBackward) {
       [&](Workspace workspace) {
         RowMatrix<float> dw_EH = RowMatrix<float>::Ones(experts, hidden);
         gatepro::gate_backward_weights(
-            gatepro::strided_view(ids_TK), gatepro::strided_view(dselected_TK),
-            gatepro::view(dlogits_TE), gatepro::view(x_TH), gatepro::ExpertRange{0, experts},
+            gatepro::Choices{gatepro::strided_view(ids_TK)},
+            {gatepro::strided_view(dselected_TK), gatepro::view(dlogits_TE)}, gatepro::view(x_TH),
             gatepro::view(dw_EH), workspace, executor);
         return dw_EH;
       });

@@ -62,8 +62,8 @@ auto to_tokens(const Problem<Input, Id>& p, const Executor& executor = {}) {
   RowMatrix<A> dx_TH = p.dx_start_TH;
   auto memory = data::scratch(
       gatepro::gate_backward_tokens_workspace_bytes<A>(p.w_EH.rows(), executor.workers()));
-  gatepro::gate_backward_tokens(gatepro::strided_view(p.ids_TK),
-                                gatepro::strided_view(p.dselected_TK), p.dense(),
+  gatepro::gate_backward_tokens(gatepro::Choices{gatepro::strided_view(p.ids_TK)},
+                                {gatepro::strided_view(p.dselected_TK), p.dense()},
                                 gatepro::view(p.w_EH), gatepro::view(dx_TH), memory, executor);
   return dx_TH;
 }
@@ -74,9 +74,9 @@ auto to_weights(const Problem<Input, Id>& p, const Executor& executor = {}) {
   RowMatrix<A> dw_EH = p.dw_start_EH;
   auto memory = data::scratch(gatepro::gate_backward_weights_workspace_bytes<A>(
       p.x_TH.rows(), p.w_EH.rows(), p.ids_TK.cols(), executor.workers()));
-  gatepro::gate_backward_weights(
-      gatepro::strided_view(p.ids_TK), gatepro::strided_view(p.dselected_TK), p.dense(),
-      gatepro::view(p.x_TH), ExpertRange{0, p.w_EH.rows()}, gatepro::view(dw_EH), memory, executor);
+  gatepro::gate_backward_weights(gatepro::Choices{gatepro::strided_view(p.ids_TK)},
+                                 {gatepro::strided_view(p.dselected_TK), p.dense()},
+                                 gatepro::view(p.x_TH), gatepro::view(dw_EH), memory, executor);
   return dw_EH;
 }
 
@@ -242,6 +242,57 @@ TYPED_TEST(GateBackwardTest, NonfiniteGradientsStayInTheirRow) {
   }
 }
 
+/// The rows of `all` whose tokens are not masked.
+template <class T>
+RowMatrix<T> unmasked_rows(const RowMatrix<T>& all, const std::vector<std::uint8_t>& mask) {
+  RowMatrix<T> some(all.rows(), all.cols());
+  Index count = 0;
+  for (Index t = 0; t < all.rows(); ++t) {
+    if (mask[static_cast<std::size_t>(t)] == 0) some.row(count++) = all.row(t);
+  }
+  return some.topRows(count);
+}
+
+// What padding holds adds nothing, whatever it is; what was dropped after the gate does add.
+TYPED_TEST(GateBackwardTest, PaddingAddsNothingAndDropsDo) {
+  using A = gatepro::accumulator_t<TypeParam>;
+  constexpr Index tokens = 300, experts = 9, k = 2, hidden = 40;
+  for (bool dense : {false, true}) {
+    auto p = make_problem<TypeParam>(tokens, experts, k, hidden, dense);
+    std::vector<std::uint8_t> mask(tokens, 0);
+    for (std::size_t t = 0; t < mask.size(); ++t) mask[t] = t % 3 == 1 ? 255 : 0;
+    auto valid = p;
+    for (auto* rows : {&valid.dselected_TK, &valid.dlogits_TE, &valid.dx_start_TH}) {
+      if (rows->size() != 0) *rows = unmasked_rows(*rows, mask);
+    }
+    valid.ids_TK = unmasked_rows(valid.ids_TK, mask);
+    valid.x_TH = unmasked_rows(valid.x_TH, mask);
+    for (Index t = 1; t < tokens; t += 3) {
+      p.ids_TK.row(t).setConstant(1000);
+      p.dselected_TK.row(t).setConstant(data::marked_nan<A>());
+      if (dense) p.dlogits_TE.row(t).setConstant(data::marked_nan<A>());
+    }
+    const RowMatrix<std::uint8_t> kept_TK = RowMatrix<std::uint8_t>::Zero(tokens, k);
+    const gatepro::Choices choices{gatepro::strided_view(p.ids_TK), mask,
+                                   gatepro::strided_view(kept_TK)};
+    const gatepro::LogitGradients<A> gradients{gatepro::strided_view(p.dselected_TK), p.dense()};
+    auto memory = data::scratch(
+        std::max(gatepro::gate_backward_tokens_workspace_bytes<A>(experts),
+                 gatepro::gate_backward_weights_workspace_bytes<A>(tokens, experts, k)));
+    RowMatrix<A> dx_TH = p.dx_start_TH, dw_EH = p.dw_start_EH;
+    gatepro::gate_backward_tokens(choices, gradients, gatepro::view(p.w_EH), gatepro::view(dx_TH),
+                                  memory);
+    gatepro::gate_backward_weights(choices, gradients, gatepro::view(p.x_TH), gatepro::view(dw_EH),
+                                   memory);
+    EXPECT_TRUE(data::same_bits(unmasked_rows(dx_TH, mask), to_tokens(valid)));
+    EXPECT_TRUE(data::same_bits(dw_EH, to_weights(valid)));
+    for (Index t = 1; t < tokens; t += 3) {
+      const RowMatrix<A> row = dx_TH.row(t), start = p.dx_start_TH.row(t);
+      ASSERT_TRUE(data::same_bits(row, start)) << t;
+    }
+  }
+}
+
 /// dX in ranges of tokens and dW in ranges of tokens, then experts, then columns.
 template <class Input, class Id>
 void expect_cuts_give_the_same_bits(const Problem<Input, Id>& p) {
@@ -257,13 +308,14 @@ void expect_cuts_give_the_same_bits(const Problem<Input, Id>& p) {
   RowMatrix<A> dx_TH = p.dx_start_TH, dw_EH = p.dw_start_EH;
   for (Index first = 0, count = 1; first < tokens; first += count, count = 3 * count + 1) {
     const Index rows = std::min(count, tokens - first);
-    gatepro::gate_backward_tokens(ids.middle_rows(first, rows), dselected.middle_rows(first, rows),
-                                  p.dense().middle_rows(first, rows), gatepro::view(p.w_EH),
-                                  gatepro::view(dx_TH).middle_rows(first, rows), memory);
-    gatepro::gate_backward_weights(ids.middle_rows(first, rows), dselected.middle_rows(first, rows),
-                                   p.dense().middle_rows(first, rows),
-                                   gatepro::view(p.x_TH).middle_rows(first, rows),
-                                   ExpertRange{0, experts}, gatepro::view(dw_EH), memory);
+    gatepro::gate_backward_tokens(
+        gatepro::Choices{ids.middle_rows(first, rows)},
+        {dselected.middle_rows(first, rows), p.dense().middle_rows(first, rows)},
+        gatepro::view(p.w_EH), gatepro::view(dx_TH).middle_rows(first, rows), memory);
+    gatepro::gate_backward_weights(
+        gatepro::Choices{ids.middle_rows(first, rows)},
+        {dselected.middle_rows(first, rows), p.dense().middle_rows(first, rows)},
+        gatepro::view(p.x_TH).middle_rows(first, rows), gatepro::view(dw_EH), memory);
   }
   const RowMatrix<A> want_dw_EH = to_weights(p);
   EXPECT_TRUE(data::same_bits(dx_TH, to_tokens(p)));
@@ -271,9 +323,9 @@ void expect_cuts_give_the_same_bits(const Problem<Input, Id>& p) {
 
   dw_EH = p.dw_start_EH;
   for (Index e = 0; e < experts; e += 2) {
-    gatepro::gate_backward_weights(ids, dselected, p.dense(), gatepro::view(p.x_TH),
-                                   ExpertRange{e, std::min(e + 2, experts)}, gatepro::view(dw_EH),
-                                   memory);
+    gatepro::gate_backward_weights(
+        gatepro::Choices{ids}, {dselected, p.dense()}, gatepro::view(p.x_TH), gatepro::view(dw_EH),
+        memory, gatepro::SerialExecutor{}, ExpertRange{e, std::min(e + 2, experts)});
     // The experts to come are untouched.
     for (Index later = e + 2; later < experts; ++later) {
       const RowMatrix<A> row = dw_EH.row(later), start = p.dw_start_EH.row(later);
@@ -281,16 +333,17 @@ void expect_cuts_give_the_same_bits(const Problem<Input, Id>& p) {
     }
   }
   EXPECT_TRUE(data::same_bits(dw_EH, want_dw_EH));
-  gatepro::gate_backward_weights(ids, dselected, p.dense(), gatepro::view(p.x_TH),
-                                 ExpertRange{1, 1}, gatepro::view(dw_EH), memory);
+  gatepro::gate_backward_weights(gatepro::Choices{ids}, {dselected, p.dense()},
+                                 gatepro::view(p.x_TH), gatepro::view(dw_EH), memory,
+                                 gatepro::SerialExecutor{}, ExpertRange{1, 1});
   EXPECT_TRUE(data::same_bits(dw_EH, want_dw_EH));
 
   dw_EH = p.dw_start_EH;
   for (Index first = 0, count = 1; first < hidden; first += count, count += 12) {
     const Index cols = std::min(count, hidden - first);
-    gatepro::gate_backward_weights(
-        ids, dselected, p.dense(), gatepro::view(p.x_TH).middle_cols(first, cols),
-        ExpertRange{0, experts}, gatepro::view(dw_EH).middle_cols(first, cols), memory);
+    gatepro::gate_backward_weights(gatepro::Choices{ids}, {dselected, p.dense()},
+                                   gatepro::view(p.x_TH).middle_cols(first, cols),
+                                   gatepro::view(dw_EH).middle_cols(first, cols), memory);
   }
   EXPECT_TRUE(data::same_bits(dw_EH, want_dw_EH));
 }
@@ -357,11 +410,11 @@ TYPED_TEST(GateBackwardTest, NoTokensAddNothing) {
                                        gatepro::gate_backward_weights_workspace_bytes<A>(0, 3, 2)));
   const StridedView<const std::int32_t> no_ids(nullptr, 0, 2);
   const StridedView<const A> no_gradients(nullptr, 0, 2);
-  gatepro::gate_backward_weights(no_ids, no_gradients, MatrixView<const A>(),
-                                 MatrixView<const TypeParam>(nullptr, 0, 1025), ExpertRange{0, 3},
+  gatepro::gate_backward_weights(gatepro::Choices{no_ids}, {no_gradients},
+                                 MatrixView<const TypeParam>(nullptr, 0, 1025),
                                  gatepro::view(dw_EH), memory);
   EXPECT_TRUE(data::same_bits(dw_EH, p.dw_start_EH));
-  EXPECT_NO_THROW(gatepro::gate_backward_tokens(no_ids, no_gradients, MatrixView<const A>(),
+  EXPECT_NO_THROW(gatepro::gate_backward_tokens(gatepro::Choices{no_ids}, {no_gradients},
                                                 gatepro::view(p.w_EH),
                                                 MatrixView<A>(nullptr, 0, 1025), memory));
 }
@@ -385,10 +438,12 @@ TYPED_TEST(GateBackwardIdTest, EveryIdTypeAndLayoutGivesTheSameBits) {
     auto memory =
         data::scratch(std::max(gatepro::gate_backward_tokens_workspace_bytes<float>(7),
                                gatepro::gate_backward_weights_workspace_bytes<float>(290, 7, 3)));
-    gatepro::gate_backward_tokens(gatepro::strided_view(planes), gatepro::strided_view(dselected),
-                                  dense_view, w.view(), dx.view(), memory);
-    gatepro::gate_backward_weights(gatepro::strided_view(planes), gatepro::strided_view(dselected),
-                                   dense_view, x.view(), ExpertRange{0, 7}, dw.view(), memory);
+    gatepro::gate_backward_tokens(gatepro::Choices{gatepro::strided_view(planes)},
+                                  {gatepro::strided_view(dselected), dense_view}, w.view(),
+                                  dx.view(), memory);
+    gatepro::gate_backward_weights(gatepro::Choices{gatepro::strided_view(planes)},
+                                   {gatepro::strided_view(dselected), dense_view}, x.view(),
+                                   dw.view(), memory);
     EXPECT_TRUE(data::same_bits(dx.values(), to_tokens(p)));
     EXPECT_TRUE(data::same_bits(dw.values(), to_weights(p)));
     EXPECT_TRUE(dx.intact() && dw.intact());
@@ -442,12 +497,12 @@ TEST(GateBackward, TypesOfXAndWMayDifferFromTheGradients) {
   auto memory =
       data::scratch(std::max(gatepro::gate_backward_tokens_workspace_bytes<double>(5),
                              gatepro::gate_backward_weights_workspace_bytes<double>(30, 5, 2)));
-  gatepro::gate_backward_tokens(gatepro::strided_view(p.ids_TK),
-                                gatepro::strided_view(p.dselected_TK), p.dense(),
+  gatepro::gate_backward_tokens(gatepro::Choices{gatepro::strided_view(p.ids_TK)},
+                                {gatepro::strided_view(p.dselected_TK), p.dense()},
                                 gatepro::view(w_EH), gatepro::view(dx_TH), memory);
-  gatepro::gate_backward_weights(
-      gatepro::strided_view(p.ids_TK), gatepro::strided_view(p.dselected_TK), p.dense(),
-      gatepro::view(x_TH), ExpertRange{0, 5}, gatepro::view(dw_EH), memory);
+  gatepro::gate_backward_weights(gatepro::Choices{gatepro::strided_view(p.ids_TK)},
+                                 {gatepro::strided_view(p.dselected_TK), p.dense()},
+                                 gatepro::view(x_TH), gatepro::view(dw_EH), memory);
   EXPECT_TRUE(data::same_bits(dx_TH, to_tokens(wide)));
   EXPECT_TRUE(data::same_bits(dw_EH, to_weights(wide)));
 }

@@ -795,21 +795,24 @@ TEST_F(BadStage, GateBackward) {
     MatrixView<float> out;
     ExpertRange range;
     Workspace scratch;
+    VectorView<const std::uint8_t> mask{};
   };
   const auto expect_both = [&](const std::function<void(Arguments&)>& spoil, Parts parts) {
     Arguments a{ids, dweights, dlogits, w, dx, {}, workspace()};
     spoil(a);
     expect_error(
         [&] {
-          gatepro::gate_backward_tokens(a.id, a.selected, a.dense, a.source, a.out, a.scratch);
+          gatepro::gate_backward_tokens(gatepro::Choices{a.id, a.mask}, {a.selected, a.dense},
+                                        a.source, a.out, a.scratch);
         },
         parts);
     Arguments b{ids, dweights, dlogits, x, dw, {0, experts}, workspace()};
     spoil(b);
     expect_error(
         [&] {
-          gatepro::gate_backward_weights(b.id, b.selected, b.dense, b.source, b.range, b.out,
-                                         b.scratch);
+          gatepro::gate_backward_weights(gatepro::Choices{b.id, b.mask}, {b.selected, b.dense},
+                                         b.source, b.out, b.scratch, gatepro::SerialExecutor{},
+                                         b.range);
         },
         parts);
     expect_outputs_untouched();
@@ -828,27 +831,30 @@ TEST_F(BadStage, GateBackward) {
   expect_both([](auto& a) { a.out.data = nullptr; }, {"gate_backward_", "not null"});
   expect_both([](auto& a) { a.out.row_stride = 9; }, {"gate_backward_", "row_stride=9"});
   expect_both([](auto& a) { a.scratch.bytes = 1; }, {"gate_backward_", "workspace"});
+  const std::uint8_t padding[] = {0, 0, 0};
+  expect_both([&](auto& a) { a.mask = {padding, 3}; }, {"is_padding_T", "size=3"});
   ids(2, 1) = 6;
   expect_both([](auto&) {}, {"expert_ids_TK", "id=6", "row=2", "column=1"});
   ids(2, 1) = 1;
   for (const ExpertRange range : {ExpertRange{-1, 2}, {0, 7}, {3, 2}, {7, 7}}) {
     expect_error(
         [&] {
-          gatepro::gate_backward_weights(strided_view(ids), dweights, dlogits, x_v, range, view(dw),
-                                         workspace());
+          gatepro::gate_backward_weights(gatepro::Choices{strided_view(ids)}, {dweights, dlogits},
+                                         x_v, view(dw), workspace(), gatepro::SerialExecutor{},
+                                         range);
         },
         {"gate_backward_weights", "range.begin <= range.end", "begin=", "end=", "num_experts=6"});
   }
   expect_error(
       [&] {
-        gatepro::gate_backward_weights(strided_view(ids), dweights, dlogits, x_v, ExpertRange{0, 6},
-                                       view(dw), workspace(), NoWorkers{});
+        gatepro::gate_backward_weights(gatepro::Choices{strided_view(ids)}, {dweights, dlogits},
+                                       x_v, view(dw), workspace(), NoWorkers{});
       },
       {"gate_backward_weights", "workers=0"});
   expect_error(
       [&] {
-        gatepro::gate_backward_tokens(strided_view(ids), dweights, dlogits, w_v, view(dx),
-                                      workspace(), NoWorkers{});
+        gatepro::gate_backward_tokens(gatepro::Choices{strided_view(ids)}, {dweights, dlogits}, w_v,
+                                      view(dx), workspace(), NoWorkers{});
       },
       {"gate_backward_tokens", "workers=0"});
   expect_error([] { gatepro::gate_backward_weights_workspace_bytes<float>(most / 2, 8, 3); },

@@ -431,26 +431,27 @@ TEST(Overlap, GateBackward) {
     return std::vector<Slot>{
         {output, rows * hidden * 4, true, 4},     {input, input_rows * hidden * 4, false, 4},
         {"expert_ids_TK", bytes_of_TK, false, 4}, {"dselected_logits_TK", bytes_of_TK, false, 4},
-        {"dlogits_TE", bytes_of_TE, false, 4},    {"workspace", needed, true, 1}};
+        {"dlogits_TE", bytes_of_TE, false, 4},    {"workspace", needed, true, 1},
+        {"is_padding_T", tokens, false}};
   };
   const auto gradients = [](const auto& at, const auto& call) {
-    call(StridedView(as<std::int32_t>(at[2]), tokens, top_k),
-         StridedView<const float>(as<float>(at[3]), tokens, top_k),
-         MatrixView<const float>(as<float>(at[4]), tokens, experts));
+    call(gatepro::Choices{StridedView(as<std::int32_t>(at[2]), tokens, top_k),
+                          {as<std::uint8_t>(at[6]), tokens}},
+         gatepro::LogitGradients<float>{{as<float>(at[3]), tokens, top_k},
+                                        {as<float>(at[4]), tokens, experts}});
   };
   expect_overlaps_refused(slots("dx_TH", tokens, "w_EH", experts, to_tokens), [&](const auto& at) {
-    gradients(at, [&](const auto& ids, const auto& dselected, const auto& dlogits) {
-      gatepro::gate_backward_tokens(
-          ids, dselected, dlogits, MatrixView(as<float>(at[1]), experts, hidden),
-          MatrixView(as<float>(at[0]), tokens, hidden), Workspace(at[5], to_tokens));
+    gradients(at, [&](const auto& choices, const auto& dlogits) {
+      gatepro::gate_backward_tokens(choices, dlogits, MatrixView(as<float>(at[1]), experts, hidden),
+                                    MatrixView(as<float>(at[0]), tokens, hidden),
+                                    Workspace(at[5], to_tokens));
     });
   });
   expect_overlaps_refused(slots("dw_EH", experts, "x_TH", tokens, to_weights), [&](const auto& at) {
-    gradients(at, [&](const auto& ids, const auto& dselected, const auto& dlogits) {
-      gatepro::gate_backward_weights(
-          ids, dselected, dlogits, MatrixView(as<float>(at[1]), tokens, hidden),
-          gatepro::ExpertRange{0, experts}, MatrixView(as<float>(at[0]), experts, hidden),
-          Workspace(at[5], to_weights));
+    gradients(at, [&](const auto& choices, const auto& dlogits) {
+      gatepro::gate_backward_weights(choices, dlogits, MatrixView(as<float>(at[1]), tokens, hidden),
+                                     MatrixView(as<float>(at[0]), experts, hidden),
+                                     Workspace(at[5], to_weights));
     });
   });
 }

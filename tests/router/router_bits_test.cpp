@@ -330,11 +330,12 @@ TYPED_TEST(RouterBits, BackwardStageByStage) {
       auto staged = c.start;
       auto memory = scratch(gatepro::gate_backward_tokens_workspace_bytes<A>(experts, 2));
       for (const auto& [first, count] : token_ranges(tokens)) {
-        gatepro::gate_backward_tokens(
-            ids.middle_rows(first, count),
-            gatepro::strided_view(dselected).middle_rows(first, count),
-            dense ? dlogits.middle_rows(first, count) : dlogits, gatepro::view(c.w_EH),
-            gatepro::view(staged.dx_TH).middle_rows(first, count), memory, executor);
+        gatepro::gate_backward_tokens(gatepro::Choices{ids.middle_rows(first, count)},
+                                      {gatepro::strided_view(dselected).middle_rows(first, count),
+                                       dense ? dlogits.middle_rows(first, count) : dlogits},
+                                      gatepro::view(c.w_EH),
+                                      gatepro::view(staged.dx_TH).middle_rows(first, count), memory,
+                                      executor);
       }
       memory =
           scratch(gatepro::gate_backward_weights_workspace_bytes<A>(tokens, experts, ids.cols, 2));
@@ -344,10 +345,10 @@ TYPED_TEST(RouterBits, BackwardStageByStage) {
                                       ExpertRange{cut_expert, cut_expert}}) {
         for (const auto& [first, cols] :
              {std::pair<Index, Index>{0, cut_col}, {cut_col, hidden - cut_col}}) {
-          gatepro::gate_backward_weights(ids, gatepro::strided_view(dselected), dlogits,
-                                         gatepro::view(c.x_TH).middle_cols(first, cols), range,
-                                         gatepro::view(staged.dw_EH).middle_cols(first, cols),
-                                         memory, executor);
+          gatepro::gate_backward_weights(
+              gatepro::Choices{ids}, {gatepro::strided_view(dselected), dlogits},
+              gatepro::view(c.x_TH).middle_cols(first, cols),
+              gatepro::view(staged.dw_EH).middle_cols(first, cols), memory, executor, range);
         }
       }
       const auto fused = c.backward(outcome, dense);

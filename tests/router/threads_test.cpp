@@ -121,9 +121,10 @@ TEST_F(SharedRouter, StagesOnRanges) {
     const gatepro::ExpertRange range{experts * i / workers, experts * (i + 1) / workers};
     auto memory = data::scratch(
         gatepro::gate_backward_weights_workspace_bytes<float>(tokens, experts, top_k));
-    gatepro::gate_backward_weights(gatepro::strided_view(outcome.ids_TK),
-                                   gatepro::strided_view(dselected), gatepro::view(dlogits),
-                                   gatepro::view(x), range, gatepro::view(gradients.dw_EH), memory);
+    gatepro::gate_backward_weights(gatepro::Choices{gatepro::strided_view(outcome.ids_TK)},
+                                   {gatepro::strided_view(dselected), gatepro::view(dlogits)},
+                                   gatepro::view(x), gatepro::view(gradients.dw_EH), memory,
+                                   gatepro::SerialExecutor{}, range);
   });
   EXPECT_TRUE(same_bits(gradients.dw_EH, expected.dw_EH));
 }

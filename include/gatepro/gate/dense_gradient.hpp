@@ -68,9 +68,10 @@ DenseChunk<A> carve_chunk(Arena& arena, Index experts) {
 
 /// The gradient of all logits of token `t`, which is not padding, in merged_E: dense plus selected.
 template <class Id, class A>
-void merge_row(const Choices<Id>& choices, const StridedView<const A>& dselected_TK,
-               const MatrixView<const A>& dlogits_TE, Index t, A* merged_E) {
-  std::copy_n(dlogits_TE.row(t), dlogits_TE.cols, merged_E);
+void merge_row(const Choices<Id>& choices, const LogitGradients<A>& gradients, Index t,
+               A* merged_E) {
+  const StridedView<const A>& dselected_TK = gradients.dselected_logits_TK;
+  std::copy_n(gradients.dlogits_TE.row(t), gradients.dlogits_TE.cols, merged_E);
   for (Index j = 0; j < dselected_TK.cols; ++j) {
     const auto id = choices.expert_ids_TK(t, j);
     if (is_some(id)) merged_E[static_cast<Index>(id)] += dselected_TK(t, j);
@@ -142,14 +143,13 @@ void for_each_valid_run(const VectorView<const std::uint8_t>& is_padding_T, Inde
 
 /// dx_TH += dlogits W for a block of tokens. Padding takes no part: zeros times W may be NaN.
 template <class Source, class Id, class A>
-void add_dense_to_tokens(const Choices<Id>& choices, const StridedView<const A>& dselected_TK,
-                         const MatrixView<const A>& dlogits_TE,
+void add_dense_to_tokens(const Choices<Id>& choices, const LogitGradients<A>& gradients,
                          const MatrixView<const Source>& w_EH, const MatrixView<A>& dx_TH,
                          const DenseScratch<A>& scratch) {
   const Index experts = w_EH.rows;
   for (Index t = 0; t < dx_TH.rows; ++t) {
     if (is_masked(choices.is_padding_T, t)) continue;
-    merge_row(choices, dselected_TK, dlogits_TE, t, scratch.merged_TE + t * experts);
+    merge_row(choices, gradients, t, scratch.merged_TE + t * experts);
   }
   const Index most = most_panels * panel_cols<A>();
   for (Index c = 0; c < w_EH.cols; c += most) {
@@ -169,9 +169,10 @@ void add_dense_to_tokens(const Choices<Id>& choices, const StridedView<const A>&
 /// Lists the tokens of [first, first + rows) that have a gradient. The others add nothing to the
 /// weights, whatever stands in their rows of X.
 template <class Id, class A>
-void list_tokens(const Choices<Id>& choices, const StridedView<const A>& dselected_TK,
-                 const MatrixView<const A>& dlogits_TE, Index first, Index rows,
-                 DenseChunk<A>& chunk) {
+void list_tokens(const Choices<Id>& choices, const LogitGradients<A>& gradients, Index first,
+                 Index rows, DenseChunk<A>& chunk) {
+  const StridedView<const A>& dselected_TK = gradients.dselected_logits_TK;
+  const MatrixView<const A>& dlogits_TE = gradients.dlogits_TE;
   chunk.count = 0;
   for (Index t = first; t < first + rows; ++t) {
     if (is_masked(choices.is_padding_T, t)) continue;
@@ -185,13 +186,12 @@ void list_tokens(const Choices<Id>& choices, const StridedView<const A>& dselect
 
 /// Merges and transposes the gradients of the chunk's tokens [first, first + lanes).
 template <class Id, class A>
-void transpose_gradients(const Choices<Id>& choices, const StridedView<const A>& dselected_TK,
-                         const MatrixView<const A>& dlogits_TE, Index first,
-                         const DenseChunk<A>& chunk, A* merged_TE) {
-  const Index experts = dlogits_TE.cols;
+void transpose_gradients(const Choices<Id>& choices, const LogitGradients<A>& gradients,
+                         Index first, const DenseChunk<A>& chunk, A* merged_TE) {
+  const Index experts = gradients.dlogits_TE.cols;
   const Index rows = std::min<Index>(kernels<A>().lanes, chunk.count - first);
   for (Index i = 0; i < rows; ++i) {
-    merge_row(choices, dselected_TK, dlogits_TE, chunk.tokens[first + i], merged_TE + i * experts);
+    merge_row(choices, gradients, chunk.tokens[first + i], merged_TE + i * experts);
   }
   gate_kernels<A, A>().pack(merged_TE, experts, rows, experts, chunk.gradients_EC + first,
                             gradient_chunk);
@@ -213,8 +213,7 @@ void add_chunk_to_weights(const DenseChunk<A>& chunk, const MatrixView<const Sou
 /// dw_EH += dlogits^T X for the experts of `range`, chunk by chunk of tokens, so that each element
 /// is one chain over the tokens. Workers divide the columns.
 template <class Source, class Id, class A, class Executor>
-void add_dense_to_weights(const Choices<Id>& choices, const StridedView<const A>& dselected_TK,
-                          const MatrixView<const A>& dlogits_TE,
+void add_dense_to_weights(const Choices<Id>& choices, const LogitGradients<A>& gradients,
                           const MatrixView<const Source>& x_TH, ExpertRange range,
                           const MatrixView<A>& dw_EH, Arena& arena, const Executor& executor,
                           int workers) {
@@ -226,12 +225,10 @@ void add_dense_to_weights(const Choices<Id>& choices, const StridedView<const A>
   const Index panels_each = std::clamp<Index>(all_panels / busy, 1, most_panels);
   const Index most = panels_each * panel_cols<A>();
   for (Index first = 0; first < x_TH.rows; first += gradient_chunk) {
-    list_tokens(choices, dselected_TK, dlogits_TE, first,
-                (std::min)(gradient_chunk, x_TH.rows - first), chunk);
+    list_tokens(choices, gradients, first, (std::min)(gradient_chunk, x_TH.rows - first), chunk);
     const Index groups = (chunk.count + lanes - 1) / lanes;
     for_each_block(executor, busy, groups, [&](int worker, Index i) {
-      transpose_gradients(choices, dselected_TK, dlogits_TE, i * lanes, chunk,
-                          scratch(worker).merged_TE);
+      transpose_gradients(choices, gradients, i * lanes, chunk, scratch(worker).merged_TE);
     });
     for_each_block(executor, busy, (dw_EH.cols + most - 1) / most, [&](int worker, Index i) {
       const Index cols = (std::min)(most, dw_EH.cols - i * most);

@@ -19,6 +19,13 @@ struct ExpertRange {
   Index end = 0;    ///< One past the last.
 };
 
+/// The gradient of the logits, in two parts that are added.
+template <class A>
+struct LogitGradients {
+  StridedView<const A> dselected_logits_TK{};  ///< T x K: of the selected logits.
+  MatrixView<const A> dlogits_TE{};            ///< T x E, or not given: of all logits.
+};
+
 namespace detail {
 
 /// Tokens whose gradients to W are sorted, and whose columns are copied, together.
@@ -42,6 +49,13 @@ struct SortedGradients {
 };
 
 inline namespace GATEPRO_ABI {
+
+/// The gradients of `count` tokens from `first`.
+template <class A>
+LogitGradients<A> middle_gradients(const LogitGradients<A>& gradients, Index first, Index count) {
+  return {gradients.dselected_logits_TK.middle_rows(first, count),
+          gradients.dlogits_TE.middle_rows(first, count)};
+}
 
 template <class A>
 RowList<A> carve_list(Arena& arena, Index most) {
@@ -163,9 +177,10 @@ struct CarveTokenLists {
 
 /// dx_TH += dlogits W for a block of tokens: all tokens against one slice of W, then the next.
 template <class Source, class Id, class A>
-void add_selected_to_tokens(const Choices<Id>& choices, const StridedView<const A>& dselected_TK,
+void add_selected_to_tokens(const Choices<Id>& choices, const LogitGradients<A>& gradients,
                             const MatrixView<const Source>& w_EH, const MatrixView<A>& dx_TH,
                             const TokenListScratch<A>& scratch) {
+  const StridedView<const A>& dselected_TK = gradients.dselected_logits_TK;
   const Index experts = w_EH.rows;
   Index lengths[most_gradient_tokens];
   Index entries = 0;
@@ -252,10 +267,11 @@ void add_sorted_to_weights(const SortedGradients<A>& sorted, const MatrixView<co
 /// dw_EH += dlogits^T X for the experts of `range`. Workers divide the columns; bits do not depend
 /// on how many each takes.
 template <class Source, class Id, class A, class Executor>
-void add_selected_to_weights(const Choices<Id>& choices, const StridedView<const A>& dselected_TK,
+void add_selected_to_weights(const Choices<Id>& choices, const LogitGradients<A>& gradients,
                              const MatrixView<const Source>& x_TH, ExpertRange range,
                              const MatrixView<A>& dw_EH, Arena& arena, const Executor& executor,
                              int workers) {
+  const StridedView<const A>& dselected_TK = gradients.dselected_logits_TK;
   const auto sorted = carve_sorted<A>(arena, x_TH.rows, dw_EH.rows, dselected_TK.cols);
   const PerWorker slices(arena, workers, CarveSlices<A>{});
   const Index chunks = (x_TH.rows + gradient_chunk - 1) / gradient_chunk;

@@ -196,8 +196,8 @@ void backward_to_tokens(const CompleteConfig& config, const ForwardInputs<Id>& i
   if (report.jittered) {
     for (Index t = 0; t < seen_TH.rows; ++t) std::fill_n(seen_TH.row(t), seen_TH.cols, A(0));
   }
-  gradient_to_tokens<Id, A>(choices_of(in, out), gradients.dselected_TK, dlogits_TE, w_EH, seen_TH,
-                            gradients.stages, executor);
+  gate_backward_tokens(choices_of(in, out), {gradients.dselected_TK, dlogits_TE}, w_EH, seen_TH,
+                       gradients.stages, executor);
   if (report.jittered) {
     jitter_backward(seen_TH, config.noise.jitter, NoiseKey{config.noise.seed, 0},
                     report.noise_position, dx_TH, executor);

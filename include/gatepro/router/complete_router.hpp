@@ -190,9 +190,8 @@ class CompleteRouter {
     }
     if (dw_EH.given()) {
       const auto seen_TH = report.jittered ? MatrixView<const X>(out.jittered_TH) : x_TH;
-      detail::gradient_to_weights<Id, A>(detail::choices_of(in, out), gradients.dselected_TK,
-                                         dlogits_TE, seen_TH, ExpertRange{0, dw_EH.rows}, dw_EH,
-                                         gradients.stages, executor);
+      gate_backward_weights(detail::choices_of(in, out), {gradients.dselected_TK, dlogits_TE},
+                            seen_TH, dw_EH, gradients.stages, executor);
     }
   }
 

@@ -194,8 +194,8 @@ class Router {
     detail::check_strided(where, "weights_TK", weights_TK, tokens, config_.top_k);
     detail::check_strided(where, "dweights_TK", dweights_TK, tokens, config_.top_k);
     detail::check_strided(where, "expert_ids_TK", expert_ids_TK, tokens, config_.top_k);
-    detail::check_choices(where, "expert_ids_TK", Choices<const Id>{expert_ids_TK},
-                          experts);
+    const Choices<const Id> choices{expert_ids_TK};
+    detail::check_choices(where, "expert_ids_TK", choices, experts);
     detail::check_optional_matrix(where, "dlogits_TE", dlogits_TE, tokens, experts);
     detail::check_optional_matrix(where, "dx_TH", dx_TH, tokens, hidden);
     detail::check_optional_matrix(where, "dw_EH", dw_EH, experts, hidden);
@@ -214,11 +214,10 @@ class Router {
 
     softmax_backward(weights_TK, dweights_TK, dselected_TK);
     if (dx_TH.given()) {
-      gate_backward_tokens(expert_ids_TK, dselected_TK, dlogits_TE, w_EH, dx_TH, stages, executor);
+      gate_backward_tokens(choices, {dselected_TK, dlogits_TE}, w_EH, dx_TH, stages, executor);
     }
     if (dw_EH.given()) {
-      gate_backward_weights(expert_ids_TK, dselected_TK, dlogits_TE, x_TH, ExpertRange{0, experts},
-                            dw_EH, stages, executor);
+      gate_backward_weights(choices, {dselected_TK, dlogits_TE}, x_TH, dw_EH, stages, executor);
     }
   }
 
