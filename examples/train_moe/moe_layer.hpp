@@ -119,8 +119,9 @@ class MoeLayer {
                                                                     executor.workers()));
     dlogits_TE_.setZero(logits_TE.rows, logits_TE.cols);
     balance_loss_ = gatepro::load_balancing_loss(
-        logits_TE, gatepro::ScoreFunction::softmax_before_top_k, router_.config().top_k,
-        {routed_.tokens_per_expert_E(), logits_TE.rows}, balance_, {}, dlogits_TE_, scratch_,
+        gatepro::LossLogits{logits_TE, {}, dlogits_TE_},
+        {routed_.tokens_per_expert_E(), logits_TE.rows},
+        {gatepro::ScoreFunction::softmax_before_top_k, router_.config().top_k}, balance_, scratch_,
         executor);
   }
 

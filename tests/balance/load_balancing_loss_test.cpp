@@ -414,11 +414,12 @@ TYPED_TEST(BalanceLossTest, AddsToAnyView) {
     data::GuardedMatrix<A> dlogits_TE(start_TE, 5);
     const auto run = [&](const MatrixView<A>& dlogits) {
       if (!per_sequence) {
-        return gatepro::load_balancing_loss(logits, sigmoid, 2, {counts, 70}, {2.0}, {}, dlogits,
-                                            memory);
+        return gatepro::load_balancing_loss(gatepro::LossLogits{logits, {}, dlogits}, {counts, 70},
+                                            {sigmoid, 2}, {2.0}, memory);
       }
-      return gatepro::sequence_load_balancing_loss(logits, gatepro::strided_view(planes), begin,
-                                                   sigmoid, {2.0}, {}, dlogits, memory);
+      return gatepro::sequence_load_balancing_loss(
+          gatepro::LossLogits{logits, {}, dlogits},
+          gatepro::SequenceChoices{gatepro::strided_view(planes), begin}, sigmoid, {2.0}, memory);
     };
     const auto want = per_sequence
                           ? losses::per_sequence(logits_TE.values(), ids_TK, begin, sigmoid, {2.0})
@@ -474,9 +475,9 @@ TYPED_TEST(BalanceLossTest, BadInput) {
   auto memory = data::scratch(gatepro::load_balancing_loss_workspace_bytes<A>(3, 4));
   const auto call = [&](Index top_k, const BalanceCounts& counts, const LossWeight& weight,
                         const Mask& padding, RowMatrix<A>& gradient, std::size_t less) {
-    return gatepro::load_balancing_loss(gatepro::view(logits_TE), ScoreFunction::sigmoid, top_k,
-                                        counts, weight, padding, gradient,
-                                        {memory.data(), memory.size() - less});
+    return gatepro::load_balancing_loss(
+        gatepro::LossLogits{gatepro::view(logits_TE), padding, gradient}, counts,
+        {ScoreFunction::sigmoid, top_k}, weight, {memory.data(), memory.size() - less});
   };
   const char* where = "load_balancing_loss";
   const auto expect_bad = [&](Index top_k, const BalanceCounts& counts, const LossWeight& weight,
@@ -509,8 +510,9 @@ TYPED_TEST(BalanceLossTest, BadSequences) {
   auto memory = data::scratch(gatepro::sequence_load_balancing_loss_workspace_bytes<A>(3, 4, 2));
   const auto call = [&](const Ids& ids_TK, const Counts& begin, std::size_t less) {
     return gatepro::sequence_load_balancing_loss(
-        gatepro::view(logits_TE), gatepro::strided_view(ids_TK), begin, ScoreFunction::sigmoid,
-        {1.0}, {}, gatepro::view(dlogits_TE), {memory.data(), memory.size() - less});
+        gatepro::LossLogits{gatepro::view(logits_TE), {}, gatepro::view(dlogits_TE)},
+        gatepro::SequenceChoices{gatepro::strided_view(ids_TK), begin}, ScoreFunction::sigmoid,
+        {1.0}, {memory.data(), memory.size() - less});
   };
   const char* where = "sequence_load_balancing_loss";
   Ids bad_TK = good_TK;

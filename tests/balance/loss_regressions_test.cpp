@@ -62,10 +62,11 @@ void add_losses(const Logits& logits_TE, const gatepro::BalanceCounts& counts,
                gatepro::z_loss_workspace_bytes<float>(logits_TE.rows(), experts)));
   const auto logits = gatepro::view(logits_TE);
   for (const ScoreFunction function : losses::functions) {
-    gatepro::load_balancing_loss(logits, function, top_k, counts, {1e-2, mean_over, 128},
-                                 data::optional(mask), dlogits_TE, memory);
+    gatepro::load_balancing_loss(gatepro::LossLogits{logits, data::optional(mask), dlogits_TE},
+                                 counts, {function, top_k}, {1e-2, mean_over, 128}, memory);
   }
-  gatepro::z_loss(logits, {1e-3, mean_over, 128}, data::optional(mask), dlogits_TE, memory);
+  gatepro::z_loss(gatepro::LossLogits{logits, data::optional(mask), dlogits_TE},
+                  {1e-3, mean_over, 128}, memory);
 }
 
 // NVIDIA/Megatron-LM 5047 and 1652: the gradient depended on the number of ranks.
@@ -338,9 +339,9 @@ TEST(Regression, TopOneRouterLearnsFromTheLosses) {
 
   Logits dlogits_TE = Logits::Zero(tokens, experts);
   auto memory = data::scratch(gatepro::load_balancing_loss_workspace_bytes<float>(tokens, experts));
-  gatepro::load_balancing_loss(buffers.logits_TE(), ScoreFunction::softmax_after_top_k, 1,
-                               {buffers.tokens_per_expert_E(), tokens}, {1e-2}, {}, dlogits_TE,
-                               memory);
+  gatepro::load_balancing_loss(gatepro::LossLogits{buffers.logits_TE(), {}, dlogits_TE},
+                               {buffers.tokens_per_expert_E(), tokens},
+                               {ScoreFunction::softmax_after_top_k, 1}, {1e-2}, memory);
   const Logits dweights_TK = data::random_matrix<float>(tokens, 1, 14);
   Logits dx_TH = Logits::Zero(tokens, hidden), dw_EH = Logits::Zero(experts, hidden);
   router.backward(x_TH, w_EH, buffers, dweights_TK, dlogits_TE, dx_TH, dw_EH);

@@ -117,12 +117,13 @@ TYPED_TEST(ZLossTest, AddsToAnyView) {
   data::GuardedMatrix<A> dlogits_TE(start_TE, 5);
   auto memory = data::scratch(gatepro::z_loss_workspace_bytes<A>(70, 9));
   const MatrixView<const A> logits = logits_TE.view();
-  const double value = gatepro::z_loss(logits, {2.0}, {}, dlogits_TE.view(), memory);
+  const double value =
+      gatepro::z_loss(gatepro::LossLogits{logits, {}, dlogits_TE.view()}, {2.0}, memory);
   const auto want = losses::z_loss(logits_TE.values(), {2.0});
   EXPECT_EQ(value, want.value);
   EXPECT_TRUE(dlogits_TE.intact());
   EXPECT_TRUE(data::same_bits(dlogits_TE.values(), RowMatrix<A>(start_TE + want.dlogits_TE)));
-  EXPECT_EQ(gatepro::z_loss(logits, {2.0}, {}, {}, memory), want.value);
+  EXPECT_EQ(gatepro::z_loss(gatepro::LossLogits{logits}, {2.0}, memory), want.value);
 }
 
 TYPED_TEST(ZLossTest, TheGradientIsScaledAndTheValueIsNot) {
@@ -183,7 +184,7 @@ TYPED_TEST(ZLossTest, BadInput) {
   auto memory = data::scratch(gatepro::z_loss_workspace_bytes<A>(3, 4));
   const auto call = [&](const LossWeight& weight, const Mask& padding, RowMatrix<A>& gradient,
                         std::size_t bytes) {
-    return gatepro::z_loss(gatepro::view(logits_TE), weight, padding, gradient,
+    return gatepro::z_loss(gatepro::LossLogits{gatepro::view(logits_TE), padding, gradient}, weight,
                            {memory.data(), bytes});
   };
   const std::size_t bytes = memory.size();
@@ -199,10 +200,14 @@ TYPED_TEST(ZLossTest, BadInput) {
   expect_error([&] { call({1}, mask, wide_TE, bytes); }, {"dlogits_TE", "cols=5", "cols needed=4"});
   expect_error([&] { call({1}, mask, dlogits_TE, bytes - 65); }, {"z_loss", "workspace"});
   expect_error(
-      [&] { gatepro::z_loss(gatepro::view(own_TE), {1.0}, {}, gatepro::view(own_TE), memory); },
+      [&] {
+        gatepro::z_loss(gatepro::LossLogits{gatepro::view(own_TE), {}, gatepro::view(own_TE)},
+                        {1.0}, memory);
+      },
       {"dlogits_TE and logits_TE overlap"});
   const MatrixView<const A> none(nullptr, 3, 0);
-  expect_error([&] { gatepro::z_loss(none, {1.0}, {}, {}, memory); }, {"num_experts=0"});
+  expect_error([&] { gatepro::z_loss(gatepro::LossLogits{none}, {1.0}, memory); },
+               {"num_experts=0"});
   EXPECT_TRUE(dlogits_TE.isZero(0));
 }
 

@@ -83,11 +83,12 @@ TEST_F(UnknownInstructionSet, IsRefusedByLosses) {
   const ScoreFunction softmax = ScoreFunction::softmax_before_top_k;
   const VectorView<const std::int64_t> counts = all(counts_E);
   const BalanceCounts load{counts, T, 1};
-  EXPECT_REFUSED(
-      load_balancing_loss(view(logits_TE), softmax, K, load, {1}, {}, view(out_TE), memory));
-  EXPECT_REFUSED(sequence_load_balancing_loss(view(logits_TE), strided_view(ids_TK), all(begin_S1),
-                                              softmax, {1}, {}, view(out_TE), memory));
-  EXPECT_REFUSED(z_loss(view(logits_TE), {1}, {}, view(out_TE), memory));
+  EXPECT_REFUSED(load_balancing_loss(LossLogits{view(logits_TE), {}, view(out_TE)}, load,
+                                     {softmax, K}, {1}, memory));
+  EXPECT_REFUSED(sequence_load_balancing_loss(LossLogits{view(logits_TE), {}, view(out_TE)},
+                                              SequenceChoices{strided_view(ids_TK), all(begin_S1)},
+                                              softmax, {1}, memory));
+  EXPECT_REFUSED(z_loss(LossLogits{view(logits_TE), {}, view(out_TE)}, {1}, memory));
   EXPECT_REFUSED(count_unpenalised(view(logits_TE), softmax, K, {}, all(counts_E), memory));
 }
 

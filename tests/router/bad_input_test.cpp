@@ -367,8 +367,8 @@ TEST_F(BadCall, ObjectsWithoutTokens) {
   EXPECT_NO_THROW(router.backward(x_none, w, ids_none, weights_none, weights_none, logits_none,
                                   x_none, dw, Workspace(memory.data(), memory.size())));
   EXPECT_EQ(dw, before);
-  EXPECT_NO_THROW(gatepro::z_loss(view(logits_none), {1, 0, 1}, {}, logits_none,
-                                  Workspace(memory.data(), memory.size())));
+  EXPECT_NO_THROW(gatepro::z_loss(gatepro::LossLogits{view(logits_none), {}, logits_none},
+                                  {1, 0, 1}, Workspace(memory.data(), memory.size())));
 }
 
 // What is not wanted has no size: a null with a size is an allocation that went missing.

@@ -227,21 +227,22 @@ void expect_no_cost_of_balancing() {
   auto memory = data::scratch(std::size_t{1} << 20);
   for (const auto function :
        {gatepro::ScoreFunction::softmax_after_top_k, gatepro::ScoreFunction::sqrt_softplus}) {
-    EXPECT_EQ(cost_of([&] {
-                gatepro::count_unpenalised(gatepro::view(logits), function, top_k, padding, counts,
-                                           memory);
-                sums.add({counts, tokens});
-                bias.accumulate(counts);
-                gatepro::load_balancing_loss(gatepro::view(logits), function, top_k, sums.latest(),
-                                             weight, padding, dlogits, memory);
-                gatepro::sequence_load_balancing_loss(gatepro::view(logits),
-                                                      gatepro::strided_view(ids), begin, function,
-                                                      weight, padding, dlogits, memory);
-                gatepro::z_loss(gatepro::view(logits), weight, padding, dlogits, memory);
-                bias.step(gatepro::NoReduce(), 1e-3);
-                sums.reset();
-              }),
-              0);
+    EXPECT_EQ(
+        cost_of([&] {
+          gatepro::count_unpenalised(gatepro::view(logits), function, top_k, padding, counts,
+                                     memory);
+          sums.add({counts, tokens});
+          bias.accumulate(counts);
+          const gatepro::LossLogits loss{gatepro::view(logits), padding, dlogits};
+          gatepro::load_balancing_loss(loss, sums.latest(), {function, top_k}, weight, memory);
+          gatepro::sequence_load_balancing_loss(
+              loss, gatepro::SequenceChoices{gatepro::strided_view(ids), begin}, function, weight,
+              memory);
+          gatepro::z_loss(loss, weight, memory);
+          bias.step(gatepro::NoReduce(), 1e-3);
+          sums.reset();
+        }),
+        0);
   }
 }
 

@@ -463,10 +463,11 @@ TEST(Overlap, Losses) {
                            {"is_padding_T", tokens, false, 1},
                            {"workspace", needed, true, 1}},
                           [&](const auto& at) {
-                            gatepro::z_loss(MatrixView(as<float>(at[1]), tokens, experts),
-                                            {1, 0, 1}, {as<std::uint8_t>(at[2]), tokens},
-                                            MatrixView(as<float>(at[0]), tokens, experts),
-                                            Workspace(at[3], needed));
+                            gatepro::z_loss(
+                                gatepro::LossLogits{MatrixView(as<float>(at[1]), tokens, experts),
+                                                    {as<std::uint8_t>(at[2]), tokens},
+                                                    MatrixView(as<float>(at[0]), tokens, experts)},
+                                {1, 0, 1}, Workspace(at[3], needed));
                           });
 }
 
@@ -479,25 +480,28 @@ TEST(Overlap, BalanceLosses) {
                            {"workspace", batch, true, 1}},
                           [&](const auto& at) {
                             gatepro::load_balancing_loss(
-                                MatrixView(as<float>(at[1]), tokens, experts), function, 1,
-                                {{as<std::int64_t>(at[2]), experts}, tokens}, {1, 0, 1}, {},
-                                MatrixView(as<float>(at[0]), tokens, experts),
-                                Workspace(at[3], batch));
+                                gatepro::LossLogits{MatrixView(as<float>(at[1]), tokens, experts),
+                                                    {},
+                                                    MatrixView(as<float>(at[0]), tokens, experts)},
+                                {{as<std::int64_t>(at[2]), experts}, tokens}, {function, 1},
+                                {1, 0, 1}, Workspace(at[3], batch));
                           });
   const std::vector<std::int64_t> begin_S1{0, tokens};
   const std::size_t sequence =
       gatepro::sequence_load_balancing_loss_workspace_bytes<float>(tokens, experts, 1);
-  expect_overlaps_refused({{"dlogits_TE", bytes_of_TE, true, 4},
-                           {"logits_TE", bytes_of_TE, false, 4},
-                           {"expert_ids_TK", tokens * 4, false, 4},
-                           {"workspace", sequence, true, 1}},
-                          [&](const auto& at) {
-                            gatepro::sequence_load_balancing_loss(
-                                MatrixView(as<float>(at[1]), tokens, experts),
-                                StridedView(as<std::int32_t>(at[2]), tokens, 1), begin_S1, function,
-                                {1, 0, 1}, {}, MatrixView(as<float>(at[0]), tokens, experts),
-                                Workspace(at[3], sequence));
-                          });
+  expect_overlaps_refused(
+      {{"dlogits_TE", bytes_of_TE, true, 4},
+       {"logits_TE", bytes_of_TE, false, 4},
+       {"expert_ids_TK", tokens * 4, false, 4},
+       {"workspace", sequence, true, 1}},
+      [&](const auto& at) {
+        gatepro::sequence_load_balancing_loss(
+            gatepro::LossLogits{MatrixView(as<float>(at[1]), tokens, experts),
+                                {},
+                                MatrixView(as<float>(at[0]), tokens, experts)},
+            gatepro::SequenceChoices{StridedView(as<std::int32_t>(at[2]), tokens, 1), begin_S1},
+            function, {1, 0, 1}, Workspace(at[3], sequence));
+      });
 }
 
 TEST(Overlap, CapacityAndDispatch) {

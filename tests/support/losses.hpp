@@ -52,8 +52,9 @@ Loss<A> z_loss(const RowMatrix<A>& logits_TE, const LossWeight& weight, const Ma
   auto memory = data::scratch(
       gatepro::z_loss_workspace_bytes<A>(logits_TE.rows(), logits_TE.cols(), executor.workers()));
   return on_zeros(logits_TE, [&](const auto& dlogits) {
-    return gatepro::z_loss(gatepro::view(logits_TE), weight, data::optional(mask), dlogits, memory,
-                           executor);
+    return gatepro::z_loss(
+        gatepro::LossLogits{gatepro::view(logits_TE), data::optional(mask), dlogits}, weight,
+        memory, executor);
   });
 }
 
@@ -64,8 +65,9 @@ Loss<A> balance(const RowMatrix<A>& logits_TE, ScoreFunction function, Index top
   auto memory = data::scratch(gatepro::load_balancing_loss_workspace_bytes<A>(
       logits_TE.rows(), logits_TE.cols(), executor.workers()));
   return on_zeros(logits_TE, [&](const auto& dlogits) {
-    return gatepro::load_balancing_loss(gatepro::view(logits_TE), function, top_k, counts, weight,
-                                        data::optional(mask), dlogits, memory, executor);
+    return gatepro::load_balancing_loss(
+        gatepro::LossLogits{gatepro::view(logits_TE), data::optional(mask), dlogits}, counts,
+        {function, top_k}, weight, memory, executor);
   });
 }
 
@@ -78,8 +80,9 @@ Loss<A> per_sequence(const RowMatrix<A>& logits_TE, const RowMatrix<Id>& ids_TK,
       executor.workers()));
   return on_zeros(logits_TE, [&](const auto& dlogits) {
     return gatepro::sequence_load_balancing_loss(
-        gatepro::view(logits_TE), gatepro::strided_view(ids_TK), begin, function, weight,
-        data::optional(mask), dlogits, memory, executor);
+        gatepro::LossLogits{gatepro::view(logits_TE), data::optional(mask), dlogits},
+        gatepro::SequenceChoices{gatepro::strided_view(ids_TK), begin}, function, weight, memory,
+        executor);
   });
 }
 

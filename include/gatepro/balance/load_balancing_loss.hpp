@@ -12,6 +12,29 @@
 #include "gatepro/core/product.hpp"
 
 namespace gatepro {
+
+/// What load_balancing_loss must know of the routing that made the counts. Plain data.
+struct BalanceRule {
+  ScoreFunction function = ScoreFunction::softmax_before_top_k;  ///< From logits to probabilities.
+  Index top_k = 0;  ///< K: choices per token, 1 <= K <= E.
+};
+
+/// The choices of packed sequences.
+template <class Id>
+struct SequenceChoices {
+  /// T x K ids that are counted, any strides, -1 for none: those dispatched, or for unpenalised
+  /// counts those of select_top_k on the original logits.
+  StridedView<Id> expert_ids_TK{};
+  /// S + 1 offsets, ascending from 0 to T: sequence s is the tokens [begin[s], begin[s + 1]),
+  /// packed without gaps; it may be empty.
+  VectorView<const std::int64_t> sequence_begin_S1{};
+};
+/// `SequenceChoices{ids, begin}` knows the type of the ids.
+template <class Id>
+SequenceChoices(StridedView<Id>, VectorView<const std::int64_t>) -> SequenceChoices<Id>;
+template <class Id>
+SequenceChoices(MatrixView<Id>, VectorView<const std::int64_t>) -> SequenceChoices<Id>;
+
 namespace detail {
 inline namespace GATEPRO_ABI {
 
@@ -93,13 +116,13 @@ void load_prices(const LossGroup<A>& group, Index experts, Index first, Index co
 /// c * sum over tokens of the mean price, and its gradient. `price_of(t)` gives the prices for
 /// token t: the same for all that stand between two that have the same.
 template <class A, class Executor, class PriceOf>
-double balance_pass(LossArguments<A> arguments, ScoreFunction function, const LossWeight& weight,
+double balance_pass(LossLogits<A> logits, ScoreFunction function, const LossWeight& weight,
                     const LossLayout<A>& layout, const Executor& executor,
                     const PriceOf& price_of) {
-  const Index experts = arguments.logits_TE.cols;
+  const Index experts = logits.logits_TE.cols;
   const A factor = static_cast<A>(weight.coefficient * weight.gradient_scale);
-  const bool gradient = arguments.dlogits_TE.given() && key_of(factor) != 0;
-  if (!gradient) arguments.dlogits_TE = {};
+  const bool gradient = logits.dlogits_TE.given() && key_of(factor) != 0;
+  if (!gradient) logits.dlogits_TE = {};
   const auto body = [&](const LossGroup<A>& group, Index first, Index count) {
     const A* price_E = price_of(first);
     if (price_E == price_of(first + count - 1)) {
@@ -110,7 +133,7 @@ double balance_pass(LossArguments<A> arguments, ScoreFunction function, const Lo
                     factor, gradient);
     }
   };
-  return product(weight.coefficient, layout.run(arguments, executor, body));
+  return product(weight.coefficient, layout.run(logits, executor, body));
 }
 
 template <class A>
@@ -203,11 +226,11 @@ std::size_t load_balancing_loss_workspace_bytes(Index num_tokens, Index num_expe
 /// The load-balancing loss of the Switch Transformer (Fedus et al. 2021, arXiv 2101.03961, eq. 4)
 /// in Megatron-LM's scaling: L = c E / (K N M) * sum over e of n_e * sum over tokens of s_te.
 ///
-/// c = weight.coefficient, M = weight.mean_over; n and N are `counts`, and constants: no gradient
-/// flows through the choice. s is `function` of the original logits, over all experts, divided by
-/// its sum, for any finite logits: for either softmax the softmax. (Megatron-LM adds 1e-20 to the
-/// sum, which shows where all scores are that small only.) Equal loads give c, all tokens on the
-/// same K experts c E / K.
+/// c = weight.coefficient, M = weight.mean_over, K = rule.top_k; n and N are `counts`, and
+/// constants: no gradient flows through the choice. s is rule.function of the original logits, over
+/// all experts, divided by its sum, for any finite logits: for either softmax the softmax.
+/// (Megatron-LM adds 1e-20 to the sum, which shows where all scores are that small only.) Equal
+/// loads give c, all tokens on the same K experts c E / K.
 ///
 /// Returns this call's part of L, and adds the gradient to dlogits_TE:
 /// gradient_scale * c E / (K N M) * s_te g_te (n_e - sum over j of s_tj n_j), with g the slope of
@@ -225,46 +248,40 @@ std::size_t load_balancing_loss_workspace_bytes(Index num_tokens, Index num_expe
 /// global loss divides the accumulated counts by the tokens of the current micro-batch, this one by
 /// the accumulated tokens: the same for equal micro-batches, and right for others.
 ///
-/// logits_TE: T x E, before any penalty. is_padding_T: T bytes, nonzero for padding, or not given;
-/// a masked token adds nothing and gets no gradient, whatever it holds. dlogits_TE: T x E, added
-/// to, or not given; several losses may add to the same, each at the cost of a pass over the logits
-/// and one over dlogits_TE. A token that holds a NaN or +inf, or only -inf, makes the value NaN,
-/// and its own gradients NaN.
+/// logits: see LossLogits; a masked token adds nothing and gets no gradient, whatever it holds. A
+/// token that holds a NaN or +inf, or only -inf, makes the value NaN, and its own gradients NaN.
 ///
 /// Throws Error for shapes, top_k, the weight, counts that are negative or do not belong to N
 /// tokens, or a workspace below load_balancing_loss_workspace_bytes(T, E, executor.workers()),
 /// before any write. No allocation. Thread-safe. Gradients have the same bits however the batch is
 /// cut; the value is summed in double.
-template <class L, class Executor = SerialExecutor>
-double load_balancing_loss(MatrixView<L> logits_TE, ScoreFunction function, Index top_k,
-                           const BalanceCounts& counts, const LossWeight& weight,
-                           VectorView<const std::uint8_t> is_padding_T,
-                           detail::non_deduced_t<MatrixView<detail::value_t<L>>> dlogits_TE,
-                           Workspace workspace, const Executor& executor = {}) {
-  using A = detail::value_t<L>;
+template <class A, class Executor = SerialExecutor>
+double load_balancing_loss(const LossLogits<A>& logits, const BalanceCounts& counts,
+                           const BalanceRule& rule, const LossWeight& weight, Workspace workspace,
+                           const Executor& executor = {}) {
   detail::check_accumulator<A>();
   const detail::Checks checks("load_balancing_loss");
-  const Index tokens = logits_TE.rows;
-  const Index experts = logits_TE.cols;
-  const detail::LossArguments<A> arguments{logits_TE, is_padding_T, dlogits_TE};
+  const Index tokens = logits.logits_TE.rows;
+  const Index experts = logits.logits_TE.cols;
   detail::check_balance_counts(checks, counts, experts);
-  detail::check_loss_arguments(checks, arguments, workspace,
-                               detail::input("tokens_per_expert_E", counts.tokens_per_expert_E));
-  checks.top_k(top_k, experts);
-  detail::check_choices_per_token(checks, counts, top_k);
+  detail::check_loss_logits(checks, logits, workspace,
+                            detail::input("tokens_per_expert_E", counts.tokens_per_expert_E));
+  checks.top_k(rule.top_k, experts);
+  detail::check_choices_per_token(checks, counts, rule.top_k);
   detail::check_loss_weight(checks, weight);
   const int workers = checks.workers(executor);
   detail::Arena arena(checks.where(), workspace,
                       load_balancing_loss_workspace_bytes<A>(tokens, experts, workers));
-  const std::int64_t mean_over =
-      weight.mean_over != 0 ? weight.mean_over : detail::count_valid(is_padding_T, 0, tokens);
+  const std::int64_t mean_over = weight.mean_over != 0
+                                     ? weight.mean_over
+                                     : detail::count_valid(logits.is_padding_T, 0, tokens);
   if (!(weight.coefficient > 0) || mean_over == 0 || counts.tokens == 0) return 0;
 
   const detail::BatchLossScratch<A> scratch(arena, tokens, experts, workers);
-  detail::set_prices(counts.tokens_per_expert_E.data, experts, top_k,
+  detail::set_prices(counts.tokens_per_expert_E.data, experts, rule.top_k,
                      static_cast<double>(counts.tokens), static_cast<double>(mean_over),
                      scratch.price_E);
-  return detail::balance_pass(arguments, function, weight, scratch.layout, executor,
+  return detail::balance_pass(logits, rule.function, weight, scratch.layout, executor,
                               [&](Index) { return scratch.price_E; });
 }
 
@@ -282,12 +299,10 @@ std::size_t sequence_load_balancing_loss_workspace_bytes(Index num_tokens, Index
 /// of its own: L = c / M * sum over sequences of E / (K T_s^2) * sum over e of n_se * sum over its
 /// tokens of s_te. Equal loads within each sequence give c, however long the sequences are.
 ///
-/// expert_ids_TK: T x K ids that are counted, any strides: those dispatched, or for unpenalised
-/// counts those of select_top_k on the original logits. sequence_begin_S1: S + 1 offsets, ascending
-/// from 0 to T: sequence s is the tokens [begin[s], begin[s + 1]), packed without gaps; it may be
-/// empty. weight.mean_over: M sequences; 0: those of this call that have a token which is not
-/// padding, which on several ranks is too few: give BalanceAccumulator::latest().sequences. The
-/// rest as in load_balancing_loss; with one sequence both give the same bits.
+/// choices: see SequenceChoices. weight.mean_over: M sequences; 0: those of this call that have a
+/// token which is not padding, which on several ranks is too few: give
+/// BalanceAccumulator::latest().sequences. The rest as in load_balancing_loss; with one sequence
+/// both give the same bits.
 ///
 /// A sequence must be whole. If ranks share it, call load_balancing_loss for each sequence with its
 /// reduced counts and mean_over = tokens of the sequence * sequences.
@@ -295,51 +310,47 @@ std::size_t sequence_load_balancing_loss_workspace_bytes(Index num_tokens, Index
 /// Throws Error as load_balancing_loss does, and for ids that are neither in [0, E) nor -1, or
 /// offsets, before any write. Cost: one pass over ids and logits, and one over dlogits_TE; S x E
 /// values of workspace. No allocation. Thread-safe.
-template <class L, class Id, class Executor = SerialExecutor>
-double sequence_load_balancing_loss(
-    MatrixView<L> logits_TE, StridedView<Id> expert_ids_TK,
-    VectorView<const std::int64_t> sequence_begin_S1, ScoreFunction function,
-    const LossWeight& weight, VectorView<const std::uint8_t> is_padding_T,
-    detail::non_deduced_t<MatrixView<detail::value_t<L>>> dlogits_TE, Workspace workspace,
-    const Executor& executor = {}) {
-  using A = detail::value_t<L>;
+template <class A, class Id, class Executor = SerialExecutor>
+double sequence_load_balancing_loss(const LossLogits<A>& logits, const SequenceChoices<Id>& choices,
+                                    ScoreFunction function, const LossWeight& weight,
+                                    Workspace workspace, const Executor& executor = {}) {
   detail::check_accumulator<A>();
   detail::check_id_type<detail::value_t<Id>>();
   const detail::Checks checks("sequence_load_balancing_loss");
-  const Index tokens = logits_TE.rows;
-  const Index experts = logits_TE.cols;
-  const detail::LossArguments<A> arguments{logits_TE, is_padding_T, dlogits_TE};
-  checks.top_k(expert_ids_TK.cols, experts);
-  checks.strided("expert_ids_TK", expert_ids_TK, tokens, expert_ids_TK.cols);
-  const Choices<Id> choices{expert_ids_TK, is_padding_T};
-  detail::check_choices(checks, "expert_ids_TK", choices, experts);
-  detail::check_sequences(checks, sequence_begin_S1, tokens);
-  detail::check_loss_arguments(checks, arguments, workspace,
-                               detail::input("expert_ids_TK", expert_ids_TK),
-                               detail::input("sequence_begin_S1", sequence_begin_S1));
+  const Index tokens = logits.logits_TE.rows;
+  const Index experts = logits.logits_TE.cols;
+  const Choices<Id> counted{choices.expert_ids_TK, logits.is_padding_T};
+  const VectorView<const std::int64_t>& begin_S1 = choices.sequence_begin_S1;
+  checks.top_k(counted.expert_ids_TK.cols, experts);
+  checks.strided("expert_ids_TK", counted.expert_ids_TK, tokens, counted.expert_ids_TK.cols);
+  detail::check_choices(checks, "expert_ids_TK", counted, experts);
+  detail::check_sequences(checks, begin_S1, tokens);
+  detail::check_loss_logits(checks, logits, workspace,
+                            detail::input("expert_ids_TK", counted.expert_ids_TK),
+                            detail::input("sequence_begin_S1", begin_S1));
   detail::check_loss_weight(checks, weight);
   const int workers = checks.workers(executor);
-  const Index sequences = sequence_begin_S1.size - 1;
+  const Index sequences = begin_S1.size - 1;
   detail::Arena arena(
       checks.where(), workspace,
       sequence_load_balancing_loss_workspace_bytes<A>(tokens, experts, sequences, workers));
   if (!(weight.coefficient > 0)) return 0;
 
   const detail::SequenceLossScratch<A> scratch(arena, tokens, experts, sequences, workers);
-  const std::int64_t sequences_here = detail::count_sequences(is_padding_T, sequence_begin_S1);
+  const std::int64_t sequences_here = detail::count_sequences(logits.is_padding_T, begin_S1);
   if (sequences_here == 0) return 0;
   const auto mean_over =
       static_cast<double>(weight.mean_over != 0 ? weight.mean_over : sequences_here);
   detail::for_each_block(executor, workers, sequences, [&](int worker, Index s) {
-    detail::price_sequence(choices, sequence_begin_S1, s, experts, mean_over,
-                           scratch.counts(worker), scratch);
+    detail::price_sequence(counted, begin_S1, s, experts, mean_over, scratch.counts(worker),
+                           scratch);
   });
-  const std::int64_t* begin = sequence_begin_S1.data;
+  const std::int64_t* begin = begin_S1.data;
   const auto price_of = [&](Index t) {
     const auto s = std::upper_bound(begin, begin + sequences + 1, std::int64_t{t}) - begin - 1;
     return scratch.price_SE + s * experts;
   };
-  return detail::balance_pass(arguments, function, weight, scratch.layout, executor, price_of);
+  return detail::balance_pass(logits, function, weight, scratch.layout, executor, price_of);
 }
 
 }  // namespace GATEPRO_ABI

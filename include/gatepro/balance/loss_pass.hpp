@@ -12,6 +12,20 @@
 #include "gatepro/routing/routing_group.hpp"
 
 namespace gatepro {
+
+/// The logits that an auxiliary loss acts on, and what its gradient is added to. Several losses may
+/// take the same, each at the cost of a pass over the logits and one over dlogits_TE.
+template <class A>
+struct LossLogits {
+  MatrixView<const A> logits_TE{};                ///< T x E: the original ones, before any penalty.
+  VectorView<const std::uint8_t> is_padding_T{};  ///< T, or not given; nonzero masks a token.
+  MatrixView<A> dlogits_TE{};                     ///< T x E, added to; or not given.
+};
+/// `LossLogits{logits, mask, gradient}` knows the type of the logits.
+template <class L>
+LossLogits(MatrixView<L>, VectorView<const std::uint8_t> = {}, MatrixView<detail::value_t<L>> = {})
+    -> LossLogits<detail::value_t<L>>;
+
 namespace detail {
 
 /// Scratch for a group of L tokens, one per lane.
@@ -26,14 +40,6 @@ struct LossGroup {
   A* mean_L = nullptr;
   A* log_sum_exp_L = nullptr;
   double* value_L = nullptr;  ///< What each token adds to the loss.
-};
-
-/// What every loss is given.
-template <class A>
-struct LossArguments {
-  MatrixView<const A> logits_TE;
-  VectorView<const std::uint8_t> is_padding_T;
-  MatrixView<A> dlogits_TE;  ///< Not given if no gradient is wanted.
 };
 
 inline namespace GATEPRO_ABI {
@@ -63,15 +69,15 @@ inline std::int64_t count_valid(const VectorView<const std::uint8_t>& is_padding
 
 /// The arguments that all losses have in common, and what `others` read.
 template <class A, class... Inputs>
-void check_loss_arguments(const Checks& checks, const LossArguments<A>& arguments,
-                          const Workspace& workspace, const Inputs&... others) {
-  const MatrixView<const A>& logits_TE = arguments.logits_TE;
+void check_loss_logits(const Checks& checks, const LossLogits<A>& logits,
+                       const Workspace& workspace, const Inputs&... others) {
+  const MatrixView<const A>& logits_TE = logits.logits_TE;
   checks.num_experts(logits_TE.cols);
   checks.matrix("logits_TE", logits_TE, logits_TE.rows, logits_TE.cols);
-  checks.optional_vector("is_padding_T", arguments.is_padding_T, logits_TE.rows);
-  checks.optional_matrix("dlogits_TE", arguments.dlogits_TE, logits_TE.rows, logits_TE.cols);
-  checks.overlaps(output("dlogits_TE", arguments.dlogits_TE), output("workspace", workspace),
-                  input("logits_TE", logits_TE), input("is_padding_T", arguments.is_padding_T),
+  checks.optional_vector("is_padding_T", logits.is_padding_T, logits_TE.rows);
+  checks.optional_matrix("dlogits_TE", logits.dlogits_TE, logits_TE.rows, logits_TE.cols);
+  checks.overlaps(output("dlogits_TE", logits.dlogits_TE), output("workspace", workspace),
+                  input("logits_TE", logits_TE), input("is_padding_T", logits.is_padding_T),
                   others...);
 }
 
@@ -89,14 +95,14 @@ class LossLayout {
   /// gradients are wanted, group.gradient_EL. Returns the sum of the values of all tokens that are
   /// not padding, in fp64 and per block of 256 tokens, so that bits do not depend on the executor.
   template <class Executor, class Body>
-  double run(const LossArguments<A>& arguments, const Executor& executor, const Body& body) const {
+  double run(const LossLogits<A>& logits, const Executor& executor, const Body& body) const {
     std::fill(sums_, sums_ + blocks_, 0.0);
-    const Index tokens = arguments.logits_TE.rows;
+    const Index tokens = logits.logits_TE.rows;
     for_each_group<A>(tokens, executor, workers_, [&](int worker, Index first, Index count) {
       const LossGroup<A> group = groups_(worker);
-      load(arguments, group, first, count);
+      load(logits, group, first, count);
       body(group, first, count);
-      sums_[first / block_tokens] += store(arguments, group, first, count);
+      sums_[first / block_tokens] += store(logits, group, first, count);
     });
     double sum = 0;
     for (Index block = 0; block < blocks_; ++block) sum += sums_[block];
@@ -111,21 +117,21 @@ class LossLayout {
     LossGroup<A> operator()(Arena& arena) const { return carve_loss_group<A>(arena, experts); }
   };
 
-  static void load(const LossArguments<A>& arguments, const LossGroup<A>& group, Index first,
+  static void load(const LossLogits<A>& logits, const LossGroup<A>& group, Index first,
                    Index count) {
-    const MatrixView<const A>& logits_TE = arguments.logits_TE;
+    const MatrixView<const A>& logits_TE = logits.logits_TE;
     kernels<A>().load_keys(logits_TE.row(first), logits_TE.row_stride,
                            row_room(logits_TE, first, count), count, logits_TE.cols, group.keys_EL);
   }
 
   /// Adds the gradients of the tokens that are not padding, and returns the sum of their values.
-  static double store(const LossArguments<A>& arguments, const LossGroup<A>& group, Index first,
+  static double store(const LossLogits<A>& logits, const LossGroup<A>& group, Index first,
                       Index count) {
     const Index lanes = kernels<A>().lanes;
-    const MatrixView<A>& dlogits_TE = arguments.dlogits_TE;
+    const MatrixView<A>& dlogits_TE = logits.dlogits_TE;
     double sum = 0;
     for (Index lane = 0; lane < count; ++lane) {
-      if (is_masked(arguments.is_padding_T, first + lane)) continue;
+      if (is_masked(logits.is_padding_T, first + lane)) continue;
       sum += group.value_L[lane];
       if (!dlogits_TE.given()) continue;
       A* dlogits = dlogits_TE.row(first + lane);

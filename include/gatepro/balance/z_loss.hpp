@@ -52,44 +52,40 @@ std::size_t z_loss_workspace_bytes(Index num_tokens, Index num_experts, int work
 /// part of L, and adds the gradient to dlogits_TE:
 /// dL/dlogit = gradient_scale * 2 c / M * logsumexp * softmax.
 ///
-/// logits_TE: T x E, the original ones, before any penalty. is_padding_T: T bytes, nonzero for
-/// padding, or not given; a masked token neither counts nor gets a gradient, whatever it holds.
-/// dlogits_TE: T x E, added to, or not given. A token that holds a NaN or +inf, or only -inf, makes
-/// the value NaN, and its own gradients NaN.
+/// logits: see LossLogits; a masked token neither counts nor gets a gradient, whatever it holds. A
+/// token that holds a NaN or +inf, or only -inf, makes the value NaN, and its own gradients NaN.
 ///
 /// Throws Error for shapes, the weight, or a workspace below z_loss_workspace_bytes(T, E,
 /// executor.workers()), before any write. Cost: one pass over the logits, and one over dlogits_TE;
 /// no allocation. Thread-safe. Gradients have the same bits however the batch is cut; the value is
 /// summed in double.
-template <class L, class Executor = SerialExecutor>
-double z_loss(MatrixView<L> logits_TE, const LossWeight& weight,
-              VectorView<const std::uint8_t> is_padding_T,
-              detail::non_deduced_t<MatrixView<detail::value_t<L>>> dlogits_TE, Workspace workspace,
+template <class A, class Executor = SerialExecutor>
+double z_loss(const LossLogits<A>& logits, const LossWeight& weight, Workspace workspace,
               const Executor& executor = {}) {
-  using A = detail::value_t<L>;
   detail::check_accumulator<A>();
   const detail::Checks checks("z_loss");
-  const Index tokens = logits_TE.rows;
-  const Index experts = logits_TE.cols;
-  detail::LossArguments<A> arguments{logits_TE, is_padding_T, dlogits_TE};
-  detail::check_loss_arguments(checks, arguments, workspace);
+  const Index tokens = logits.logits_TE.rows;
+  const Index experts = logits.logits_TE.cols;
+  detail::check_loss_logits(checks, logits, workspace);
   detail::check_loss_weight(checks, weight);
   const int workers = checks.workers(executor);
   detail::Arena arena(checks.where(), workspace,
                       z_loss_workspace_bytes<A>(tokens, experts, workers));
-  const std::int64_t mean_over =
-      weight.mean_over != 0 ? weight.mean_over : detail::count_valid(is_padding_T, 0, tokens);
+  const std::int64_t mean_over = weight.mean_over != 0
+                                     ? weight.mean_over
+                                     : detail::count_valid(logits.is_padding_T, 0, tokens);
   if (!(weight.coefficient > 0) || mean_over == 0) return 0;
 
   const double scale = weight.coefficient / static_cast<double>(mean_over);
   const A factor = static_cast<A>(2 * scale * weight.gradient_scale);
-  const bool gradient = dlogits_TE.given() && detail::key_of(factor) != 0;
-  if (!gradient) arguments.dlogits_TE = {};
+  const bool gradient = logits.dlogits_TE.given() && detail::key_of(factor) != 0;
+  LossLogits<A> wanted = logits;
+  if (!gradient) wanted.dlogits_TE = {};
   const detail::LossLayout<A> layout(arena, tokens, experts, workers);
   const auto body = [&](const detail::LossGroup<A>& group, Index, Index) {
     detail::z_loss_group(group, experts, factor, gradient);
   };
-  return detail::product(scale, layout.run(arguments, executor, body));
+  return detail::product(scale, layout.run(wanted, executor, body));
 }
 
 }  // namespace GATEPRO_ABI

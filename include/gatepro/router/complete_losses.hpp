@@ -155,8 +155,8 @@ LossValues complete_losses(const CompleteConfig& config, const ForwardInputs<Id>
                            double gradient_scale, const MatrixView<A>& dlogits_TE,
                            Workspace workspace, const Executor& executor) {
   const LossRule& rule = config.losses;
-  const ScoreFunction function = config.scores.function;
-  const Index top_k = config.router.top_k;
+  const LossLogits<A> logits{out.logits_TE, in.is_padding_T, dlogits_TE};
+  const BalanceRule balance{config.scores.function, config.router.top_k};
   const BalanceCounts latest = latest_load(out.totals);
   const std::int64_t tokens = in.tokens_in_mean != 0 ? in.tokens_in_mean : latest.tokens;
   const std::int64_t sequences =
@@ -166,22 +166,21 @@ LossValues complete_losses(const CompleteConfig& config, const ForwardInputs<Id>
   };
   LossValues values;
   if (rule.batch > 0) {
-    values.batch = load_balancing_loss(out.logits_TE, function, top_k, latest, weight(rule.batch),
-                                       in.is_padding_T, dlogits_TE, workspace, executor);
+    values.batch =
+        load_balancing_loss(logits, latest, balance, weight(rule.batch), workspace, executor);
   }
   if (rule.global > 0) {
-    values.global = load_balancing_loss(out.logits_TE, function, top_k, global, weight(rule.global),
-                                        in.is_padding_T, dlogits_TE, workspace, executor);
+    values.global =
+        load_balancing_loss(logits, global, balance, weight(rule.global), workspace, executor);
   }
   if (rule.sequence > 0) {
-    values.sequence =
-        sequence_load_balancing_loss(out.logits_TE, counted_ids(out), in.sequence_begin_S1,
-                                     function, LossWeight{rule.sequence, sequences, gradient_scale},
-                                     in.is_padding_T, dlogits_TE, workspace, executor);
+    const SequenceChoices<Id> choices{counted_ids(out), in.sequence_begin_S1};
+    const LossWeight per_sequence{rule.sequence, sequences, gradient_scale};
+    values.sequence = sequence_load_balancing_loss(logits, choices, balance.function, per_sequence,
+                                                   workspace, executor);
   }
   if (rule.z > 0) {
-    values.z =
-        z_loss(out.logits_TE, weight(rule.z), in.is_padding_T, dlogits_TE, workspace, executor);
+    values.z = z_loss(logits, weight(rule.z), workspace, executor);
   }
   return values;
 }
