@@ -106,10 +106,10 @@ TEST_F(UnknownInstructionSet, IsRefusedByTheWayToTheExperts) {
 }
 
 TEST_F(UnknownInstructionSet, IsRefusedByNoise) {
-  EXPECT_REFUSED(jitter_tokens(view(x_TH), 0.1, noise, 0, view(out_TH)));
-  EXPECT_REFUSED(jitter_backward(view(x_TH), 0.1, noise, 0, view(out_TH)));
-  EXPECT_REFUSED(add_logit_noise(0.1, noise, 0, view(out_TE)));
-  EXPECT_REFUSED(random_logits(noise, 0, view(out_TE)));
+  EXPECT_REFUSED(jitter_tokens(view(x_TH), 0.1, noise, view(out_TH)));
+  EXPECT_REFUSED(jitter_backward(view(x_TH), 0.1, noise, view(out_TH)));
+  EXPECT_REFUSED(add_logit_noise(0.1, noise, view(out_TE)));
+  EXPECT_REFUSED(random_logits(noise, view(out_TE)));
 }
 
 TEST_F(UnknownInstructionSet, IsRefusedByRouters) {

@@ -39,16 +39,14 @@ TEST(Philox, GivesThePublishedVectors) {
 }
 
 /// Noise of a kind on a matrix that starts at 1 (jitter) or 0 (logits).
-RowMatrix<double> jitter(Index rows, Index cols, NoiseKey noise, Index first = 0,
-                         double eps = 0.5) {
+RowMatrix<double> jitter(Index rows, Index cols, const NoiseKey& noise, double eps = 0.5) {
   RowMatrix<double> m = RowMatrix<double>::Ones(rows, cols);
-  gatepro::jitter_tokens(view(m), eps, noise, first, view(m));
+  gatepro::jitter_tokens(view(m), eps, noise, view(m));
   return m;
 }
-RowMatrix<double> normals(Index rows, Index cols, NoiseKey noise, Index first = 0,
-                          double sigma = 1) {
+RowMatrix<double> normals(Index rows, Index cols, const NoiseKey& noise, double sigma = 1) {
   RowMatrix<double> m = RowMatrix<double>::Zero(rows, cols);
-  gatepro::add_logit_noise(sigma, noise, first, view(m));
+  gatepro::add_logit_noise(sigma, noise, view(m));
   return m;
 }
 
@@ -89,16 +87,15 @@ TEST(Noise, LogitNoiseIsNormal) {
   EXPECT_LT(distance(m, [&](double v) { return 0.5 * std::erfc(-v * sqrt_half); }), chance);
   EXPECT_NEAR(m.mean(), 0, 2 * chance);
   EXPECT_NEAR(m.squaredNorm() / double(m.size()), 1, 3 * chance);
-  const auto scaled = normals(many_rows, many_cols, {1, 2}, 0, 0.25);
+  const auto scaled = normals(many_rows, many_cols, {1, 2}, 0.25);
   EXPECT_TRUE(data::same_bits(scaled, RowMatrix<double>(0.25 * m)));
 }
 
 // Neighbours in any direction, and streams that differ in any part of the key, are unrelated.
 TEST(Noise, StreamsAreUnrelated) {
   for (bool uniform : {true, false}) {
-    const auto make = [&](NoiseKey noise, Index first = 0) {
-      return uniform ? jitter(many_rows, many_cols, noise, first)
-                     : normals(many_rows, many_cols, noise, first);
+    const auto make = [&](const NoiseKey& noise) {
+      return uniform ? jitter(many_rows, many_cols, noise) : normals(many_rows, many_cols, noise);
     };
     const auto base = make({1, 2});
     const std::uint64_t high = std::uint64_t{1} << 32;
@@ -107,8 +104,8 @@ TEST(Noise, StreamsAreUnrelated) {
       EXPECT_LT(std::abs(correlation(base, make(other))), 2 * chance)
           << other.seed << " " << other.step;
     }
-    EXPECT_LT(std::abs(correlation(base, make({1, 2}, 1))), 2 * chance);
-    EXPECT_LT(std::abs(correlation(base, make({1, 2}, Index{1} << 32))), 2 * chance);
+    EXPECT_LT(std::abs(correlation(base, make({1, 2, 1}))), 2 * chance);
+    EXPECT_LT(std::abs(correlation(base, make({1, 2, Index{1} << 32}))), 2 * chance);
     const RowMatrix<double> left = base.leftCols(many_cols - 1);
     const RowMatrix<double> right = base.rightCols(many_cols - 1);
     EXPECT_LT(std::abs(correlation(left, right)), 2 * chance);
@@ -120,8 +117,8 @@ TEST(Noise, StreamsAreUnrelated) {
 
 // A checkpoint stores a step: what it stands for must not change.
 TEST(Noise, ValuesFollowFromTheKeyInOneWay) {
-  const auto j = jitter(1, 5, {7, 11}, 13);
-  const auto n = normals(1, 5, {7, 11}, 13);
+  const auto j = jitter(1, 5, {7, 11, 13});
+  const auto n = normals(1, 5, {7, 11, 13});
   for (Index c = 0; c < 5; ++c) {
     // Written out: the stream's key, then four words per block of columns.
     for (auto use : {gatepro::detail::NoiseUse::jitter, gatepro::detail::NoiseUse::logits}) {
@@ -163,28 +160,28 @@ TYPED_TEST_SUITE(NoiseTest, Scalars, TypeNames);
 TYPED_TEST(NoiseTest, BitsDoNotDependOnThreadsRangesOrColumns) {
   using A = gatepro::accumulator_t<TypeParam>;
   constexpr Index tokens = 200, hidden = 11, first_token = 1000;
-  const NoiseKey noise{3, 4};
+  const NoiseKey noise{3, 4, first_token};
   const auto x_TH = data::random_matrix<TypeParam>(tokens, hidden, 1);
   const auto logits = data::random_matrix<A>(tokens, hidden, 2);
   RowMatrix<TypeParam> want(tokens, hidden);
-  gatepro::jitter_tokens(view(x_TH), 0.1, noise, first_token, view(want));
+  gatepro::jitter_tokens(view(x_TH), 0.1, noise, view(want));
   RowMatrix<A> want_logits = logits;
-  gatepro::add_logit_noise(2, noise, first_token, view(want_logits));
+  gatepro::add_logit_noise(2, noise, view(want_logits));
 
   for (int workers : {2, 5}) {
     RowMatrix<TypeParam> out(tokens, hidden);
-    gatepro::jitter_tokens(view(x_TH), 0.1, noise, first_token, view(out), ThreadExecutor(workers));
+    gatepro::jitter_tokens(view(x_TH), 0.1, noise, view(out), ThreadExecutor(workers));
     EXPECT_TRUE(data::same_bits(out, want));
     RowMatrix<A> noisy = logits;
-    gatepro::add_logit_noise(2, noise, first_token, view(noisy), ThreadExecutor(workers));
+    gatepro::add_logit_noise(2, noise, view(noisy), ThreadExecutor(workers));
     EXPECT_TRUE(data::same_bits(noisy, want_logits));
   }
   data::GuardedMatrix<TypeParam> out(tokens, hidden, 3);
   data::GuardedMatrix<A> noisy(logits, 3);
   for (auto [from, count] : {std::pair<Index, Index>(0, 77), std::pair<Index, Index>(77, 123)}) {
-    gatepro::jitter_tokens(view(x_TH).middle_rows(from, count), 0.1, noise, first_token + from,
+    gatepro::jitter_tokens(view(x_TH).middle_rows(from, count), 0.1, {3, 4, first_token + from},
                            out.view().middle_rows(from, count));
-    gatepro::add_logit_noise(2, noise, first_token + from, noisy.view().middle_rows(from, count));
+    gatepro::add_logit_noise(2, {3, 4, first_token + from}, noisy.view().middle_rows(from, count));
   }
   EXPECT_TRUE(data::same_bits(out.values(), want));
   EXPECT_TRUE(data::same_bits(noisy.values(), want_logits));
@@ -192,32 +189,32 @@ TYPED_TEST(NoiseTest, BitsDoNotDependOnThreadsRangesOrColumns) {
 
   // Fewer columns see the same noise in theirs.
   RowMatrix<TypeParam> narrow(tokens, 6);
-  gatepro::jitter_tokens(view(x_TH).middle_cols(0, 6), 0.1, noise, first_token, view(narrow));
+  gatepro::jitter_tokens(view(x_TH).middle_cols(0, 6), 0.1, noise, view(narrow));
   EXPECT_TRUE(data::same_bits(narrow, RowMatrix<TypeParam>(want.leftCols(6))));
 
   // In place.
   RowMatrix<TypeParam> in_place = x_TH;
-  gatepro::jitter_tokens(view(in_place), 0.1, noise, first_token, view(in_place));
+  gatepro::jitter_tokens(view(in_place), 0.1, noise, view(in_place));
   EXPECT_TRUE(data::same_bits(in_place, want));
 }
 
 TYPED_TEST(NoiseTest, BackwardMultipliesByTheSameFactors) {
   using A = gatepro::accumulator_t<TypeParam>;
   constexpr Index tokens = 30, hidden = 9;
-  const NoiseKey noise{5, 6};
+  const NoiseKey noise{5, 6, 8};
   const RowMatrix<TypeParam> ones = RowMatrix<TypeParam>::Constant(tokens, hidden, TypeParam(1.0F));
   RowMatrix<A> wide_ones = RowMatrix<A>::Ones(tokens, hidden), factors = wide_ones;
-  gatepro::jitter_tokens(view(wide_ones), 0.3, noise, 8, view(factors));
+  gatepro::jitter_tokens(view(wide_ones), 0.3, noise, view(factors));
   RowMatrix<TypeParam> narrow(tokens, hidden);
-  gatepro::jitter_tokens(view(ones), 0.3, noise, 8, view(narrow));
+  gatepro::jitter_tokens(view(ones), 0.3, noise, view(narrow));
   EXPECT_TRUE(data::same_bits(narrow, RowMatrix<TypeParam>(factors.template cast<TypeParam>())));
 
   const auto dout = data::random_matrix<A>(tokens, hidden, 7);
   const RowMatrix<A> start = RowMatrix<A>::Zero(tokens, hidden);
   RowMatrix<A> dx = start;
-  gatepro::jitter_backward(view(dout), 0.3, noise, 8, view(dx), ThreadExecutor(3));
+  gatepro::jitter_backward(view(dout), 0.3, noise, view(dx), ThreadExecutor(3));
   EXPECT_TRUE(data::same_bits(dx, RowMatrix<A>(dout.array() * factors.array())));
-  gatepro::jitter_backward(view(dout), 0.3, noise, 8, view(dx));  // adds
+  gatepro::jitter_backward(view(dout), 0.3, noise, view(dx));  // adds
   EXPECT_TRUE(dx.isApprox(2 * dout.cwiseProduct(factors), 4 * std::numeric_limits<A>::epsilon()));
 }
 
@@ -225,14 +222,14 @@ TYPED_TEST(NoiseTest, NoNoiseChangesNothing) {
   using A = gatepro::accumulator_t<TypeParam>;
   const auto x_TH = data::random_matrix<TypeParam>(7, 5, 9);
   RowMatrix<TypeParam> out(7, 5);
-  gatepro::jitter_tokens(view(x_TH), 0, {1, 2}, 0, view(out));
+  gatepro::jitter_tokens(view(x_TH), 0, {1, 2}, view(out));
   EXPECT_TRUE(data::same_bits(out, x_TH));
   const auto logits = data::special_matrix<A>(99, 5, 10);
   RowMatrix<A> noisy = logits;
-  gatepro::add_logit_noise(0, {1, 2}, 0, view(noisy));
+  gatepro::add_logit_noise(0, {1, 2}, view(noisy));
   EXPECT_TRUE(data::same_bits(noisy, logits));
   MatrixView<TypeParam> empty(nullptr, 0, 5);
-  EXPECT_NO_THROW(gatepro::jitter_tokens(empty, 0.1, {}, 0, empty));
+  EXPECT_NO_THROW(gatepro::jitter_tokens(empty, 0.1, {}, empty));
 }
 
 TYPED_TEST(NoiseTest, BadInputWritesNothing) {
@@ -244,27 +241,27 @@ TYPED_TEST(NoiseTest, BadInputWritesNothing) {
   RowMatrix<A> g = RowMatrix<A>::Ones(3, 4), dx = g;
   const auto refused = [&](MatrixView<TypeParam> from, double eps, Index first,
                            MatrixView<TypeParam> to) {
-    EXPECT_THROW(gatepro::jitter_tokens(from, eps, {}, first, to), gatepro::Error);
+    EXPECT_THROW(gatepro::jitter_tokens(from, eps, {0, 0, first}, to), gatepro::Error);
     EXPECT_TRUE(data::same_bits(x, out));
   };
   for (double eps : {-0.1, 1.0, 2.0, nan, -nan, inf}) {
     refused(view(x), eps, 0, view(out));
-    EXPECT_THROW(gatepro::jitter_backward(view(g), eps, {}, 0, view(dx)), gatepro::Error);
+    EXPECT_THROW(gatepro::jitter_backward(view(g), eps, {}, view(dx)), gatepro::Error);
   }
   for (double sigma : {-0.1, nan, inf, -inf}) {
-    EXPECT_THROW(gatepro::add_logit_noise(sigma, {}, 0, view(dx)), gatepro::Error);
+    EXPECT_THROW(gatepro::add_logit_noise(sigma, {}, view(dx)), gatepro::Error);
   }
   for (Index first : {Index{-1}, most - 2, most}) {
     refused(view(x), 0.1, first, view(out));
-    EXPECT_THROW(gatepro::jitter_backward(view(g), 0.1, {}, first, view(dx)), gatepro::Error);
-    EXPECT_THROW(gatepro::add_logit_noise(1, {}, first, view(dx)), gatepro::Error);
+    EXPECT_THROW(gatepro::jitter_backward(view(g), 0.1, {0, 0, first}, view(dx)), gatepro::Error);
+    EXPECT_THROW(gatepro::add_logit_noise(1, {0, 0, first}, view(dx)), gatepro::Error);
   }
   refused(view(x), 0.1, 0, {out.data(), 2, 4});
   refused({nullptr, 3, 4}, 0.1, 0, view(out));
   refused({x.data(), 3, 4, 3}, 0.1, 0, view(out));
-  EXPECT_THROW(gatepro::jitter_backward(view(g), 0.1, {}, 0, MatrixView<A>(dx.data(), 2, 4)),
+  EXPECT_THROW(gatepro::jitter_backward(view(g), 0.1, {}, MatrixView<A>(dx.data(), 2, 4)),
                gatepro::Error);
-  EXPECT_THROW(gatepro::add_logit_noise(1, {}, 0, MatrixView<A>(nullptr, 3, 4)), gatepro::Error);
+  EXPECT_THROW(gatepro::add_logit_noise(1, {}, MatrixView<A>(nullptr, 3, 4)), gatepro::Error);
   EXPECT_TRUE((dx.array() == 1).all());
 }
 

@@ -269,10 +269,10 @@ void expect_no_cost_of_dispatch() {
   auto memory = data::scratch(std::size_t{1} << 20);
   for (const auto policy : {gatepro::DropPolicy::probability, gatepro::DropPolicy::choice_major}) {
     EXPECT_EQ(cost_of([&] {
-                gatepro::jitter_tokens(gatepro::view(x), 0.1, {1, 2}, 0, gatepro::view(y));
-                gatepro::jitter_backward(gatepro::view(y), 0.1, {1, 2}, 0, gatepro::view(x));
-                gatepro::add_logit_noise(0.1, {1, 2}, 0, gatepro::view(logits));
-                gatepro::random_logits({1, 2}, 0, gatepro::view(logits));
+                gatepro::jitter_tokens(gatepro::view(x), 0.1, {1, 2}, gatepro::view(y));
+                gatepro::jitter_backward(gatepro::view(y), 0.1, {1, 2}, gatepro::view(x));
+                gatepro::add_logit_noise(0.1, {1, 2}, gatepro::view(logits));
+                gatepro::random_logits({1, 2}, gatepro::view(logits));
                 gatepro::round_robin_logits(0, top_k, gatepro::view(logits));
                 gatepro::round_robin_ids(0, experts, gatepro::strided_view(ids));
                 const Index capacity = gatepro::expert_capacity(tokens, top_k, experts, {0.9});

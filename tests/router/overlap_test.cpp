@@ -581,7 +581,7 @@ TEST(Overlap, PermuteAndNoise) {
                                              MatrixView(as<float>(at[0]), tokens, hidden));
                           });
   const auto jitter = [](const auto& at) {
-    gatepro::jitter_tokens(MatrixView<const float>(as<float>(at[1]), tokens, hidden), 0.1, {}, 0,
+    gatepro::jitter_tokens(MatrixView<const float>(as<float>(at[1]), tokens, hidden), 0.1, {},
                            MatrixView(as<float>(at[0]), tokens, hidden));
   };
   expect_overlaps_refused({{"out_TH", bytes_of_TH, true, 4}, {"x_TH", bytes_of_TH, false, 4}},

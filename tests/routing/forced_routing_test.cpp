@@ -121,7 +121,7 @@ TYPED_TEST(ForcedLogitsTest, TopKOfRoundRobinLogitsAreTheRoundRobinIds) {
 TYPED_TEST(ForcedLogitsTest, RandomLogitsAreBalancedOnAverage) {
   constexpr Index tokens = 4000, experts = 16, top_k = 4;
   RowMatrix<TypeParam> logits_TE(tokens, experts);
-  gatepro::random_logits({1, 2}, 0, view(logits_TE));
+  gatepro::random_logits({1, 2}, view(logits_TE));
   EXPECT_NEAR(double(logits_TE.mean()), 0, 0.02);
   EXPECT_NEAR(double(logits_TE.squaredNorm()) / double(logits_TE.size()), 1, 0.03);
   // Binomial with p = K / E: five standard deviations.
@@ -135,17 +135,17 @@ TYPED_TEST(ForcedLogitsTest, RandomLogitsAreBalancedOnAverage) {
 TYPED_TEST(ForcedLogitsTest, BitsDoNotDependOnThreadsRangesOrContent) {
   constexpr Index tokens = 200, experts = 7;
   RowMatrix<TypeParam> want(tokens, experts);
-  gatepro::random_logits({1, 2}, 30, view(want));
+  gatepro::random_logits({1, 2, 30}, view(want));
   data::GuardedMatrix<TypeParam> other(data::special_matrix<TypeParam>(tokens, experts, 3), 2);
-  gatepro::random_logits({1, 2}, 30, other.view(), ThreadExecutor(4));
+  gatepro::random_logits({1, 2, 30}, other.view(), ThreadExecutor(4));
   EXPECT_TRUE(data::same_bits(other.values(), want));
   EXPECT_TRUE(other.intact());
-  gatepro::random_logits({1, 2}, 30 + 77, other.view().middle_rows(77, tokens - 77));
+  gatepro::random_logits({1, 2, 30 + 77}, other.view().middle_rows(77, tokens - 77));
   EXPECT_TRUE(data::same_bits(other.values(), want));
 
   // Not the noise that is added to logits.
   RowMatrix<TypeParam> noise = RowMatrix<TypeParam>::Zero(tokens, experts);
-  gatepro::add_logit_noise(1, {1, 2}, 30, view(noise));
+  gatepro::add_logit_noise(1, {1, 2, 30}, view(noise));
   EXPECT_EQ((noise.array() == want.array()).count(), 0);
 }
 
@@ -160,8 +160,8 @@ TYPED_TEST(ForcedLogitsTest, BadInputWritesNothing) {
   refused(0, 5, view(logits));
   refused(0, 2, {nullptr, 3, 4});
   refused(0, 2, {logits.data(), 3, 4, 3});
-  EXPECT_THROW(gatepro::random_logits({}, -1, view(logits)), gatepro::Error);
-  EXPECT_THROW(gatepro::random_logits({}, 0, MatrixView<TypeParam>(logits.data(), 3, 4, 3)),
+  EXPECT_THROW(gatepro::random_logits({0, 0, -1}, view(logits)), gatepro::Error);
+  EXPECT_THROW(gatepro::random_logits({}, MatrixView<TypeParam>(logits.data(), 3, 4, 3)),
                gatepro::Error);
   EXPECT_TRUE((logits.array() == 1).all());
 }

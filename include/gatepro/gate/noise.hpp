@@ -24,6 +24,8 @@ namespace gatepro {
 struct NoiseKey {
   std::uint64_t seed = 0;  ///< The run's, layer's and rank's.
   std::uint64_t step = 0;  ///< Counts the forwards; the same step gives the same noise again.
+  /// Which token of the batch a call begins with, for calls that get a range of them: >= 0.
+  Index first_token = 0;
 };
 
 namespace detail {
@@ -86,14 +88,15 @@ inline FourValues normals_of(const PhiloxBlock& bits) {
   return normals;
 }
 
-/// Calls `visit(t, c, value)` for all elements of a T x cols matrix whose first token is
-/// `first_token`; `shape` makes four values of a block of bits.
+/// Calls `visit(t, c, value)` for all elements of a T x cols matrix; `shape` makes four values of a
+/// block of bits.
 template <class Shape, class Executor, class Visit>
-void for_each_noise(std::uint64_t key, Index first_token, Index tokens, Index cols,
+void for_each_noise(const NoiseKey& noise, NoiseUse use, Index tokens, Index cols,
                     const Shape& shape, const Executor& executor, int workers, const Visit& visit) {
+  const std::uint64_t key = stream_key(noise, use);
   for_each_row(tokens, executor, workers, [&](Index t) {
     for (Index c = 0; c < cols; c += 4) {
-      const FourValues four = shape(noise_bits(key, first_token + t, c / 4));
+      const FourValues four = shape(noise_bits(key, noise.first_token + t, c / 4));
       const Index count = (std::min)(Index{4}, cols - c);
       for (Index i = 0; i < count; ++i) visit(t, c + i, four.value[i]);
     }
@@ -123,26 +126,25 @@ inline namespace GATEPRO_ABI {
 /// out_TH = x_TH * factor, with a factor per element that is uniform in (1 - epsilon, 1 + epsilon),
 /// rounded to float (Switch Transformer; Megatron-LM `moe_input_jitter_eps`).
 ///
-/// x_TH: T x H; token t of it is token first_token + t of the batch. out_TH: T x H, overwritten, of
-/// the same scalar; it may be x_TH. An epsilon of 0 copies. Throws Error for shapes, an epsilon
-/// outside [0, 1) or a negative first_token, before any write. No allocation. Thread-safe.
+/// x_TH: T x H; token t of it is token noise.first_token + t of the batch. out_TH: T x H,
+/// overwritten, of the same scalar; it may be x_TH. An epsilon of 0 copies. Throws Error for
+/// shapes, an epsilon outside [0, 1) or a negative first_token, before any write. No allocation.
+/// Thread-safe.
 template <class X, class Executor = SerialExecutor>
 void jitter_tokens(detail::non_deduced_t<MatrixView<const X>> x_TH, double epsilon,
-                   const NoiseKey& noise, Index first_token, MatrixView<X> out_TH,
-                   const Executor& executor = {}) {
+                   const NoiseKey& noise, MatrixView<X> out_TH, const Executor& executor = {}) {
   detail::check_input_scalars<X, X>();
   const detail::Checks checks("jitter_tokens");
   using A = accumulator_t<X>;
   checks.matrix("x_TH", x_TH, x_TH.rows, x_TH.cols);
   detail::check_epsilon(checks, epsilon);
-  detail::check_first_token(checks, first_token, x_TH.rows);
+  detail::check_first_token(checks, noise.first_token, x_TH.rows);
   checks.matrix("out_TH", out_TH, x_TH.rows, x_TH.cols);
   checks.overlaps(detail::output("out_TH", out_TH), detail::in_place("x_TH", x_TH));
   const int workers = checks.workers(executor);
 
-  const auto key = detail::stream_key(noise, detail::NoiseUse::jitter);
-  detail::for_each_noise(key, first_token, x_TH.rows, x_TH.cols, detail::uniforms_of, executor,
-                         workers, [&](Index t, Index c, double uniform) {
+  detail::for_each_noise(noise, detail::NoiseUse::jitter, x_TH.rows, x_TH.cols, detail::uniforms_of,
+                         executor, workers, [&](Index t, Index c, double uniform) {
                            const A factor = static_cast<A>(detail::jitter_factor(epsilon, uniform));
                            out_TH(t, c) = static_cast<X>(static_cast<A>(x_TH(t, c)) * factor);
                          });
@@ -154,20 +156,19 @@ void jitter_tokens(detail::non_deduced_t<MatrixView<const X>> x_TH, double epsil
 /// allocation. Thread-safe.
 template <class A, class Executor = SerialExecutor>
 void jitter_backward(detail::non_deduced_t<MatrixView<const A>> dout_TH, double epsilon,
-                     const NoiseKey& noise, Index first_token, MatrixView<A> dx_TH,
-                     const Executor& executor = {}) {
+                     const NoiseKey& noise, MatrixView<A> dx_TH, const Executor& executor = {}) {
   detail::check_accumulator<A>();
   const detail::Checks checks("jitter_backward");
   checks.matrix("dout_TH", dout_TH, dout_TH.rows, dout_TH.cols);
   detail::check_epsilon(checks, epsilon);
-  detail::check_first_token(checks, first_token, dout_TH.rows);
+  detail::check_first_token(checks, noise.first_token, dout_TH.rows);
   checks.matrix("dx_TH", dx_TH, dout_TH.rows, dout_TH.cols);
   checks.overlaps(detail::output("dx_TH", dx_TH), detail::input("dout_TH", dout_TH));
   const int workers = checks.workers(executor);
 
-  const auto key = detail::stream_key(noise, detail::NoiseUse::jitter);
-  detail::for_each_noise(key, first_token, dout_TH.rows, dout_TH.cols, detail::uniforms_of,
-                         executor, workers, [&](Index t, Index c, double uniform) {
+  detail::for_each_noise(noise, detail::NoiseUse::jitter, dout_TH.rows, dout_TH.cols,
+                         detail::uniforms_of, executor, workers,
+                         [&](Index t, Index c, double uniform) {
                            const A factor = static_cast<A>(detail::jitter_factor(epsilon, uniform));
                            dx_TH(t, c) += detail::product(dout_TH(t, c), factor);
                          });
@@ -175,24 +176,24 @@ void jitter_backward(detail::non_deduced_t<MatrixView<const A>> dout_TH, double 
 
 /// logits_TE += sigma N(0, 1), independently per element. The gradient passes through unchanged.
 ///
-/// logits_TE: T x E; token t of it is token first_token + t of the batch. A sigma of 0 changes
-/// nothing. Throws Error for shapes, a sigma that is not finite and >= 0 or a negative first_token,
-/// before any write. No allocation. Thread-safe.
+/// logits_TE: T x E; token t of it is token noise.first_token + t of the batch. A sigma of 0
+/// changes nothing. Throws Error for shapes, a sigma that is not finite and >= 0 or a negative
+/// first_token, before any write. No allocation. Thread-safe.
 template <class A, class Executor = SerialExecutor>
-void add_logit_noise(double sigma, const NoiseKey& noise, Index first_token,
-                     MatrixView<A> logits_TE, const Executor& executor = {}) {
+void add_logit_noise(double sigma, const NoiseKey& noise, MatrixView<A> logits_TE,
+                     const Executor& executor = {}) {
   detail::check_accumulator<A>();
   const detail::Checks checks("add_logit_noise");
   checks.need(detail::key_of(sigma) >= 0 && detail::key_of(sigma) < detail::Order<double>::infinity,
               "sigma finite and >= 0", {{"sigma", sigma}});
-  detail::check_first_token(checks, first_token, logits_TE.rows);
+  detail::check_first_token(checks, noise.first_token, logits_TE.rows);
   checks.matrix("logits_TE", logits_TE, logits_TE.rows, logits_TE.cols);
   const int workers = checks.workers(executor);
   if (detail::key_of(sigma) == 0) return;
 
-  const auto key = detail::stream_key(noise, detail::NoiseUse::logits);
-  detail::for_each_noise(key, first_token, logits_TE.rows, logits_TE.cols, detail::normals_of,
-                         executor, workers, [&](Index t, Index c, double normal) {
+  detail::for_each_noise(noise, detail::NoiseUse::logits, logits_TE.rows, logits_TE.cols,
+                         detail::normals_of, executor, workers,
+                         [&](Index t, Index c, double normal) {
                            logits_TE(t, c) += static_cast<A>(detail::product(sigma, normal));
                          });
 }

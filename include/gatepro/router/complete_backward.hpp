@@ -199,8 +199,9 @@ void backward_to_tokens(const CompleteConfig& config, const ForwardInputs<Id>& i
   gate_backward_tokens(choices_of(in, out), {gradients.dselected_TK, dlogits_TE}, w_EH, seen_TH,
                        gradients.stages, executor);
   if (report.jittered) {
-    jitter_backward(seen_TH, config.noise.jitter, NoiseKey{config.noise.seed, 0},
-                    report.noise_position, dx_TH, executor);
+    jitter_backward(seen_TH, config.noise.jitter,
+                    NoiseKey{config.noise.seed, 0, index_of(report.noise_position)}, dx_TH,
+                    executor);
   }
 }
 

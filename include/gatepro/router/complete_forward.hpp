@@ -55,7 +55,8 @@ MatrixView<const X> jitter(const NoiseRule& rule, Pass pass, std::int64_t positi
                            const MatrixView<const X>& x_TH, const MatrixView<X>& jittered_TH,
                            const Executor& executor) {
   if (!draws_jitter(rule, pass)) return x_TH;
-  jitter_tokens(x_TH, rule.jitter, NoiseKey{rule.seed, 0}, position, jittered_TH, executor);
+  jitter_tokens(x_TH, rule.jitter, NoiseKey{rule.seed, 0, index_of(position)}, jittered_TH,
+                executor);
   return jittered_TH;
 }
 
@@ -64,11 +65,11 @@ template <class A, class Executor>
 void add_noise(const NoiseRule& rule, Pass pass, std::int64_t position,
                const MatrixView<A>& logits_TE, const Executor& executor) {
   if (pass == Pass::evaluation) return;
-  const NoiseKey key{rule.seed, 0};
+  const NoiseKey noise{rule.seed, 0, index_of(position)};
   if (rule.forced == ForcedRouting::random) {
-    random_logits(key, position, logits_TE, executor);
+    random_logits(noise, logits_TE, executor);
   } else if (rule.logit_sigma > 0) {
-    add_logit_noise(rule.logit_sigma, key, position, logits_TE, executor);
+    add_logit_noise(rule.logit_sigma, noise, logits_TE, executor);
   }
 }
 

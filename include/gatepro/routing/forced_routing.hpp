@@ -73,22 +73,21 @@ void round_robin_logits(Index first_token, Index top_k, MatrixView<A> logits_TE)
 /// logits_TE = N(0, 1), independently per element, so that experts are balanced on average
 /// (Megatron-LM `moe_router_force_load_balancing`).
 ///
-/// logits_TE: T x E, overwritten; token t of it is token first_token + t of the batch. The values
-/// are those of a stream of their own: add_logit_noise with the same key gives others. Throws Error
-/// for shapes or a negative first_token, before any write. No allocation. Thread-safe.
+/// logits_TE: T x E, overwritten; token t of it is token noise.first_token + t of the batch. The
+/// values are those of a stream of their own: add_logit_noise with the same key gives others.
+/// Throws Error for shapes or a negative first_token, before any write. No allocation. Thread-safe.
 template <class A, class Executor = SerialExecutor>
-void random_logits(const NoiseKey& noise, Index first_token, MatrixView<A> logits_TE,
-                   const Executor& executor = {}) {
+void random_logits(const NoiseKey& noise, MatrixView<A> logits_TE, const Executor& executor = {}) {
   detail::check_accumulator<A>();
   detail::check_executor<Executor>();
   const char* where = "random_logits";
-  detail::check_first_token(where, first_token, logits_TE.rows);
+  detail::check_first_token(where, noise.first_token, logits_TE.rows);
   detail::check_matrix(where, "logits_TE", logits_TE, logits_TE.rows, logits_TE.cols);
   const int workers = detail::checked_workers(where, executor);
 
-  const auto key = detail::stream_key(noise, detail::NoiseUse::routing);
   detail::for_each_noise(
-      key, first_token, logits_TE.rows, logits_TE.cols, detail::normals_of, executor, workers,
+      noise, detail::NoiseUse::routing, logits_TE.rows, logits_TE.cols, detail::normals_of,
+      executor, workers,
       [&](Index t, Index c, double normal) { logits_TE(t, c) = static_cast<A>(normal); });
 }
 
