@@ -86,7 +86,7 @@ TEST(Workspace, FindPartners) {
   const std::size_t bytes = gatepro::find_partners_workspace_bytes<float>(48 * 3, 9, 2, workers);
   expect_query_suffices<float>(bytes, [&](Workspace workspace) {
     RowMatrix<std::int32_t> partners_EM(48 * 3, 2);
-    gatepro::find_partners(gatepro::view(w_EH), {2, -1, false}, gatepro::view(partners_EM), {},
+    gatepro::find_partners(gatepro::view(w_EH), {2, -1, false}, {gatepro::view(partners_EM)},
                            workspace, executor);
     return RowMatrix<float>(partners_EM.cast<float>());
   });

@@ -39,8 +39,8 @@ Found<W> find(const RowMatrix<W>& w_EH, const Pairing& pairing, bool write_simil
   auto memory = data::scratch(
       gatepro::find_partners_workspace_bytes<W>(experts, w_EH.cols(), m, executor.workers()));
   found.report =
-      gatepro::find_partners(gatepro::view(w_EH), pairing, gatepro::view(found.partners_EM),
-                             similarity_EE, memory, executor);
+      gatepro::find_partners(gatepro::view(w_EH), pairing,
+                             {gatepro::view(found.partners_EM), similarity_EE}, memory, executor);
   return found;
 }
 

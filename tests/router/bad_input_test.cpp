@@ -647,7 +647,7 @@ TEST_F(BadStage, CosineSimilarityAndPairing) {
 
   const auto search = [&](const Pairing& pairing, MatrixView<std::int32_t> out,
                           MatrixView<float> similarity, Workspace scratch) {
-    return [=] { gatepro::find_partners(w_v, pairing, out, similarity, scratch); };
+    return [=] { gatepro::find_partners(w_v, pairing, {out, similarity}, scratch); };
   };
   const char* search_where = "find_partners";
   expect_error(search({6, -1, false}, partners, {}, workspace()),

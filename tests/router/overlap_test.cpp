@@ -289,8 +289,8 @@ TEST(Overlap, Similarity) {
                           [&](const auto& at) {
                             gatepro::find_partners(MatrixView(as<float>(at[2]), experts, hidden),
                                                    gatepro::Pairing{},
-                                                   MatrixView(as<std::int32_t>(at[0]), experts, 1),
-                                                   MatrixView(as<float>(at[1]), experts, experts),
+                                                   {MatrixView(as<std::int32_t>(at[0]), experts, 1),
+                                                    MatrixView(as<float>(at[1]), experts, experts)},
                                                    Workspace(at[3], needed));
                           });
 }

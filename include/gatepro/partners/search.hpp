@@ -11,6 +11,15 @@
 #include "gatepro/partners/pairing.hpp"
 
 namespace gatepro {
+
+/// Where find_partners writes.
+template <class A>
+struct PartnerTables {
+  /// E x m with m = Pairing::partners_per_expert: see pair_partners.
+  MatrixView<std::int32_t> partners_EM{};
+  MatrixView<A> similarity_EE{};  ///< E x E, or not given: what cosine_similarity writes.
+};
+
 namespace detail {
 inline namespace GATEPRO_ABI {
 
@@ -135,17 +144,14 @@ std::size_t find_partners_workspace_bytes(Index num_experts, Index hidden_size, 
 /// The partners that pair_partners finds in the S of cosine_similarity, found while a tile of S is
 /// in cache; S itself is written only if asked for.
 ///
-/// w_EH: E x H router weights. partners_EM: E x m with m = pairing.partners_per_expert,
-/// overwritten: see pair_partners. similarity_EE: E x E, overwritten with what cosine_similarity
-/// writes, or not given.
+/// w_EH: E x H router weights. `out` is overwritten.
 ///
 /// Throws Error on settings, shapes, strides, nulls or a workspace that do not fit, before any
 /// write. Cost: about E^2 H operations and some E^2 comparisons, no allocation. Results do not
 /// depend on the executor, nor on whether S is written.
 template <class W, class Executor = SerialExecutor>
 SimilarityReport find_partners(MatrixView<W> w_EH, const Pairing& pairing,
-                               MatrixView<std::int32_t> partners_EM,
-                               MatrixView<accumulator_t<detail::value_t<W>>> similarity_EE,
+                               const PartnerTables<accumulator_t<detail::value_t<W>>>& out,
                                Workspace workspace, const Executor& executor = {}) {
   using Weight = detail::value_t<W>;
   using A = accumulator_t<Weight>;
@@ -154,19 +160,19 @@ SimilarityReport find_partners(MatrixView<W> w_EH, const Pairing& pairing,
   const Index m = pairing.partners_per_expert;
   detail::check_similarity_weights(checks, w_EH);
   detail::check_pairing(checks, pairing, experts);
-  checks.matrix("partners_EM", partners_EM, experts, m);
-  checks.optional_matrix("similarity_EE", similarity_EE, experts, experts);
-  checks.overlaps(detail::output("partners_EM", partners_EM),
-                  detail::output("similarity_EE", similarity_EE),
+  checks.matrix("partners_EM", out.partners_EM, experts, m);
+  checks.optional_matrix("similarity_EE", out.similarity_EE, experts, experts);
+  checks.overlaps(detail::output("partners_EM", out.partners_EM),
+                  detail::output("similarity_EE", out.similarity_EE),
                   detail::output("workspace", workspace), detail::input("w_EH", w_EH));
   const int workers = checks.workers(executor);
   detail::Arena arena(checks.where(), workspace,
                       find_partners_workspace_bytes<Weight>(experts, w_EH.cols, m, workers));
 
-  return detail::find_partners_with<Weight, A>(w_EH, pairing, partners_EM, arena, executor, workers,
-                                               [&](const detail::CosineTile<A>& tile) {
-                                                 if (!similarity_EE.given()) return;
-                                                 detail::store_cosines(tile, similarity_EE);
+  return detail::find_partners_with<Weight, A>(w_EH, pairing, out.partners_EM, arena, executor,
+                                               workers, [&](const detail::CosineTile<A>& tile) {
+                                                 if (out.similarity_EE.given())
+                                                   detail::store_cosines(tile, out.similarity_EE);
                                                });
 }
 
