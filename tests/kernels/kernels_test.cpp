@@ -399,6 +399,48 @@ TYPED_TEST(KernelsTest, AddRowsIsOneChainPerElement) {
   });
 }
 
+TYPED_TEST(KernelsTest, RowProductsAreThoseOfDouble) {
+  using A = TypeParam;
+  this->for_each_isa([](const Kernels<A>& kernel, Isa) {
+    for (Index count : {0, 1, 3, 8, 15, 16, 17, 40, 1000}) {
+      const auto a = data::random_matrix<A>(1, count, 1), b = data::random_matrix<A>(1, count, 2);
+      long double aa = 0, ab = 0, bb = 0;
+      for (Index i = 0; i < count; ++i) {
+        const auto x = static_cast<long double>(a(0, i)), y = static_cast<long double>(b(0, i));
+        aa += x * x;
+        ab += x * y;
+        bb += y * y;
+      }
+      const auto products = kernel.row_products(a.data(), b.data(), count);
+      const auto error = 1e-15L * static_cast<long double>(1 + count);
+      ASSERT_LE(std::abs(aa - static_cast<long double>(products.aa)), error);
+      ASSERT_LE(std::abs(ab - static_cast<long double>(products.ab)), error);
+      ASSERT_LE(std::abs(bb - static_cast<long double>(products.bb)), error);
+    }
+  });
+}
+
+// To the bit what the gate makes of the same rows.
+TYPED_TEST(KernelsTest, PairProductsAreLogits) {
+  using A = TypeParam;
+  this->for_each_isa([](const Kernels<A>& kernel, Isa isa) {
+    const auto& gate = kernels_for<GateKernels<A, A>>(isa);
+    const Index lanes = kernel.lanes;
+    for (Index depth : {1, 2, 15, 16, 17, 33, 300}) {
+      const auto left = data::random_matrix<A>(lanes, depth, 3);
+      const auto right = data::random_matrix<A>(lanes, depth, 4);
+      RowMatrix<A> packed(depth, lanes), logits(lanes, lanes), products(1, lanes);
+      gate.pack(right.data(), depth, lanes, depth, packed.data(), lanes);
+      gate.gate(left.data(), depth, lanes, packed.data(), depth, 1, logits.data(), lanes, true);
+      std::vector<const A*> x, y;
+      for (Index i = 0; i < lanes; ++i) x.push_back(left.row(i).data());
+      for (Index i = 0; i < lanes; ++i) y.push_back(right.row(i).data());
+      kernel.pair_products(x.data(), y.data(), depth, products.data());
+      ASSERT_TRUE(data::same_bits(products, RowMatrix<A>(logits.diagonal().transpose()))) << depth;
+    }
+  });
+}
+
 #if defined(__GNUC__) && !defined(__clang__) && !defined(__FAST_MATH__) && GATEPRO_X86_TARGETS
 // GCC fuses by default: the documented chain of fused multiply-adds.
 TYPED_TEST(KernelsTest, MultiplyAddsAreFusedWhereTheSetHasThem) {

@@ -39,7 +39,9 @@ inline constexpr Kernels<A> table<Kernels<A>>{lanes_v<A>,
                                               softmax<A>,
                                               largest_magnitude<A>,
                                               scale<A>,
-                                              normalise<A>};
+                                              normalise<A>,
+                                              row_products<A>,
+                                              pair_products<A>};
 
 template <class A>
 inline constexpr ScoreKernels<A> table<ScoreKernels<A>>{scores<A>, slopes<A>, shares<A>,

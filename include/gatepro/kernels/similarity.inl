@@ -72,3 +72,80 @@ GATEPRO_KERNEL void normalise(A* cosines, Index count, A own_inverse, const A* i
     store_first<A>(select(unknown, quiet_nan, clamped), cosines + j, n);
   }
 }
+
+/// `count` <= lanes_v<double> values as double; lanes past `count` are zero.
+template <class A>
+GATEPRO_FN Lanes<double> load_double(const A* from, int count) {
+  constexpr int L = lanes_v<double>;
+  if (count == L) return convert<double>(Vec<A, L>::load(from));
+  A values[std::size_t(L)] = {};
+  copy_pieces<L / 2>(from, values, count);
+  return convert<double>(Vec<A, L>::load(values));
+}
+
+/// Adds the products of `count` <= lanes_v<double> elements of two rows.
+template <class A>
+GATEPRO_FN void add_products(const A* a, const A* b, int count, Lanes<double>& aa,
+                             Lanes<double>& ab, Lanes<double>& bb) {
+  const Lanes<double> x = load_double(a, count);
+  const Lanes<double> y = load_double(b, count);
+  aa = mul_add(x, x, aa);
+  ab = mul_add(x, y, ab);
+  bb = mul_add(y, y, bb);
+}
+
+GATEPRO_FN double sum_of_lanes(Lanes<double> values) {
+  double lanes[std::size_t(lanes_v<double>)];
+  values.store(lanes);
+  double sum = 0;
+  for (double lane : lanes) sum += lane;
+  return sum;
+}
+
+/// The products of two rows with themselves and each other.
+template <class A>
+GATEPRO_KERNEL RowProducts row_products(const A* a, const A* b, Index count) {
+  using V = Lanes<double>;
+  constexpr int L = lanes_v<double>;
+  const V zero = V::splat(0);
+  V aa[2] = {zero, zero}, ab[2] = {zero, zero}, bb[2] = {zero, zero};
+  Index i = 0;
+  for (; i + 2 * L <= count; i += 2 * L) {
+    add_products(a + i, b + i, L, aa[0], ab[0], bb[0]);
+    add_products(a + i + L, b + i + L, L, aa[1], ab[1], bb[1]);
+  }
+  for (; i < count; i += L) {
+    const int n = count - i < L ? int(count - i) : L;
+    add_products(a + i, b + i, n, aa[0], ab[0], bb[0]);
+  }
+  return {sum_of_lanes(aa[0] + aa[1]), sum_of_lanes(ab[0] + ab[1]),
+          sum_of_lanes(bb[0] + bb[1])};
+}
+
+/// Columns [h, h + n) of L rows, n <= L: a row of the block holds an element of each.
+template <class A>
+GATEPRO_FN void load_columns(const A* const* rows, Index h, int n,
+                             Lanes<A> (&block)[std::size_t(lanes_v<A>)]) {
+  GATEPRO_UNROLL
+  for (int r = 0; r < lanes_v<A>; ++r) block[r] = load_as<A>(rows[r] + h, n);
+  transpose<A>(block);
+}
+
+/// The products of L pairs of rows: each the chain of additions that `gate` makes of them.
+template <class A>
+GATEPRO_KERNEL void pair_products(const A* const* left, const A* const* right, Index depth,
+                                  A* products) {
+  constexpr int L = lanes_v<A>;
+  Lanes<A> sum = Lanes<A>::splat(A(0));
+  for (Index h = 0; h < depth; h += L) {
+    const int n = depth - h < L ? int(depth - h) : L;
+    Lanes<A> x[std::size_t(L)], y[std::size_t(L)];
+    load_columns<A>(left, h, n, x);
+    load_columns<A>(right, h, n, y);
+    GATEPRO_UNROLL
+    for (int i = 0; i < L; ++i) {
+      if (i < n) sum = mul_add(x[i], y[i], sum);
+    }
+  }
+  sum.store(products);
+}

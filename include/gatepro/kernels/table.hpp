@@ -27,6 +27,13 @@ template <class X, class A>
 inline constexpr bool reads_directly_v = std::is_same_v<X, A> ||
                                          (std::is_same_v<X, bfloat16> && std::is_same_v<A, float>);
 
+/// Products of two rows a and b.
+struct RowProducts {
+  double aa;
+  double ab;
+  double bb;
+};
+
 /// What every router needs, whatever its scalars are.
 template <class A>
 struct Kernels {
@@ -45,6 +52,8 @@ struct Kernels {
   Key (*largest_magnitude)(const A* row, Index count);
   A (*scale)(A* row, Index count, A first, A second);
   void (*normalise)(A* cosines, Index count, A own_inverse, const A* inverse_norms);
+  RowProducts (*row_products)(const A* a, const A* b, Index count);
+  void (*pair_products)(const A* const* left, const A* const* right, Index depth, A* products);
 };
 
 /// True if scores are a softmax, whose shares are their own slopes: `shares` writes none then.
