@@ -35,6 +35,9 @@ struct RefreshSchedule {
   };
   Kind kind = Kind::every_n_steps;  ///< The kind.
   std::int64_t interval = 1;        ///< n of every_n_steps, in optimizer steps; >= 1.
+  /// A refresh that is due looks how far the rows of W have turned, and recomputes only those whose
+  /// partners could have changed. The partners are always those of a full refresh; S is not kept.
+  bool lazy = false;
 
   /// Due at each new step.
   GATEPRO_ALWAYS_INLINE static constexpr RefreshSchedule every_step() {
@@ -50,6 +53,8 @@ struct RefreshSchedule {
   }
   /// Refreshed at the first call, then kept.
   GATEPRO_ALWAYS_INLINE static constexpr RefreshSchedule frozen() { return {Kind::frozen, 1}; }
+  /// The same schedule, but lazy.
+  GATEPRO_ALWAYS_INLINE constexpr RefreshSchedule lazily() const { return {kind, interval, true}; }
 };
 
 }  // namespace gatepro

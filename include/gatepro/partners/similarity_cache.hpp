@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "gatepro/partners/lazy_search.hpp"
 #include "gatepro/partners/search.hpp"
 
 namespace gatepro {
@@ -19,13 +20,13 @@ inline namespace GATEPRO_ABI {
 ///
 /// Refreshing and set_partners are the only writers: they must not run beside any other call on
 /// the same cache. They leave the old state whole if they throw. Const calls may run concurrently.
-/// Memory: one E x E matrix once refreshed, if Pairing::keeps_similarity says so, and the scratch
-/// of the last refresh.
+/// Memory: one E x E matrix once refreshed, if Pairing::keeps_similarity says so or the schedule is
+/// lazy, and the scratch of the last refresh, about two matrices E x H.
 template <class A>
 class SimilarityCache {
  public:
-  /// A cache without partners. Throws Error for pairing settings that E experts do not allow or an
-  /// interval below 1.
+  /// A cache without partners. Throws Error for pairing settings that E experts do not allow, and
+  /// as set_schedule does.
   SimilarityCache(Index num_experts, const Pairing& pairing, const RefreshSchedule& schedule)
       : experts_(num_experts), pairing_(pairing) {
     detail::check_accumulator<A>();
@@ -34,10 +35,14 @@ class SimilarityCache {
     set_schedule(schedule);
   }
 
-  /// Changes the schedule from the next question on. Throws Error for an interval below 1.
+  /// Changes the schedule from the next question on. Throws Error for an interval below 1, and for
+  /// a lazy schedule where Pairing::keep_similarity asks for S.
   void set_schedule(const RefreshSchedule& schedule) {
     detail::need(schedule.interval >= 1, "SimilarityCache", "refresh interval >= 1",
                  {{"interval", schedule.interval}});
+    detail::need(!schedule.lazy || !pairing_.keep_similarity.value_or(false), "SimilarityCache",
+                 "keep_similarity not true if the schedule is lazy, which keeps no current S",
+                 {{"keep_similarity", 1}, {"lazy", 1}});
     schedule_ = schedule;
   }
   /// The schedule.
@@ -79,42 +84,33 @@ class SimilarityCache {
     return true;
   }
 
-  /// Recomputes the partners, and S if it is kept, from w_EH (E x H), whatever the schedule says.
+  /// Recomputes the partners, and S if it is kept, from w_EH (E x H), whatever the schedule says
+  /// but for RefreshSchedule::lazy.
   ///
   /// Throws Error for the shape, and what the executor or the allocator throw. Allocates at first
-  /// use, and when H grows. Cost: about E^2 H operations. Bits do not depend on the executor.
+  /// use, and when H grows. Cost: about E^2 H operations; if lazy, some E H while rows turn little.
+  /// Bits do not depend on the executor.
   template <class W, class Executor = SerialExecutor>
   void refresh_now(MatrixView<W> w_EH, std::int64_t step, const Executor& executor = {}) {
     check_weights(w_EH);
-    using Weight = detail::value_t<W>;
+    const MatrixView<const detail::value_t<W>> weights_EH(w_EH);
     const int workers = detail::Checks("SimilarityCache").workers(executor);
-    const Index m = pairing_.partners_per_expert;
-    const std::size_t needed =
-        find_partners_workspace_bytes<Weight>(experts_, w_EH.cols, m, workers);
-    scratch_.resize((std::max)(scratch_.size(), needed));
     spare_.partners.resize(partner_count());
-    const MatrixView<std::int32_t> partners_EM(spare_.partners.data(), experts_, m);
-    const auto search = [&](const auto& store) {
-      detail::Arena arena("SimilarityCache", Workspace(scratch_), needed);
-      spare_.report = detail::find_partners_with<Weight, A>(w_EH, pairing_, partners_EM, arena,
-                                                            executor, workers, store);
+    const MatrixView<std::int32_t> partners_EM(spare_.partners.data(), experts_,
+                                               pairing_.partners_per_expert);
+    if (schedule_.lazy && detail::LazySearch<A>::pays(experts_)) {
+      spare_.found = lazy_.find(weights_EH, pairing_, partners_EM, scratch_, executor, workers);
       spare_.rivals = RivalTable(partners_EM, pairing_.both_sides);
-    };
-    spare_.has_similarity = pairing_.keeps_similarity(experts_);
-    if (spare_.has_similarity) {
-      reserve_similarity();
-      UpperTriangle upper(*this);
-      search([&upper](const detail::CosineTile<A>& tile) { upper.store(tile); });
-      upper.commit();
+      spare_.has_similarity = false;
     } else {
-      search([](const detail::CosineTile<A>&) {});
+      find_all(weights_EH, partners_EM, executor, workers);
     }
     adopt_spare(step);
   }
 
   /// Takes partners from outside: another rank, a checkpoint. partners_EM: E x m ids, i itself for
   /// "none". Afterwards S is unknown until the next refresh. Throws Error for the shape or an id
-  /// out of range. Allocates.
+  /// out of range. Allocates. The next refresh is a full one.
   void set_partners(StridedView<const std::int32_t> partners_EM, std::int64_t step) {
     detail::Checks("SimilarityCache")
         .strided("partners_EM", partners_EM, experts_, pairing_.partners_per_expert);
@@ -125,8 +121,9 @@ class SimilarityCache {
         spare_.partners[static_cast<std::size_t>(i * partners_EM.cols + m)] = partners_EM(i, m);
       }
     }
-    spare_.report = {};
+    spare_.found = {};
     spare_.has_similarity = false;
+    lazy_.forget();
     adopt_spare(step);
   }
 
@@ -135,7 +132,8 @@ class SimilarityCache {
     if (!has_partners()) return {};
     return {state_.partners.data(), experts_, pairing_.partners_per_expert};
   }
-  /// S, E x E; not given before a refresh, after set_partners, or if it is not kept.
+  /// S, E x E; not given before a refresh, after set_partners, after a refresh under a lazy
+  /// schedule, or if it is not kept.
   MatrixView<const A> similarity() const {
     if (!state_.has_similarity) return {};
     return {similarity_.data(), experts_, experts_};
@@ -145,8 +143,13 @@ class SimilarityCache {
 
   /// Experts whose list of partners the last refresh or set_partners changed, from "none" at first.
   Index partners_changed() const { return partners_changed_; }
+  /// Experts for which the last refresh computed similarities: E, unless it was a lazy one. 0 after
+  /// set_partners.
+  Index rows_recomputed() const { return state_.found.rows_recomputed; }
+  /// Their sum over all refreshes.
+  std::int64_t total_rows_recomputed() const { return total_rows_recomputed_; }
   /// Zero rows and non-finite rows of W at the last refresh.
-  const SimilarityReport& report() const { return state_.report; }
+  const SimilarityReport& report() const { return state_.found.report; }
 
   /// Mean of S_ij over all pairs i != j of finite rows; 0 if there is no pair. The paper's average
   /// pairwise similarity. Throws Error if S is unknown: see similarity(). Cost: E^2.
@@ -180,7 +183,7 @@ class SimilarityCache {
   struct State {
     std::vector<std::int32_t> partners;
     RivalTable rivals;
-    SimilarityReport report;
+    detail::Found found;
     bool has_similarity = false;
   };
 
@@ -207,6 +210,31 @@ class SimilarityCache {
     SimilarityCache& cache_;
     bool committed_ = false;
   };
+
+  /// A full search, to the spare state.
+  template <class W, class Executor>
+  void find_all(const MatrixView<const W>& w_EH, const MatrixView<std::int32_t>& partners_EM,
+                const Executor& executor, int workers) {
+    const std::size_t needed =
+        find_partners_workspace_bytes<W>(experts_, w_EH.cols, partners_EM.cols, workers);
+    scratch_.resize((std::max)(scratch_.size(), needed));
+    const auto search = [&](const auto& store) {
+      detail::Arena arena("SimilarityCache", Workspace(scratch_), needed);
+      spare_.found = {detail::find_partners_with<W, A>(w_EH, pairing_, partners_EM, arena, executor,
+                                                       workers, store),
+                      experts_};
+      spare_.rivals = RivalTable(partners_EM, pairing_.both_sides);
+    };
+    spare_.has_similarity = !schedule_.lazy && pairing_.keeps_similarity(experts_);
+    if (spare_.has_similarity) {
+      reserve_similarity();
+      UpperTriangle upper(*this);
+      search([&upper](const detail::CosineTile<A>& tile) { upper.store(tile); });
+      upper.commit();
+    } else {
+      search([](const detail::CosineTile<A>&) {});
+    }
+  }
 
   /// Memory for S and for a new diagonal.
   void reserve_similarity() {
@@ -252,6 +280,7 @@ class SimilarityCache {
       partners_changed_ += same ? 0 : 1;
     }
     std::swap(state_, spare_);
+    total_rows_recomputed_ += rows_recomputed();
     last_step_ = step;
   }
 
@@ -263,7 +292,9 @@ class SimilarityCache {
   std::vector<A> similarity_;  // S, if state_ has one
   std::vector<A> diagonal_;    // where the next refresh writes that of S
   std::vector<std::byte> scratch_;
+  detail::LazySearch<A> lazy_;
   std::int64_t last_step_ = 0;
+  std::int64_t total_rows_recomputed_ = 0;
   Index partners_changed_ = 0;
 };
 
