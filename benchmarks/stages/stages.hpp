@@ -25,6 +25,7 @@ Stage selection_stage();
 Stage penalty_stage();
 Stage router_stage();
 Stage refresh_stage();
+Stage lazy_refresh_stage();
 Stage backward_stage();
 Stage compile_time_stage();
 Stage complete_stage();
@@ -32,9 +33,9 @@ Stage limits_stage();
 Stage small_batches_stage();
 
 inline std::vector<Stage> all_stages() {
-  return {gate_stage(),    selection_stage(),    penalty_stage(),      router_stage(),
-          refresh_stage(), backward_stage(),     compile_time_stage(), complete_stage(),
-          limits_stage(),  small_batches_stage()};
+  return {gate_stage(),     selection_stage(),    penalty_stage(),      router_stage(),
+          refresh_stage(),  lazy_refresh_stage(), backward_stage(),     compile_time_stage(),
+          complete_stage(), limits_stage(),       small_batches_stage()};
 }
 
 }  // namespace bench

@@ -137,6 +137,8 @@ const std::vector<Key>& summary_keys() {
       {"refresh_over_forward_E128", at_most(0.04)},
       {"refresh_over_forward_E256", at_most(0.06)},
       {"refresh_vs_eigen_E256", at_least(1.5)},
+      {"lazy_over_full_refresh_E256", at_most(0.3)},
+      {"lazy_fast_over_full_refresh_E256", at_most(1.1)},
       {"backward_vs_torch_E64", at_least(3)},
       {"backward_vs_torch_E128", at_least(3)},
       {"backward_vs_torch_E256", at_least(3)},

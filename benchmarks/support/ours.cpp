@@ -48,6 +48,17 @@ Run gate_tokens(const GateJob& job, const X* x, std::shared_ptr<const void> keep
   };
 }
 
+Run refresh_by(const gatepro::RefreshSchedule& schedule, const RefreshJob& job, int threads) {
+  const Shape& s = job.shape;
+  const auto router = std::make_shared<Router>(config_of(s, {}));
+  router->set_refresh_schedule(schedule);
+  const MatrixView<const float> w_EH(job.w_EH, s.experts, s.hidden);
+  return [job, router, w_EH, threads] {
+    with_executor(threads, [&](const auto& executor) { router->refresh_now(w_EH, 0, executor); });
+    std::copy_n(router->similarity_cache().partners().data, job.shape.experts, job.partners_E);
+  };
+}
+
 }  // namespace
 
 bool has_openmp() {
@@ -104,14 +115,10 @@ Run compete(const CompeteJob& job, gatepro::CompetitionMode mode) {
   };
 }
 
-Run refresh(const RefreshJob& job, int threads) {
-  const Shape& s = job.shape;
-  const auto router = std::make_shared<Router>(config_of(s, {}));
-  const MatrixView<const float> w_EH(job.w_EH, s.experts, s.hidden);
-  return [job, router, w_EH, threads] {
-    with_executor(threads, [&](const auto& executor) { router->refresh_now(w_EH, 0, executor); });
-    std::copy_n(router->similarity_cache().partners().data, job.shape.experts, job.partners_E);
-  };
+Run refresh(const RefreshJob& job, int threads) { return refresh_by({}, job, threads); }
+
+Run refresh_lazily(const RefreshJob& job) {
+  return refresh_by(gatepro::RefreshSchedule::every_step().lazily(), job, 1);
 }
 
 Run route_backward(const RouteBackwardJob& job, int threads) {

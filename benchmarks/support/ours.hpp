@@ -30,8 +30,9 @@ Run route_native(const RouteJob& job, const gatepro::Competition& competition, i
 /// apply_competition: the penalty of the job, or elimination, as a stage of its own.
 Run compete(const CompeteJob& job, gatepro::CompetitionMode mode);
 
-/// Router::refresh_now.
+/// Router::refresh_now, as the schedule has it: at once, or lazily.
 Run refresh(const RefreshJob& job, int threads = 1);
+Run refresh_lazily(const RefreshJob& job);
 
 /// Router::backward after a forward.
 Run route_backward(const RouteBackwardJob& job, int threads = 1);

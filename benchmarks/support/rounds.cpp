@@ -37,12 +37,12 @@ struct Entrant {
   int repeats;
 };
 
+}  // namespace
+
 int rounds_to_run(int wanted) {
   const char* text = std::getenv("BENCH_ROUNDS");
   return text == nullptr ? wanted : std::max(1, std::atoi(text));
 }
-
-}  // namespace
 
 std::optional<double> Samples::seconds(const std::string& name) const {
   return median_of(name, name, [](double a, double) { return a; });

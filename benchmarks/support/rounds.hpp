@@ -15,6 +15,7 @@ namespace bench {
 /// Rounds for ratios, and for ratios near 1. The environment variable BENCH_ROUNDS overrides both.
 inline constexpr int many_rounds = 25;
 inline constexpr int most_rounds = 41;
+int rounds_to_run(int wanted);
 
 /// Seconds per run: one sample per contestant and round. What was not measured has no value.
 class Samples {
