@@ -8,6 +8,10 @@
 
 #include "gatepro/core/error.hpp"
 
+#if GATEPRO_X86_TARGETS
+#include <cpuid.h>
+#endif
+
 namespace gatepro {
 namespace detail {
 
@@ -20,11 +24,19 @@ inline const char* name_of(Isa isa) {
   return isa == Isa::avx512 ? "avx512" : isa == Isa::avx2 ? "avx2" : "portable";
 }
 
+#if GATEPRO_X86_TARGETS
+/// True if the CPU converts half to float. Not all compilers know the name f16c.
+inline bool has_f16c() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
+}
+#endif
+
 /// The best set that this CPU and its operating system offer.
 inline Isa best_isa() {
 #if GATEPRO_X86_TARGETS
   __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
   if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
     return Isa::avx512;

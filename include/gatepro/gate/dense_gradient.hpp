@@ -105,11 +105,11 @@ void add_tile(const A* x, Index x_stride, Index depth, const A* panel, const Mat
   const auto gate = gate_kernels<A, A>().gate;
   const Index vectors = kernels<A>().panel_vectors;
   if (out.cols == panel_cols<A>()) {
-    gate(x, x_stride, out.rows, panel, depth, vectors, out.data, out.row_stride, false);
+    gate(x, x_stride, out.rows, panel, depth, vectors, out.data, out.row_stride, false, {});
     return;
   }
   copy_to_panels<A>([&](Index r) { return out.row(r); }, out.rows, out.cols, edge);
-  gate(x, x_stride, out.rows, panel, depth, vectors, edge, panel_cols<A>(), false);
+  gate(x, x_stride, out.rows, panel, depth, vectors, edge, panel_cols<A>(), false, {});
   for (Index r = 0; r < out.rows; ++r) {
     std::copy_n(edge + r * panel_cols<A>(), out.cols, out.row(r));
   }

@@ -17,7 +17,7 @@ namespace detail {
 template <class A>
 struct GateScratch {
   A* logits_TE = nullptr;  ///< tile_tokens x padded experts.
-  A* widened = nullptr;    ///< tile_tokens x depth_block, if X must be widened.
+  A* widened = nullptr;    ///< tile_tokens x depth_block, unless X is A.
 };
 
 inline namespace GATEPRO_ABI {
@@ -26,7 +26,7 @@ template <class X, class A>
 GateScratch<A> carve_gate(Arena& arena, Index experts) {
   GateScratch<A> scratch;
   scratch.logits_TE = arena.take<A>(tile_tokens, padded_experts<A>(experts));
-  if constexpr (!reads_directly_v<X, A>) scratch.widened = arena.take<A>(tile_tokens * depth_block);
+  if constexpr (!std::is_same_v<X, A>) scratch.widened = arena.take<A>(tile_tokens * depth_block);
   return scratch;
 }
 
@@ -71,7 +71,8 @@ void for_each_gated_tile(const MatrixView<const X>& x_TH, const PackedView<A>& p
     const Index first = tile * rows;
     const Index count = (std::min)(rows, x_TH.rows - first);
     const GateScratch<A> mine = scratch(worker);
-    gate_tile<X, A>(x_TH.middle_rows(first, count), packed, mine.widened, mine.logits_TE, stride);
+    gate_tile<X, A>(x_TH.middle_rows(first, x_TH.rows - first), count, packed, mine.widened,
+                    mine.logits_TE, stride);
     finish(worker, first, count, static_cast<const A*>(mine.logits_TE));
   });
 }

@@ -129,35 +129,59 @@ PackedView<A> pack(const MatrixView<const W>& w_EH, A* packed, const Executor& e
   return {packed, w_EH.rows, w_EH.cols};
 }
 
-/// Logits of up to tile_tokens tokens, in rows of `row_stride` elements with room for
-/// padded_experts, of all experts from vector `first_vector`, the first of a widest panel.
-/// `widened` holds tile_tokens x depth_block elements if X must be widened, else nothing.
+/// The columns [start, start + depth) of a tile of tokens as Read, which is X or A: as they are, or
+/// widened into tile_tokens x depth_block elements.
+template <class Read, class X, class A>
+MatrixView<const Read> readable_columns(const MatrixView<const X>& x_TH, Index start, Index depth,
+                                        [[maybe_unused]] A* widened) {
+  const MatrixView<const X> columns = x_TH.middle_cols(start, depth);
+  if constexpr (std::is_same_v<X, Read>) {
+    return columns;
+  } else {
+    const auto widen = gate_kernels<A, X>().widen;
+    for (Index t = 0; t < columns.rows; ++t) {
+      widen(columns.row(t), depth, widened + t * depth_block);
+    }
+    return {widened, columns.rows, depth, depth_block};
+  }
+}
+
+/// What the gate kernel fetches while it has the columns from `start`: those after them, or the
+/// first ones of the tokens after the tile's `count`. None where X ends.
+template <class X>
+NextRows next_rows(const MatrixView<const X>& x_TH, Index count, Index start) {
+  const Index next = start + depth_block;
+  const bool same_tokens = next < x_TH.cols;
+  if (!same_tokens && x_TH.rows < 2 * count) return {};
+  const X* data = same_tokens ? x_TH.data + next : x_TH.row(count);
+  constexpr Index bytes = static_cast<Index>(sizeof(X));
+  return {reinterpret_cast<const char*>(data), x_TH.row_stride * bytes, bytes};
+}
+
+/// Logits of the first `count` <= tile_tokens tokens, in rows of `row_stride` elements with room
+/// for padded_experts, of all experts from vector `first_vector`, the first of a widest panel.
+/// `widened` holds tile_tokens x depth_block elements, unless X is A.
 template <class X, class A>
-void gate_tile(const MatrixView<const X>& x_TH, const PackedView<A>& w, A* widened, A* logits_TE,
-               Index row_stride, Index first_vector = 0) {
-  using Read = std::conditional_t<reads_directly_v<X, A>, X, A>;
-  const GateKernels<A, Read>& kernel = gate_kernels<A, Read>();
+void gate_tile(const MatrixView<const X>& x_TH, Index count, const PackedView<A>& w, A* widened,
+               A* logits_TE, Index row_stride, Index first_vector = 0) {
+  using FewRead = std::conditional_t<reads_directly_v<X, A>, X, A>;
+  const MatrixView<const X> tile_TH = x_TH.middle_rows(0, count);
   const Index lanes = kernels<A>().lanes;
   const Index vectors = expert_vectors<A>(w.experts);
   // At least once, so that logits of no columns are zero.
   for (Index start = 0; start == 0 || start < w.hidden; start += depth_block) {
     const Index depth = (std::min)(depth_block, w.hidden - start);
-    const void* x = x_TH.data + start;
-    Index x_stride = x_TH.row_stride;
-    if constexpr (!reads_directly_v<X, A>) {
-      x_stride = depth_block;
-      for (Index t = 0; t < x_TH.rows; ++t) {
-        gate_kernels<A, X>().widen(x_TH.row(t) + start, depth, widened + t * x_stride);
-      }
-      x = widened;
-    }
     if (are_few<A>(w.experts)) {
-      kernel.gate_few(x, x_stride, x_TH.rows, w.data + start * (lanes / 2), depth, logits_TE,
-                      row_stride, start == 0);
+      const auto x = readable_columns<FewRead>(tile_TH, start, depth, widened);
+      gate_kernels<A, FewRead>().gate_few(x.data, x.row_stride, count, w.data + start * (lanes / 2),
+                                          depth, logits_TE, row_stride, start == 0);
     } else {
+      const auto x = readable_columns<A>(tile_TH, start, depth, widened);
       const Index skipped = first_vector * lanes;
-      kernel.gate(x, x_stride, x_TH.rows, w.data + start * vectors * lanes + skipped * depth, depth,
-                  vectors - first_vector, logits_TE + skipped, row_stride, start == 0);
+      gate_kernels<A, A>().gate(x.data, x.row_stride, count,
+                                w.data + start * vectors * lanes + skipped * depth, depth,
+                                vectors - first_vector, logits_TE + skipped, row_stride, start == 0,
+                                next_rows(x_TH, count, start));
     }
   }
 }

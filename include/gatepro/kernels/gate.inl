@@ -1,68 +1,25 @@
 // SPDX-License-Identifier: MIT
 // Gate kernels: logits = X W^T. Neighbouring experts, or columns if experts are few, in the lanes.
 
-/// Fetches a vector of each of the next R rows of X, where there are any. The hardware follows a
-/// row, but does not see the next one coming.
-template <int R, class Source>
-GATEPRO_FN void prefetch_rows([[maybe_unused]] const Source* next, [[maybe_unused]] Index stride) {
+/// Fetches a line of each of R rows. Into the second cache only: rows a power of two apart share a
+/// few sets of the first one, where they would drive each other out.
+template <int R>
+GATEPRO_FN void prefetch_rows([[maybe_unused]] const char* rows, [[maybe_unused]] Index stride) {
 #if GATEPRO_VECTOR_EXTENSIONS
-  if (next == nullptr) return;
+  if (rows == nullptr) return;
   GATEPRO_UNROLL
-  for (int r = 0; r < R; ++r) __builtin_prefetch(next + r * stride);
+  for (int r = 0; r < R; ++r) __builtin_prefetch(rows + r * stride, 0, 2);
 #endif
-}
-
-/// A column of X by itself, or the first or second of two neighbours that are read together.
-enum class Column { single, first, second };
-
-/// Column x[0] of a token (of a pair: x[0] or x[1]) in every lane. Two bfloat16 take one load of 32
-/// bits, which a shift or a mask turns into either value as float.
-template <class A, Column column, class Source>
-GATEPRO_FN Lanes<A> splat_column(const Source* x) {
-  if constexpr (std::is_same_v<A, Source>) {
-    return Lanes<A>::splat(x[column == Column::second ? 1 : 0]);
-  } else {
-    using Word = Lanes<std::int32_t>;
-    static_assert(std::is_same_v<Source, bfloat16> && sizeof(A) == 4, "widened in registers");
-    if constexpr (column == Column::single) {
-      std::uint16_t bits;
-      std::memcpy(&bits, static_cast<const void*>(x), sizeof bits);
-      return bit_cast<A>(Word::splat(bits) << 16);
-    } else {
-      std::int32_t pair;
-      std::memcpy(&pair, static_cast<const void*>(x), sizeof pair);
-      const Word both = Word::splat(pair);
-      constexpr bool low = (column == Column::first) == GATEPRO_LITTLE_ENDIAN;
-      return bit_cast<A>(low ? both << 16 : both & Word::splat(-65536));
-    }
-  }
-}
-
-/// One column: sum += x * w, for R tokens against C vectors of experts.
-template <class A, Column column, int R, int C, class Source>
-GATEPRO_FN void gate_column(const Source* x, Index x_stride, const A* w,
-                            Lanes<A> (&sum)[std::size_t(R)][std::size_t(C)]) {
-  using V = Lanes<A>;
-  V weights[std::size_t(C)];
-  GATEPRO_UNROLL
-  for (int c = 0; c < C; ++c) weights[c] = V::load(w + c * lanes_v<A>);
-  GATEPRO_UNROLL
-  for (int r = 0; r < R; ++r) {
-    const V token = splat_column<A, column>(x + r * x_stride);
-    GATEPRO_UNROLL
-    for (int c = 0; c < C; ++c) sum[r][c] = mul_add(token, weights[c], sum[r][c]);
-  }
 }
 
 /// R tokens against C vectors of experts, over `depth` columns: out += x * w, or out = x * w.
 /// Each logit is one chain of additions in ascending column order, wherever its token stands.
-/// `next` are the rows of X to fetch meanwhile, or null.
-template <class A, int R, int C, class Source>
-GATEPRO_FN void gate_block(const Source* x, const Source* next, Index x_stride, const A* w,
-                           Index depth, A* out, Index out_stride, bool first) {
+template <class A, int R, int C>
+GATEPRO_FN void gate_block(const A* x, Index x_stride, const A* w, Index depth, A* out,
+                           Index out_stride, bool first, NextRows next) {
   using V = Lanes<A>;
   constexpr int L = lanes_v<A>;
-  constexpr Index line = 64 / Index(sizeof(Source));
+  constexpr Index line = 64 / Index(sizeof(A));
   V sum[std::size_t(R)][std::size_t(C)];
   GATEPRO_UNROLL
   for (int r = 0; r < R; ++r) {
@@ -72,14 +29,20 @@ GATEPRO_FN void gate_block(const Source* x, const Source* next, Index x_stride, 
     }
   }
   for (Index start = 0; start < depth; start += line) {
-    prefetch_rows<R>(next == nullptr ? nullptr : next + start, x_stride);
+    prefetch_rows<R>(next.data, next.stride);
+    next = next.after(line);
     const Index end = depth - start < line ? depth : start + line;
-    Index h = start;
-    for (; h + 2 <= end; h += 2) {
-      gate_column<A, Column::first, R, C>(x + h, x_stride, w + h * C * L, sum);
-      gate_column<A, Column::second, R, C>(x + h, x_stride, w + (h + 1) * C * L, sum);
+    for (Index h = start; h < end; ++h) {
+      V weights[std::size_t(C)];
+      GATEPRO_UNROLL
+      for (int c = 0; c < C; ++c) weights[c] = loaded_once(V::load(w + (h * C + c) * L));
+      GATEPRO_UNROLL
+      for (int r = 0; r < R; ++r) {
+        const V token = loaded_once(V::splat(x[r * x_stride + h]));
+        GATEPRO_UNROLL
+        for (int c = 0; c < C; ++c) sum[r][c] = mul_add(token, weights[c], sum[r][c]);
+      }
     }
-    if (h < end) gate_column<A, Column::single, R, C>(x + h, x_stride, w + h * C * L, sum);
   }
   GATEPRO_UNROLL
   for (int r = 0; r < R; ++r) {
@@ -88,49 +51,45 @@ GATEPRO_FN void gate_block(const Source* x, const Source* next, Index x_stride, 
   }
 }
 
-/// One panel of C vectors of experts against all tokens of the tile. The first panel fetches X for
-/// itself and the others.
-template <class A, int C, class Source>
-GATEPRO_FN void gate_panel(const Source* x, Index x_stride, Index tokens, const A* w, Index depth,
-                           A* out, Index out_stride, bool first, bool fetch) {
+/// One panel of C vectors of experts against all tokens of the tile.
+template <class A, int C>
+GATEPRO_FN void gate_panel(const A* x, Index x_stride, Index tokens, const A* w, Index depth,
+                           A* out, Index out_stride, bool first, const NextRows& next) {
   Index t = 0;
   for (; t + 6 <= tokens; t += 6) {
-    const Source* next = fetch && t + 12 <= tokens ? x + (t + 6) * x_stride : nullptr;
-    gate_block<A, 6, C>(x + t * x_stride, next, x_stride, w, depth, out + t * out_stride,
-                        out_stride, first);
+    gate_block<A, 6, C>(x + t * x_stride, x_stride, w, depth, out + t * out_stride, out_stride,
+                        first, next.from_row(t));
   }
-  const Source* none = nullptr;
-  for (; t + 2 <= tokens; t += 2) {
-    gate_block<A, 2, C>(x + t * x_stride, none, x_stride, w, depth, out + t * out_stride,
-                        out_stride, first);
-  }
-  if (t < tokens) {
-    gate_block<A, 1, C>(x + t * x_stride, none, x_stride, w, depth, out + t * out_stride,
-                        out_stride, first);
+  for (; t < tokens; t += 2) {
+    // A single token is a pair with itself: code for one alone would hardly be faster.
+    const Index pair = t + 1 < tokens ? 1 : 0;
+    gate_block<A, 2, C>(x + t * x_stride, pair * x_stride, w, depth, out + t * out_stride,
+                        pair * out_stride, first, NextRows{});
   }
 }
 
 /// A tile of tokens against one depth block of packed weights (layout: gate/packing.hpp).
-template <class A, class Source>
-GATEPRO_KERNEL void gate(const void* tokens_TH, Index x_stride, Index tokens, const A* packed,
-                         Index depth, Index expert_vectors, A* out, Index out_stride, bool first) {
+template <class A>
+GATEPRO_KERNEL void gate(const A* x, Index x_stride, Index tokens, const A* packed, Index depth,
+                         Index expert_vectors, A* out, Index out_stride, bool first,
+                         const NextRows& next) {
   constexpr int L = lanes_v<A>;
   constexpr int C = GATEPRO_PANEL_VECTORS;
-  const Source* x = static_cast<const Source*>(tokens_TH);
   Index v = 0;
+  const auto next_of = [&] { return v == 0 ? next : NextRows{}; };
   for (; v + C <= expert_vectors; v += C) {
     gate_panel<A, C>(x, x_stride, tokens, packed + v * L * depth, depth, out + v * L, out_stride,
-                     first, v == 0);
+                     first, next_of());
   }
   if constexpr (C > 2) {
     for (; v + 2 <= expert_vectors; v += 2) {
       gate_panel<A, 2>(x, x_stride, tokens, packed + v * L * depth, depth, out + v * L, out_stride,
-                       first, v == 0);
+                       first, next_of());
     }
   }
   for (; v < expert_vectors; ++v) {
     gate_panel<A, 1>(x, x_stride, tokens, packed + v * L * depth, depth, out + v * L, out_stride,
-                     first, v == 0);
+                     first, next_of());
   }
 }
 
@@ -178,7 +137,8 @@ GATEPRO_FN void gate_few_block(const Source* x, const Source* next, Index x_stri
   }
   Index h = 0;
   for (; h + L <= depth; h += L) {
-    prefetch_rows<R>(next == nullptr ? nullptr : next + h, x_stride);
+    const char* soon = next == nullptr ? nullptr : reinterpret_cast<const char*>(next + h);
+    prefetch_rows<R>(soon, x_stride * Index(sizeof(Source)));
     gate_few_columns<A, R>(x + h, x_stride, w + h, w_stride, L, sum);
   }
   if (h < depth) {

@@ -52,11 +52,10 @@ inline constexpr PenaltyKernels<A> table<PenaltyKernels<A>>{store_penalised<A>};
 
 template <class A, class Source>
 constexpr GateKernels<A, Source> gate_table() {
-  if constexpr (reads_directly_v<Source, A>) {
-    return {widen<A, Source>, pack<A, Source>, gate<A, Source>, gate_few<A, Source>};
-  } else {
-    return {widen<A, Source>, pack<A, Source>, nullptr, nullptr};
-  }
+  GateKernels<A, Source> table{widen<A, Source>, pack<A, Source>};
+  if constexpr (std::is_same_v<Source, A>) table.gate = gate<A>;
+  if constexpr (reads_directly_v<Source, A>) table.gate_few = gate_few<A, Source>;
+  return table;
 }
 
 template <class A, class Source>

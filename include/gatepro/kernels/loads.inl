@@ -44,27 +44,43 @@ GATEPRO_FN Lanes<std::int32_t> load_16_bits(const void* from) {
 #endif
 }
 
+/// Lanes of float from as many half patterns; a signalling NaN may become a quiet one.
+GATEPRO_FN Lanes<float> widen_halves(const void* from) {
+#if GATEPRO_VECTOR_EXTENSIONS && GATEPRO_BYTES >= 32
+  typedef std::int16_t Half __attribute__((vector_size(lanes_v<float> * sizeof(std::int16_t))));
+  Half bits;
+  __builtin_memcpy(&bits, from, sizeof bits);
+#if GATEPRO_BYTES == 64
+  return {__builtin_ia32_vcvtph2ps512_mask(bits, Lanes<float>::Raw{}, all_16_lanes, 4)};
+#else
+  return {__builtin_ia32_vcvtph2ps256(bits)};
+#endif
+#else
+  // The exponent moves from bias 15 to 127. Infinities and NaNs move as far again; subnormals are
+  // normalised by a subtraction of floats, which is exact.
+  using Word = Lanes<std::int32_t>;
+  const Word word = load_16_bits(from);
+  const Word magnitude = (word & Word::splat(0x7fff)) << 13;
+  const Word exponent = magnitude & Word::splat(0x7c00 << 13);
+  const Word rebias = Word::splat((127 - 15) << 23);
+  const Word one = Word::splat(1 << 23);
+  const Word rebiased = magnitude + rebias;
+  const Lanes<float> smallest_normal = bit_cast<float>(Word::splat(113 << 23));
+  const Lanes<float> subnormal = bit_cast<float>(rebiased + one) - smallest_normal;
+  Word wide = select(exponent == Word::splat(0x7c00 << 13), rebiased + rebias, rebiased);
+  wide = select(exponent == Word::splat(0), bit_cast<std::int32_t>(subnormal), wide);
+  const Word sign = (word & Word::splat(0x8000)) << 16;
+  return bit_cast<float>(wide | sign);
+#endif
+}
+
 /// Lanes of float from as many 16-bit patterns.
 template <class Source>
 GATEPRO_FN Lanes<float> widen_16_bits(const void* bits) {
-  using Word = Lanes<std::int32_t>;
-  const Word word = load_16_bits(bits);
   if constexpr (std::is_same_v<Source, bfloat16>) {
-    return bit_cast<float>(word << 16);
+    return bit_cast<float>(load_16_bits(bits) << 16);
   } else {
-    // The exponent moves from bias 15 to 127. Infinities and NaNs move as far again; subnormals
-    // are normalised by a subtraction of floats, which is exact.
-    const Word magnitude = (word & Word::splat(0x7fff)) << 13;
-    const Word exponent = magnitude & Word::splat(0x7c00 << 13);
-    const Word rebias = Word::splat((127 - 15) << 23);
-    const Word one = Word::splat(1 << 23);
-    const Word rebiased = magnitude + rebias;
-    const Lanes<float> smallest_normal = bit_cast<float>(Word::splat(113 << 23));
-    const Lanes<float> subnormal = bit_cast<float>(rebiased + one) - smallest_normal;
-    Word wide = select(exponent == Word::splat(0x7c00 << 13), rebiased + rebias, rebiased);
-    wide = select(exponent == Word::splat(0), bit_cast<std::int32_t>(subnormal), wide);
-    const Word sign = (word & Word::splat(0x8000)) << 16;
-    return bit_cast<float>(wide | sign);
+    return widen_halves(bits);
   }
 }
 
@@ -116,10 +132,11 @@ GATEPRO_FN void store_first(Lanes<A> v, A* to, int count) {
 /// to[i] = from[i], exactly.
 template <class A, class Source>
 GATEPRO_KERNEL void widen(const void* from, Index count, A* to) {
-  for (Index i = 0; i < count; i += lanes_v<A>) {
-    const int n = count - i < lanes_v<A> ? int(count - i) : lanes_v<A>;
-    store_first<A>(load_as<A>(static_cast<const Source*>(from) + i, n), to + i, n);
-  }
+  constexpr int L = lanes_v<A>;
+  const Source* source = static_cast<const Source*>(from);
+  Index i = 0;
+  for (; i + L <= count; i += L) load_as<A>(source + i, L).store(to + i);
+  if (i < count) store_first<A>(load_as<A>(source + i, int(count - i)), to + i, int(count - i));
 }
 
 #if GATEPRO_VECTOR_EXTENSIONS

@@ -22,10 +22,25 @@ struct RivalView {
   const std::int32_t* only = nullptr;
 };
 
-/// True if the gate kernels take tokens of X as they are; others are widened into a buffer first.
+/// True if the gate kernel for few experts takes tokens of X as they are, which it reads once, a
+/// vector at a time. Others, and those of the kernel for many, are widened into a buffer first.
 template <class X, class A>
 inline constexpr bool reads_directly_v = std::is_same_v<X, A> ||
-                                         (std::is_same_v<X, bfloat16> && std::is_same_v<A, float>);
+                                         (sizeof(X) == 2 && std::is_same_v<A, float>);
+
+/// Rows of X that a gate kernel fetches into the cache, because it is given them next.
+struct NextRows {
+  const char* data = nullptr;  ///< Null for none.
+  Index stride = 0;            ///< Bytes from row to row.
+  Index column_bytes = 0;
+
+  GATEPRO_ALWAYS_INLINE NextRows from_row(Index row) const {
+    return {data == nullptr ? nullptr : data + row * stride, stride, column_bytes};
+  }
+  GATEPRO_ALWAYS_INLINE NextRows after(Index columns) const {
+    return {data == nullptr ? nullptr : data + columns * column_bytes, stride, column_bytes};
+  }
+};
 
 /// Products of two rows a and b.
 struct RowProducts {
@@ -80,11 +95,13 @@ template <class A, class Source>
 struct GateKernels {
   void (*widen)(const void* from, Index count, A* to);
   void (*pack)(const void* from, Index row_stride, Index rows, Index depth, A* to, Index to_stride);
-  /// Null, as the next one, unless reads_directly_v.
-  void (*gate)(const void* x, Index x_stride, Index tokens, const A* packed, Index depth,
-               Index expert_vectors, A* out, Index out_stride, bool first);
+  /// Null unless Source is A.
+  void (*gate)(const A* x, Index x_stride, Index tokens, const A* packed, Index depth,
+               Index expert_vectors, A* out, Index out_stride, bool first,
+               const NextRows& next) = nullptr;
+  /// Null unless reads_directly_v.
   void (*gate_few)(const void* x, Index x_stride, Index tokens, const A* packed, Index depth,
-                   A* out, Index out_stride, bool first);
+                   A* out, Index out_stride, bool first) = nullptr;
 };
 
 /// What gradients and permuted rows of Source need.

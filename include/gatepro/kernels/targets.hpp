@@ -72,7 +72,7 @@
 
 #if GATEPRO_X86_TARGETS
 
-#define GATEPRO_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")))
+#define GATEPRO_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")))
 #define GATEPRO_BYTES 64
 #define GATEPRO_PANEL_VECTORS 4
 namespace gatepro {
@@ -88,7 +88,7 @@ namespace avx512 {
 #undef GATEPRO_BYTES
 #undef GATEPRO_PANEL_VECTORS
 
-#define GATEPRO_TARGET __attribute__((target("avx2,fma")))
+#define GATEPRO_TARGET __attribute__((target("avx2,fma,f16c")))
 #define GATEPRO_BYTES 32
 #define GATEPRO_PANEL_VECTORS 2
 namespace gatepro {

@@ -121,8 +121,8 @@ void for_each_cosine_tile(const MatrixView<const W>& w_EH, const CosineRows<A>& 
     const Index count = (std::min)(tile_tokens, experts - first);
     const Index from = first / panel * panel;
     const GateScratch<A> mine = scratch(worker);
-    gate_tile<A, A>(scaled_EH.middle_rows(first, count), packed, mine.widened, mine.logits_TE,
-                    stride, from / lanes);
+    gate_tile<A, A>(scaled_EH.middle_rows(first, experts - first), count, packed, mine.widened,
+                    mine.logits_TE, stride, from / lanes);
     A* products = mine.logits_TE + from;
     for (Index i = 0; i < count; ++i) normalise_row(rows, first + i, from, products + i * stride);
     body(worker, CosineTile<A>{first, from, {products, count, experts - from, stride}});
