@@ -17,6 +17,8 @@
 #include "support/inputs.hpp"
 #include "support/losses.hpp"
 #include "support/memory.hpp"
+#include "support/reference/losses.hpp"
+#include "support/reference/scores.hpp"
 #include "support/type_names.hpp"
 
 namespace {

@@ -19,6 +19,7 @@
 #include "support/losses.hpp"
 #include "support/memory.hpp"
 #include "support/ranks.hpp"
+#include "support/reference/losses.hpp"
 
 namespace {
 

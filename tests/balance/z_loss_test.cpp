@@ -13,6 +13,7 @@
 #include "support/inputs.hpp"
 #include "support/losses.hpp"
 #include "support/memory.hpp"
+#include "support/reference/losses.hpp"
 #include "support/type_names.hpp"
 
 namespace {

@@ -8,9 +8,11 @@
 #include <vector>
 
 #include "support/bits.hpp"
+#include "support/conversions.hpp"
 #include "support/executors.hpp"
 #include "support/inputs.hpp"
 #include "support/memory.hpp"
+#include "support/reference/drops.hpp"
 #include "support/type_names.hpp"
 
 namespace {
@@ -122,46 +124,33 @@ Dropped<A> drop(const RowMatrix<Id>& ids_TK, const RowMatrix<A>& weights_TK, Ind
   return out;
 }
 
-/// The same by brute force: each expert sorts all who want it.
+/// The same by brute force.
 template <class A, class Id>
 Dropped<A> reference_drop(const RowMatrix<Id>& ids_TK, const RowMatrix<A>& weights_TK,
                           Index experts, const Mask& is_padding_T, Index capacity,
                           DropPolicy policy) {
-  struct Candidate {
-    Index t, j;
-    double weight;
-  };
   Dropped<A> out{RowMatrix<A>::Zero(ids_TK.rows(), ids_TK.cols()),
-                 Bytes::Zero(ids_TK.rows(), ids_TK.cols()), Counts(), DropReport()};
-  for (Index e = 0; e < experts; ++e) {
-    std::vector<Candidate> wanting;
-    for (Index t = 0; t < ids_TK.rows(); ++t) {
-      if (!is_padding_T.empty() && is_padding_T[static_cast<std::size_t>(t)] != 0) continue;
-      for (Index j = 0; j < ids_TK.cols(); ++j) {
-        if (static_cast<Index>(ids_TK(t, j)) != e) continue;
-        wanting.push_back({t, j, static_cast<double>(weights_TK(t, j))});
-      }
-    }
-    std::stable_sort(wanting.begin(), wanting.end(), [&](const Candidate& a, const Candidate& b) {
-      if (policy == DropPolicy::choice_major) return a.j < b.j;
-      if (policy == DropPolicy::position) return false;
-      if (std::isnan(a.weight) || std::isnan(b.weight)) return !std::isnan(a.weight);
-      return a.weight > b.weight;
-    });
-    const auto slots = std::min(wanting.size(), static_cast<std::size_t>(capacity));
-    out.counts_E.push_back(static_cast<std::int64_t>(slots));
-    out.report.dropped_choices += static_cast<Index>(wanting.size() - slots);
-    for (std::size_t i = 0; i < slots; ++i) {
-      const Candidate& c = wanting[i];
-      out.kept_TK(c.t, c.j) = 1;
-      out.weights_TK(c.t, c.j) = weights_TK(c.t, c.j);
-    }
-  }
+                 Bytes::Zero(ids_TK.rows(), ids_TK.cols()),
+                 Counts(static_cast<std::size_t>(experts), 0), DropReport()};
+  const auto kept_TK =
+      reference::kept(data::to_ids(ids_TK), data::to_reference(weights_TK), is_padding_T,
+                      static_cast<int>(experts), static_cast<std::size_t>(capacity), policy);
   for (Index t = 0; t < ids_TK.rows(); ++t) {
-    const bool padding = !is_padding_T.empty() && is_padding_T[static_cast<std::size_t>(t)] != 0;
-    const bool chose = (ids_TK.row(t).array() != static_cast<Id>(-1)).any();
-    const bool any = (out.kept_TK.row(t).array() != 0).any();
-    out.report.tokens_without_expert += !padding && chose && !any ? 1 : 0;
+    if (reference::masked(is_padding_T, static_cast<std::size_t>(t))) continue;
+    bool chose = false, any = false;
+    for (Index j = 0; j < ids_TK.cols(); ++j) {
+      if (ids_TK(t, j) == static_cast<Id>(-1)) continue;
+      chose = true;
+      if (!data::at(kept_TK, t, j)) {
+        ++out.report.dropped_choices;
+        continue;
+      }
+      any = true;
+      out.kept_TK(t, j) = 1;
+      out.weights_TK(t, j) = weights_TK(t, j);
+      ++out.counts_E[static_cast<std::size_t>(ids_TK(t, j))];
+    }
+    out.report.tokens_without_expert += chose && !any ? 1 : 0;
   }
   return out;
 }
@@ -472,15 +461,12 @@ TEST(CapacityGradient, RenormalisationAgainstFiniteDifferences) {
   kept.row(3).setZero();
   const RowMatrix<double> dbefore = Renormalised<double>(before, kept).gradient(kept, dweights);
   for (Index i = 0; i < before.size(); ++i) {
-    const double step = 1e-4;
-    // Fourth order, so that the truncation is below the rounding.
     const auto at = [&](double offset) {
       RowMatrix<double> moved = before;
       moved.data()[i] += offset;
       return (Renormalised<double>(moved, kept).weights.array() * dweights.array()).sum();
     };
-    const double slope =
-        (8 * (at(step) - at(-step)) - (at(2 * step) - at(-2 * step))) / (12 * step);
+    const double slope = reference::derivative(at, 1e-4);
     EXPECT_NEAR(dbefore.data()[i], slope, 1e-9 * std::max(1.0, std::abs(slope))) << i;
   }
 }

@@ -13,6 +13,7 @@
 #include "support/executors.hpp"
 #include "support/inputs.hpp"
 #include "support/memory.hpp"
+#include "support/reference/gate.hpp"
 #include "support/type_names.hpp"
 
 namespace {

@@ -15,6 +15,7 @@
 #include "support/executors.hpp"
 #include "support/inputs.hpp"
 #include "support/memory.hpp"
+#include "support/reference/partners.hpp"
 #include "support/type_names.hpp"
 
 namespace {

@@ -10,6 +10,7 @@
 #include "support/conversions.hpp"
 #include "support/inputs.hpp"
 #include "support/memory.hpp"
+#include "support/reference/partners.hpp"
 #include "support/type_names.hpp"
 
 namespace {

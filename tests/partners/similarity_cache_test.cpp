@@ -13,7 +13,7 @@
 #include "support/conversions.hpp"
 #include "support/errors.hpp"
 #include "support/inputs.hpp"
-#include "support/reference.hpp"
+#include "support/reference/partners.hpp"
 
 namespace {
 

@@ -16,12 +16,12 @@
 
 #include "support/bits.hpp"
 #include "support/complete_data.hpp"
-#include "support/complete_reference.hpp"
 #include "support/conversions.hpp"
 #include "support/errors.hpp"
 #include "support/executors.hpp"
 #include "support/inputs.hpp"
 #include "support/memory.hpp"
+#include "support/reference/complete.hpp"
 #include "support/routing_data.hpp"
 #include "support/type_names.hpp"
 
@@ -112,7 +112,6 @@ template <class A>
 class CompleteProductTest : public testing::Test {
  public:
   using R = CompleteRouter<A>;
-  using Reference = complete_reference::Batch;
 
   CompleteProductTest()
       : logits_TE_(random_matrix<A>(tokens, experts, 11, 2)),
@@ -133,21 +132,26 @@ class CompleteProductTest : public testing::Test {
     }
     const auto report = router.forward_logits(in, out, buffers.workspace());
 
-    const complete_reference::Rules rules = rules_of(config);
-    const complete_reference::Flags padding_T(padding.begin(), padding.end());
+    const reference::Rules rules = rules_of(config);
     const reference::Matrix l_TE = to_reference(logits_TE_);
-    const Reference expected = complete_reference::route(l_TE, rules, padding_T, config);
-    expect_forward(config, rules, l_TE, padding_T, expected, out, report);
+    const reference::Batch expected = reference::route(l_TE, rules, padding, config);
+    const auto losses = reference::batch_losses(l_TE, expected, padding, sequences_, config);
+    expect_forward(config, rules, l_TE, padding, expected, out, report);
+    EXPECT_NEAR(report.losses.batch, losses.batch.value, 100 * eps);
+    EXPECT_NEAR(report.losses.sequence, losses.sequence.value, 100 * eps);
+    EXPECT_NEAR(report.losses.global, losses.global.value, 100 * eps);
+    EXPECT_NEAR(report.losses.z, losses.z.value, 100 * eps);
 
     gatepro::BackwardInputs<A> more;
-    more.gradient_scale = 0.5;
+    more.gradient_scale = loss_scale;
     RowMatrix<A> dlogits_TE = zeros<A>(tokens, experts);
     router.backward_logits(in, out, report, dweights_TK_, more, dlogits_TE, buffers.workspace());
-    expect_gradients(config, rules, l_TE, padding_T, expected, dlogits_TE);
+    expect_gradients(config, rules, l_TE, padding, expected, losses, dlogits_TE);
   }
 
  private:
   static constexpr double eps = static_cast<double>(std::numeric_limits<A>::epsilon());
+  static constexpr double loss_scale = 0.5;
   static constexpr double gradient_tolerance = sizeof(A) == 8 ? 1e-9 : 2e-5;
 
   /// Partners in pairs, and a bias, as a checkpoint brings them.
@@ -160,35 +164,29 @@ class CompleteProductTest : public testing::Test {
     return router;
   }
 
-  complete_reference::Rules rules_of(const CompleteConfig& config) const {
-    complete_reference::Rules rules;
-    rules.top_k = top_k;
-    rules.scores = config.scores;
-    rules.groups = config.groups;
-    rules.competition = config.router.competition;
-    rules.competition.lambda = static_cast<double>(static_cast<A>(rules.competition.lambda));
-    rules.bias_E.assign(experts, 0);
+  reference::Rules rules_of(const CompleteConfig& config) const {
+    reference::Rules rules{
+        {top_k, config.scores, config.groups, config.router.competition}, {}, {}};
+    double& lambda = rules.selection.competition.lambda;
+    lambda = static_cast<double>(static_cast<A>(lambda));
     if (config.bias.enabled) rules.bias_E.assign(bias_E_.data(), bias_E_.data() + experts);
     for (int partner : partners_) rules.rivals.push_back({partner});
     return rules;
   }
 
-  void expect_forward(const CompleteConfig& config, const complete_reference::Rules& rules,
-                      const reference::Matrix& l_TE, const complete_reference::Flags& padding_T,
-                      const Reference& expected, const typename R::Routing& out,
+  void expect_forward(const CompleteConfig& config, const reference::Rules& rules,
+                      const reference::Matrix& l_TE, const reference::Mask& padding_T,
+                      const reference::Batch& expected, const typename R::Routing& out,
                       const gatepro::CompleteReport& report) const {
-    gatepro::LossValues losses;
     Index short_tokens = 0;
     for (std::size_t t = 0; t < l_TE.size(); ++t) {
-      const auto& choice = expected.choices_T[t];
-      short_tokens += choice.short_of_survivors && !padding_T[t] ? 1 : 0;
-      const auto weights =
-          complete_reference::final_weights(l_TE[t], t, expected, rules, padding_T, config);
+      const reference::Token& token = expected.tokens_T[t];
+      short_tokens += token.short_of_survivors ? 1 : 0;
+      const auto weights = reference::final_weights(l_TE[t], t, expected, rules, padding_T, config);
       for (std::size_t j = 0; j < weights.size(); ++j) {
         const Index row = static_cast<Index>(t), col = static_cast<Index>(j);
-        const int id = choice.ids[j];
-        ASSERT_EQ(out.expert_ids_TK(row, col), id) << "token " << t << ", choice " << j;
-        ASSERT_EQ(out.penalised_TK(row, col) != 0, choice.lost_E[static_cast<std::size_t>(id)]);
+        ASSERT_EQ(out.expert_ids_TK(row, col), token.ids[j]) << "token " << t << ", choice " << j;
+        ASSERT_EQ(int{out.penalised_TK(row, col)}, token.penalised[j]);
         ASSERT_NEAR(static_cast<double>(out.weights_TK(row, col)), weights[j], 100 * eps);
         if (weights[j] == 0) {
           ASSERT_EQ(out.weights_TK(row, col), 0);
@@ -197,46 +195,36 @@ class CompleteProductTest : public testing::Test {
           ASSERT_EQ(out.kept_TK(row, col) != 0, expected.kept_TK[t][j]);
         }
       }
-      const auto terms =
-          complete_reference::loss_terms(l_TE[t], t, expected, padding_T, sequences_, config);
-      losses.batch += terms.batch;
-      losses.sequence += terms.sequence;
-      losses.global += terms.global;
-      losses.z += terms.z;
     }
     EXPECT_EQ(data::copy(out.tokens_per_expert_E), expected.counts_E);
-    EXPECT_EQ(report.valid_tokens, expected.tokens);
+    EXPECT_EQ(report.valid_tokens, expected.valid_tokens);
     EXPECT_EQ(report.tokens_short_of_survivors, short_tokens);
     EXPECT_EQ(report.nonfinite_rows, 0);
-    EXPECT_NEAR(report.losses.batch, losses.batch, 100 * eps);
-    EXPECT_NEAR(report.losses.sequence, losses.sequence, 100 * eps);
-    EXPECT_NEAR(report.losses.global, losses.global, 100 * eps);
-    EXPECT_NEAR(report.losses.z, losses.z, 100 * eps);
   }
 
-  /// Differences of what the trainer minimises: weights . dweights + losses / 2.
-  void expect_gradients(const CompleteConfig& config, const complete_reference::Rules& rules,
-                        const reference::Matrix& l_TE, const complete_reference::Flags& padding_T,
-                        const Reference& expected, const RowMatrix<A>& dlogits_TE) const {
+  /// Differences of weights . dweights, and the gradients of the losses.
+  void expect_gradients(const CompleteConfig& config, const reference::Rules& rules,
+                        const reference::Matrix& l_TE, const reference::Mask& padding_T,
+                        const reference::Batch& expected, const reference::BatchLosses& losses,
+                        const RowMatrix<A>& dlogits_TE) const {
     for (std::size_t t = 0; t < l_TE.size(); ++t) {
-      const auto objective = [&](const complete_reference::Row& l) {
-        double sum =
-            0.5 *
-            complete_reference::loss_terms(l, t, expected, padding_T, sequences_, config).sum();
-        const auto weights =
-            complete_reference::final_weights(l, t, expected, rules, padding_T, config);
-        for (std::size_t j = 0; j < weights.size(); ++j) {
-          sum += weights[j] *
-                 static_cast<double>(dweights_TK_(static_cast<Index>(t), static_cast<Index>(j)));
+      for (std::size_t e = 0; e < l_TE[t].size(); ++e) {
+        const auto objective = [&](double offset) {
+          reference::Row moved = l_TE[t];
+          moved[e] += offset;
+          const auto weights =
+              reference::final_weights(moved, t, expected, rules, padding_T, config);
+          return std::inner_product(weights.begin(), weights.end(),
+                                    dweights_TK_.row(static_cast<Index>(t)).data(), 0.0);
+        };
+        double want = reference::derivative(objective, 5e-4);
+        for (const auto* loss : {&losses.batch, &losses.sequence, &losses.global, &losses.z}) {
+          want += loss_scale * loss->dlogits_TE[t][e];
         }
-        return sum;
-      };
-      const auto gradient = complete_reference::gradient(objective, l_TE[t]);
-      for (std::size_t e = 0; e < gradient.size(); ++e) {
         const A actual = dlogits_TE(static_cast<Index>(t), static_cast<Index>(e));
-        ASSERT_NEAR(static_cast<double>(actual), gradient[e], gradient_tolerance)
+        ASSERT_NEAR(static_cast<double>(actual), want, gradient_tolerance)
             << "token " << t << ", expert " << e;
-        if (padding_T[t]) {
+        if (padding_T[t] != 0) {
           ASSERT_EQ(actual, 0);
         }
       }
@@ -561,17 +549,13 @@ TEST(CompleteRouter, GradientsOfAWholeLayerMatchDifferences) {
   RowMatrix<double> dx_TH = zeros<double>(Layer::T, Layer::H);
   RowMatrix<double> dw_EH = zeros<double>(Layer::E, Layer::H);
   layer.backward(dy_TH, dx_TH, dw_EH);
-  const auto difference = [&](bool of_x, Index r, Index c, double h) {
-    RowMatrix<double> above[] = {x_TH, w_EH}, below[] = {x_TH, w_EH};
-    above[of_x ? 0 : 1](r, c) += h;
-    below[of_x ? 0 : 1](r, c) -= h;
-    return (Layer(above[0], above[1]).objective(dy_TH) -
-            Layer(below[0], below[1]).objective(dy_TH)) /
-           (2 * h);
-  };
   const auto expect_near = [&](bool of_x, Index r, Index c, double actual) {
-    // The error of order h^2 taken out.
-    const double expected = (4 * difference(of_x, r, c, 1e-4) - difference(of_x, r, c, 2e-4)) / 3;
+    const auto objective = [&](double offset) {
+      RowMatrix<double> moved[] = {x_TH, w_EH};
+      moved[of_x ? 0 : 1](r, c) += offset;
+      return Layer(moved[0], moved[1]).objective(dy_TH);
+    };
+    const double expected = reference::derivative(objective, 1e-4);
     EXPECT_NEAR(actual, expected, 1e-9 * std::max(1.0, std::abs(expected))) << r << ", " << c;
   };
   for (Index t = 0; t < Layer::T; t += 3)

@@ -14,11 +14,11 @@
 
 #include "support/bits.hpp"
 #include "support/complete_data.hpp"
-#include "support/complete_reference.hpp"
 #include "support/conversions.hpp"
 #include "support/errors.hpp"
 #include "support/inputs.hpp"
 #include "support/ranks.hpp"
+#include "support/reference/scores.hpp"
 
 namespace {
 
@@ -669,7 +669,7 @@ TEST(CompleteTraining, TheGlobalLossComparesWithAllForwardsSinceEndStep) {
   double expected = 0;
   for (Index t = 0; t < T; ++t) {
     const auto logits = data::to_reference(second.logits_TE)[static_cast<std::size_t>(t)];
-    const auto scores = complete_reference::loss_scores(logits, config.scores.function);
+    const auto scores = reference::normalised_scores(logits, config.scores.function).scores;
     for (std::size_t e = 0; e < scores.size(); ++e) {
       const double counts = static_cast<double>(first.counts_E[e] + second.counts_E[e]);
       expected += 0.1 * E / (K * 2.0 * T * T) * counts * scores[e];

@@ -11,7 +11,9 @@
 #include <cstring>
 #include <vector>
 
-#include "support/reference.hpp"
+#include "support/reference/gate.hpp"
+#include "support/reference/partners.hpp"
+#include "support/reference/routing.hpp"
 
 #if !defined(__FAST_MATH__)
 #error "this test is about -Ofast"

@@ -8,6 +8,9 @@
 #include "support/conversions.hpp"
 #include "support/inputs.hpp"
 #include "support/memory.hpp"
+#include "support/reference/gate.hpp"
+#include "support/reference/partners.hpp"
+#include "support/reference/routing.hpp"
 #include "support/routing_data.hpp"
 #include "support/type_names.hpp"
 

@@ -14,6 +14,7 @@
 #include "support/inputs.hpp"
 #include "support/losses.hpp"
 #include "support/memory.hpp"
+#include "support/reference/routing.hpp"
 #include "support/type_names.hpp"
 
 namespace {

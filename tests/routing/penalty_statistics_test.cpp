@@ -10,6 +10,8 @@
 #include "support/conversions.hpp"
 #include "support/inputs.hpp"
 #include "support/memory.hpp"
+#include "support/reference/partners.hpp"
+#include "support/reference/routing.hpp"
 #include "support/routing_data.hpp"
 #include "support/type_names.hpp"
 
@@ -26,9 +28,6 @@ using gatepro::RowMatrix;
 template <class A>
 PenaltyStatistics count(const RowMatrix<A>& logits_TE, const reference::Ids& partners,
                         bool both_sides, Competition competition, int top_k) {
-  if (competition.lambda == 0 && competition.mode == CompetitionMode::penalty) {
-    competition = Competition::off();  // nobody is penalised by nothing
-  }
   competition.lambda = static_cast<double>(static_cast<A>(competition.lambda));
   const auto round = [](double v) { return static_cast<double>(static_cast<A>(v)); };
   const reference::Ids rivals = reference::rivals(partners, both_sides);
@@ -52,10 +51,10 @@ PenaltyStatistics count(const RowMatrix<A>& logits_TE, const reference::Ids& par
         }
         counts.tied_pairs += any && logits[e] == best ? 1 : 0;
       }
-      if (!routed.loses[e]) continue;
+      if (!routed.contest.loses[e]) continue;
       ++counts.penalised_pairs;
       const bool penalty = competition.mode == CompetitionMode::penalty;
-      counts.penalties_lost_in_rounding += penalty && routed.logits[e] == logits[e] ? 1 : 0;
+      counts.penalties_lost_in_rounding += penalty && routed.contest.logits[e] == logits[e] ? 1 : 0;
     }
     const auto add_pairs = [&](const std::set<int>& selected, std::int64_t& partnered,
                                std::int64_t& coactivated) {

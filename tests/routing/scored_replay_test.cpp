@@ -11,6 +11,7 @@
 #include "support/executors.hpp"
 #include "support/inputs.hpp"
 #include "support/memory.hpp"
+#include "support/reference/routing.hpp"
 #include "support/scored_data.hpp"
 #include "support/type_names.hpp"
 
@@ -108,8 +109,10 @@ TYPED_TEST(ScoredReplayTest, AnyIdsMatchTheReference) {
       std::vector<int> ids;
       for (Index e = 0; e < experts; ++e) row.push_back(static_cast<double>(logits_TE(t, e)));
       for (Index j = 0; j < top_k; ++j) ids.push_back(static_cast<int>(ids_TK(t, j)));
-      const auto want = reference::replay_scored(row, scored_data::reference_rivals_of(experts),
-                                                 rule, ids, false, round);
+      const reference::Flags loses =
+          reference::losers(row, scored_data::reference_rivals_of(experts), rule.competition);
+      const auto want = reference::weigh(reference::contest(row, loses, rule, {}, round), ids, rule,
+                                         /*is_padding=*/false);
       nonfinite += want.nonfinite ? 1 : 0;
       short_tokens += want.short_of_survivors ? 1 : 0;
       for (Index j = 0; j < top_k; ++j) {

@@ -14,6 +14,8 @@
 #include "support/executors.hpp"
 #include "support/inputs.hpp"
 #include "support/memory.hpp"
+#include "support/reference/partners.hpp"
+#include "support/reference/routing.hpp"
 #include "support/type_names.hpp"
 
 namespace {

@@ -6,7 +6,7 @@
 #include <gatepro/core/views.hpp>
 #include <vector>
 
-#include "support/reference.hpp"
+#include "support/reference/matrix.hpp"
 
 namespace data {
 

@@ -14,8 +14,8 @@
 
 #include "support/bits.hpp"
 #include "support/conversions.hpp"
-#include "support/loss_reference.hpp"
 #include "support/memory.hpp"
+#include "support/reference/losses.hpp"
 
 namespace losses {
 
@@ -89,12 +89,8 @@ Loss<A> per_sequence(const RowMatrix<A>& logits_TE, const RowMatrix<Id>& ids_TK,
 /// Counts of the tokens that are not masked.
 template <class Id>
 Counts count(const RowMatrix<Id>& ids_TK, Index experts, const Mask& mask = {}) {
-  Counts counts(static_cast<std::size_t>(experts), 0);
-  for (Index t = 0; t < ids_TK.rows(); ++t) {
-    if (reference::masked(mask, static_cast<std::size_t>(t))) continue;
-    for (Index j = 0; j < ids_TK.cols(); ++j) ++counts[static_cast<std::size_t>(ids_TK(t, j))];
-  }
-  return counts;
+  return reference::count(data::to_ids(ids_TK), static_cast<std::size_t>(experts), mask, 0,
+                          static_cast<std::size_t>(ids_TK.rows()));
 }
 
 inline std::int64_t valid(const Mask& mask) {
@@ -147,17 +143,16 @@ template <class Evaluate>
 void expect_finite_differences(const RowMatrix<double>& logits_TE, const Evaluate& loss) {
   const RowMatrix<double> got_TE = loss(logits_TE).dlogits_TE;
   const double largest = got_TE.cwiseAbs().maxCoeff();
-  const double step = 2e-3;
   EXPECT_GT(largest, 1e-6);
   for (Index t = 0; t < logits_TE.rows(); ++t) {
     for (Index e = 0; e < logits_TE.cols(); ++e) {
-      const auto at = [&](double steps) {
+      const auto at = [&](double offset) {
         RowMatrix<double> moved_TE = logits_TE;
-        moved_TE(t, e) += steps * step;
+        moved_TE(t, e) += offset;
         return loss(moved_TE).value;
       };
-      const double want = (8 * (at(1) - at(-1)) - (at(2) - at(-2))) / (12 * step);
-      ASSERT_NEAR(got_TE(t, e), want, 1e-9 * largest) << "token " << t << ", expert " << e;
+      ASSERT_NEAR(got_TE(t, e), reference::derivative(at, 2e-3), 1e-9 * largest)
+          << "token " << t << ", expert " << e;
     }
   }
 }

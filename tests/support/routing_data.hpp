@@ -17,7 +17,8 @@
 #include "support/bits.hpp"
 #include "support/conversions.hpp"
 #include "support/memory.hpp"
-#include "support/reference.hpp"
+#include "support/reference/partners.hpp"
+#include "support/reference/routing.hpp"
 
 namespace routing_data {
 

@@ -14,7 +14,8 @@
 #include "support/bits.hpp"
 #include "support/inputs.hpp"
 #include "support/memory.hpp"
-#include "support/scored_reference.hpp"
+#include "support/reference/partners.hpp"
+#include "support/reference/routing.hpp"
 
 namespace scored_data {
 
@@ -132,8 +133,8 @@ A round_to(double value) {
 
 /// The reference's view of token t.
 template <class A, class Id>
-reference::ScoredToken expected(const RowMatrix<A>& logits_TE, Index t, SelectionRule rule,
-                                const Extras& extras) {
+reference::Token expected(const RowMatrix<A>& logits_TE, Index t, SelectionRule rule,
+                          const Extras& extras) {
   const auto round = [](double v) { return static_cast<double>(static_cast<A>(v)); };
   rule.competition.lambda = round(rule.competition.lambda);
   reference::Row row, bias;
@@ -141,8 +142,8 @@ reference::ScoredToken expected(const RowMatrix<A>& logits_TE, Index t, Selectio
   for (double b : extras.bias) bias.push_back(round(b));
   const bool is_padding =
       !extras.is_padding.empty() && extras.is_padding[static_cast<std::size_t>(t)] != 0;
-  return reference::route_scored(row, reference_rivals_of(logits_TE.cols()), rule, bias, is_padding,
-                                 round);
+  return reference::route(row, reference_rivals_of(logits_TE.cols()), rule, bias, is_padding,
+                          round);
 }
 
 /// NaN for NaN, 0 for 0, else close.
@@ -168,7 +169,7 @@ void expect_reference(const RowMatrix<A>& logits_TE, const SelectionRule& rule,
   Index nonfinite = 0, short_tokens = 0;
   for (Index t = 0; t < logits_TE.rows(); ++t) {
     SCOPED_TRACE("token " + std::to_string(t));
-    const reference::ScoredToken want = expected<A, Id>(logits_TE, t, rule, extras);
+    const reference::Token want = expected<A, Id>(logits_TE, t, rule, extras);
     nonfinite += want.nonfinite ? 1 : 0;
     short_tokens += want.short_of_survivors ? 1 : 0;
     const bool is_padding =

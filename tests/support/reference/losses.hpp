@@ -1,29 +1,22 @@
 // SPDX-License-Identifier: MIT
-// The auxiliary losses once more, in double, from their definitions. Gradients by the chain rule
-// with the whole Jacobian of the scores.
-#ifndef GATEPRO_TESTS_SUPPORT_LOSS_REFERENCE_HPP
-#define GATEPRO_TESTS_SUPPORT_LOSS_REFERENCE_HPP
+// The auxiliary losses from their definitions. Gradients by the chain rule with the whole Jacobian
+// of the scores.
+#ifndef GATEPRO_TESTS_SUPPORT_REFERENCE_LOSSES_HPP
+#define GATEPRO_TESTS_SUPPORT_REFERENCE_LOSSES_HPP
 
-#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <gatepro/routing/rules.hpp>
-#include <vector>
 
-#include "support/reference.hpp"
+#include "support/reference/matrix.hpp"
+#include "support/reference/scores.hpp"
 
 namespace reference {
-
-using Row = std::vector<double>;
-using Counts = std::vector<std::int64_t>;
-using Mask = std::vector<std::uint8_t>;  // empty for none
 
 struct Loss {
   double value = 0;
   Matrix dlogits_TE;
 };
-
-inline bool masked(const Mask& mask, std::size_t t) { return !mask.empty() && mask[t] != 0; }
 
 inline double valid_tokens(const Mask& mask, std::size_t first, std::size_t end) {
   double valid = 0;
@@ -31,57 +24,10 @@ inline double valid_tokens(const Mask& mask, std::size_t first, std::size_t end)
   return valid;
 }
 
-inline double log_sum_exp(const Row& logits) {
-  const double top = *std::max_element(logits.begin(), logits.end());
-  double sum = 0;
-  for (double l : logits) sum += std::exp(l - top);
-  return top + std::log(sum);
-}
-
-// An unnormalised score and its slope.
-struct Score {
-  double value;
-  double slope;
-};
-inline Score score(double logit, gatepro::ScoreFunction function) {
-  const double sigmoid = 1 / (1 + std::exp(-logit));
-  if (function == gatepro::ScoreFunction::sigmoid) {
-    return {sigmoid, sigmoid * (1 / (1 + std::exp(logit)))};
-  }
-  if (function == gatepro::ScoreFunction::sqrt_softplus) {
-    const double root = std::sqrt(std::max(logit, 0.0) + std::log1p(std::exp(-std::abs(logit))));
-    return {root, sigmoid / (2 * root)};
-  }
-  return {std::exp(logit), std::exp(logit)};  // softmax
-}
-
-// Scores of one token that sum to 1, and d score_i / d logit_j.
-struct NormalisedScores {
-  Row scores;
-  Matrix jacobian;
-};
-inline NormalisedScores normalised_scores(Row logits, gatepro::ScoreFunction function) {
-  const bool separate = function == gatepro::ScoreFunction::sigmoid ||
-                        function == gatepro::ScoreFunction::sqrt_softplus;
-  const double shift = separate ? 0 : log_sum_exp(logits);
-  double sum = 0;
-  for (double& l : logits) sum += score(l -= shift, function).value;
-  NormalisedScores result{{}, zeros(logits.size(), logits.size())};
-  for (double l : logits) result.scores.push_back(score(l, function).value / sum);
-  for (std::size_t i = 0; i < logits.size(); ++i) {
-    for (std::size_t j = 0; j < logits.size(); ++j) {
-      const double slope = score(logits[j], function).slope;
-      result.jacobian[i][j] = ((i == j ? 1 : 0) - result.scores[i]) * slope / sum;
-    }
-  }
-  return result;
-}
-
 // L = c E / (k N M) sum_e n_e sum_t s_te over the tokens [first, end).
-inline void add_balance_loss(const Matrix& logits_TE, gatepro::ScoreFunction function,
-                             double coefficient, double top_k, const Counts& counts, double tokens,
-                             double mean_over, const Mask& mask, std::size_t first, std::size_t end,
-                             Loss& loss) {
+inline void add_balance_loss(const Matrix& logits_TE, ScoreFunction function, double coefficient,
+                             double top_k, const Counts& counts, double tokens, double mean_over,
+                             const Mask& mask, std::size_t first, std::size_t end, Loss& loss) {
   for (std::size_t t = first; t < end; ++t) {
     if (masked(mask, t)) continue;
     const std::size_t experts = logits_TE[t].size();
@@ -97,9 +43,9 @@ inline void add_balance_loss(const Matrix& logits_TE, gatepro::ScoreFunction fun
   }
 }
 
-inline Loss balance_loss(const Matrix& logits_TE, gatepro::ScoreFunction function,
-                         double coefficient, double top_k, const Counts& counts, double tokens,
-                         double mean_over, const Mask& mask = {}) {
+inline Loss balance_loss(const Matrix& logits_TE, ScoreFunction function, double coefficient,
+                         double top_k, const Counts& counts, double tokens, double mean_over,
+                         const Mask& mask = {}) {
   Loss loss{0, zeros(logits_TE.size(), logits_TE.empty() ? 0 : logits_TE[0].size())};
   add_balance_loss(logits_TE, function, coefficient, top_k, counts, tokens, mean_over, mask, 0,
                    logits_TE.size(), loss);
@@ -117,7 +63,7 @@ inline Counts count(const Ids& ids_TK, std::size_t experts, const Mask& mask, st
 
 // The mean of the balance losses of the sequences that have a token.
 inline Loss sequence_balance_loss(const Matrix& logits_TE, const Ids& ids_TK, const Counts& begin,
-                                  gatepro::ScoreFunction function, double coefficient,
+                                  ScoreFunction function, double coefficient,
                                   const Mask& mask = {}) {
   const std::size_t experts = logits_TE[0].size();
   Loss loss{0, zeros(logits_TE.size(), experts)};
@@ -154,4 +100,4 @@ inline Loss z_loss(const Matrix& logits_TE, double coefficient, double mean_over
 
 }  // namespace reference
 
-#endif  // GATEPRO_TESTS_SUPPORT_LOSS_REFERENCE_HPP
+#endif  // GATEPRO_TESTS_SUPPORT_REFERENCE_LOSSES_HPP
