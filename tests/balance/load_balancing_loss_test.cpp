@@ -14,6 +14,7 @@
 #include "support/conversions.hpp"
 #include "support/errors.hpp"
 #include "support/executors.hpp"
+#include "support/ids.hpp"
 #include "support/inputs.hpp"
 #include "support/losses.hpp"
 #include "support/memory.hpp"
@@ -62,7 +63,7 @@ TYPED_TEST_SUITE(BalanceLossTest, Scalars, TypeNames);
 
 TYPED_TEST(BalanceLossTest, MatchesTheDefinition) {
   using A = TypeParam;
-  for (const ScoreFunction function : losses::functions) {
+  for (const ScoreFunction function : data::score_functions) {
     for (Index experts : {1, 2, 7, 16, 40}) {
       for (Index tokens : {1, 5, 300}) {
         for (double scale : {0.1, 4.0, 30.0}) {
@@ -90,7 +91,7 @@ TYPED_TEST(BalanceLossTest, MatchesTheDefinition) {
 }
 
 TEST(BalanceLoss, GradientAgreesWithFiniteDifferences) {
-  for (const ScoreFunction function : losses::functions) {
+  for (const ScoreFunction function : data::score_functions) {
     for (Index experts : {2, 5, 9}) {
       const RowMatrix<double> logits_TE = data::random_matrix<double>(4, experts, 4) * 2;
       const Ids ids_TK = data::random_ids<std::int32_t>(4, experts, 2, 5);
@@ -105,7 +106,7 @@ TEST(BalanceLoss, GradientAgreesWithFiniteDifferences) {
 }
 
 TEST(BalanceLoss, GradientPerSequenceAgreesWithFiniteDifferences) {
-  for (const ScoreFunction function : losses::functions) {
+  for (const ScoreFunction function : data::score_functions) {
     const RowMatrix<double> logits_TE = data::random_matrix<double>(9, 5, 6) * 2;
     const Ids ids_TK = data::random_ids<std::int32_t>(9, 5, 2, 7);
     losses::expect_finite_differences(logits_TE, [&](const RowMatrix<double>& moved_TE) {
@@ -118,7 +119,7 @@ TEST(BalanceLoss, GradientPerSequenceAgreesWithFiniteDifferences) {
 TYPED_TEST(BalanceLossTest, EqualLoadsGiveTheCoefficient) {
   using A = TypeParam;
   const double eps = static_cast<double>(std::numeric_limits<A>::epsilon());
-  for (const ScoreFunction function : losses::functions) {
+  for (const ScoreFunction function : data::score_functions) {
     for (Index top_k : {1, 2, 4}) {
       const RowMatrix<A> logits_TE = data::random_matrix<A>(48, 8, 8) * A(3);
       const Counts even(8, 48 * top_k / 8);
@@ -155,7 +156,7 @@ TYPED_TEST(BalanceLossTest, ExtremeLogitsStayAccurate) {
       0, 0, 0,                   //
       -37, -36, 10;
   const Counts counts{6, 4, 2};
-  for (const ScoreFunction function : losses::functions) {
+  for (const ScoreFunction function : data::score_functions) {
     SCOPED_TRACE(static_cast<int>(function));
     losses::expect_close(
         losses::balance(logits_TE, function, 2, {counts, 6}, {1}),
@@ -165,14 +166,14 @@ TYPED_TEST(BalanceLossTest, ExtremeLogitsStayAccurate) {
   const A inf = data::infinity<A>();
   RowMatrix<A> dead_TE = logits_TE;
   dead_TE.col(1).setConstant(-inf);
-  for (const ScoreFunction function : losses::functions) {
+  for (const ScoreFunction function : data::score_functions) {
     const auto got = losses::balance(dead_TE, function, 2, {counts, 6}, {1});
     EXPECT_TRUE(std::isfinite(got.value));
     EXPECT_TRUE(got.dlogits_TE.col(1).isZero(0)) << static_cast<int>(function);
     EXPECT_TRUE(got.dlogits_TE.allFinite());
   }
   const RowMatrix<A> all_dead_TE = RowMatrix<A>::Constant(2, 3, -inf);
-  for (const ScoreFunction function : losses::functions) {
+  for (const ScoreFunction function : data::score_functions) {
     const auto got = losses::balance(all_dead_TE, function, 2, {counts, 6}, {1});
     EXPECT_TRUE(std::isnan(got.value));
     EXPECT_TRUE(got.dlogits_TE.array().isNaN().all());
@@ -194,7 +195,7 @@ TYPED_TEST(BalanceLossTest, DigitsDoNotDependOnTheSizeOfTheLogits) {
   const Index experts = 6;
   const Counts counts{4, 0, 1, 3, 2, 0};
   const double eps = static_cast<double>(std::numeric_limits<A>::epsilon());
-  for (const ScoreFunction function : losses::functions) {
+  for (const ScoreFunction function : data::score_functions) {
     for (A centre : {A(0), A(10), A(14), A(16), A(80), A(-50), A(-110), A(-900), A(-4000)}) {
       SCOPED_TRACE(testing::Message() << static_cast<int>(function) << " " << centre);
       RowMatrix<A> logits_TE = data::random_matrix<A>(21, experts, 6);
@@ -230,7 +231,7 @@ TYPED_TEST(BalanceLossTest, NonfiniteTokensSpoilTheirOwnGradientOnly) {
   logits_TE(17, 2) = inf;
   logits_TE.row(18).setConstant(-inf);
   const Counts counts{40, 20, 10, 10};
-  for (const ScoreFunction function : losses::functions) {
+  for (const ScoreFunction function : data::score_functions) {
     const auto want = losses::balance(good_TE, function, 2, {counts, 40}, {1});
     const auto got = losses::balance(logits_TE, function, 2, {counts, 40}, {1});
     EXPECT_TRUE(std::isnan(got.value));
@@ -247,7 +248,7 @@ TYPED_TEST(BalanceLossTest, NonfiniteTokensSpoilTheirOwnGradientOnly) {
 
 TYPED_TEST(BalanceLossTest, MaskedTokensDoNothing) {
   using A = TypeParam;
-  for (const ScoreFunction function : losses::functions) {
+  for (const ScoreFunction function : data::score_functions) {
     for (Index tokens : {1, 40, 700}) {
       const Mask mask = data::random_mask(tokens, 12);
       RowMatrix<A> logits_TE = data::random_matrix<A>(tokens, 6, 13);
@@ -291,7 +292,7 @@ TYPED_TEST(BalanceLossTest, ExecutorsAndMicroBatchesGiveTheSameBits) {
   const RowMatrix<A> logits_TE = data::random_matrix<A>(tokens, 19, 15);
   const Ids ids_TK = data::random_ids<std::int32_t>(tokens, 19, 3, 16);
   const Counts counts = losses::count(ids_TK, 19), begin = random_borders(tokens, 30, 17);
-  for (const ScoreFunction function : losses::functions) {
+  for (const ScoreFunction function : data::score_functions) {
     const BalanceCounts all{counts, tokens};
     const LossWeight weight{1e-2, tokens};
     const auto want = losses::balance(logits_TE, function, 3, all, weight);
@@ -323,7 +324,7 @@ TYPED_TEST(BalanceLossTest, SequencesMatchTheDefinition) {
   const Ids ids_TK = data::random_ids<std::int32_t>(300, 11, 2, 19);
   const auto reference_TE = data::to_reference(logits_TE);
   const reference::Ids ids = data::to_ids(ids_TK);
-  for (const ScoreFunction function : losses::functions) {
+  for (const ScoreFunction function : data::score_functions) {
     for (Index sequences : {1, 2, 9, 200}) {
       const Counts begin = random_borders(300, sequences, 20);
       const Mask none, some = data::random_mask(300, 21);
@@ -341,7 +342,7 @@ TYPED_TEST(BalanceLossTest, OneSequenceIsTheBatch) {
   using A = TypeParam;
   const RowMatrix<A> logits_TE = data::random_matrix<A>(77, 9, 22);
   const Ids ids_TK = data::random_ids<std::int32_t>(77, 9, 2, 23);
-  for (const ScoreFunction function : losses::functions) {
+  for (const ScoreFunction function : data::score_functions) {
     losses::expect_same_bits(
         losses::per_sequence(logits_TE, ids_TK, {0, 77}, function, {0.01, 0, 8}),
         batch_loss(logits_TE, ids_TK, function, {0.01, 0, 8}));
@@ -358,7 +359,7 @@ TYPED_TEST(BalanceLossTest, EqualLengthsGiveMegatronsLoss) {
   Counts begin;
   for (Index s = 0; s <= sequences; ++s) begin.push_back(s * length);
   const reference::Ids ids = data::to_ids(ids_TK);
-  for (const ScoreFunction function : losses::functions) {
+  for (const ScoreFunction function : data::score_functions) {
     reference::Matrix scores_TE;
     for (const reference::Row& logits : data::to_reference(logits_TE)) {
       scores_TE.push_back(reference::normalised_scores(logits, function).scores);
@@ -437,7 +438,7 @@ TYPED_TEST(BalanceLossTest, TheGradientIsScaledAndTheValueIsNot) {
   using A = TypeParam;
   const RowMatrix<A> logits_TE = data::random_matrix<A>(20, 5, 31);
   const Ids ids_TK = data::random_ids<std::int32_t>(20, 5, 2, 32);
-  for (const ScoreFunction function : losses::functions) {
+  for (const ScoreFunction function : data::score_functions) {
     const auto plain = batch_loss(logits_TE, ids_TK, function, {1e-3});
     const auto scaled = batch_loss(logits_TE, ids_TK, function, {1e-3, 0, 1024});
     EXPECT_EQ(scaled.value, plain.value);

@@ -62,7 +62,7 @@ void add_losses(const Logits& logits_TE, const gatepro::BalanceCounts& counts,
       std::max(gatepro::load_balancing_loss_workspace_bytes<float>(logits_TE.rows(), experts),
                gatepro::z_loss_workspace_bytes<float>(logits_TE.rows(), experts)));
   const auto logits = gatepro::view(logits_TE);
-  for (const ScoreFunction function : losses::functions) {
+  for (const ScoreFunction function : data::score_functions) {
     gatepro::load_balancing_loss(gatepro::LossLogits{logits, data::optional(mask), dlogits_TE},
                                  counts, {function, top_k}, {1e-2, mean_over, 128}, memory);
   }
@@ -121,7 +121,7 @@ TEST(Regression, SequenceLossGradientDoesNotDependOnMicroBatchSize) {
   const Index sequences = 8, length = 12, tokens = sequences * length;
   const Logits logits_TE = uneven_logits(tokens, 3);
   const Ids ids_TK = select(logits_TE);
-  for (const ScoreFunction function : losses::functions) {
+  for (const ScoreFunction function : data::score_functions) {
     losses::Loss<float> want;
     for (Index size : {8, 4, 2, 1}) {
       losses::Loss<float> got{0, Logits(tokens, experts)};
@@ -148,7 +148,7 @@ TEST(Regression, RaggedSequencesInBalanceGiveTheCoefficient) {
   const RowMatrix<double> logits_TE = data::random_matrix<double>(tokens, 2, 4);
   Ids ids_TK(tokens, 1);
   for (Index t = 0; t < tokens; ++t) ids_TK(t, 0) = static_cast<std::int32_t>(t % 2);
-  for (const ScoreFunction function : losses::functions) {
+  for (const ScoreFunction function : data::score_functions) {
     const auto got = losses::per_sequence(logits_TE, ids_TK, {0, 4, 6, 14}, function, {0.01});
     EXPECT_NEAR(got.value, 0.01, 1e-16);
     EXPECT_LE(got.dlogits_TE.cwiseAbs().maxCoeff(), 1e-17);
@@ -160,7 +160,7 @@ TEST(Regression, PackingDoesNotChangeASequence) {
   const Logits logits_TE = uneven_logits(30, 5);
   const Ids ids_TK = select(logits_TE);
   const Counts begin{0, 7, 7, 19, 30};
-  for (const ScoreFunction function : losses::functions) {
+  for (const ScoreFunction function : data::score_functions) {
     const auto packed = losses::per_sequence(logits_TE, ids_TK, begin, function, {1, 3});
     double sum = 0;
     for (std::size_t s = 0; s + 1 < begin.size(); ++s) {
@@ -302,7 +302,7 @@ TEST(Regression, LossInBalanceIsTheCoefficientForEveryK) {
   for (Index k = 1; k <= experts; ++k) {
     const RowMatrix<double> logits_TE = data::random_matrix<double>(experts, experts, 10);
     const Counts even(experts, k);
-    for (const ScoreFunction function : losses::functions) {
+    for (const ScoreFunction function : data::score_functions) {
       EXPECT_NEAR(losses::balance(logits_TE, function, k, {even, experts}, {0.01}).value, 0.01,
                   1e-16);
     }
@@ -374,7 +374,7 @@ TEST(Regression, SeveralLossesAddUp) {
   const Counts counts = losses::count(ids_TK, experts);
   Logits together_TE = Logits::Zero(21, experts), sum_TE = together_TE;
   add_losses(logits_TE, {counts, 21}, 0, {}, together_TE);
-  for (const ScoreFunction function : losses::functions) {
+  for (const ScoreFunction function : data::score_functions) {
     sum_TE += losses::balance(logits_TE, function, top_k, {counts, 21}, {1e-2, 0, 128}).dlogits_TE;
   }
   sum_TE += losses::z_loss(logits_TE, {1e-3, 0, 128}).dlogits_TE;

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "support/bits.hpp"
 #include "support/inputs.hpp"
 #include "support/losses.hpp"
 #include "support/memory.hpp"
@@ -19,12 +20,6 @@ namespace {
 using gatepro::Index;
 using gatepro::RowMatrix;
 using gatepro::detail::key_of;
-using gatepro::detail::Order;
-
-template <class A>
-bool is_nan(A value) {
-  return key_of(value) == Order<A>::nan;
-}
 
 /// 40 finite tokens, and the same with a NaN, a +inf and a row of -inf in 3, 17 and 18.
 struct Tokens {
@@ -46,7 +41,7 @@ void expect_spoilt_rows(const RowMatrix<float>& got_TE, const RowMatrix<float>& 
     const bool bad = std::find(spoilt.begin(), spoilt.end(), t) != spoilt.end();
     for (Index e = 0; e < got_TE.cols(); ++e) {
       if (bad) {
-        EXPECT_TRUE(is_nan(got_TE(t, e))) << t;
+        EXPECT_TRUE(data::is_nan(got_TE(t, e))) << t;
       } else if (t != 17 && t != 18) {
         EXPECT_EQ(key_of(got_TE(t, e)), key_of(good_TE(t, e))) << t;
       }
@@ -56,7 +51,7 @@ void expect_spoilt_rows(const RowMatrix<float>& got_TE, const RowMatrix<float>& 
 
 TEST(LossesFastMath, BalanceLoss) {
   const Tokens tokens;
-  for (const losses::ScoreFunction function : losses::functions) {
+  for (const losses::ScoreFunction function : data::score_functions) {
     const bool sigmoid = function == losses::ScoreFunction::sigmoid;
     const bool softmax = !sigmoid && function != losses::ScoreFunction::sqrt_softplus;
     const auto good = losses::balance(tokens.good_TE, function, 2, {tokens.counts, 40}, {1});
@@ -65,7 +60,7 @@ TEST(LossesFastMath, BalanceLoss) {
     EXPECT_NEAR(good.value, want.value, 1e-5);
     EXPECT_LT((good.dlogits_TE.cast<double>() - want.dlogits_TE).cwiseAbs().maxCoeff(), 1e-6);
     const auto got = losses::balance(tokens.spoilt_TE, function, 2, {tokens.counts, 40}, {1});
-    EXPECT_TRUE(is_nan(got.value));
+    EXPECT_TRUE(data::is_nan(got.value));
     expect_spoilt_rows(got.dlogits_TE, good.dlogits_TE,
                        softmax ? std::vector<Index>{3, 17, 18} : std::vector<Index>{3});
   }
@@ -78,7 +73,7 @@ TEST(LossesFastMath, ZLoss) {
   EXPECT_NEAR(good.value, want.value, 1e-5);
   EXPECT_LT((good.dlogits_TE.cast<double>() - want.dlogits_TE).cwiseAbs().maxCoeff(), 1e-6);
   const auto got = losses::z_loss(tokens.spoilt_TE, {1});
-  EXPECT_TRUE(is_nan(got.value));
+  EXPECT_TRUE(data::is_nan(got.value));
   expect_spoilt_rows(got.dlogits_TE, good.dlogits_TE, {3, 17, 18});
 }
 

@@ -9,51 +9,23 @@
 #include <string>
 #include <vector>
 
+#include "support/checksums.hpp"
+
 namespace {
 
+using data::Hash;
+using data::numbers;
 using gatepro::Index;
 using gatepro::MatrixView;
 using gatepro::RowMatrix;
 using gatepro::ScoreFunction;
 using gatepro::StridedView;
 
-/// Numbers in [-scale, scale) that are the same everywhere.
-template <class T>
-std::vector<T> numbers(Index count, unsigned state, double scale = 1) {
-  std::vector<T> result;
-  for (Index i = 0; i < count; ++i) {
-    state = state * 1664525U + 1013904223U;
-    result.push_back(
-        static_cast<T>(static_cast<float>((double(state >> 8) / 8388608.0 - 1) * scale)));
-  }
-  return result;
+/// A line for `what`; the hash starts anew.
+void print(Hash& hash, const std::string& what) {
+  std::printf("%-44s %016llx\n", what.c_str(), static_cast<unsigned long long>(hash.value()));
+  hash = Hash();
 }
-
-/// FNV-1a over the bytes of results, in the order in which they are added.
-class Hash {
- public:
-  template <class T>
-  void add(const T* values, Index count) {
-    const auto* bytes = reinterpret_cast<const unsigned char*>(values);
-    for (std::size_t i = 0; i < static_cast<std::size_t>(count) * sizeof(T); ++i) {
-      state_ = (state_ ^ bytes[i]) * 1099511628211U;
-    }
-  }
-  template <class View>
-  void add_rows(const View& view) {
-    for (Index r = 0; r < view.rows; ++r) {
-      for (Index c = 0; c < view.cols; ++c) add(&view(r, c), 1);
-    }
-  }
-  void print(const std::string& what) {
-    std::printf("%-44s %016llx\n", what.c_str(), static_cast<unsigned long long>(state_));
-    state_ = start;
-  }
-
- private:
-  static constexpr std::uint64_t start = 14695981039346656037U;
-  std::uint64_t state_ = start;
-};
 
 const char* name_of(ScoreFunction function) {
   switch (function) {
@@ -105,7 +77,7 @@ bool tokens_stand_alone(const Case<X, A>& c) {
   }
   Hash hash;
   hash.add_rows(together_TE);
-  hash.print(c.name + "logits");
+  print(hash, c.name + "logits");
   return same;
 }
 
@@ -120,18 +92,18 @@ void route(Case<A, A> c) {
   router.refresh(c.w_EH(), 0);
   Hash hash;
   hash.add_rows(router.similarity_cache().similarity());
-  hash.print(c.name + "similarity");
+  print(hash, c.name + "similarity");
   gatepro::RoutingBuffers buffers(router, c.tokens, 1, true);
   router.forward(c.x_TH(), c.w_EH(), buffers);
   hash.add_rows(buffers.expert_ids_TK());
   hash.add_rows(buffers.weights_TK());
-  hash.print(c.name + "routing");
+  print(hash, c.name + "routing");
   router.backward(c.x_TH(), c.w_EH(), buffers, c.dweights_TK(), c.dlogits_TE(), c.dx_TH(),
                   c.dw_EH());
   router.backward(c.x_TH(), c.w_EH(), buffers, c.dweights_TK(), {}, c.dx_TH(), c.dw_EH());
   hash.add_rows(c.dx_TH());
   hash.add_rows(c.dw_EH());
-  hash.print(c.name + "gradients");
+  print(hash, c.name + "gradients");
 }
 
 /// Every feature of the complete router, for one score function.
@@ -165,10 +137,10 @@ void route_completely(Case<A, A> c, ScoreFunction function) {
     router.backward(c.x_TH(), c.w_EH(), in, buffers, c.dweights_TK(), {}, c.dx_TH(), c.dw_EH());
     router.end_step();
   }
-  hash.print(c.name + name_of(function));
+  print(hash, c.name + name_of(function));
   hash.add_rows(c.dx_TH());
   hash.add_rows(c.dw_EH());
-  hash.print(c.name + name_of(function) + ", gradients");
+  print(hash, c.name + name_of(function) + ", gradients");
 }
 
 /// Experts' results, and their gradients to rows and weights.
@@ -184,7 +156,7 @@ void combine(Case<A, A> c) {
   Hash hash;
   hash.add_rows(c.dx_TH());
   hash.add_rows(weights_TK);
-  hash.print(c.name + "combine");
+  print(hash, c.name + "combine");
 }
 
 template <class A>

@@ -25,6 +25,7 @@
 #include "gatepro/routing/top_k.hpp"
 #include "support/bits.hpp"
 #include "support/executors.hpp"
+#include "support/ids.hpp"
 #include "support/inputs.hpp"
 
 namespace {

@@ -10,6 +10,7 @@
 #include "support/bits.hpp"
 #include "support/conversions.hpp"
 #include "support/executors.hpp"
+#include "support/ids.hpp"
 #include "support/inputs.hpp"
 #include "support/memory.hpp"
 #include "support/reference/drops.hpp"

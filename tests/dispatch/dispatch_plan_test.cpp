@@ -6,6 +6,7 @@
 #include <tuple>
 #include <vector>
 
+#include "support/ids.hpp"
 #include "support/inputs.hpp"
 #include "support/memory.hpp"
 #include "support/type_names.hpp"

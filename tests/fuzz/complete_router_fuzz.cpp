@@ -3,79 +3,27 @@
 // step then either throws gatepro::Error and moves no counter, or keeps its promises: distinct ids
 // in range, padding weighs 0, capacities hold, a recomputation and other workers give the same bits
 // and count nothing twice.
-#include <fuzzer/FuzzedDataProvider.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <gatepro/router/complete_router.hpp>
 #include <limits>
 #include <vector>
 
+#include "fuzz/fuzzing.hpp"
+#include "support/executors.hpp"
+
 namespace {
 
+using fuzzing::check;
+using fuzzing::check_same;
+using fuzzing::number;
+using fuzzing::rarely;
+using fuzzing::Values;
 using gatepro::Index;
 using Router = gatepro::CompleteRouter<float>;
 using Buffers = gatepro::CompleteBuffers<Router>;
-
-void check(bool ok, const char* promise) {
-  if (ok) return;
-  std::fprintf(stderr, "broken promise: %s\n", promise);
-  std::abort();
-}
-
-/// True now and then; never for the zeros that a short input ends in.
-bool rarely(FuzzedDataProvider& data) { return data.ConsumeIntegral<std::uint8_t>() == 0x33; }
-
-double number(FuzzedDataProvider& data) {
-  const auto bits = data.ConsumeIntegral<std::uint64_t>();
-  double value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
-}
-
-/// The last of several workers goes first.
-struct Workers {
-  int count = 1;
-  int workers() const { return count; }
-  template <class Body>
-  void run(int n, Body body) const {
-    for (int w = n - 1; w >= 0; --w) body(w);
-  }
-};
-
-/// Numbers from a seed; one in `special_share` is special.
-class Values {
- public:
-  explicit Values(FuzzedDataProvider& data)
-      : state_(data.ConsumeIntegral<std::uint64_t>()),
-        special_share_(data.ConsumeIntegralInRange<std::uint64_t>(0, 40)) {}
-  std::uint64_t bits() {
-    state_ = state_ * 6364136223846793005U + 1442695040888963407U;
-    return state_ ^ (state_ >> 33);
-  }
-  float next() {
-    using Limits = std::numeric_limits<float>;
-    const float special[] = {
-        Limits::quiet_NaN(),  Limits::infinity(), -Limits::infinity(), 0.0F, -0.0F,
-        Limits::denorm_min(), Limits::max(),      -Limits::max(),      1.0F};
-    const std::uint64_t draw = bits();
-    if (special_share_ != 0 && draw % special_share_ == 0) return special[draw / 64 % 9];
-    return static_cast<float>(draw >> 40) / 8388608.0F - 1;
-  }
-  gatepro::RowMatrix<float> matrix(Index rows, Index cols) {
-    gatepro::RowMatrix<float> m(rows, cols);
-    for (Index i = 0; i < rows * cols; ++i) m.data()[i] = next();
-    return m;
-  }
-
- private:
-  std::uint64_t state_;
-  std::uint64_t special_share_;
-};
 
 gatepro::CompleteConfig choose_config(FuzzedDataProvider& data) {
   gatepro::CompleteConfig c;
@@ -126,21 +74,6 @@ gatepro::CompleteConfig choose_config(FuzzedDataProvider& data) {
   return c;
 }
 
-template <class T>
-bool same(const T& a, const T& b) {
-  if constexpr (std::is_floating_point_v<T>) {
-    if (std::isnan(a) && std::isnan(b)) return true;
-  }
-  return std::memcmp(&a, &b, sizeof(T)) == 0;
-}
-
-template <class View>
-void check_same(const View& a, const View& b, const char* promise) {
-  for (Index r = 0; r < a.rows; ++r) {
-    for (Index c = 0; c < a.cols; ++c) check(same(a(r, c), b(r, c)), promise);
-  }
-}
-
 bool same_state(const gatepro::RouterState& a, const gatepro::RouterState& b) {
   return a.partners_EM == b.partners_EM && a.expert_bias_E == b.expert_bias_E &&
          a.bias_counts_E == b.bias_counts_E && a.balance_counts_E == b.balance_counts_E &&
@@ -177,29 +110,32 @@ void run(FuzzedDataProvider& data) {
   const gatepro::CompleteConfig config = choose_config(data);
   Router router(config);
   const Index tokens = data.ConsumeIntegralInRange<Index>(0, 70);
-  const Workers workers{data.ConsumeIntegralInRange(1, 4)};
+  const LastWorkerFirst workers{data.ConsumeIntegralInRange(1, 4)};
+  const bool refreshes = !rarely(data), bad_borders = rarely(data), pads = data.ConsumeBool();
+  const bool evaluates = data.ConsumeBool();
   Values values(data);
+  values.set_special_share(data.ConsumeIntegralInRange<std::uint64_t>(0, 40));
   const auto x_TH = values.matrix(tokens, config.router.hidden_size);
   const auto w_EH = values.matrix(config.router.num_experts, config.router.hidden_size);
   const auto dweights_TK = values.matrix(tokens, config.router.top_k);
-  if (!rarely(data)) router.refresh(w_EH, 0);
+  if (refreshes) router.refresh(w_EH, 0);
 
   std::vector<std::uint8_t> padding(static_cast<std::size_t>(tokens));
-  for (auto& p : padding) p = values.bits() % 5 == 0 ? 1 : 0;
+  for (auto& p : padding) p = values.next_bits() % 5 == 0 ? 1 : 0;
   std::vector<std::int64_t> begin = {0, 0};
   for (std::int64_t at = 0; at < tokens;) {
-    at = std::min<std::int64_t>(tokens, at + static_cast<std::int64_t>(values.bits() % 30));
+    at = std::min<std::int64_t>(tokens, at + static_cast<std::int64_t>(values.next_bits() % 30));
     begin.push_back(at);
   }
-  if (rarely(data)) begin.back() += 1;
+  if (bad_borders) begin.back() += 1;
   gatepro::RoutingRecord<> record;
   gatepro::ForwardInputs<> in;
-  if (data.ConsumeBool()) in.is_padding_T = padding;
+  if (pads) in.is_padding_T = padding;
   in.sequence_begin_S1 = begin;
   in.record = &record;
-  if (data.ConsumeBool()) in.pass = gatepro::Pass::evaluation;
+  if (evaluates) in.pass = gatepro::Pass::evaluation;
   const Index sequences = static_cast<Index>(begin.size()) - 1;
-  Buffers first(router, tokens, workers.count, sequences);
+  Buffers first(router, tokens, workers.workers(), sequences);
   Buffers again(router, tokens, 1, sequences);
   gatepro::RowMatrix<float> dx_TH = gatepro::RowMatrix<float>::Zero(tokens, x_TH.cols());
   gatepro::RowMatrix<float> dw_EH = gatepro::RowMatrix<float>::Zero(w_EH.rows(), w_EH.cols());

@@ -3,89 +3,27 @@
 // router then either throws gatepro::Error and writes nothing, or keeps its promises: distinct ids
 // in range, the rules for NaN, weights that sum to one, and the same bits fused, stage by stage, in
 // two batches and with any number of workers.
-#include <fuzzer/FuzzedDataProvider.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <gatepro/gatepro.hpp>
 #include <limits>
 #include <vector>
 
+#include "fuzz/fuzzing.hpp"
+#include "support/executors.hpp"
+
 namespace {
 
+using fuzzing::check;
+using fuzzing::number;
+using fuzzing::rarely;
+using fuzzing::same;
+using fuzzing::Values;
 using gatepro::Index;
 using gatepro::MatrixView;
 using gatepro::StridedView;
-
-void check(bool ok, const char* promise) {
-  if (ok) return;
-  std::fprintf(stderr, "broken promise: %s\n", promise);
-  std::abort();
-}
-
-/// Any double.
-double number(FuzzedDataProvider& data) {
-  const auto bits = data.ConsumeIntegral<std::uint64_t>();
-  double value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
-}
-
-/// True now and then; never for the zeros that a short input ends in.
-bool rarely(FuzzedDataProvider& data) { return data.ConsumeIntegral<std::uint8_t>() == 0x33; }
-
-/// The last of several workers goes first.
-struct Workers {
-  int count = 1;
-  int workers() const { return count; }
-  template <class Body>
-  void run(int n, Body body) const {
-    for (int w = n - 1; w >= 0; --w) body(w);
-  }
-};
-
-/// Values from the input while it lasts, then from a generator that the input seeds. Every third
-/// or so is special.
-class Values {
- public:
-  explicit Values(FuzzedDataProvider& data)
-      : data_(data), state_(data.ConsumeIntegral<std::uint64_t>()) {}
-
-  template <class T>
-  T next() {
-    if (data_.remaining_bytes() >= sizeof(T) && next_bits() % 4 == 0) {
-      T value;
-      std::uint8_t bytes[sizeof(T)];
-      data_.ConsumeData(bytes, sizeof(T));
-      std::memcpy(static_cast<void*>(&value), bytes, sizeof(T));
-      return value;
-    }
-    const std::uint64_t draw = next_bits();
-    using Limits = std::numeric_limits<float>;
-    const float special[] = {
-        Limits::quiet_NaN(),  Limits::infinity(), -Limits::infinity(), 0.0F, -0.0F,
-        Limits::denorm_min(), Limits::max(),      -Limits::max(),      1.0F};
-    if (special_share_ != 0 && draw % special_share_ == 0) {
-      return static_cast<T>(special[draw / 64 % 9]);
-    }
-    return static_cast<T>(static_cast<float>(draw >> 40) / 8388608.0F - 1);
-  }
-  /// One in how many generated values is special; 0 for none.
-  void set_special_share(std::uint64_t share) { special_share_ = share; }
-  std::uint64_t next_bits() {
-    state_ = state_ * 6364136223846793005U + 1442695040888963407U;
-    return state_ ^ (state_ >> 33);
-  }
-
- private:
-  FuzzedDataProvider& data_;
-  std::uint64_t state_;
-  std::uint64_t special_share_ = 3;
-};
 
 /// A matrix in a heap block of exactly its size, so that any step outside is seen.
 template <class T>
@@ -114,20 +52,9 @@ class Matrix {
   MatrixView<T> view_;
 };
 
-/// Equal bits; of a NaN only that it is one, because the hardware may keep either operand's.
-template <class T>
-bool same(T a, T b) {
-  if constexpr (std::is_floating_point_v<T>) {
-    if (std::isnan(a) && std::isnan(b)) return true;
-  }
-  return std::memcmp(&a, &b, sizeof(T)) == 0;
-}
-
 template <class T>
 void check_same(const Matrix<T>& a, const Matrix<T>& b, const char* promise) {
-  for (Index r = 0; r < a.view().rows; ++r) {
-    for (Index c = 0; c < a.view().cols; ++c) check(same(a(r, c), b(r, c)), promise);
-  }
+  fuzzing::check_same(a.view(), b.view(), promise);
 }
 
 /// Outputs of one forward and backward of `tokens`.
@@ -159,8 +86,8 @@ class Step {
         dweights_(tokens_, config.top_k, config.top_k + gap_),
         dlogits_(tokens_, config.num_experts, config.num_experts + gap_),
         use_logits_(data.ConsumeBool()),
-        dense_(data.ConsumeBool()) {
-    workers_.count = data.ConsumeIntegralInRange(1, 5);
+        dense_(data.ConsumeBool()),
+        workers_(data.ConsumeIntegralInRange(1, 5)) {
     cut_ = data.ConsumeIntegralInRange<Index>(0, tokens_);
     missing_bytes_ = rarely(data) ? 1 : 0;
     set_partners_ = data.ConsumeBool();
@@ -228,12 +155,13 @@ class Step {
   }
 
   /// Routes `count` tokens from `first` into the first rows of `to`.
-  void forward(Results<A>& to, Index first, Index count, const Workers& workers,
+  void forward(Results<A>& to, Index first, Index count, const LastWorkerFirst& workers,
                std::size_t missing_bytes) const {
     typename Router::Routing out;
     out.expert_ids_TK = to.ids.view();
     out.weights_TK = to.weights.view();
-    std::vector<std::byte> memory(router_.forward_workspace_bytes(workers.count) - missing_bytes);
+    std::vector<std::byte> memory(router_.forward_workspace_bytes(workers.workers()) -
+                                  missing_bytes);
     const auto x = x_.view().middle_rows(first, count);
     out.logits_TE = to.logits.view();
     to.report = router_.forward(x, w_.view(), out, memory, workers);
@@ -270,8 +198,8 @@ class Step {
     }
   }
 
-  void backward(Results<A>& to, Index first, Index count, const Workers& workers) const {
-    std::vector<std::byte> memory(router_.backward_workspace_bytes(count, workers.count));
+  void backward(Results<A>& to, Index first, Index count, const LastWorkerFirst& workers) const {
+    std::vector<std::byte> memory(router_.backward_workspace_bytes(count, workers.workers()));
     MatrixView<const A> dlogits;
     if (dense_) dlogits = dlogits_.view().middle_rows(first, count);
     router_.backward(x_.view().middle_rows(first, count), w_.view(),
@@ -315,15 +243,15 @@ class Step {
     const StridedView<A> selected_TK = selected.view(), weights_TK = staged.weights.view();
     std::vector<std::byte> memory(
         gatepro::gate_logits_workspace_bytes<X, W>(experts, c.hidden_size, 2));
-    gatepro::gate_logits(x_.view(), w_.view(), staged.logits.view(), memory, Workers{2});
+    gatepro::gate_logits(x_.view(), w_.view(), staged.logits.view(), memory, LastWorkerFirst{2});
     check_same(staged.logits, whole.logits, "logits stage by stage");
     memory = std::vector<std::byte>(gatepro::apply_competition_workspace_bytes<A>(experts, 3));
     const auto eliminated = gatepro::apply_competition(
         staged.logits.view(), router_.similarity_cache().rivals(), c.competition, penalised.view(),
-        losers.view(), memory, Workers{3});
+        losers.view(), memory, LastWorkerFirst{3});
     memory = std::vector<std::byte>(gatepro::select_top_k_workspace_bytes<A>(experts, c.top_k, 2));
-    const Index short_tokens =
-        gatepro::select_top_k(penalised.view(), eliminated, ids, selected_TK, memory, Workers{2});
+    const Index short_tokens = gatepro::select_top_k(penalised.view(), eliminated, ids, selected_TK,
+                                                     memory, LastWorkerFirst{2});
     memory = std::vector<std::byte>(gatepro::softmax_selected_workspace_bytes<A>(c.top_k));
     const Index nonfinite = gatepro::softmax_selected(selected_TK, weights_TK, memory);
     check_same(staged.ids, whole.ids, "ids stage by stage");
@@ -344,15 +272,15 @@ class Step {
   /// The same results in two batches, on one worker.
   void check_batches(const Results<A>& whole) const {
     Results<A> first = results(cut_), second = results(tokens_ - cut_);
-    forward(first, 0, cut_, Workers{1}, 0);
-    forward(second, cut_, tokens_ - cut_, Workers{1}, 0);
+    forward(first, 0, cut_, LastWorkerFirst{1}, 0);
+    forward(second, cut_, tokens_ - cut_, LastWorkerFirst{1}, 0);
     start_gradients(first, 0);
-    backward(first, 0, cut_, Workers{1});
+    backward(first, 0, cut_, LastWorkerFirst{1});
     start_gradients(second, cut_);
     for (Index e = 0; e < w_.view().rows; ++e) {
       std::copy_n(first.dw.view().row(e), w_.view().cols, second.dw.view().row(e));
     }
-    backward(second, cut_, tokens_ - cut_, Workers{1});
+    backward(second, cut_, tokens_ - cut_, LastWorkerFirst{1});
     check_same(second.dw, whole.dw, "dW in two batches");
     for (Index t = 0; t < tokens_; ++t) {
       const Results<A>& part = t < cut_ ? first : second;
@@ -376,7 +304,7 @@ class Step {
   Matrix<W> w_;
   Matrix<A> dweights_, dlogits_;
   bool use_logits_, dense_;
-  Workers workers_;
+  LastWorkerFirst workers_;
   Index cut_ = 0;
   std::size_t missing_bytes_ = 0;
   bool set_partners_ = false, no_partners_ = false;

@@ -11,6 +11,7 @@
 #include "gatepro/gate/logits.hpp"
 #include "support/bits.hpp"
 #include "support/executors.hpp"
+#include "support/ids.hpp"
 #include "support/inputs.hpp"
 #include "support/memory.hpp"
 #include "support/type_names.hpp"

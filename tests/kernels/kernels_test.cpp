@@ -29,14 +29,6 @@ using gatepro::detail::value_of;
 template <class A>
 using KeyOf = typename Order<A>::Key;
 
-/// |got - want| in units of the last place of `want`.
-template <class A>
-double ulps(A got, long double want) {
-  const int exponent = std::max(std::ilogb(want), std::numeric_limits<A>::min_exponent - 1);
-  const long double ulp = std::ldexp(1.0L, exponent - std::numeric_limits<A>::digits + 1);
-  return static_cast<double>(std::abs(static_cast<long double>(got) - want) / ulp);
-}
-
 template <class A>
 class KernelsTest : public ::testing::Test {
  protected:
@@ -107,10 +99,10 @@ TYPED_TEST(KernelsTest, ExpIsWithinTwoUlp) {
       const long double e = std::exp(static_cast<long double>(selected_TK(t, 1)));
       if (1 + 2 * static_cast<A>(e) == 1) {
         ASSERT_EQ(weights_TK(t, 0), 1);
-        worst = std::max(worst, ulps(weights_TK(t, 1), e));
+        worst = std::max(worst, data::ulps(weights_TK(t, 1), e));
       } else {
-        worst_of_sum = std::max({worst_of_sum, ulps(weights_TK(t, 0), 1 / (1 + e)),
-                                 ulps(weights_TK(t, 1), e / (1 + e))});
+        worst_of_sum = std::max({worst_of_sum, data::ulps(weights_TK(t, 0), 1 / (1 + e)),
+                                 data::ulps(weights_TK(t, 1), e / (1 + e))});
       }
     }
     EXPECT_LE(worst, 2);

@@ -26,21 +26,9 @@ template <class A>
 using KeyOf = typename Order<A>::Key;
 using Exact = long double;
 
-constexpr ScoreFunction all_functions[] = {ScoreFunction::softmax_after_top_k,
-                                           ScoreFunction::softmax_before_top_k,
-                                           ScoreFunction::sigmoid, ScoreFunction::sqrt_softplus};
-
 bool is_softmax(ScoreFunction function) {
   return function == ScoreFunction::softmax_after_top_k ||
          function == ScoreFunction::softmax_before_top_k;
-}
-
-/// |got - want| in units of the last place of `want`.
-template <class A>
-double ulps(A got, Exact want) {
-  const int exponent = std::max(std::ilogb(want), std::numeric_limits<A>::min_exponent - 1);
-  const Exact ulp = std::ldexp(1.0L, exponent - std::numeric_limits<A>::digits + 1);
-  return static_cast<double>(std::abs(static_cast<Exact>(got) - want) / ulp);
 }
 
 Exact exact_score(ScoreFunction function, Exact x) {
@@ -140,7 +128,7 @@ TYPED_TEST(ScoreKernelsTest, SigmoidAndSqrtSoftplusAreWithinFourUlp) {
       for (Index t = 0; t < logits_TE.rows(); ++t) {
         const Exact want = exact_score(function, static_cast<Exact>(logits_TE(t)));
         worst = std::max(worst, want == 0 ? static_cast<double>(std::abs(got.scores_TE(t)))
-                                          : ulps(got.scores_TE(t), want));
+                                          : data::ulps(got.scores_TE(t), want));
       }
       EXPECT_LE(worst, 4);
       EXPECT_TRUE(data::same_bits(got.sums_T1, got.scores_TE));
@@ -204,14 +192,14 @@ TYPED_TEST(ScoreKernelsTest, SlopesAreWithinSixUlp) {
       for (Index t = 0; t < logits_TE.rows(); ++t) {
         const auto x = static_cast<Exact>(logits_TE(t));
         ASSERT_EQ(got.shares_TE(t), 1) << logits_TE(t);
-        worst_of_log =
-            std::max(worst_of_log, ulps(got.share_slopes_TE(t), exact_log_slope(function, x)));
+        worst_of_log = std::max(worst_of_log,
+                                data::ulps(got.share_slopes_TE(t), exact_log_slope(function, x)));
         // Far below, sigmoid over score is 0 / 0 even in long double.
         if (function == ScoreFunction::sqrt_softplus && x < -5000) {
           ASSERT_EQ(got.slopes_TE(t), 0);
           continue;
         }
-        worst = std::max(worst, ulps(got.slopes_TE(t), exact_slope(function, x)));
+        worst = std::max(worst, data::ulps(got.slopes_TE(t), exact_slope(function, x)));
       }
       EXPECT_LE(worst, 6);
       EXPECT_LE(worst_of_log, 6);
@@ -239,7 +227,7 @@ TYPED_TEST(ScoreKernelsTest, SharesAreExactForAnyFiniteLogits) {
       RowMatrix<A> logits_TE = data::random_matrix<A>(33, experts, 5) * static_cast<A>(width);
       logits_TE.array() += centre;
       for_each_isa([&](Isa isa) {
-        for (ScoreFunction function : all_functions) {
+        for (ScoreFunction function : data::score_functions) {
           const Slopes<A> got = slopes(isa, logits_TE, function);
           for (Index t = 0; t < logits_TE.rows(); ++t) {
             const Exact top =
@@ -256,7 +244,7 @@ TYPED_TEST(ScoreKernelsTest, SharesAreExactForAnyFiniteLogits) {
               ASSERT_LE(static_cast<double>(std::abs(share / want - 1)), bound) << x;
               if (is_softmax(function)) continue;
               const Exact slope = want * exact_log_slope(function, x);
-              ASSERT_LE(ulps(got.share_slopes_TE(t, e), slope), 2 * bound / eps) << x;
+              ASSERT_LE(data::ulps(got.share_slopes_TE(t, e), slope), 2 * bound / eps) << x;
             }
           }
         }
@@ -271,7 +259,7 @@ TYPED_TEST(ScoreKernelsTest, SharesOfALaneStandAlone) {
   RowMatrix<A> logits_TE = data::special_matrix<A>(67, 5, 4, 8);
   for (Index t = 0; t < 67; t += 3) logits_TE.row(t).array() -= A(60);
   for_each_isa([&](Isa isa) {
-    for (ScoreFunction function : all_functions) {
+    for (ScoreFunction function : data::score_functions) {
       const Slopes<A> all = slopes(isa, logits_TE, function);
       for (Index t = 0; t < 67; ++t) {
         const RowMatrix<A> row = logits_TE.row(t), in_batch = all.shares_TE.row(t);
@@ -297,7 +285,7 @@ TYPED_TEST(ScoreKernelsTest, ExactValues) {
     got_TE(5) = got_TE(5) >= 1 - std::numeric_limits<A>::epsilon() ? A(1) : got_TE(5);
     EXPECT_TRUE(data::same_bits(got_TE, sigmoids_TE));
     got_TE = scores(isa, logits_TE, ScoreFunction::sqrt_softplus).scores_TE;
-    EXPECT_LE(ulps(got_TE(0), static_cast<Exact>(roots_TE(0))), 2);
+    EXPECT_LE(data::ulps(got_TE(0), static_cast<Exact>(roots_TE(0))), 2);
     got_TE(0) = roots_TE(0);
     EXPECT_TRUE(data::same_bits(got_TE, roots_TE));
   });
@@ -310,7 +298,7 @@ TYPED_TEST(ScoreKernelsTest, SoftmaxSumsAndLogSumExpsOfRows) {
     for (double scale : {1e-3, 1.0, 30.0}) {
       const RowMatrix<A> logits_TE = data::random_matrix<A>(37, experts, 3) * static_cast<A>(scale);
       for_each_isa([&](Isa isa) {
-        for (ScoreFunction function : all_functions) {
+        for (ScoreFunction function : data::score_functions) {
           const Scores<A> got = scores(isa, logits_TE, function);
           for (Index t = 0; t < logits_TE.rows(); ++t) {
             const Exact top = static_cast<Exact>(logits_TE.row(t).maxCoeff());
@@ -353,7 +341,7 @@ TYPED_TEST(ScoreKernelsTest, LogSumExpOfEqualLogits) {
       if (experts == 1) {
         EXPECT_EQ(got, 0);
       } else {
-        EXPECT_LE(ulps(got, want), 3) << experts;
+        EXPECT_LE(data::ulps(got, want), 3) << experts;
       }
     });
   }
@@ -376,7 +364,7 @@ TYPED_TEST(ScoreKernelsTest, NonfiniteLanes) {
       bad, bad;
   softmax_sums_T1 << 1, bad, bad, bad, bad, bad;
   for_each_isa([&](Isa isa) {
-    for (ScoreFunction function : all_functions) {
+    for (ScoreFunction function : data::score_functions) {
       const Scores<A> got = scores(isa, logits_TE, function);
       for (Index t = 0; t < 6; ++t) EXPECT_EQ(std::isnan(got.log_sum_exps_T1(t)), t != 0) << t;
       if (is_softmax(function)) {
@@ -411,7 +399,7 @@ TYPED_TEST(ScoreKernelsTest, LosersScoreZero) {
     without_TE(t, t % 6) = -data::infinity<A>();
   }
   for_each_isa([&](Isa isa) {
-    for (ScoreFunction function : all_functions) {
+    for (ScoreFunction function : data::score_functions) {
       const Scores<A> got = scores_of_keys<A>(isa, keys_TE, function);
       const Scores<A> want = scores(isa, without_TE, function);
       EXPECT_TRUE(data::same_bits(got.scores_TE, want.scores_TE));
@@ -427,7 +415,7 @@ TYPED_TEST(ScoreKernelsTest, LanesAndOutputsAreIndependent) {
   using A = TypeParam;
   const RowMatrix<A> logits_TE = data::special_matrix<A>(67, 5, 4, 8);
   for_each_isa([&](Isa isa) {
-    for (ScoreFunction function : all_functions) {
+    for (ScoreFunction function : data::score_functions) {
       const Scores<A> all = scores(isa, logits_TE, function);
       const Scores<A> without_log = scores_of_keys<A>(isa, keys_of(logits_TE), function, false);
       EXPECT_TRUE(data::same_bits(without_log.scores_TE, all.scores_TE));

@@ -11,6 +11,8 @@
 #include <cstring>
 #include <vector>
 
+#include "support/checksums.hpp"
+
 using Route = double(const gatepro::RouterConfig&, gatepro::MatrixView<const float>,
                      gatepro::MatrixView<const float>);
 Route route_baseline;
@@ -24,16 +26,6 @@ bool cpu_has([[maybe_unused]] const char* feature) {
   if (std::strcmp(feature, "avx512f") == 0) return __builtin_cpu_supports("avx512f");
 #endif
   return false;
-}
-
-/// Numbers in [-1, 1) that are the same everywhere.
-std::vector<float> numbers(gatepro::Index count, unsigned state) {
-  std::vector<float> result;
-  for (gatepro::Index i = 0; i < count; ++i) {
-    state = state * 1664525U + 1013904223U;
-    result.push_back(static_cast<float>(state >> 8) / 8388608.0F - 1);
-  }
-  return result;
 }
 
 /// True if bad settings give an Error with its message, or -1 from a unit without exceptions.
@@ -56,7 +48,8 @@ int main(int argc, char** argv) {
     return 77;
   }
   constexpr gatepro::Index tokens = 70, hidden = 40, experts = 9;
-  const std::vector<float> x = numbers(tokens * hidden, 1), w = numbers(experts * hidden, 2);
+  const std::vector<float> x = data::numbers<float>(tokens * hidden, 1),
+                           w = data::numbers<float>(experts * hidden, 2);
   const gatepro::MatrixView<const float> x_TH(x.data(), tokens, hidden);
   const gatepro::MatrixView<const float> w_EH(w.data(), experts, hidden);
   gatepro::RouterConfig config{hidden, experts, 3};

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MIT
 // Compiled by the host compiler and by nvcc; the build names the function through ROUTE.
 #include <cstdint>
-#include <cstring>
 #include <gatepro/gatepro.hpp>
 #include <vector>
+
+#include "support/checksums.hpp"
 
 std::uint64_t ROUTE();
 
@@ -14,28 +15,8 @@ using gatepro::MatrixView;
 
 constexpr Index tokens = 37, hidden = 24, experts = 16, top_k = 4;
 
-/// Numbers in [-1, 1) that look random.
-std::vector<float> numbers(Index count, std::uint32_t state) {
-  std::vector<float> values(static_cast<std::size_t>(count));
-  for (float& value : values) {
-    state = state * 1664525 + 1013904223;
-    value = static_cast<float>(static_cast<std::int32_t>(state)) * 0x1p-31F;
-  }
-  return values;
-}
-
-struct Hash {
-  template <class T>
-  void add(const T* values, Index count) {
-    std::vector<unsigned char> bytes(static_cast<std::size_t>(count) * sizeof(T));
-    std::memcpy(bytes.data(), values, bytes.size());
-    for (unsigned char byte : bytes) value = (value ^ byte) * 1099511628211U;
-  }
-  std::uint64_t value = 14695981039346656037U;
-};
-
 template <class Buffers>
-void hash_outputs(Buffers& buffers, Hash& hash) {
+void hash_outputs(Buffers& buffers, data::Hash& hash) {
   const auto out = buffers.view();
   hash.add(out.expert_ids_TK.data, tokens * top_k);
   hash.add(out.weights_TK.data, tokens * top_k);
@@ -43,7 +24,7 @@ void hash_outputs(Buffers& buffers, Hash& hash) {
 }
 
 struct Gradients {
-  std::vector<float> dweights = numbers(tokens * top_k, 3);
+  std::vector<float> dweights = data::numbers<float>(tokens * top_k, 3);
   std::vector<float> dx = std::vector<float>(tokens * hidden);
   std::vector<float> dw = std::vector<float>(experts * hidden);
   MatrixView<const float> dweights_TK{dweights.data(), tokens, top_k};
@@ -51,12 +32,12 @@ struct Gradients {
   MatrixView<float> dw_EH{dw.data(), experts, hidden};
 };
 
-void hash_gradients(const Gradients& gradients, Hash& hash) {
+void hash_gradients(const Gradients& gradients, data::Hash& hash) {
   hash.add(gradients.dx.data(), tokens * hidden);
   hash.add(gradients.dw.data(), experts * hidden);
 }
 
-void route_plain(MatrixView<const float> x_TH, MatrixView<const float> w_EH, Hash& hash) {
+void route_plain(MatrixView<const float> x_TH, MatrixView<const float> w_EH, data::Hash& hash) {
   gatepro::RouterConfig config{hidden, experts, top_k};
   config.competition = gatepro::Competition::penalty(0.1);
   gatepro::Router<float> router(config);
@@ -69,7 +50,8 @@ void route_plain(MatrixView<const float> x_TH, MatrixView<const float> w_EH, Has
   hash_gradients(gradients, hash);
 }
 
-void route_completely(MatrixView<const float> x_TH, MatrixView<const float> w_EH, Hash& hash) {
+void route_completely(MatrixView<const float> x_TH, MatrixView<const float> w_EH,
+                      data::Hash& hash) {
   gatepro::CompleteConfig config{{hidden, experts, top_k}};
   config.router.competition = gatepro::Competition::eliminate();
   config.scores.function = gatepro::ScoreFunction::sigmoid;
@@ -93,10 +75,11 @@ void route_completely(MatrixView<const float> x_TH, MatrixView<const float> w_EH
 
 /// A hash of a forward and a backward of both routers.
 std::uint64_t ROUTE() {
-  const std::vector<float> x = numbers(tokens * hidden, 1), w = numbers(experts * hidden, 2);
+  const std::vector<float> x = data::numbers<float>(tokens * hidden, 1),
+                           w = data::numbers<float>(experts * hidden, 2);
   const MatrixView<const float> x_TH(x.data(), tokens, hidden), w_EH(w.data(), experts, hidden);
-  Hash hash;
+  data::Hash hash;
   route_plain(x_TH, w_EH, hash);
   route_completely(x_TH, w_EH, hash);
-  return hash.value;
+  return hash.value();
 }

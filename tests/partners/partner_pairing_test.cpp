@@ -8,6 +8,7 @@
 
 #include "support/bits.hpp"
 #include "support/conversions.hpp"
+#include "support/ids.hpp"
 #include "support/inputs.hpp"
 #include "support/memory.hpp"
 #include "support/reference/partners.hpp"
@@ -151,18 +152,10 @@ reference::Ids rivals_of(const RivalTable& table) {
 TEST(RivalTable, FollowsThePartners) {
   for (Index experts : {1, 2, 7, 40}) {
     for (Index m : {1, 2, 5}) {
-      Partners partners_EM(experts, m);
-      for (Index i = 0; i < experts * m; ++i) {
-        const auto counter = static_cast<std::uint64_t>(i);
-        partners_EM.data()[i] = static_cast<std::int32_t>(data::random_below(experts, 4, counter));
-      }
+      Partners partners_EM = data::random_partners(experts, m, 4);
       partners_EM.row(experts / 2).setConstant(static_cast<std::int32_t>(experts / 2));  // none
-      reference::Ids ids;
-      for (Index i = 0; i < experts; ++i) {
-        ids.emplace_back(partners_EM.row(i).begin(), partners_EM.row(i).end());
-      }
       for (bool both_sides : {false, true}) {
-        reference::Ids want = reference::rivals(ids, both_sides);
+        reference::Ids want = reference::rivals(data::to_ids(partners_EM), both_sides);
         for (auto& list : want) std::sort(list.begin(), list.end());
         EXPECT_EQ(rivals_of(RivalTable(gatepro::view(partners_EM), both_sides)), want);
         // One plane per choice.

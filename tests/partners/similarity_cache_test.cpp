@@ -12,7 +12,9 @@
 #include "support/bits.hpp"
 #include "support/conversions.hpp"
 #include "support/errors.hpp"
+#include "support/executors.hpp"
 #include "support/inputs.hpp"
+#include "support/memory.hpp"
 #include "support/reference/partners.hpp"
 
 namespace {
@@ -283,17 +285,6 @@ TEST(SimilarityCache, MeansLeaveOutWhatHasNoSimilarity) {
   EXPECT_EQ(cache.mean_partner_similarity(), 0);
 }
 
-/// Throws when asked to run for the n-th time.
-struct ThrowingExecutor {
-  int* runs_left;
-  int workers() const { return 1; }
-  template <class Body>
-  void run(int count, Body body) const {
-    if (--*runs_left < 0) throw std::runtime_error("no threads today");
-    for (int w = 0; w < count; ++w) body(w);
-  }
-};
-
 TEST(SimilarityCache, AFailedRefreshLeavesEverything) {
   Cache cache(3, {}, RefreshSchedule::every_step());
   cache.refresh(view(first_weights()), 1);
@@ -307,11 +298,10 @@ TEST(SimilarityCache, AFailedRefreshLeavesEverything) {
   spoilt.row(0).setZero();
   bool succeeded = false;
   int failures = 0;
-  for (int runs = 0; !succeeded; ++runs) {
-    ASSERT_LT(runs, 100);
-    int runs_left = runs;
+  for (int bodies = 0; !succeeded; ++bodies) {
+    ASSERT_LT(bodies, 100);
     try {
-      succeeded = cache.refresh(view(spoilt), 3, ThrowingExecutor{&runs_left});
+      succeeded = cache.refresh(view(spoilt), 3, ThrowingExecutor(bodies));
     } catch (const std::runtime_error&) {
       ++failures;
       ASSERT_EQ(partners_of(cache), partners);
@@ -338,21 +328,6 @@ TEST(SimilarityCache, AFailedRefreshLeavesEverything) {
   EXPECT_TRUE(cache.similarity().given());
 }
 
-/// Throws in the last of its runs, after half of the blocks of that run.
-struct HalfWayThrower {
-  int* runs_left;
-  int workers() const { return 2; }
-  template <class Body>
-  void run(int count, Body body) const {
-    if (--*runs_left >= 0) {
-      for (int w = 0; w < count; ++w) body(w);
-      return;
-    }
-    body(0);
-    throw std::runtime_error("no second thread");
-  }
-};
-
 // S is replaced in place: what a failure has overwritten comes back, to the bit.
 TEST(SimilarityCache, AFailureAfterTheWorkLeavesTheOldSimilarity) {
   constexpr Index experts = 101;
@@ -362,19 +337,15 @@ TEST(SimilarityCache, AFailureAfterTheWorkLeavesTheOldSimilarity) {
   new_w.row(7).setZero();
   new_w(9, 1) = std::numeric_limits<float>::quiet_NaN();
   cache.refresh(view(old_w), 1);
-  const auto kept = [&] {
-    return RowMatrix<float>(
-        Eigen::Map<const RowMatrix<float>>(cache.similarity().data, experts, experts));
-  };
+  const auto kept = [&] { return data::copy<float>(cache.similarity()); };
   const RowMatrix<float> before = kept();
   int failures = 0;
-  for (int runs = 0; failures == runs; ++runs) {
-    int runs_left = runs;
+  for (int bodies = 0; failures == bodies; ++bodies) {
     try {
-      cache.refresh(view(new_w), 2, HalfWayThrower{&runs_left});
+      cache.refresh(view(new_w), 2, ThrowingExecutor(bodies));
     } catch (const std::runtime_error&) {
       ++failures;
-      ASSERT_TRUE(data::same_bits(kept(), before)) << runs;
+      ASSERT_TRUE(data::same_bits(kept(), before)) << bodies;
     }
   }
   EXPECT_GE(failures, 3);

@@ -19,6 +19,7 @@
 #include "support/conversions.hpp"
 #include "support/errors.hpp"
 #include "support/executors.hpp"
+#include "support/ids.hpp"
 #include "support/inputs.hpp"
 #include "support/memory.hpp"
 #include "support/reference/complete.hpp"
@@ -67,8 +68,7 @@ std::vector<CompleteConfig> all_combinations() {
   std::vector<CompleteConfig> all;
   CompleteConfig config{{/*hidden_size=*/1, experts, top_k}};
   config.losses = {0.3, 0.2, 0.1, 0.05, CountSource::dispatched};
-  for (ScoreFunction f : {ScoreFunction::softmax_after_top_k, ScoreFunction::softmax_before_top_k,
-                          ScoreFunction::sigmoid, ScoreFunction::sqrt_softplus}) {
+  for (ScoreFunction f : data::score_functions) {
     for (bool renormalise : {false, true}) {
       config.scores = {f, renormalise, 2.5};
       for (bool bias : {false, true}) {
@@ -168,7 +168,7 @@ class CompleteProductTest : public testing::Test {
     reference::Rules rules{
         {top_k, config.scores, config.groups, config.router.competition}, {}, {}};
     double& lambda = rules.selection.competition.lambda;
-    lambda = static_cast<double>(static_cast<A>(lambda));
+    lambda = data::round_to<A>(lambda);
     if (config.bias.enabled) rules.bias_E.assign(bias_E_.data(), bias_E_.data() + experts);
     for (int partner : partners_) rules.rivals.push_back({partner});
     return rules;
@@ -667,7 +667,7 @@ TEST(CompleteRouter, ForcedRoutingsAreBalanced) {
     ForwardInputs<> in;
     in.pass = pass;
     const auto outcome = complete_data::forward(router, x_TH, w_EH, in);
-    EXPECT_TRUE(routing_data::valid_ids(outcome.ids_TK, E));
+    EXPECT_TRUE(data::valid_ids(outcome.ids_TK, E));
     return gatepro::max_violation(outcome.counts_E);
   };
   using gatepro::ForcedRouting;
@@ -751,7 +751,7 @@ TEST(CompleteRouter, RanksTakeTurnsInARoundRobin) {
       std::fill(counts_E.begin(), counts_E.end(), std::int64_t{0});
       for (CompleteRouter<float>& router : routers) {
         const auto outcome = complete_data::forward(router, x_TH, w_EH);
-        EXPECT_TRUE(routing_data::valid_ids(outcome.ids_TK, s.experts));
+        EXPECT_TRUE(data::valid_ids(outcome.ids_TK, s.experts));
         for (std::size_t e = 0; e < counts_E.size(); ++e) counts_E[e] += outcome.counts_E[e];
       }
       const auto ends = std::minmax_element(counts_E.begin(), counts_E.end());
@@ -945,8 +945,7 @@ TEST(CompleteRouter, CapacityIsWhatAlignedBuffersNeed) {
 /// vllm#39391, sglang#30079: a NaN logit row gave experts twice, or none.
 TEST(CompleteRegression, NanRowsGiveDistinctIdsInRange) {
   constexpr Index T = 9, E = 8, K = 3;
-  for (ScoreFunction f : {ScoreFunction::softmax_after_top_k, ScoreFunction::softmax_before_top_k,
-                          ScoreFunction::sigmoid, ScoreFunction::sqrt_softplus}) {
+  for (ScoreFunction f : data::score_functions) {
     CompleteConfig config = complete_data::full_config(4, E, K);
     config.scores.function = f;
     config.noise = {};
@@ -964,7 +963,7 @@ TEST(CompleteRegression, NanRowsGiveDistinctIdsInRange) {
     }
     router.forward_logits({}, out, buffers.workspace());
     const auto ids_TK = data::copy<std::int32_t>(out.expert_ids_TK);
-    EXPECT_TRUE(routing_data::valid_ids(ids_TK, E));
+    EXPECT_TRUE(data::valid_ids(ids_TK, E));
     for (Index j = 0; j < K; ++j) {
       // A choice that was dropped weighs 0 whatever it held.
       EXPECT_TRUE(std::isnan(out.weights_TK(4, j)) || out.kept_TK(4, j) == 0);

@@ -11,6 +11,11 @@
 #include <cstring>
 #include <vector>
 
+#include "support/bits.hpp"
+#include "support/conversions.hpp"
+#include "support/ids.hpp"
+#include "support/inputs.hpp"
+#include "support/memory.hpp"
 #include "support/reference/gate.hpp"
 #include "support/reference/partners.hpp"
 #include "support/reference/routing.hpp"
@@ -31,34 +36,19 @@ constexpr std::uint32_t inf_bits = 0x7f800000;
 constexpr std::uint32_t minus_inf_bits = 0xff800000;
 
 void set_bits(float& value, std::uint32_t bits) { std::memcpy(&value, &bits, sizeof bits); }
-std::uint32_t bits_of(const float& value) {
-  std::uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  return bits;
-}
-bool is_nan(const float& value) { return (bits_of(value) & 0x7fffffffU) > inf_bits; }
 
 /// A number's place in the order; every NaN is below -inf.
 std::int64_t rank_of(const float& value) {
-  const std::int64_t magnitude = bits_of(value) & 0x7fffffffU;
+  const std::int64_t magnitude = data::bits_of(value) & 0x7fffffffU;
   if (magnitude > inf_bits) return -std::int64_t{inf_bits} - 1;
-  return bits_of(value) >> 31 == 0 ? magnitude : -magnitude;
+  return data::bits_of(value) >> 31 == 0 ? magnitude : -magnitude;
 }
 
 class FastMath : public testing::TestWithParam<Competition> {
  public:
   static constexpr Index tokens = 203, hidden = 24, experts = 11, top_k = 4;
 
-  FastMath() : router_(config()), x_(tokens, hidden), w_(experts, hidden) {
-    std::uint32_t state = 1;
-    const auto uniform = [&state] {
-      state = state * 1664525 + 1013904223;
-      return static_cast<float>(state >> 8) / 8388608.0F - 1;
-    };
-    for (Index i = 0; i < x_.size(); ++i) x_.data()[i] = uniform();
-    for (Index i = 0; i < w_.size(); ++i) w_.data()[i] = uniform();
-    router_.refresh(w_, 0);
-  }
+  FastMath() : router_(config()) { router_.refresh(w_, 0); }
 
   static gatepro::RouterConfig config() {
     gatepro::RouterConfig result{hidden, experts, top_k};
@@ -77,22 +67,20 @@ class FastMath : public testing::TestWithParam<Competition> {
   bool loses(Index t, Index e) const {
     const Index partner = router_.similarity_cache().partners()(e, 0);
     return GetParam().active() && partner != e &&
-           rank_of(logits_(t, e)) < rank_of(logits_(t, partner)) && !is_nan(logits_(t, e));
+           rank_of(logits_(t, e)) < rank_of(logits_(t, partner)) && !data::is_nan(logits_(t, e));
   }
 
   /// Valid ids, and what softmax may give: all of it NaN by the rule, or a distribution.
   void expect_rules(const gatepro::RoutingReport& report) const {
     const bool eliminate = GetParam().mode == gatepro::CompetitionMode::eliminate;
+    const auto ids_TK = data::copy<std::int32_t>(buffers_.expert_ids_TK());
+    ASSERT_TRUE(data::valid_ids(ids_TK, experts));
     Index nonfinite = 0;
     for (Index t = 0; t < tokens; ++t) {
-      std::vector<bool> seen(experts, false);
       bool expect_nan = false, any_finite = false;
       float sum = 0;
       for (Index j = 0; j < top_k; ++j) {
-        const Index id = buffers_.expert_ids_TK()(t, j);
-        ASSERT_TRUE(id >= 0 && id < experts) << t;
-        ASSERT_FALSE(seen[static_cast<std::size_t>(id)]) << t;
-        seen[static_cast<std::size_t>(id)] = true;
+        const Index id = ids_TK(t, j);
         const std::int64_t rank = rank_of(logits_(t, id));
         const bool eliminated = eliminate && loses(t, id);
         expect_nan = expect_nan || rank < -std::int64_t{inf_bits} || rank == inf_bits;
@@ -102,7 +90,7 @@ class FastMath : public testing::TestWithParam<Competition> {
       nonfinite += expect_nan ? 1 : 0;
       for (Index j = 0; j < top_k; ++j) {
         const float weight = buffers_.weights_TK()(t, j);
-        ASSERT_EQ(is_nan(weight), expect_nan) << t;
+        ASSERT_EQ(data::is_nan(weight), expect_nan) << t;
         if (!expect_nan) sum += weight;
       }
       if (!expect_nan) {
@@ -126,8 +114,8 @@ class FastMath : public testing::TestWithParam<Competition> {
   }
 
   gatepro::Router<float> router_;
-  RowMatrix<float> x_;
-  RowMatrix<float> w_;
+  RowMatrix<float> x_ = data::random_matrix<float>(tokens, hidden, 1);
+  RowMatrix<float> w_ = data::random_matrix<float>(experts, hidden, 2);
   RowMatrix<float> logits_{tokens, experts};
   gatepro::PenaltyStatistics statistics_;
   gatepro::RoutingBuffers<gatepro::Router<float>> buffers_{router_, tokens};
@@ -138,13 +126,7 @@ TEST_P(FastMath, OrdinaryInput) {
   EXPECT_EQ(report.nonfinite_rows, 0);
   expect_rules(report);
   expect_order();
-  reference::Matrix x(tokens), w(experts);
-  for (Index t = 0; t < tokens; ++t) {
-    x[static_cast<std::size_t>(t)].assign(x_.row(t).data(), x_.row(t).data() + hidden);
-  }
-  for (Index e = 0; e < experts; ++e) {
-    w[static_cast<std::size_t>(e)].assign(w_.row(e).data(), w_.row(e).data() + hidden);
-  }
+  const reference::Matrix x = data::to_reference(x_), w = data::to_reference(w_);
   const reference::Matrix logits = reference::gate_logits(x, w);
   const reference::Ids rivals =
       reference::rivals(reference::pair_partners(reference::cosine_similarity(w), {}), false);
@@ -152,8 +134,7 @@ TEST_P(FastMath, OrdinaryInput) {
     const auto expected = reference::route(logits[static_cast<std::size_t>(t)], rivals, GetParam(),
                                            top_k, [](double v) { return v; });
     for (Index e = 0; e < experts; ++e) {
-      ASSERT_NEAR(logits_(t, e), logits[static_cast<std::size_t>(t)][static_cast<std::size_t>(e)],
-                  1e-5);
+      ASSERT_NEAR(logits_(t, e), data::at(logits, t, e), 1e-5);
     }
     for (Index j = 0; j < top_k; ++j) {
       ASSERT_EQ(buffers_.expert_ids_TK()(t, j), expected.ids[static_cast<std::size_t>(j)]) << t;
@@ -166,24 +147,16 @@ TEST_P(FastMath, OrdinaryInput) {
   RowMatrix<float> dx = RowMatrix<float>::Zero(tokens, hidden);
   RowMatrix<float> dw = RowMatrix<float>::Zero(experts, hidden);
   router_.backward(x_, w_, buffers_, dweights, {}, dx, dw);
-  reference::Matrix weights(tokens), upstream(tokens);
-  reference::Ids ids(tokens);
-  for (std::size_t t = 0; t < tokens; ++t) {
-    for (Index j = 0; j < top_k; ++j) {
-      ids[t].push_back(buffers_.expert_ids_TK()(static_cast<Index>(t), j));
-      weights[t].push_back(buffers_.weights_TK()(static_cast<Index>(t), j));
-      upstream[t].push_back(dweights(static_cast<Index>(t), j));
-    }
-  }
-  const auto gradients = reference::backward(x, w, ids, weights, upstream, {});
+  const auto ids_TK = data::copy<std::int32_t>(buffers_.expert_ids_TK());
+  const auto weights_TK = data::copy<float>(buffers_.weights_TK());
+  const auto gradients = reference::backward(
+      x, w, data::to_ids(ids_TK), data::to_reference(weights_TK), data::to_reference(dweights), {});
   for (Index h = 0; h < hidden; ++h) {
-    for (std::size_t t = 0; t < tokens; ++t) {
-      ASSERT_NEAR(dx(static_cast<Index>(t), h), gradients.dx_TH[t][static_cast<std::size_t>(h)],
-                  1e-5);
+    for (Index t = 0; t < tokens; ++t) {
+      ASSERT_NEAR(dx(t, h), data::at(gradients.dx_TH, t, h), 1e-5);
     }
-    for (std::size_t e = 0; e < experts; ++e) {
-      ASSERT_NEAR(dw(static_cast<Index>(e), h), gradients.dw_EH[e][static_cast<std::size_t>(h)],
-                  1e-4);
+    for (Index e = 0; e < experts; ++e) {
+      ASSERT_NEAR(dw(e, h), data::at(gradients.dw_EH, e, h), 1e-4);
     }
   }
 }

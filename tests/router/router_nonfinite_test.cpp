@@ -9,6 +9,7 @@
 #include <random>
 
 #include "support/bits.hpp"
+#include "support/ids.hpp"
 #include "support/inputs.hpp"
 #include "support/routing_data.hpp"
 #include "support/type_names.hpp"
@@ -24,16 +25,11 @@ using gatepro::RowMatrix;
 using routing_data::expect_reference_routing;
 
 template <class A>
-void poison_partners(gatepro::Router<A>& router, unsigned seed) {
+void poison_partners(gatepro::Router<A>& router, std::uint64_t seed) {
   const gatepro::RouterConfig& config = router.config();
-  const Index m = config.pairing.partners_per_expert;
-  std::mt19937 random(seed);
-  RowMatrix<std::int32_t> partners(config.num_experts, m);
-  for (Index i = 0; i < partners.size(); ++i) {
-    partners.data()[i] =
-        static_cast<std::int32_t>(random() % static_cast<unsigned>(config.num_experts));
-  }
-  router.set_partners(partners, 0);
+  const auto partners_EM =
+      data::random_partners(config.num_experts, config.pairing.partners_per_expert, seed);
+  router.set_partners(partners_EM, 0);
 }
 
 template <class A>

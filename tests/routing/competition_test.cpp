@@ -8,6 +8,7 @@
 #include "support/bits.hpp"
 #include "support/conversions.hpp"
 #include "support/executors.hpp"
+#include "support/ids.hpp"
 #include "support/inputs.hpp"
 #include "support/memory.hpp"
 #include "support/reference/partners.hpp"
@@ -34,22 +35,15 @@ struct Rivals {
 
 /// m random partners per expert, "none" among them.
 Rivals random_rivals(Index experts, Index m, bool both_sides, std::uint64_t seed) {
-  Partners partners_EM(experts, m);
-  reference::Ids ids;
-  for (Index i = 0; i < experts; ++i) {
-    for (Index j = 0; j < m; ++j) {
-      const auto counter = static_cast<std::uint64_t>(i * m + j);
-      partners_EM(i, j) = static_cast<std::int32_t>(data::random_below(experts, seed, counter));
-    }
-    ids.emplace_back(partners_EM.row(i).begin(), partners_EM.row(i).end());
-  }
-  return {RivalTable(gatepro::view(partners_EM), both_sides), reference::rivals(ids, both_sides)};
+  const auto partners_EM = data::random_partners(experts, m, seed);
+  return {RivalTable(gatepro::view(partners_EM), both_sides),
+          reference::rivals(data::to_ids(partners_EM), both_sides)};
 }
 
 /// The same penalty as a double that A holds exactly.
 template <class A>
 Competition penalty(double lambda) {
-  return Competition::penalty(static_cast<double>(static_cast<A>(lambda)));
+  return Competition::penalty(data::round_to<A>(lambda));
 }
 
 template <class A>
@@ -76,11 +70,10 @@ template <class A>
 Outcome<A> expected(const RowMatrix<A>& logits_TE, const reference::Ids& rivals,
                     const Competition& competition) {
   Outcome<A> outcome{logits_TE, Bytes::Zero(logits_TE.rows(), logits_TE.cols())};
-  const auto round = [](double v) { return static_cast<double>(static_cast<A>(v)); };
   const reference::Matrix logits = data::to_reference(logits_TE);
   for (Index t = 0; t < logits_TE.rows(); ++t) {
-    const reference::Token token =
-        reference::route(logits[static_cast<std::size_t>(t)], rivals, competition, 1, round);
+    const reference::Token token = reference::route(logits[static_cast<std::size_t>(t)], rivals,
+                                                    competition, 1, data::round_to<A>);
     for (Index e = 0; e < logits_TE.cols(); ++e) {
       outcome.loser_TE(t, e) = token.contest.loses[static_cast<std::size_t>(e)] ? 1 : 0;
       const double after = token.contest.logits[static_cast<std::size_t>(e)];
@@ -128,7 +121,7 @@ TYPED_TEST(CompetitionTest, MatchesTheReference) {
                 {CompetitionMode::eliminate, 0, TieRule::higher_id_loses}}) {
             // The default lambda, 1e-4, is no float.
             Competition exact = competition;
-            exact.lambda = static_cast<double>(static_cast<A>(competition.lambda));
+            exact.lambda = data::round_to<A>(competition.lambda);
             expect_equal(compete(logits_TE, rivals.table, competition),
                          expected(logits_TE, rivals.ids, exact));
           }

@@ -70,7 +70,7 @@ TYPED_TEST(CountUnpenalisedTest, EqualsASort) {
       }
       // Scores keep the order of moderate logits.
       const RowMatrix<A> logits_TE = data::random_matrix<A>(300, experts, 5);
-      for (const ScoreFunction function : losses::functions) {
+      for (const ScoreFunction function : data::score_functions) {
         EXPECT_EQ(count(logits_TE, function, top_k), naive_counts(logits_TE, top_k, {}));
       }
     }
@@ -85,7 +85,7 @@ TYPED_TEST(CountUnpenalisedTest, EqualsScoredRoutingWithoutCompetition) {
   const Mask mask = data::random_mask(tokens, 7);
   for (const RowMatrix<A>& logits_TE :
        {saturated_TE, data::special_matrix<A>(tokens, experts, 8, 20)}) {
-    for (const ScoreFunction function : losses::functions) {
+    for (const ScoreFunction function : data::score_functions) {
       gatepro::SelectionRule rule;
       rule.top_k = top_k;
       rule.scores.function = function;

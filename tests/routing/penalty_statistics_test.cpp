@@ -28,13 +28,13 @@ using gatepro::RowMatrix;
 template <class A>
 PenaltyStatistics count(const RowMatrix<A>& logits_TE, const reference::Ids& partners,
                         bool both_sides, Competition competition, int top_k) {
-  competition.lambda = static_cast<double>(static_cast<A>(competition.lambda));
-  const auto round = [](double v) { return static_cast<double>(static_cast<A>(v)); };
+  competition.lambda = data::round_to<A>(competition.lambda);
   const reference::Ids rivals = reference::rivals(partners, both_sides);
   PenaltyStatistics counts;
   for (const std::vector<double>& logits : data::to_reference(logits_TE)) {
-    const auto routed = reference::route(logits, rivals, competition, top_k, round);
-    const auto plain = reference::route(logits, rivals, Competition::off(), top_k, round);
+    const auto routed = reference::route(logits, rivals, competition, top_k, data::round_to<A>);
+    const auto plain =
+        reference::route(logits, rivals, Competition::off(), top_k, data::round_to<A>);
     const std::set<int> with(routed.ids.begin(), routed.ids.end());
     const std::set<int> without(plain.ids.begin(), plain.ids.end());
     ++counts.tokens;

@@ -7,8 +7,10 @@
 #include <vector>
 
 #include "support/bits.hpp"
+#include "support/conversions.hpp"
 #include "support/errors.hpp"
 #include "support/executors.hpp"
+#include "support/ids.hpp"
 #include "support/inputs.hpp"
 #include "support/memory.hpp"
 #include "support/reference/routing.hpp"
@@ -98,11 +100,10 @@ TYPED_TEST(ScoredReplayTest, AnyIdsMatchTheReference) {
   const RowMatrix<A> logits_TE = data::random_matrix<A>(tokens, experts, 3) * A(2);
   const RowMatrix<std::int64_t> ids_TK = data::random_ids<std::int64_t>(tokens, experts, top_k, 4);
   const double tolerance = 40 * static_cast<double>(std::numeric_limits<A>::epsilon());
-  const auto round = [](double v) { return static_cast<double>(static_cast<A>(v)); };
   for (SelectionRule rule : scored_data::rules_of(top_k, {})) {
     SCOPED_TRACE(scored_data::describe(rule));
     const Replay<A> got = replay(logits_TE, rule, ids_TK, Bytes());
-    rule.competition.lambda = round(rule.competition.lambda);
+    rule.competition.lambda = data::round_to<A>(rule.competition.lambda);
     Index nonfinite = 0, short_tokens = 0;
     for (Index t = 0; t < tokens; ++t) {
       reference::Row row;
@@ -111,8 +112,9 @@ TYPED_TEST(ScoredReplayTest, AnyIdsMatchTheReference) {
       for (Index j = 0; j < top_k; ++j) ids.push_back(static_cast<int>(ids_TK(t, j)));
       const reference::Flags loses =
           reference::losers(row, scored_data::reference_rivals_of(experts), rule.competition);
-      const auto want = reference::weigh(reference::contest(row, loses, rule, {}, round), ids, rule,
-                                         /*is_padding=*/false);
+      const auto want =
+          reference::weigh(reference::contest(row, loses, rule, {}, data::round_to<A>), ids, rule,
+                           /*is_padding=*/false);
       nonfinite += want.nonfinite ? 1 : 0;
       short_tokens += want.short_of_survivors ? 1 : 0;
       for (Index j = 0; j < top_k; ++j) {
@@ -136,7 +138,7 @@ TYPED_TEST(ScoredReplayTest, TheRecordDecidesWhoHadLost) {
   RowMatrix<A> before_TE(1, 3), after_TE(1, 3);
   before_TE << A(1), A(1.001), A(0);
   after_TE << A(1.001), A(1), A(0);
-  for (ScoreFunction function : scored_data::all_functions) {
+  for (ScoreFunction function : data::score_functions) {
     for (const Competition& competition :
          {Competition::penalty(0.5), Competition::eliminate(), Competition::off()}) {
       const SelectionRule rule{2, {function, true, 1}, {}, competition};
@@ -180,7 +182,7 @@ TYPED_TEST(ScoredReplayTest, NansAreNotHiddenByTheRecord) {
   ids_TK << 0, 1;
   Bytes penalised_TK(1, 2);
   penalised_TK << 0, 1;
-  for (ScoreFunction function : scored_data::all_functions) {
+  for (ScoreFunction function : data::score_functions) {
     for (const Competition& competition : scored_data::all_competitions()) {
       const SelectionRule rule{2, {function, true, 1}, {}, competition};
       const auto got = replay(logits_TE, rule, ids_TK, penalised_TK);

@@ -208,7 +208,7 @@ TYPED_TEST(ScoredRoutingTest, DefaultsEqualTheRouter) {
 TYPED_TEST(ScoredRoutingTest, OffIsOff) {
   using A = TypeParam;
   const RowMatrix<A> logits_TE = data::special_matrix<A>(67, 8, 8);
-  for (ScoreFunction function : scored_data::all_functions) {
+  for (ScoreFunction function : data::score_functions) {
     const SelectionRule off{3, {function, true, 1}, {}, Competition::off()};
     SelectionRule zero = off;
     zero.competition = Competition::penalty(0);
@@ -252,7 +252,7 @@ TYPED_TEST(ScoredRoutingTest, WeightsSumToTheScaleForAnyFiniteLogits) {
   for (A centre : {A(30), A(0), A(-20), A(-50), A(-110), A(-800), A(-1e5), large, -large}) {
     RowMatrix<A> logits_TE = data::random_matrix<A>(tokens, experts, 31) * A(3);
     logits_TE.array() += centre;
-    for (ScoreFunction function : scored_data::all_functions) {
+    for (ScoreFunction function : data::score_functions) {
       for (const Competition& competition : scored_data::all_competitions()) {
         const SelectionRule rule{top_k, {function, true, 2.5}, {}, competition};
         SCOPED_TRACE(scored_data::describe(rule));
@@ -272,7 +272,7 @@ TYPED_TEST(ScoredRoutingTest, WeightsSumToTheScaleForAnyFiniteLogits) {
 TYPED_TEST(ScoredRoutingTest, OneShareIsTheWhole) {
   using A = TypeParam;
   const RowMatrix<A> logits_TE = data::random_matrix<A>(300, 4, 32) * A(60);
-  for (ScoreFunction function : scored_data::all_functions) {
+  for (ScoreFunction function : data::score_functions) {
     const SelectionRule rule{1, {function, true, 2.5}, {}, Competition::off()};
     EXPECT_TRUE((route<A>(logits_TE, rule).weights_TK.array() == A(2.5)).all());
   }
@@ -304,7 +304,7 @@ TEST(Regression, MaskedGroupsNeverBeatNegativeBiasedExperts) {
   for (double bias : {-3.0, -1e6}) {
     Extras extras{scored_data::random_bias(experts, 0.1, 11), {}};
     for (double& b : extras.bias) b += bias;
-    for (ScoreFunction function : scored_data::all_functions) {
+    for (ScoreFunction function : data::score_functions) {
       for (const Competition& competition : scored_data::all_competitions()) {
         for (GroupScore score : {GroupScore::share_of_top_k, GroupScore::top_2}) {
           // As many experts as the allowed groups have: the last ones are poor choices.
@@ -327,7 +327,7 @@ TEST(Regression, MaskedGroupsNeverBeatNegativeBiasedExperts) {
 TYPED_TEST(ScoredRoutingTest, BiasIsNotInTheWeights) {
   using A = TypeParam;
   const RowMatrix<A> logits_TE = data::random_matrix<A>(40, 6, 12);
-  for (ScoreFunction function : scored_data::all_functions) {
+  for (ScoreFunction function : data::score_functions) {
     const SelectionRule rule{6, {function, true, 1}, {}, Competition::off()};
     const auto plain = route<A>(logits_TE, rule);
     // All are chosen, in another order. The sum in another order may round differently.

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "support/bits.hpp"
+#include "support/conversions.hpp"
 #include "support/errors.hpp"
 #include "support/executors.hpp"
 #include "support/inputs.hpp"
@@ -132,7 +133,7 @@ TYPED_TEST(ScoresBackwardTest, MatchesDouble) {
   const double tolerance = 60 * static_cast<double>(std::numeric_limits<A>::epsilon());
   for (SelectionRule rule : scored_data::rules_of(4, {4, 2, GroupScore::top_2})) {
     SCOPED_TRACE(scored_data::describe(rule));
-    rule.competition.lambda = static_cast<double>(static_cast<A>(rule.competition.lambda));
+    rule.competition.lambda = data::round_to<A>(rule.competition.lambda);
     const RowMatrix<A> dweights_TK = data::random_matrix<A>(tokens, 4, 5);
     const auto forward = scored_data::route<A>(logits_TE, rule);
     const auto exact = scored_data::route<double>(exact_TE, rule);

@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "support/inputs.hpp"
+#include "support/ids.hpp"
 #include "support/type_names.hpp"
 
 namespace {

@@ -12,6 +12,7 @@
 #include "support/bits.hpp"
 #include "support/conversions.hpp"
 #include "support/executors.hpp"
+#include "support/ids.hpp"
 #include "support/inputs.hpp"
 #include "support/memory.hpp"
 #include "support/reference/partners.hpp"
@@ -197,21 +198,12 @@ TYPED_TEST(TopKTest, NoTokensWriteNothing) {
 // Competition, selection and softmax one after the other are the whole method.
 TYPED_TEST(TopKTest, StagesInARowMatchTheReference) {
   using A = TypeParam;
-  const auto round = [](double v) { return static_cast<double>(static_cast<A>(v)); };
   const double eps = static_cast<double>(std::numeric_limits<A>::epsilon());
   const Index tokens = 60;
   for (Index experts : {4, 8, 21}) {
-    RowMatrix<std::int32_t> partners_EM(experts, 2);
-    reference::Ids partner_ids;
-    for (Index i = 0; i < experts; ++i) {
-      for (Index m = 0; m < 2; ++m) {
-        const auto counter = static_cast<std::uint64_t>(i * 2 + m);
-        partners_EM(i, m) = static_cast<std::int32_t>(data::random_below(experts, 10, counter));
-      }
-      partner_ids.emplace_back(partners_EM.row(i).begin(), partners_EM.row(i).end());
-    }
+    const auto partners_EM = data::random_partners(experts, 2, 10);
     const RivalTable rivals(gatepro::view(partners_EM), true);
-    const reference::Ids rival_ids = reference::rivals(partner_ids, true);
+    const reference::Ids rival_ids = reference::rivals(data::to_ids(partners_EM), true);
     for (const RowMatrix<A>& logits_TE :
          {data::random_matrix<A>(tokens, experts, 11), data::tied_matrix<A>(tokens, experts, 12),
           data::special_matrix<A>(tokens, experts, 13, 6)}) {
@@ -241,7 +233,7 @@ TYPED_TEST(TopKTest, StagesInARowMatchTheReference) {
           for (Index t = 0; t < tokens; ++t) {
             const reference::Token want =
                 reference::route(logits[static_cast<std::size_t>(t)], rival_ids, competition,
-                                 static_cast<int>(k), round);
+                                 static_cast<int>(k), data::round_to<A>);
             want_short += want.short_of_survivors ? 1 : 0;
             want_nonfinite += want.nonfinite ? 1 : 0;
             for (Index j = 0; j < k; ++j) {

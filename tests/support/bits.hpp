@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: MIT
-// The bits of numbers: numbers made from them, and results compared by them.
+// The bits of numbers: numbers made from them, results compared by them.
 #ifndef GATEPRO_TESTS_SUPPORT_BITS_HPP
 #define GATEPRO_TESTS_SUPPORT_BITS_HPP
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <gatepro/core/views.hpp>
+#include <limits>
 #include <sstream>
 #include <type_traits>
 
@@ -17,7 +20,7 @@ template <class A>
 using BitsOf = std::conditional_t<sizeof(A) == 4, std::uint32_t, std::uint64_t>;
 
 template <class A>
-BitsOf<A> bits_of(A value) {
+BitsOf<A> bits_of(const A& value) {
   BitsOf<A> bits;
   std::memcpy(&bits, &value, sizeof bits);
   return bits;
@@ -27,6 +30,20 @@ A from_bits(BitsOf<A> bits) {
   A value;
   std::memcpy(&value, &bits, sizeof value);
   return value;
+}
+
+/// True for NaN, to compilers that know of none, too.
+template <class A>
+bool is_nan(const A& value) {
+  return (bits_of(value) & ~BitsOf<A>(0) >> 1) > bits_of(std::numeric_limits<A>::infinity());
+}
+
+/// |got - want| in units of the last place of `want`.
+template <class A>
+double ulps(A got, long double want) {
+  const int exponent = std::max(std::ilogb(want), std::numeric_limits<A>::min_exponent - 1);
+  const long double ulp = std::ldexp(1.0L, exponent - std::numeric_limits<A>::digits + 1);
+  return static_cast<double>(std::abs(static_cast<long double>(got) - want) / ulp);
 }
 
 /// True if both have the same shape and the same bits, NaN payloads and signs of zeros included.

@@ -38,6 +38,12 @@ reference::Ids to_ids(const gatepro::MatrixView<Id>& ids) {
   return nested<int>(ids, ids.rows, ids.cols);
 }
 
+/// Rounded to A.
+template <class A>
+double round_to(double value) {
+  return static_cast<double>(static_cast<A>(value));
+}
+
 /// Element (r, c) of a reference matrix.
 template <class M>
 auto at(const M& m, Index r, Index c) {

@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <gatepro/core/scalar.hpp>
+#include <gatepro/routing/rules.hpp>
 #include <limits>
 #include <type_traits>
 #include <vector>
@@ -17,6 +18,10 @@ namespace data {
 
 using gatepro::Index;
 using gatepro::RowMatrix;
+
+inline constexpr gatepro::ScoreFunction score_functions[] = {
+    gatepro::ScoreFunction::softmax_after_top_k, gatepro::ScoreFunction::softmax_before_top_k,
+    gatepro::ScoreFunction::sigmoid, gatepro::ScoreFunction::sqrt_softplus};
 
 /// 64 random bits: number `counter` of stream `seed`.
 inline std::uint64_t random_bits(std::uint64_t seed, std::uint64_t counter) {
@@ -114,23 +119,6 @@ RowMatrix<A> special_matrix(Index rows, Index cols, std::uint64_t seed, Index ev
     m.data()[i] = specials[static_cast<std::size_t>(pick)];
   }
   return m;
-}
-
-/// K distinct ids in [0, E) for each of T tokens, in random order.
-template <class Id>
-RowMatrix<Id> random_ids(Index tokens, Index experts, Index top_k, std::uint64_t seed) {
-  RowMatrix<Id> ids(tokens, top_k);
-  std::vector<Id> all(static_cast<std::size_t>(experts));
-  for (Index t = 0; t < tokens; ++t) {
-    for (Index e = 0; e < experts; ++e) all[static_cast<std::size_t>(e)] = static_cast<Id>(e);
-    for (Index j = 0; j < top_k; ++j) {
-      const auto counter = static_cast<std::uint64_t>(t * top_k + j);
-      const Index other = j + random_below(experts - j, seed, counter);
-      std::swap(all[static_cast<std::size_t>(j)], all[static_cast<std::size_t>(other)]);
-      ids(t, j) = all[static_cast<std::size_t>(j)];
-    }
-  }
-  return ids;
 }
 
 /// About one token of three masked, by various bytes.

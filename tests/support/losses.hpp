@@ -28,10 +28,6 @@ using gatepro::SerialExecutor;
 using reference::Counts;
 using reference::Mask;
 
-inline constexpr ScoreFunction functions[] = {ScoreFunction::softmax_after_top_k,
-                                              ScoreFunction::softmax_before_top_k,
-                                              ScoreFunction::sigmoid, ScoreFunction::sqrt_softplus};
-
 template <class A>
 struct Loss {
   double value = 0;

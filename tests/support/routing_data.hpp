@@ -16,6 +16,7 @@
 
 #include "support/bits.hpp"
 #include "support/conversions.hpp"
+#include "support/ids.hpp"
 #include "support/memory.hpp"
 #include "support/reference/partners.hpp"
 #include "support/reference/routing.hpp"
@@ -133,23 +134,6 @@ Gradients<A> backward(const R& router, const MX& x_TH, const MW& w_EH, const Out
   return start;
 }
 
-/// Distinct ids in [0, E), which holds for any bits in any input.
-template <class Id>
-testing::AssertionResult valid_ids(const RowMatrix<Id>& ids_TK, Index experts) {
-  for (Index t = 0; t < ids_TK.rows(); ++t) {
-    std::vector<bool> seen(static_cast<std::size_t>(experts), false);
-    for (Index j = 0; j < ids_TK.cols(); ++j) {
-      const auto id = static_cast<std::uint64_t>(ids_TK(t, j));
-      if (id >= static_cast<std::uint64_t>(experts)) {
-        return testing::AssertionFailure() << "id " << id << " of token " << t;
-      }
-      if (seen[id]) return testing::AssertionFailure() << "id " << id << " twice in token " << t;
-      seen[id] = true;
-    }
-  }
-  return testing::AssertionSuccess();
-}
-
 /// Compares an outcome with the reference, given the outcome's own logits and the router's own
 /// partners: ids exactly, weights up to the rounding of exp and of the sum, NaNs as NaNs, counts.
 template <class R>
@@ -161,19 +145,18 @@ void expect_reference_routing(const R& router, const Outcome<R>& outcome) {
   const reference::Ids rivals =
       reference::rivals(data::to_ids(partners), config.pairing.both_sides);
   gatepro::Competition competition = config.competition;
-  competition.lambda = static_cast<double>(static_cast<A>(competition.lambda));
-  const auto round = [](double v) { return static_cast<double>(static_cast<A>(v)); };
+  competition.lambda = data::round_to<A>(competition.lambda);
   const double tolerance = static_cast<double>(std::numeric_limits<A>::epsilon()) *
                            (8 + 2 * static_cast<double>(config.top_k));
   Index nonfinite = 0, short_of_survivors = 0;
   std::vector<std::int64_t> counts(static_cast<std::size_t>(experts), 0);
 
-  ASSERT_TRUE(valid_ids(outcome.ids_TK, experts));
+  ASSERT_TRUE(data::valid_ids(outcome.ids_TK, experts));
   const reference::Matrix logits_TE = data::to_reference(outcome.logits_TE);
   for (Index t = 0; t < outcome.ids_TK.rows(); ++t) {
     const reference::Token expected =
         reference::route(logits_TE[static_cast<std::size_t>(t)], rivals, competition,
-                         static_cast<int>(config.top_k), round);
+                         static_cast<int>(config.top_k), data::round_to<A>);
     nonfinite += expected.nonfinite ? 1 : 0;
     short_of_survivors += expected.short_of_survivors ? 1 : 0;
     double sum = 0;

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "support/bits.hpp"
+#include "support/conversions.hpp"
 #include "support/inputs.hpp"
 #include "support/memory.hpp"
 #include "support/reference/partners.hpp"
@@ -28,10 +29,6 @@ using gatepro::ScoreFunction;
 using gatepro::SelectionRule;
 using Bytes = RowMatrix<std::uint8_t>;
 
-inline constexpr ScoreFunction all_functions[] = {
-    ScoreFunction::softmax_after_top_k, ScoreFunction::softmax_before_top_k, ScoreFunction::sigmoid,
-    ScoreFunction::sqrt_softplus};
-
 inline std::vector<Competition> all_competitions() {
   constexpr auto ties_lose = gatepro::TieRule::higher_id_loses;
   return {Competition::off(),
@@ -44,7 +41,7 @@ inline std::vector<Competition> all_competitions() {
 /// Every way from scores to weights, with every competition, for groups as given.
 inline std::vector<SelectionRule> rules_of(Index top_k, const GroupLimit& groups) {
   std::vector<SelectionRule> rules;
-  for (ScoreFunction function : all_functions) {
+  for (ScoreFunction function : data::score_functions) {
     for (const Competition& competition : all_competitions()) {
       for (const gatepro::ScoreRule& scores :
            {gatepro::ScoreRule{function, false, 1}, gatepro::ScoreRule{function, true, 2.5},
@@ -126,24 +123,18 @@ Outcome<A, Id> route(const RowMatrix<A>& logits_TE, const SelectionRule& rule,
   return outcome;
 }
 
-template <class A>
-A round_to(double value) {
-  return static_cast<A>(value);
-}
-
 /// The reference's view of token t.
 template <class A, class Id>
 reference::Token expected(const RowMatrix<A>& logits_TE, Index t, SelectionRule rule,
                           const Extras& extras) {
-  const auto round = [](double v) { return static_cast<double>(static_cast<A>(v)); };
-  rule.competition.lambda = round(rule.competition.lambda);
+  rule.competition.lambda = data::round_to<A>(rule.competition.lambda);
   reference::Row row, bias;
   for (Index e = 0; e < logits_TE.cols(); ++e) row.push_back(static_cast<double>(logits_TE(t, e)));
-  for (double b : extras.bias) bias.push_back(round(b));
+  for (double b : extras.bias) bias.push_back(data::round_to<A>(b));
   const bool is_padding =
       !extras.is_padding.empty() && extras.is_padding[static_cast<std::size_t>(t)] != 0;
   return reference::route(row, reference_rivals_of(logits_TE.cols()), rule, bias, is_padding,
-                          round);
+                          data::round_to<A>);
 }
 
 /// NaN for NaN, 0 for 0, else close.
