@@ -5,8 +5,8 @@
 #include <iostream>
 #include <memory>
 
-#include "stages/stages.hpp"
 #include "support/machine.hpp"
+#include "support/stages.hpp"
 
 namespace {
 

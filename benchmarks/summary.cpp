@@ -7,8 +7,8 @@
 #include <nlohmann/json.hpp>
 #include <stdexcept>
 
-#include "stages/stages.hpp"
 #include "support/machine.hpp"
+#include "support/stages.hpp"
 
 namespace {
 

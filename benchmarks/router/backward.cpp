@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Gradients to tokens and router weights. All contestants add to gradients that are there already.
 #include "peers/peer.hpp"
-#include "stages/stages.hpp"
 #include "support/ours.hpp"
+#include "support/stages.hpp"
 
 namespace bench {
 namespace {

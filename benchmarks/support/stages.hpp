@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
-// The stages that are measured: one file each, which says who takes part and which figures of the
-// summary follow.
-#ifndef GATEPRO_BENCHMARKS_STAGES_STAGES_HPP
-#define GATEPRO_BENCHMARKS_STAGES_STAGES_HPP
+// The stages that are measured: one file each, in the folder of its floor, which says who takes
+// part and which figures of the summary follow.
+#ifndef GATEPRO_BENCHMARKS_SUPPORT_STAGES_HPP
+#define GATEPRO_BENCHMARKS_SUPPORT_STAGES_HPP
 
 #include <string>
 #include <vector>
@@ -40,4 +40,4 @@ inline std::vector<Stage> all_stages() {
 
 }  // namespace bench
 
-#endif  // GATEPRO_BENCHMARKS_STAGES_STAGES_HPP
+#endif  // GATEPRO_BENCHMARKS_SUPPORT_STAGES_HPP

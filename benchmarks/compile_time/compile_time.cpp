@@ -3,7 +3,7 @@
 #include <cstdlib>
 #include <stdexcept>
 
-#include "stages/stages.hpp"
+#include "support/stages.hpp"
 
 namespace bench {
 namespace {

@@ -2,9 +2,9 @@
 // The whole router, from tokens to experts and weights. gatepro also applies the penalty, its peers
 // do not.
 #include "peers/peer.hpp"
-#include "stages/stages.hpp"
 #include "support/machine.hpp"
 #include "support/ours.hpp"
+#include "support/stages.hpp"
 
 namespace bench {
 namespace {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // A forward of few tokens, serial and with OpenMP: two threads must not lose to one.
-#include "stages/stages.hpp"
 #include "support/ours.hpp"
+#include "support/stages.hpp"
 
 namespace bench {
 namespace {

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 // The gating logits: one matrix product, weights packed in each call.
 #include "peers/peer.hpp"
-#include "stages/stages.hpp"
 #include "support/machine.hpp"
 #include "support/ours.hpp"
+#include "support/stages.hpp"
 
 namespace bench {
 namespace {

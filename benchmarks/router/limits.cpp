@@ -2,7 +2,7 @@
 // gatepro alone, over the scalars and sizes that the bars leave out: where is it slow? With 1000
 // tokens, microseconds per run are nanoseconds per token.
 #include "gatepro/gatepro.hpp"
-#include "stages/stages.hpp"
+#include "support/stages.hpp"
 
 namespace bench {
 namespace {

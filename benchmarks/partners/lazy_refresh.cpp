@@ -4,8 +4,8 @@
 #include <memory>
 #include <stdexcept>
 
-#include "stages/stages.hpp"
 #include "support/ours.hpp"
+#include "support/stages.hpp"
 
 namespace bench {
 namespace {

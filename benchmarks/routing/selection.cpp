@@ -3,8 +3,8 @@
 #include <algorithm>
 
 #include "peers/peer.hpp"
-#include "stages/stages.hpp"
 #include "support/ours.hpp"
+#include "support/stages.hpp"
 
 namespace bench {
 namespace {

@@ -3,7 +3,7 @@
 // feature switched on, beside the plain router. With 1000 tokens, microseconds per run are
 // nanoseconds per token.
 #include "gatepro/gatepro.hpp"
-#include "stages/stages.hpp"
+#include "support/stages.hpp"
 
 namespace bench {
 namespace {

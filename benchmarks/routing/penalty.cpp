@@ -6,8 +6,8 @@
 #include <cstdio>
 
 #include "peers/peer.hpp"
-#include "stages/stages.hpp"
 #include "support/ours.hpp"
+#include "support/stages.hpp"
 
 namespace bench {
 namespace {
