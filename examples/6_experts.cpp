@@ -28,7 +28,7 @@ int main() {
   std::vector<std::byte> scratch(
       gatepro::drop_over_capacity_workspace_bytes<float>(tokens, experts, top_k, rule.policy) +
       gatepro::plan_dispatch_workspace_bytes(experts));
-  const Index capacity = gatepro::expert_capacity(tokens, top_k, experts, rule);
+  const Index capacity = gatepro::expert_capacity(tokens, experts, top_k, rule);
   gatepro::Choices choices{routing.expert_ids_TK()};
   gatepro::KeptRouting<float> kept;
   kept.weights_TK = routing.view().weights_TK;

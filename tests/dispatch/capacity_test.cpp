@@ -45,7 +45,7 @@ TEST(ExpertCapacity, RoundsTheExactProductUp) {
       for (Index experts : {1, 3, 7, 8, 64, 100}) {
         for (Index top_k : {Index{1}, std::min<Index>(experts, 3), experts}) {
           const Index exact = (percent * tokens * top_k + 100 * experts - 1) / (100 * experts);
-          ASSERT_EQ(expert_capacity(tokens, top_k, experts, rule), std::min(exact, tokens))
+          ASSERT_EQ(expert_capacity(tokens, experts, top_k, rule), std::min(exact, tokens))
               << percent << "% of " << tokens << " * " << top_k << " / " << experts;
         }
       }
@@ -55,7 +55,7 @@ TEST(ExpertCapacity, RoundsTheExactProductUp) {
 
 TEST(ExpertCapacity, MinimumTokensAndAlignmentBoundIt) {
   const auto capacity = [](double factor, Index minimum, Index alignment, Index tokens) {
-    return expert_capacity(tokens, 2, 8, {factor, minimum, alignment});
+    return expert_capacity(tokens, 8, 2, {factor, minimum, alignment});
   };
   EXPECT_EQ(capacity(1.0, 0, 1, 32), 8);
   EXPECT_EQ(capacity(1.0, 9, 1, 32), 9);
@@ -75,26 +75,26 @@ TEST(ExpertCapacity, MinimumTokensAndAlignmentBoundIt) {
   EXPECT_EQ(capacity(1e-300, 3, most, most / 2), most);
   EXPECT_EQ(capacity(1.0, most, most, most / 2), most);
   // A mean bounds nothing, the sum over ranks does.
-  EXPECT_EQ(expert_capacity(6, 2, 8, {4.0}, 12), 6);
-  EXPECT_EQ(expert_capacity(6, 2, 8, {6.0}, 12), 9);
-  EXPECT_EQ(expert_capacity(6, 2, 8, {1e300}, 12), 12);
-  EXPECT_EQ(expert_capacity(6, 2, 8, {1.0, 100}, 12), 12);
+  EXPECT_EQ(expert_capacity(6, 8, 2, {4.0}, 12), 6);
+  EXPECT_EQ(expert_capacity(6, 8, 2, {6.0}, 12), 9);
+  EXPECT_EQ(expert_capacity(6, 8, 2, {1e300}, 12), 12);
+  EXPECT_EQ(expert_capacity(6, 8, 2, {1.0, 100}, 12), 12);
 }
 
 TEST(ExpertCapacity, RefusesBadSettings) {
   const double nan = std::numeric_limits<double>::quiet_NaN();
   for (double factor : {0.0, -0.0, -1.0, nan, -nan, data::infinity<double>()}) {
-    EXPECT_THROW(expert_capacity(8, 2, 4, {factor}), gatepro::Error) << factor;
+    EXPECT_THROW(expert_capacity(8, 4, 2, {factor}), gatepro::Error) << factor;
   }
-  EXPECT_THROW(expert_capacity(8, 2, 4, {1.0, -1}), gatepro::Error);
-  EXPECT_THROW(expert_capacity(8, 2, 4, {1.0, 0, 0}), gatepro::Error);
-  EXPECT_THROW(expert_capacity(-1, 2, 4, {}), gatepro::Error);
-  EXPECT_THROW(expert_capacity(8, 2, 4, {}, 7), gatepro::Error);
-  EXPECT_THROW(expert_capacity(8, 0, 4, {}), gatepro::Error);
-  EXPECT_THROW(expert_capacity(8, 5, 4, {}), gatepro::Error);
+  EXPECT_THROW(expert_capacity(8, 4, 2, {1.0, -1}), gatepro::Error);
+  EXPECT_THROW(expert_capacity(8, 4, 2, {1.0, 0, 0}), gatepro::Error);
+  EXPECT_THROW(expert_capacity(-1, 4, 2, {}), gatepro::Error);
+  EXPECT_THROW(expert_capacity(8, 4, 2, {}, 7), gatepro::Error);
+  EXPECT_THROW(expert_capacity(8, 4, 0, {}), gatepro::Error);
+  EXPECT_THROW(expert_capacity(8, 4, 5, {}), gatepro::Error);
   EXPECT_THROW(expert_capacity(8, 0, 0, {}), gatepro::Error);
   constexpr Index most = std::numeric_limits<Index>::max();
-  EXPECT_THROW(expert_capacity(most, 2, 4, {}), gatepro::Error);
+  EXPECT_THROW(expert_capacity(most, 4, 2, {}), gatepro::Error);
   EXPECT_THROW(expert_capacity(most, 1, 1, {2.0, 0, most - 1}), gatepro::Error);
 }
 
@@ -215,7 +215,7 @@ TYPED_TEST(CapacityTest, MoreSlotsThanTokensDropNothing) {
     const auto ids_TK = data::random_ids<std::int32_t>(tokens, 8, 2, 1);
     const auto weights_TK = data::random_matrix<TypeParam>(tokens, 2, 2);
     for (DropPolicy policy : policies) {
-      const Index capacity = expert_capacity(tokens, 2, 8, {64.0, 4, 16, policy});
+      const Index capacity = expert_capacity(tokens, 8, 2, {64.0, 4, 16, policy});
       EXPECT_EQ(capacity, tokens == 0 ? 0 : 16);
       const auto out = drop(ids_TK, weights_TK, 8, {}, capacity, policy);
       EXPECT_EQ(out.report.dropped_choices, 0);

@@ -107,7 +107,7 @@ Index plan(const Routed<In>& routed, const DispatchRule& rule, const DispatchPla
 template <class Id, class In>
 OwnedPlan<Id> make_plan(const Routed<In>& routed, const DispatchRule& rule, Index spare = 0) {
   const Index tokens = routed.ids_TK.rows(), top_k = routed.ids_TK.cols();
-  const Index most = gatepro::max_dispatch_rows(tokens, top_k, routed.experts, rule);
+  const Index most = gatepro::max_dispatch_rows(tokens, routed.experts, top_k, rule);
   OwnedPlan<Id> owned(tokens, top_k, routed.experts, most + spare);
   owned.rows = plan(routed, rule, owned.view());
   return owned;

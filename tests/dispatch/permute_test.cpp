@@ -38,7 +38,7 @@ struct Plan {
       kept_TK.data()[i] = data::random_below(5, seed + 1, std::uint64_t(i)) == 0 ? 0 : 1;
     }
     const gatepro::DispatchRule rule{gatepro::DispatchOrder::token_major, 3};
-    rows = gatepro::max_dispatch_rows(tokens, top_k, experts, rule);
+    rows = gatepro::max_dispatch_rows(tokens, experts, top_k, rule);
     choice_of_row.resize(static_cast<std::size_t>(rows));
     token_of_row.resize(static_cast<std::size_t>(rows));
     gatepro::DispatchPlan<Id> plan;

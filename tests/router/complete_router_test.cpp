@@ -925,7 +925,7 @@ TEST(CompleteRouter, CapacityIsWhatAlignedBuffersNeed) {
     gatepro::DispatchRule rule;
     rule.alignment = config.capacity->alignment;
     rule.rows_per_expert = got.report.capacity;
-    const Index rows = gatepro::max_dispatch_rows(T, K, E, rule);
+    const Index rows = gatepro::max_dispatch_rows(T, E, K, rule);
     std::vector<std::int32_t> token_of_row(static_cast<std::size_t>(rows));
     gatepro::DispatchPlan<> plan;
     plan.token_of_row_N = token_of_row;

@@ -576,7 +576,7 @@ TEST(CompleteCapacity, RanksAgree) {
     config.capacity->alignment = 4;
     config.capacity->over_ranks = true;
     config.losses.batch = losses ? 1e-2 : 0;
-    const Index want = gatepro::expert_capacity(30, K, E, *config.capacity);
+    const Index want = gatepro::expert_capacity(30, E, K, *config.capacity);
     run_ranks(ranks, [&](int rank, const auto& all_reduce) {
       int calls = 0;
       const auto reduce = [&](std::int64_t* counts, Index size) {

@@ -275,7 +275,7 @@ void expect_no_cost_of_dispatch() {
                 gatepro::random_logits({1, 2}, gatepro::view(logits));
                 gatepro::round_robin_logits(0, top_k, gatepro::view(logits));
                 gatepro::round_robin_ids(0, experts, gatepro::strided_view(ids));
-                const Index capacity = gatepro::expert_capacity(tokens, top_k, experts, {0.9});
+                const Index capacity = gatepro::expert_capacity(tokens, experts, top_k, {0.9});
                 gatepro::total_weights<A>(weights_TK, totals);
                 gatepro::drop_over_capacity(
                     gatepro::Choices{gatepro::strided_view(ids)}, {capacity, policy},

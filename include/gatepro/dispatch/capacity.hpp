@@ -250,7 +250,7 @@ inline namespace GATEPRO_ABI {
 /// relative, above an integer counts as that integer, so that the rounding of a factor like 1.1
 /// does not cost a slot: 1.1 times 10 is 11. Throws Error for settings and sizes out of range.
 /// Thread-safe.
-inline Index expert_capacity(Index num_tokens, Index top_k, Index num_experts,
+inline Index expert_capacity(Index num_tokens, Index num_experts, Index top_k,
                              const CapacityRule& rule, Index most_tokens) {
   const detail::Checks checks("expert_capacity");
   checks.num_experts(num_experts);
@@ -270,9 +270,9 @@ inline Index expert_capacity(Index num_tokens, Index top_k, Index num_experts,
 }
 
 /// The same on one rank, where all tokens are the most that an expert can be chosen by.
-inline Index expert_capacity(Index num_tokens, Index top_k, Index num_experts,
+inline Index expert_capacity(Index num_tokens, Index num_experts, Index top_k,
                              const CapacityRule& rule) {
-  return expert_capacity(num_tokens, top_k, num_experts, rule, num_tokens);
+  return expert_capacity(num_tokens, num_experts, top_k, rule, num_tokens);
 }
 
 /// Bytes of workspace for drop_over_capacity.

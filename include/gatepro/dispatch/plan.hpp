@@ -195,7 +195,7 @@ inline namespace GATEPRO_ABI {
 
 /// The most rows that plan_dispatch can need: the size to reserve. Throws Error for sizes beyond
 /// the address space. Thread-safe.
-inline Index max_dispatch_rows(Index num_tokens, Index top_k, Index num_experts,
+inline Index max_dispatch_rows(Index num_tokens, Index num_experts, Index top_k,
                                const DispatchRule& rule) {
   const detail::Checks checks("max_dispatch_rows");
   checks.num_experts(num_experts);

@@ -217,7 +217,7 @@ inline Index capacity_of(const CompleteConfig& config, Pass pass, const BalanceC
   need(valid.ranks >= 1, "CompleteRouter::forward", "a rank at least, from the reduce hook",
        {{"ranks", valid.ranks}});
   const std::int64_t mean = valid.tokens / valid.ranks + (valid.tokens % valid.ranks != 0 ? 1 : 0);
-  return expert_capacity(index_of(mean), config.router.top_k, config.router.num_experts, rule,
+  return expert_capacity(index_of(mean), config.router.num_experts, config.router.top_k, rule,
                          index_of(valid.tokens));
 }
 
