@@ -32,6 +32,7 @@ struct SequenceChoices {
 /// `SequenceChoices{ids, begin}` knows the type of the ids.
 template <class Id>
 SequenceChoices(StridedView<Id>, VectorView<const std::int64_t>) -> SequenceChoices<Id>;
+/// The same for a row-major view.
 template <class Id>
 SequenceChoices(MatrixView<Id>, VectorView<const std::int64_t>) -> SequenceChoices<Id>;
 

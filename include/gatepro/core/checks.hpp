@@ -3,6 +3,7 @@
 #ifndef GATEPRO_CORE_CHECKS_HPP
 #define GATEPRO_CORE_CHECKS_HPP
 
+#include <cstddef>
 #include <cstdint>
 #include <initializer_list>
 #include <limits>
@@ -48,14 +49,12 @@ constexpr void check_executor() {
 
 inline namespace GATEPRO_ABI {
 
-/// What a function checks before it writes, under the name that leads its messages: the first check
-/// that fails throws.
+/// What a function checks before it writes, under the name that leads its messages. The first check
+/// that fails throws. A name, which must be a literal, converts where checks are wanted.
 class Checks {
  public:
-  /// For a function of this name, a literal.
   constexpr Checks(const char* where) : where_(where) {}
 
-  /// The name.
   constexpr const char* where() const { return where_; }
 
   void need(bool ok, const char* rule, std::initializer_list<NamedValue> got = {}) const {
@@ -76,7 +75,7 @@ class Checks {
   /// A given matrix of the expected shape whose elements all have addresses.
   template <class T>
   void matrix(const char* name, const MatrixView<T>& m, Index rows, Index cols) const {
-    shape(name, m, rows, cols);
+    shape(name, m.rows, m.cols, rows, cols);
     if (m.rows > 1 && m.row_stride < m.cols) {
       refuse(name, "row_stride >= cols", {{"row_stride", m.row_stride}, {"cols", m.cols}});
     }
@@ -98,7 +97,7 @@ class Checks {
   /// A given [T, K] matrix of the expected shape whose elements do not overlap.
   template <class T>
   void strided(const char* name, const StridedView<T>& m, Index rows, Index cols) const {
-    shape(name, m, rows, cols);
+    shape(name, m.rows, m.cols, rows, cols);
     elements(name, m);
     constexpr Index most = (std::numeric_limits<Index>::max)() / static_cast<Index>(sizeof(T)) / 2;
     const Index row_gaps = m.rows > 1 ? m.rows - 1 : 0;
@@ -134,7 +133,7 @@ class Checks {
     if (v.data == nullptr && size > 0) {
       refuse(name, "data that is not null", {{"size", v.size}});
     }
-    alignment(name, v.data, size > 0);
+    if (size > 0) aligned(name, v.data, alignof(T));
   }
 
   /// The same, or not given. A null that has an extent is neither.
@@ -193,11 +192,13 @@ class Checks {
   }
 
  private:
-  template <class View>
-  void shape(const char* name, const View& m, Index rows, Index cols) const {
-    if (m.rows != rows || m.cols != cols) {
+  void shape(const char* name, Index rows, Index cols, Index rows_needed, Index cols_needed) const {
+    if (rows != rows_needed || cols != cols_needed) {
       refuse(name, "the right shape",
-             {{"rows", m.rows}, {"cols", m.cols}, {"rows needed", rows}, {"cols needed", cols}});
+             {{"rows", rows},
+              {"cols", cols},
+              {"rows needed", rows_needed},
+              {"cols needed", cols_needed}});
     }
     if (rows < 0 || cols < 0) {
       refuse(name, "rows >= 0 and cols >= 0", {{"rows", rows}, {"cols", cols}});
@@ -207,20 +208,19 @@ class Checks {
   /// A matrix that has elements points to them.
   template <class View>
   void elements(const char* name, const View& m) const {
-    const bool any = m.rows > 0 && m.cols > 0;
-    if (m.data == nullptr && any) {
+    if (m.rows <= 0 || m.cols <= 0) return;
+    if (m.data == nullptr) {
       refuse(name, "data that is not null", {{"rows", m.rows}, {"cols", m.cols}});
     }
-    alignment(name, m.data, any);
+    aligned(name, m.data, alignof(decltype(*m.data)));
   }
 
   /// Elements stand where their type may stand: elsewhere, reading one is undefined.
-  template <class T>
-  void alignment(const char* name, const T* data, bool has_elements) const {
-    const std::uintptr_t misplaced_by = reinterpret_cast<std::uintptr_t>(data) % alignof(T);
-    if (has_elements && misplaced_by != 0) {
+  void aligned(const char* name, const void* data, std::size_t alignment) const {
+    const std::uintptr_t misplaced_by = reinterpret_cast<std::uintptr_t>(data) % alignment;
+    if (misplaced_by != 0) {
       refuse(name, "data aligned as its element type",
-             {{"address modulo alignment", misplaced_by}, {"alignment", alignof(T)}});
+             {{"address modulo alignment", misplaced_by}, {"alignment", alignment}});
     }
   }
 

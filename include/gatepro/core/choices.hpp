@@ -23,6 +23,7 @@ struct Choices {
 template <class Id>
 Choices(StridedView<Id>, VectorView<const std::uint8_t> = {}, StridedView<const std::uint8_t> = {})
     -> Choices<Id>;
+/// The same for a row-major view.
 template <class Id>
 Choices(MatrixView<Id>, VectorView<const std::uint8_t> = {}, StridedView<const std::uint8_t> = {})
     -> Choices<Id>;
