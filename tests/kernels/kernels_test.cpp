@@ -419,11 +419,13 @@ TYPED_TEST(KernelsTest, PairProductsAreLogits) {
     const auto& gate = kernels_for<GateKernels<A, A>>(isa);
     const Index lanes = kernel.lanes;
     for (Index depth : {1, 2, 15, 16, 17, 33, 300}) {
-      const auto left = data::random_matrix<A>(lanes, depth, 3);
-      const auto right = data::random_matrix<A>(lanes, depth, 4);
+      const Index stride = (depth + lanes - 1) / lanes * lanes;
+      const auto left = data::random_matrix<A>(lanes, stride, 3);
+      const auto right = data::random_matrix<A>(lanes, stride, 4);
       RowMatrix<A> packed(depth, lanes), logits(lanes, lanes), products(1, lanes);
-      gate.pack(right.data(), depth, lanes, depth, packed.data(), lanes);
-      gate.gate(left.data(), depth, lanes, packed.data(), depth, 1, logits.data(), lanes, true);
+      gate.pack(right.data(), stride, lanes, depth, packed.data(), lanes);
+      gate.gate(left.data(), stride, lanes, packed.data(), depth, 1, logits.data(), lanes, true,
+                {});
       std::vector<const A*> x, y;
       for (Index i = 0; i < lanes; ++i) x.push_back(left.row(i).data());
       for (Index i = 0; i < lanes; ++i) y.push_back(right.row(i).data());

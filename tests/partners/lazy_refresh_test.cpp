@@ -178,6 +178,25 @@ TEST(LazyRefresh, OvertakingInTheLastPlace) {
   EXPECT_GE(changes, 20);
 }
 
+// Products of half a unit in the last place of their sum, and a little more or less: they all round
+// up or all down, so the similarity of 0 and 2 changes by far more than 2 turns.
+TEST(LazyRefresh, RoundingsThatAddUp) {
+  constexpr Index hidden = 3000;
+  const float half = std::ldexp(1.0F, -12);
+  RowMatrix<float> three(3, hidden);
+  three.row(0).setConstant(half);
+  three.row(1).setConstant(std::nextafter(half, 0.0F));
+  three.row(2).setConstant(std::nextafter(half, 1.0F));
+  three.leftCols(1).setOnes();
+  three.rightCols(1) << 1, 0, 0;
+  Twins<float> twins(40);
+  twins.refresh(three_among_pairs(three));
+  EXPECT_EQ(partners_of(twins.lazy)[0], 2);
+  three.row(2) = three.row(1);
+  EXPECT_LE(twins.refresh(three_among_pairs(three)), 3);
+  EXPECT_EQ(partners_of(twins.lazy)[0], 1);
+}
+
 /// Refreshes while `angle_of(expert, step)` turns experts 0, 1 and 2 in a plane, by degrees. The
 /// partner of 0 is 1 at first and 2 in the end.
 template <class AngleOf>

@@ -118,33 +118,35 @@ GATEPRO_KERNEL RowProducts row_products(const A* a, const A* b, Index count) {
     const int n = count - i < L ? int(count - i) : L;
     add_products(a + i, b + i, n, aa[0], ab[0], bb[0]);
   }
-  return {sum_of_lanes(aa[0] + aa[1]), sum_of_lanes(ab[0] + ab[1]),
-          sum_of_lanes(bb[0] + bb[1])};
+  return {sum_of_lanes(aa[0] + aa[1]), sum_of_lanes(ab[0] + ab[1]), sum_of_lanes(bb[0] + bb[1])};
 }
 
-/// Columns [h, h + n) of L rows, n <= L: a row of the block holds an element of each.
+/// Columns [h, h + L) of L rows, one after the other.
 template <class A>
-GATEPRO_FN void load_columns(const A* const* rows, Index h, int n,
-                             Lanes<A> (&block)[std::size_t(lanes_v<A>)]) {
+GATEPRO_KERNEL void transpose_columns(const A* const* rows, Index h, A* columns) {
+  constexpr int L = lanes_v<A>;
+  Lanes<A> block[std::size_t(L)];
   GATEPRO_UNROLL
-  for (int r = 0; r < lanes_v<A>; ++r) block[r] = load_as<A>(rows[r] + h, n);
+  for (int r = 0; r < L; ++r) block[r] = Lanes<A>::load(rows[r] + h);
   transpose<A>(block);
+  GATEPRO_UNROLL
+  for (int i = 0; i < L; ++i) block[i].store(columns + i * L);
 }
 
-/// The products of L pairs of rows: each the chain of additions that `gate` makes of them.
+/// The products of L pairs of rows: each the chain of additions that `gate` makes of them. Rows are
+/// read to a multiple of L.
 template <class A>
 GATEPRO_KERNEL void pair_products(const A* const* left, const A* const* right, Index depth,
                                   A* products) {
   constexpr int L = lanes_v<A>;
+  A x[std::size_t(L * L)], y[std::size_t(L * L)];
   Lanes<A> sum = Lanes<A>::splat(A(0));
   for (Index h = 0; h < depth; h += L) {
+    transpose_columns(left, h, x);
+    transpose_columns(right, h, y);
     const int n = depth - h < L ? int(depth - h) : L;
-    Lanes<A> x[std::size_t(L)], y[std::size_t(L)];
-    load_columns<A>(left, h, n, x);
-    load_columns<A>(right, h, n, y);
-    GATEPRO_UNROLL
-    for (int i = 0; i < L; ++i) {
-      if (i < n) sum = mul_add(x[i], y[i], sum);
+    for (int i = 0; i < n; ++i) {
+      sum = mul_add(Lanes<A>::load(x + i * L), Lanes<A>::load(y + i * L), sum);
     }
   }
   sum.store(products);

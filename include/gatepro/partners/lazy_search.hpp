@@ -12,6 +12,7 @@
 #include <cmath>
 #include <cstdint>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "gatepro/partners/cosine_bounds.hpp"
@@ -77,7 +78,7 @@ struct LazyScratch {
     product_P = arena.take<A>(pairs);
   }
 
-  MatrixView<A> scaled_EH;  ///< Rows of W, scaled: in the end those that are read.
+  MatrixView<A> scaled_EH;  ///< Rows of W, scaled and padded: in the end those that are read.
   A* inverse_norm_E;
   double* turn_E;
   double* lower_M;  ///< The best lower bounds on the similarities of a row, the largest first.
@@ -206,7 +207,9 @@ void compute_contenders(const MatrixView<const W>& w_EH, const LazyScratch<A>& s
   const int busy = useful_workers(executor, workers, {rows.contenders(), w_EH.cols});
   for_each_block(executor, busy, w_EH.rows, [&](int, Index i) {
     if (scratch.is_read_E[i] == 0) return;
-    scratch.inverse_norm_E[i] = scale_row(w_EH.row(i), w_EH.cols, scratch.scaled_EH.row(i));
+    A* scaled = scratch.scaled_EH.row(i);
+    scratch.inverse_norm_E[i] = scale_row(w_EH.row(i), w_EH.cols, scaled);
+    std::fill(scaled + w_EH.cols, scaled + scratch.scaled_EH.row_stride, A(0));
   });
   for_each_block(executor, busy, blocks, [&](int, Index block) {
     const Index p = block * kernel.lanes;
@@ -236,11 +239,13 @@ void write_ranked(const FullSearch<A>& then, Index i, typename Order<A>::Key lea
 template <class A>
 void write_best(Contender<A>* first, Contender<A>* end, Index i, typename Order<A>::Key least,
                 const MatrixView<std::int32_t>& partners_EM) {
-  std::sort(first, end);
   std::int32_t* partners = partners_EM.row(i);
-  for (Index place = 0; place < partners_EM.cols; ++place, ++first) {
-    const bool is_partner = first < end && first->key >= least;
-    partners[place] = is_partner ? first->expert : static_cast<std::int32_t>(i);
+  for (Index place = 0; place < partners_EM.cols; ++place) {
+    partners[place] = static_cast<std::int32_t>(i);
+    if (first == end) continue;
+    std::swap(*first, *std::min_element(first, end));
+    if (first->key >= least) partners[place] = first->expert;
+    ++first;
   }
 }
 
