@@ -18,6 +18,6 @@
 #include "gatepro/router/config.hpp"
 #include "gatepro/router/router.hpp"
 #include "gatepro/router/router_state.hpp"
-#include "gatepro/router/routing.hpp"
+#include "gatepro/router/buffers.hpp"
 
 #endif  // GATEPRO_ROUTER_HPP

@@ -20,7 +20,7 @@
 #include "gatepro/router/router.hpp"
 #include "gatepro/routing/competition.hpp"
 #include "gatepro/routing/count_unpenalised.hpp"
-#include "gatepro/routing/scored_routing.hpp"
+#include "gatepro/routing/route_logits.hpp"
 #include "gatepro/routing/softmax.hpp"
 #include "gatepro/routing/top_k.hpp"
 #include "support/bits.hpp"

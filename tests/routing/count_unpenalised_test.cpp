@@ -5,7 +5,7 @@
 #include <vector>
 
 #include <gatepro/router/router.hpp>
-#include <gatepro/routing/scored_routing.hpp>
+#include <gatepro/routing/route_logits.hpp>
 #include <gatepro/routing/top_k.hpp>
 
 #include "support/conversions.hpp"

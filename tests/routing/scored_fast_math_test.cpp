@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Scored routing built with -Ofast: ids stay valid, the rules for NaN weights hold, and the numbers
 // are right to 1e-5. Special values are made and recognised by their bits.
-#include <gatepro/routing/scored_routing.hpp>
+#include <gatepro/routing/route_logits.hpp>
 
 #include <vector>
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // Weights of experts that were chosen before.
-#include <gatepro/routing/scored_replay.hpp>
+#include <gatepro/routing/weigh_choices.hpp>
 
 #include <algorithm>
 #include <cmath>

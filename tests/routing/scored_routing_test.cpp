@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // Routing under every rule of scores, bias, groups and competition, against a naive reference.
-#include <gatepro/routing/scored_routing.hpp>
+#include <gatepro/routing/route_logits.hpp>
 
 #include <gatepro/router/router.hpp>
 

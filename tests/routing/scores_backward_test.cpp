@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Gradients of scored routing: against finite differences, and where they must be exactly 0.
-#include <gatepro/routing/scores_backward.hpp>
+#include <gatepro/routing/route_logits_backward.hpp>
 
-#include <gatepro/routing/scored_replay.hpp>
+#include <gatepro/routing/weigh_choices.hpp>
 
 #include <algorithm>
 #include <cmath>

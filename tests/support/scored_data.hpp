@@ -3,7 +3,7 @@
 #ifndef GATEPRO_TESTS_SUPPORT_SCORED_DATA_HPP
 #define GATEPRO_TESTS_SUPPORT_SCORED_DATA_HPP
 
-#include <gatepro/routing/scored_routing.hpp>
+#include <gatepro/routing/route_logits.hpp>
 
 #include <cmath>
 #include <limits>

@@ -10,7 +10,7 @@
 #include "gatepro/gate/gradient.hpp"
 #include "gatepro/router/complete_checks.hpp"
 #include "gatepro/router/complete_forward.hpp"
-#include "gatepro/routing/scores_backward.hpp"
+#include "gatepro/routing/route_logits_backward.hpp"
 
 namespace gatepro {
 namespace detail {

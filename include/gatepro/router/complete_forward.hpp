@@ -12,8 +12,8 @@
 #include "gatepro/router/complete_checks.hpp"
 #include "gatepro/router/complete_losses.hpp"
 #include "gatepro/routing/forced_routing.hpp"
-#include "gatepro/routing/scored_replay.hpp"
-#include "gatepro/routing/scored_routing.hpp"
+#include "gatepro/routing/route_logits.hpp"
+#include "gatepro/routing/weigh_choices.hpp"
 
 namespace gatepro {
 namespace detail {

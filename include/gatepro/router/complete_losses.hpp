@@ -12,7 +12,7 @@
 #include "gatepro/core/choices.hpp"
 #include "gatepro/router/complete_routing.hpp"
 #include "gatepro/routing/count_unpenalised.hpp"
-#include "gatepro/routing/scored_routing.hpp"
+#include "gatepro/routing/route_logits.hpp"
 
 namespace gatepro {
 namespace detail {

@@ -7,7 +7,7 @@
 #include <cstdint>
 
 #include "gatepro/gate/logits.hpp"
-#include "gatepro/router/routing.hpp"
+#include "gatepro/router/buffers.hpp"
 #include "gatepro/routing/competition.hpp"
 #include "gatepro/routing/penalty_statistics.hpp"
 

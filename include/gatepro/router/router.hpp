@@ -10,9 +10,9 @@
 #include "gatepro/core/overlap.hpp"
 #include "gatepro/gate/gradient.hpp"
 #include "gatepro/partners/similarity_cache.hpp"
+#include "gatepro/router/buffers.hpp"
 #include "gatepro/router/config.hpp"
 #include "gatepro/router/forward_pass.hpp"
-#include "gatepro/router/routing.hpp"
 #include "gatepro/routing/softmax.hpp"
 
 namespace gatepro {

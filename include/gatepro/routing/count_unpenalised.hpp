@@ -6,7 +6,7 @@
 #include <cstdint>
 
 #include "gatepro/core/overlap.hpp"
-#include "gatepro/routing/scored_layout.hpp"
+#include "gatepro/routing/routing_pass.hpp"
 
 namespace gatepro {
 namespace detail {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Stage: the gradient of a scored routing's weights, in closed form.
-#ifndef GATEPRO_ROUTING_SCORES_BACKWARD_HPP
-#define GATEPRO_ROUTING_SCORES_BACKWARD_HPP
+#ifndef GATEPRO_ROUTING_ROUTE_LOGITS_BACKWARD_HPP
+#define GATEPRO_ROUTING_ROUTE_LOGITS_BACKWARD_HPP
 
 #include <algorithm>
 #include <cstdint>
@@ -9,8 +9,8 @@
 #include "gatepro/core/overlap.hpp"
 #include "gatepro/core/product.hpp"
 #include "gatepro/routing/competition.hpp"
-#include "gatepro/routing/scored_layout.hpp"
-#include "gatepro/routing/scored_record.hpp"
+#include "gatepro/routing/recorded_selection.hpp"
+#include "gatepro/routing/routing_pass.hpp"
 #include "gatepro/routing/softmax.hpp"
 
 namespace gatepro {
@@ -293,4 +293,4 @@ void scores_backward(detail::non_deduced_t<MatrixView<const A>> logits_TE, const
 }  // namespace GATEPRO_ABI
 }  // namespace gatepro
 
-#endif  // GATEPRO_ROUTING_SCORES_BACKWARD_HPP
+#endif  // GATEPRO_ROUTING_ROUTE_LOGITS_BACKWARD_HPP

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: MIT
 // Stage: the weights of experts that were chosen before.
-#ifndef GATEPRO_ROUTING_SCORED_REPLAY_HPP
-#define GATEPRO_ROUTING_SCORED_REPLAY_HPP
+#ifndef GATEPRO_ROUTING_WEIGH_CHOICES_HPP
+#define GATEPRO_ROUTING_WEIGH_CHOICES_HPP
 
 #include <cstdint>
 
 #include "gatepro/core/overlap.hpp"
 #include "gatepro/routing/competition.hpp"
-#include "gatepro/routing/scored_layout.hpp"
-#include "gatepro/routing/scored_record.hpp"
+#include "gatepro/routing/recorded_selection.hpp"
+#include "gatepro/routing/routing_pass.hpp"
 
 namespace gatepro {
 inline namespace GATEPRO_ABI {
@@ -92,4 +92,4 @@ RoutingReport replay_scored(detail::non_deduced_t<MatrixView<const A>> logits_TE
 }  // namespace GATEPRO_ABI
 }  // namespace gatepro
 
-#endif  // GATEPRO_ROUTING_SCORED_REPLAY_HPP
+#endif  // GATEPRO_ROUTING_WEIGH_CHOICES_HPP

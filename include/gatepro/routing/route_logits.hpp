@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: MIT
 // Stage: from logits to experts and weights, with any score function, bias and group limit.
-#ifndef GATEPRO_ROUTING_SCORED_ROUTING_HPP
-#define GATEPRO_ROUTING_SCORED_ROUTING_HPP
+#ifndef GATEPRO_ROUTING_ROUTE_LOGITS_HPP
+#define GATEPRO_ROUTING_ROUTE_LOGITS_HPP
 
 #include <algorithm>
 #include <cstdint>
 
 #include "gatepro/core/overlap.hpp"
 #include "gatepro/routing/competition.hpp"
-#include "gatepro/routing/scored_layout.hpp"
+#include "gatepro/routing/routing_pass.hpp"
 
 namespace gatepro {
 
@@ -145,4 +145,4 @@ RoutingReport route_scored(detail::non_deduced_t<MatrixView<const A>> logits_TE,
 }  // namespace GATEPRO_ABI
 }  // namespace gatepro
 
-#endif  // GATEPRO_ROUTING_SCORED_ROUTING_HPP
+#endif  // GATEPRO_ROUTING_ROUTE_LOGITS_HPP

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: MIT
 // Ranks a group of tokens whose experts were chosen before, by the record of that choice.
-#ifndef GATEPRO_ROUTING_SCORED_RECORD_HPP
-#define GATEPRO_ROUTING_SCORED_RECORD_HPP
+#ifndef GATEPRO_ROUTING_RECORDED_SELECTION_HPP
+#define GATEPRO_ROUTING_RECORDED_SELECTION_HPP
 
 #include <algorithm>
 #include <cstdint>
 
 #include "gatepro/core/choices.hpp"
-#include "gatepro/routing/scored_group.hpp"
+#include "gatepro/routing/ruled_selection.hpp"
 
 namespace gatepro {
 namespace detail {
@@ -93,4 +93,4 @@ const typename Order<A>::Key* rank_by_record(const ScoredGroup<A>& group, Index 
 }  // namespace detail
 }  // namespace gatepro
 
-#endif  // GATEPRO_ROUTING_SCORED_RECORD_HPP
+#endif  // GATEPRO_ROUTING_RECORDED_SELECTION_HPP

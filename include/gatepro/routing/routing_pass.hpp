@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: MIT
 // The scratch of a scored routing, and what its stages do with a routed group.
-#ifndef GATEPRO_ROUTING_SCORED_LAYOUT_HPP
-#define GATEPRO_ROUTING_SCORED_LAYOUT_HPP
+#ifndef GATEPRO_ROUTING_ROUTING_PASS_HPP
+#define GATEPRO_ROUTING_ROUTING_PASS_HPP
 
 #include <algorithm>
 #include <cstdint>
 
 #include "gatepro/core/choices.hpp"
 #include "gatepro/routing/report.hpp"
-#include "gatepro/routing/scored_group.hpp"
+#include "gatepro/routing/ruled_selection.hpp"
 
 namespace gatepro {
 namespace detail {
@@ -124,4 +124,4 @@ void store_scored_weights(const ScoredGroup<A>& group, Index first, Index tokens
 }  // namespace detail
 }  // namespace gatepro
 
-#endif  // GATEPRO_ROUTING_SCORED_LAYOUT_HPP
+#endif  // GATEPRO_ROUTING_ROUTING_PASS_HPP

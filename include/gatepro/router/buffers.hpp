@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // What a forward returns: views of the results, and a helper that owns them.
-#ifndef GATEPRO_ROUTER_ROUTING_HPP
-#define GATEPRO_ROUTER_ROUTING_HPP
+#ifndef GATEPRO_ROUTER_BUFFERS_HPP
+#define GATEPRO_ROUTER_BUFFERS_HPP
 
 #include <algorithm>
 #include <cstddef>
@@ -127,4 +127,4 @@ class RoutingBuffers {
 }  // namespace GATEPRO_ABI
 }  // namespace gatepro
 
-#endif  // GATEPRO_ROUTER_ROUTING_HPP
+#endif  // GATEPRO_ROUTER_BUFFERS_HPP

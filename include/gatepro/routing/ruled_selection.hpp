@@ -6,8 +6,8 @@
 //                                 +--------------------+---- gather <---- ids_KL <--+
 //                                                               |
 //                                                         weights_KL, scores_KL
-#ifndef GATEPRO_ROUTING_SCORED_GROUP_HPP
-#define GATEPRO_ROUTING_SCORED_GROUP_HPP
+#ifndef GATEPRO_ROUTING_RULED_SELECTION_HPP
+#define GATEPRO_ROUTING_RULED_SELECTION_HPP
 
 #include <algorithm>
 #include <cstdint>
@@ -219,4 +219,4 @@ void weigh_group(const ScoredGroup<A>& group, const SelectionRule& rule) {
 }  // namespace detail
 }  // namespace gatepro
 
-#endif  // GATEPRO_ROUTING_SCORED_GROUP_HPP
+#endif  // GATEPRO_ROUTING_RULED_SELECTION_HPP
