@@ -9,13 +9,13 @@ int main() {
   using Matrix = gatepro::RowMatrix<float>;
 
   gatepro::CompleteConfig config{{hidden, experts, top_k}};
-  config.router.competition = gatepro::Competition::eliminate();
+  config.competition = gatepro::Competition::eliminate();
   config.scores = {gatepro::ScoreFunction::sigmoid, /*renormalise=*/true, /*scale=*/2.5};
   config.groups = {/*num_groups=*/4, /*groups_per_token=*/2, gatepro::GroupScore::top_2};
   config.bias = {/*enabled=*/true, /*update_rate=*/0.02};
   config.losses.z = 1e-3;
   gatepro::CompleteRouter<float> router(config);
-  gatepro::CompleteBuffers buffers(router, tokens);  // allocates once
+  gatepro::RoutingBuffers buffers(router, tokens);  // allocates once
 
   // Tokens that lean one way, so that a few experts are everybody's favourites.
   const Matrix x_TH = (Matrix::Random(tokens, hidden).array() + 0.3F).matrix();

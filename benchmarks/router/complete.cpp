@@ -43,13 +43,12 @@ struct Routed {
   explicit Routed(const Shape& s, const Config& config)
       : router(config), buffers(router, s.tokens) {}
   Complete router;
-  gatepro::CompleteBuffers<Complete> buffers;
+  gatepro::RoutingBuffers<Complete> buffers;
 };
 
 Config config_of(const Shape& s) {
-  Config config;
-  config.router = {s.hidden, s.experts, s.top_k};
-  config.router.competition = gatepro::Competition::penalty(0.1);
+  Config config{{s.hidden, s.experts, s.top_k}};
+  config.competition = gatepro::Competition::penalty(0.1);
   return config;
 }
 
@@ -73,7 +72,7 @@ struct PlainRouted {
 };
 
 PlainRouted& plain_router(Contest& contest, const Shape& s, const Ids& partners) {
-  auto& routed = *contest.keep(std::make_unique<PlainRouted>(s, config_of(s).router));
+  auto& routed = *contest.keep(std::make_unique<PlainRouted>(s, config_of(s)));
   routed.router.set_partners({partners.data(), s.experts, 1}, 0);
   return routed;
 }

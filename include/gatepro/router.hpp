@@ -12,12 +12,12 @@
 #ifndef GATEPRO_ROUTER_HPP
 #define GATEPRO_ROUTER_HPP
 
+#include "gatepro/router/buffers.hpp"
 #include "gatepro/router/complete_options.hpp"
 #include "gatepro/router/complete_router.hpp"
 #include "gatepro/router/complete_routing.hpp"
 #include "gatepro/router/config.hpp"
 #include "gatepro/router/router.hpp"
 #include "gatepro/router/router_state.hpp"
-#include "gatepro/router/buffers.hpp"
 
 #endif  // GATEPRO_ROUTER_HPP

@@ -15,14 +15,14 @@
 #include "gatepro/routing/count_unpenalised.hpp"
 #include "gatepro/routing/forced_routing.hpp"
 #include "gatepro/routing/penalty_statistics.hpp"
-#include "gatepro/routing/report.hpp"
-#include "gatepro/routing/routing_record.hpp"
-#include "gatepro/routing/rules.hpp"
-#include "gatepro/routing/weigh_choices.hpp"
 #include "gatepro/routing/route_logits.hpp"
 #include "gatepro/routing/route_logits_backward.hpp"
+#include "gatepro/routing/routing_record.hpp"
+#include "gatepro/routing/rules.hpp"
 #include "gatepro/routing/softmax.hpp"
 #include "gatepro/routing/tokens_per_expert.hpp"
 #include "gatepro/routing/top_k.hpp"
+#include "gatepro/routing/view.hpp"
+#include "gatepro/routing/weigh_choices.hpp"
 
 #endif  // GATEPRO_ROUTING_HPP

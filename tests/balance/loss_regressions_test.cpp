@@ -333,7 +333,8 @@ TEST(Regression, TopOneRouterLearnsFromTheLosses) {
   gatepro::RouterConfig config{hidden, experts, 1};
   config.competition = gatepro::Competition::off();
   const gatepro::Router<float> router(config);
-  gatepro::RoutingBuffers<gatepro::Router<float>> buffers(router, tokens, 1, true);
+  gatepro::RoutingBuffers<gatepro::Router<float>> buffers(router,
+                                                          gatepro::BufferShape{tokens, 1, 1, true});
   const Logits x_TH = data::random_matrix<float>(tokens, hidden, 12);
   const Logits w_EH = data::random_matrix<float>(experts, hidden, 13);
   router.forward(x_TH, w_EH, buffers);

@@ -93,7 +93,7 @@ void route(Case<A, A> c) {
   Hash hash;
   hash.add_rows(router.similarity_cache().similarity());
   print(hash, c.name + "similarity");
-  gatepro::RoutingBuffers buffers(router, c.tokens, 1, true);
+  gatepro::RoutingBuffers buffers(router, gatepro::BufferShape{c.tokens, 1, 1, true});
   router.forward(c.x_TH(), c.w_EH(), buffers);
   hash.add_rows(buffers.expert_ids_TK());
   hash.add_rows(buffers.weights_TK());
@@ -110,7 +110,7 @@ void route(Case<A, A> c) {
 template <class A>
 void route_completely(Case<A, A> c, ScoreFunction function) {
   gatepro::CompleteConfig config{{c.hidden, c.experts, c.top_k}};
-  config.router.competition = gatepro::Competition::penalty(0.25);
+  config.competition = gatepro::Competition::penalty(0.25);
   config.scores = {function, function != ScoreFunction::softmax_after_top_k, 2.5};
   config.bias = {function == ScoreFunction::sigmoid, 0.013, true};
   config.losses = {1e-2, 2e-2, 3e-2, 1e-3, gatepro::CountSource::dispatched};
@@ -121,7 +121,7 @@ void route_completely(Case<A, A> c, ScoreFunction function) {
   config.noise.logit_sigma = 0.1;
   config.noise.seed = 7;
   gatepro::CompleteRouter<A> router(config);
-  gatepro::CompleteBuffers buffers(router, c.tokens, 1, 2);
+  gatepro::RoutingBuffers buffers(router, gatepro::BufferShape{c.tokens, 1, 2});
   const std::vector<std::int64_t> begin = {0, c.tokens / 3, c.tokens};
   typename gatepro::CompleteRouter<A>::Inputs in;
   in.sequence_begin_S1 = begin;

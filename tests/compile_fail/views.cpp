@@ -46,7 +46,7 @@ void step(const Tokens& x_TH, const gatepro::RowMatrix<float>& w_EH,
 #if defined(FAULT_bool_for_workers)
   gatepro::RoutingBuffers buffers(router, x_TH.rows(), true);
 #else
-  gatepro::RoutingBuffers buffers(router, x_TH.rows(), 1, true);
+  gatepro::RoutingBuffers buffers(router, x_TH.rows(), 1);
 #endif
 #if defined(FAULT_expression)
   router.forward(2 * x_TH, w_EH, buffers, OwnExecutor{});

@@ -64,19 +64,18 @@ TEST_F(UnknownInstructionSet, IsRefusedByStages) {
   EXPECT_REFUSED(
       select_top_k(view(logits_TE), {}, strided_view(ids_TK), strided_view(a_TK), memory));
   EXPECT_REFUSED(softmax_selected(strided_view(a_TK), strided_view(b_TK), memory));
-  EXPECT_REFUSED(route_scored(
-      view(logits_TE), rivals, rule, VectorView<float>(), {},
-      ScoredRoutingView<float, std::int32_t>{strided_view(ids_TK), strided_view(a_TK)}, memory));
-  EXPECT_REFUSED(replay_scored(view(logits_TE), rivals, rule, {}, strided_view(ids_TK),
-                               strided_view(bytes_TK), strided_view(a_TK), strided_view(b_TK),
-                               memory));
+  const RoutingView<float> routed{ids_TK, a_TK};
+  const RecordedChoices<std::int32_t> chosen{ids_TK, bytes_TK};
+  EXPECT_REFUSED(route_logits({logits_TE}, rivals, rule, routed, memory));
+  RoutingView<float> weighed;
+  weighed.weights_TK = a_TK;
+  EXPECT_REFUSED(weigh_choices({logits_TE}, rivals, rule, chosen, weighed, memory));
   EXPECT_REFUSED(gate_backward_tokens(Choices{strided_view(ids_TK)}, {strided_view(a_TK)},
                                       view(w_EH), view(out_TH), memory));
   EXPECT_REFUSED(gate_backward_weights(Choices{strided_view(ids_TK)}, {strided_view(a_TK)},
                                        view(x_TH), view(out_EH), memory));
-  EXPECT_REFUSED(scores_backward(view(logits_TE), rivals, rule, strided_view(ids_TK),
-                                 strided_view(bytes_TK), strided_view(a_TK), {}, strided_view(b_TK),
-                                 strided_view(c_TK), {}, memory));
+  EXPECT_REFUSED(
+      route_logits_backward<float>({logits_TE}, rivals, rule, chosen, {a_TK, b_TK, c_TK}, memory));
 }
 
 TEST_F(UnknownInstructionSet, IsRefusedByLosses) {
@@ -116,7 +115,7 @@ TEST_F(UnknownInstructionSet, IsRefusedByRouters) {
   EXPECT_REFUSED(Router<float>({H, E, K}).refresh(w_EH, 0));
   EXPECT_REFUSED(RoutingBuffers(Router<float>({H, E, K}), T));
   EXPECT_REFUSED(CompleteRouter<float>(CompleteConfig{{H, E, K}}).refresh(w_EH, 0));
-  EXPECT_REFUSED(CompleteBuffers(CompleteRouter<float>(CompleteConfig{{H, E, K}}), T));
+  EXPECT_REFUSED(RoutingBuffers(CompleteRouter<float>(CompleteConfig{{H, E, K}}), T));
 }
 
 }  // namespace

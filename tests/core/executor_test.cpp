@@ -145,8 +145,8 @@ TEST(Executor, IsNotAskedToRunNothing) {
     const std::vector<std::int64_t> borders{0, tokens};
     gatepro::ForwardInputs<> in;
     in.sequence_begin_S1 = borders;
-    gatepro::CompleteBuffers<gatepro::CompleteRouter<float>> buffers(router, tokens,
-                                                                     executor.workers());
+    gatepro::RoutingBuffers<gatepro::CompleteRouter<float>> buffers(router, tokens,
+                                                                    executor.workers());
     router.forward(x, w, in, buffers, gatepro::NoReduce{}, executor);
     router.backward(x, w, in, buffers, dweights, {}, dx, dw, executor);
   }

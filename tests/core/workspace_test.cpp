@@ -254,7 +254,7 @@ TEST(Workspace, QueriesOfHugeShapesOverflowNothing) {
         expect([&] {
           gatepro::SelectionRule rule;
           rule.top_k = k;
-          return gatepro::route_scored_workspace_bytes<float>(e, rule, count);
+          return gatepro::route_logits_workspace_bytes<float>(e, rule, count);
         });
         expect([&] { return gatepro::count_unpenalised_workspace_bytes<float>(e, k, count); });
         expect_size_or_error(e, [&] { return gatepro::plan_dispatch_workspace_bytes(e); });
@@ -269,13 +269,13 @@ TEST(Workspace, QueriesOfHugeShapesOverflowNothing) {
           return gatepro::Router<float>({1, e, 1}).backward_workspace_bytes(other, count);
         });
         gatepro::CompleteConfig config;
-        config.router = {8, 4, 2};
+        static_cast<gatepro::RouterConfig&>(config) = {8, 4, 2};
         config.losses.sequence = 1;
         config.capacity = gatepro::CapacityRule{};
         const gatepro::CompleteRouter<float> router(config);
-        expect_size_or_error(e, [&] { return router.outputs_bytes(e); });
-        expect_size_or_error(e, [&] { return router.workspace_bytes(e, count, 1); });
-        expect_size_or_error(other, [&] { return router.workspace_bytes(1, count, other); });
+        expect_size_or_error(e, [&] { return router.outputs_bytes({e}); });
+        expect_size_or_error(e, [&] { return router.workspace_bytes({e, count, 1}); });
+        expect_size_or_error(other, [&] { return router.workspace_bytes({1, count, other}); });
       }
     }
   }

@@ -23,7 +23,7 @@ using fuzzing::rarely;
 using fuzzing::Values;
 using gatepro::Index;
 using Router = gatepro::CompleteRouter<float>;
-using Buffers = gatepro::CompleteBuffers<Router>;
+using Buffers = gatepro::RoutingBuffers<Router>;
 
 gatepro::CompleteConfig choose_config(FuzzedDataProvider& data) {
   gatepro::CompleteConfig c;
@@ -35,14 +35,13 @@ gatepro::CompleteConfig choose_config(FuzzedDataProvider& data) {
   c.groups.groups_per_token = data.ConsumeIntegralInRange<Index>(1, c.groups.num_groups);
   c.groups.score = static_cast<gatepro::GroupScore>(data.ConsumeIntegralInRange(0, 2));
   c.groups.best = data.ConsumeIntegralInRange<Index>(0, group_size);
-  c.router.num_experts = group_size * c.groups.num_groups;
-  c.router.hidden_size = data.ConsumeIntegralInRange<Index>(1, 9);
-  c.router.top_k = data.ConsumeIntegralInRange<Index>(1, std::min<Index>(8, c.router.num_experts));
-  c.router.allow_zero_gradient = data.ConsumeBool();
-  c.router.competition.mode =
-      static_cast<gatepro::CompetitionMode>(data.ConsumeIntegralInRange(0, 2));
-  c.router.competition.ties = static_cast<gatepro::TieRule>(data.ConsumeIntegralInRange(0, 1));
-  c.router.competition.lambda = pick({1e-4, 0, 0.3, 1e4, 1e30});
+  c.num_experts = group_size * c.groups.num_groups;
+  c.hidden_size = data.ConsumeIntegralInRange<Index>(1, 9);
+  c.top_k = data.ConsumeIntegralInRange<Index>(1, std::min<Index>(8, c.num_experts));
+  c.allow_zero_gradient = data.ConsumeBool();
+  c.competition.mode = static_cast<gatepro::CompetitionMode>(data.ConsumeIntegralInRange(0, 2));
+  c.competition.ties = static_cast<gatepro::TieRule>(data.ConsumeIntegralInRange(0, 1));
+  c.competition.lambda = pick({1e-4, 0, 0.3, 1e4, 1e30});
   c.scores.function = static_cast<gatepro::ScoreFunction>(data.ConsumeIntegralInRange(0, 3));
   c.scores.renormalise = data.ConsumeBool();
   c.scores.scale = pick({1, 2.5, 1e-30, 1e30});
@@ -62,7 +61,7 @@ gatepro::CompleteConfig choose_config(FuzzedDataProvider& data) {
   c.noise.logit_sigma = pick({0, 0, 0.1, 1e30});
   c.noise.seed = data.ConsumeIntegral<std::uint8_t>();
   // Settings that may be refused.
-  if (rarely(data)) c.router.top_k = data.ConsumeIntegral<std::int8_t>();
+  if (rarely(data)) c.top_k = data.ConsumeIntegral<std::int8_t>();
   if (rarely(data)) c.groups.num_groups = data.ConsumeIntegral<std::int8_t>();
   if (rarely(data)) c.groups.groups_per_token = data.ConsumeIntegral<std::int8_t>();
   if (rarely(data)) c.scores.scale = number(data);
@@ -84,9 +83,9 @@ void check_routing(const gatepro::CompleteConfig& config, const gatepro::Forward
                    const Router::Routing& out, const gatepro::CompleteReport& report) {
   std::int64_t routed = 0;
   for (Index t = 0; t < out.expert_ids_TK.rows; ++t) {
-    std::vector<bool> seen(static_cast<std::size_t>(config.router.num_experts));
+    std::vector<bool> seen(static_cast<std::size_t>(config.num_experts));
     const bool padding = in.is_padding_T.given() && in.is_padding_T[t] != 0;
-    for (Index j = 0; j < config.router.top_k; ++j) {
+    for (Index j = 0; j < config.top_k; ++j) {
       const auto id = static_cast<std::size_t>(out.expert_ids_TK(t, j));
       check(id < seen.size() && !seen[id], "distinct ids in range");
       seen[id] = true;
@@ -95,13 +94,13 @@ void check_routing(const gatepro::CompleteConfig& config, const gatepro::Forward
       routed += padding ? 0 : 1;
     }
   }
-  for (Index e = 0; e < config.router.num_experts; ++e) routed -= out.tokens_per_expert_E[e];
+  for (Index e = 0; e < config.num_experts; ++e) routed -= out.tokens_per_expert_E[e];
   check(routed == 0, "choices counted once");
   if (!config.capacity) return;
   check(report.capacity < report.valid_tokens + config.capacity->alignment,
         "no capacity above the number of tokens, aligned");
   check(report.capacity % config.capacity->alignment == 0, "an aligned capacity");
-  for (Index e = 0; e < config.router.num_experts; ++e) {
+  for (Index e = 0; e < config.num_experts; ++e) {
     check(out.kept_per_expert_E[e] <= report.capacity, "no expert above its capacity");
   }
 }
@@ -115,9 +114,9 @@ void run(FuzzedDataProvider& data) {
   const bool evaluates = data.ConsumeBool();
   Values values(data);
   values.set_special_share(data.ConsumeIntegralInRange<std::uint64_t>(0, 40));
-  const auto x_TH = values.matrix(tokens, config.router.hidden_size);
-  const auto w_EH = values.matrix(config.router.num_experts, config.router.hidden_size);
-  const auto dweights_TK = values.matrix(tokens, config.router.top_k);
+  const auto x_TH = values.matrix(tokens, config.hidden_size);
+  const auto w_EH = values.matrix(config.num_experts, config.hidden_size);
+  const auto dweights_TK = values.matrix(tokens, config.top_k);
   if (refreshes) router.refresh(w_EH, 0);
 
   std::vector<std::uint8_t> padding(static_cast<std::size_t>(tokens));
@@ -135,8 +134,8 @@ void run(FuzzedDataProvider& data) {
   in.record = &record;
   if (evaluates) in.pass = gatepro::Pass::evaluation;
   const Index sequences = static_cast<Index>(begin.size()) - 1;
-  Buffers first(router, tokens, workers.workers(), sequences);
-  Buffers again(router, tokens, 1, sequences);
+  Buffers first(router, gatepro::BufferShape{tokens, workers.workers(), sequences});
+  Buffers again(router, gatepro::BufferShape{tokens, 1, sequences});
   gatepro::RowMatrix<float> dx_TH = gatepro::RowMatrix<float>::Zero(tokens, x_TH.cols());
   gatepro::RowMatrix<float> dw_EH = gatepro::RowMatrix<float>::Zero(w_EH.rows(), w_EH.cols());
   auto other_dx_TH = dx_TH, other_dw_EH = dw_EH;

@@ -58,7 +58,7 @@ void route_completely() {
   const OwnExecutor executor;
 
   Router router(gatepro::CompleteConfig{{hidden, experts, top_k}});
-  gatepro::CompleteBuffers<Router> buffers(router, tokens);
+  gatepro::RoutingBuffers<Router> buffers(router, tokens);
   router.refresh(w_EH, 0, executor);
   const gatepro::NoReduce reduce;
   router.forward(x_TH, w_EH, {}, buffers, reduce, executor);

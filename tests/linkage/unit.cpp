@@ -17,7 +17,7 @@ double ROUTE(const gatepro::RouterConfig& config, gatepro::MatrixView<const floa
 #endif
   gatepro::Router<float> router(config);
   router.refresh(w_EH, 0);
-  gatepro::RoutingBuffers buffers(router, x_TH.rows, 1, true);
+  gatepro::RoutingBuffers buffers(router, gatepro::BufferShape{x_TH.rows, 1, 1, true});
   router.forward(x_TH, w_EH, buffers);
 
   // No Eigen matrices: Eigen's own allocation differs between units built with different -m flags.

@@ -53,7 +53,7 @@ void route_plain(MatrixView<const float> x_TH, MatrixView<const float> w_EH, dat
 void route_completely(MatrixView<const float> x_TH, MatrixView<const float> w_EH,
                       data::Hash& hash) {
   gatepro::CompleteConfig config{{hidden, experts, top_k}};
-  config.router.competition = gatepro::Competition::eliminate();
+  config.competition = gatepro::Competition::eliminate();
   config.scores.function = gatepro::ScoreFunction::sigmoid;
   config.scores.renormalise = true;
   config.losses.batch = 1e-2;
@@ -61,7 +61,7 @@ void route_completely(MatrixView<const float> x_TH, MatrixView<const float> w_EH
   config.capacity = gatepro::CapacityRule{};
   config.noise.logit_sigma = 0.1;
   gatepro::CompleteRouter<float> router(config);
-  gatepro::CompleteBuffers<gatepro::CompleteRouter<float>> buffers(router, tokens);
+  gatepro::RoutingBuffers<gatepro::CompleteRouter<float>> buffers(router, tokens);
   router.refresh(w_EH, 0);
   router.forward(x_TH, w_EH, {}, buffers);
   Gradients gradients;

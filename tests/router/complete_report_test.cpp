@@ -35,7 +35,7 @@ using gatepro::RowMatrix;
 using gatepro::ScoreFunction;
 
 using R = gatepro::CompleteRouter<float>;
-using Buffers = gatepro::CompleteBuffers<R>;
+using Buffers = gatepro::RoutingBuffers<R>;
 constexpr Index T = 40, H = 8, E = 8, K = 2;
 
 /// Five micro-batches.
@@ -137,7 +137,7 @@ TEST(CompleteReport, SettingsThatChangedSinceTheForwardPlayNoPart) {
       for (const Competition& before : kinds) {
         CompleteConfig config{{H, E, K}};
         config.scores = {function, renormalise, 1};
-        config.router.competition = before;
+        config.competition = before;
         R router(config);
         router.refresh_now(weights(), 0);
         Buffers buffers(router, T);

@@ -11,6 +11,7 @@
 #include <limits>
 #include <numeric>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -79,7 +80,7 @@ std::vector<CompleteConfig> all_combinations() {
             config.capacity = capacity;
             for (const Competition& competition :
                  {Competition::off(), Competition::penalty(0.7), Competition::eliminate()}) {
-              config.router.competition = competition;
+              config.competition = competition;
               for (CountSource counts : {CountSource::dispatched, CountSource::unpenalised}) {
                 config.losses.counts = counts;
                 all.push_back(config);
@@ -99,7 +100,7 @@ std::string name_of(const CompleteConfig& c) {
   name += c.bias.enabled ? " bias" : "";
   name += " groups " + std::to_string(c.groups.num_groups) + "/" +
           std::to_string(static_cast<int>(c.groups.score));
-  name += " competition " + std::to_string(static_cast<int>(c.router.competition.mode));
+  name += " competition " + std::to_string(static_cast<int>(c.competition.mode));
   name += c.losses.counts == CountSource::unpenalised ? " unpenalised" : "";
   if (c.capacity) {
     name += " drop " + std::to_string(static_cast<int>(c.capacity->policy));
@@ -125,7 +126,7 @@ class CompleteProductTest : public testing::Test {
     in.is_padding_T = padding;
     in.sequence_begin_S1 = sequences_;
     R router = trained_router(config);
-    gatepro::CompleteBuffers<R> buffers(router, tokens, 1, 3);
+    gatepro::RoutingBuffers<R> buffers(router, gatepro::BufferShape{tokens, 1, 3});
     auto out = buffers.view();
     for (Index t = 0; t < tokens; ++t) {
       std::copy_n(logits_TE_.row(t).data(), experts, out.logits_TE.row(t));
@@ -166,7 +167,7 @@ class CompleteProductTest : public testing::Test {
 
   reference::Rules rules_of(const CompleteConfig& config) const {
     reference::Rules rules{
-        {top_k, config.scores, config.groups, config.router.competition}, {}, {}};
+        {top_k, config.scores, config.groups, config.competition}, {}, {}};
     double& lambda = rules.selection.competition.lambda;
     lambda = data::round_to<A>(lambda);
     if (config.bias.enabled) rules.bias_E.assign(bias_E_.data(), bias_E_.data() + experts);
@@ -295,7 +296,7 @@ TEST(CompleteRouter, CompetitionIsSwitchedAtRunTime) {
   const auto w_EH = random_matrix<float>(6, 8, 2);
   CompleteConfig config{{8, 6, 2}};
   config.scores.function = ScoreFunction::sigmoid;
-  config.router.competition = Competition::off();
+  config.competition = Competition::off();
   CompleteRouter<float> never(config), switched(config);
   switched.refresh(w_EH, 0);
   const auto off = complete_data::forward(never, x_TH, w_EH);
@@ -339,7 +340,7 @@ RowMatrix<float> spread(const RowMatrix<float>& m, const std::vector<std::uint8_
 
 /// A batch with padding that holds NaNs is the batch without it, the trainer's own gradients too.
 void expect_inert_padding(CompleteConfig config, Index H, Index E) {
-  const Index K = config.router.top_k;
+  const Index K = config.top_k;
   std::vector<std::uint8_t> padding(50);
   for (std::size_t t = 0; t < 20; ++t) padding[(t * t + t / 2) % 50] = 1;
   const Index padded = static_cast<Index>(padding.size());
@@ -420,7 +421,7 @@ TEST(CompleteRouter, PaddingGetsNoTokenGradientFromInfiniteWeights) {
   config.losses.z = 1e-3;
   CompleteRouter<float> router(config);
   router.refresh(w_EH, 0);
-  gatepro::CompleteBuffers<CompleteRouter<float>> buffers(router, T);
+  gatepro::RoutingBuffers<CompleteRouter<float>> buffers(router, T);
   ForwardInputs<> in;
   in.is_padding_T = padding;
   router.forward(x_TH, w_EH, in, buffers);
@@ -443,7 +444,7 @@ TEST(CompleteRouter, PaddingGetsNoLogitGradient) {
     config.losses.z = z;
     CompleteRouter<float> router(config);
     router.refresh(w_EH, 0);
-    gatepro::CompleteBuffers<CompleteRouter<float>> buffers(router, T);
+    gatepro::RoutingBuffers<CompleteRouter<float>> buffers(router, T);
     ForwardInputs<> in;
     in.is_padding_T = padding;
     router.forward(x_TH, w_EH, in, buffers);
@@ -493,7 +494,7 @@ struct Layer {
 
   static CompleteConfig config() {
     CompleteConfig config = complete_data::full_config(H, E, K);
-    config.router.competition = Competition::penalty(0.3);
+    config.competition = Competition::penalty(0.3);
     config.losses = {0.3, 0.2, 0.1, 0.05, CountSource::dispatched};
     return config;
   }
@@ -530,7 +531,7 @@ struct Layer {
   std::vector<std::uint8_t> padding = std::vector<std::uint8_t>(T, 0);
   std::vector<std::int64_t> sequences = {0, 10, T};
   R router;
-  gatepro::CompleteBuffers<R> buffers{router, T, 1, 2};
+  gatepro::RoutingBuffers<R> buffers{router, gatepro::BufferShape{T, 1, 2}};
   ForwardInputs<> in;
   gatepro::CompleteReport report;
   std::vector<std::int64_t> offsets_E1 = std::vector<std::int64_t>(E + 1);
@@ -592,7 +593,7 @@ TEST(CompleteRouter, OnlyLossesMoveTheRouterWhenNothingElseDoes) {
 TEST(CompleteRouter, WorkspaceIsForTheLossesThatAreOn) {
   constexpr Index T = 4096, H = 4, E = 256;
   CompleteConfig config{{H, E, 2}};
-  config.router.competition = Competition::off();
+  config.competition = Competition::off();
   std::vector<std::int64_t> sequences(T + 1);
   std::iota(sequences.begin(), sequences.end(), 0);
   ForwardInputs<> in;
@@ -606,24 +607,24 @@ TEST(CompleteRouter, WorkspaceIsForTheLossesThatAreOn) {
         gatepro::LossRule{0, 0, 0, 1, gatepro::CountSource::dispatched}}) {
     config.losses = losses;
     CompleteRouter<float> router(config);
-    EXPECT_EQ(router.workspace_bytes(T, 1, T), router.workspace_bytes(T));
-    gatepro::CompleteBuffers buffers(router, T);
+    EXPECT_EQ(router.workspace_bytes({T, 1, T}), router.workspace_bytes({T}));
+    gatepro::RoutingBuffers buffers(router, T);
     router.forward(x_TH, w_EH, in, buffers);
     router.backward(x_TH, w_EH, in, buffers, gatepro::strided_view(dweights_TK), {}, dx_TH, dw_EH);
   }
   config.losses.sequence = 1;
   const CompleteRouter<float> router(config);
-  EXPECT_GT(router.workspace_bytes(T, 1, T), router.workspace_bytes(T));
+  EXPECT_GT(router.workspace_bytes({T, 1, T}), router.workspace_bytes({T}));
 }
 
 TEST(CompleteRouter, NoTokensAreNoFault) {
   gatepro::CompleteConfig config{{16, 8, 2}};
-  config.router.competition = gatepro::Competition::eliminate();
+  config.competition = gatepro::Competition::eliminate();
   config.losses.batch = 1e-2;
   config.losses.z = 1e-3;
   config.capacity = gatepro::CapacityRule{};
   gatepro::CompleteRouter<float> router(config);
-  gatepro::CompleteBuffers buffers(router, 4);
+  gatepro::RoutingBuffers buffers(router, 4);
   const RowMatrix<float> none(0, 16), w_EH = random_matrix<float>(8, 16, 1), no_weights(0, 2);
   RowMatrix<float> dx_TH(0, 16), dw_EH = RowMatrix<float>::Zero(8, 16);
   router.refresh(w_EH, 0);
@@ -645,7 +646,7 @@ TEST(CompleteRouter, LogitsFromOutsideGiveTheSameBits) {
   router.refresh(w_EH, 0);
   same.refresh(w_EH, 0);
   const auto expected = complete_data::forward(router, x_TH, w_EH);
-  gatepro::CompleteBuffers buffers(same, T);
+  gatepro::RoutingBuffers buffers(same, T);
   auto memory = data::scratch(gatepro::gate_logits_workspace_bytes<float, float>(E, H));
   gatepro::gate_logits(gatepro::view(x_TH), gatepro::view(w_EH), buffers.view().logits_TE, memory);
   buffers.set_report(same.forward_logits({}, buffers.view(), buffers.workspace()));
@@ -693,12 +694,12 @@ TEST(CompleteRouter, WhatIsForcedIgnoresWhatSteers) {
       for (const gatepro::GroupLimit& groups :
            {gatepro::GroupLimit{}, gatepro::GroupLimit{4, 2, GroupScore::top_2}}) {
         CompleteConfig plain{{H, E, K}};
-        plain.router.competition = Competition::off();
+        plain.competition = Competition::off();
         plain.scores.function = function;
         plain.groups = groups;
         plain.noise.forced = forced;
         CompleteConfig steered = plain;
-        steered.router.competition = Competition::eliminate();
+        steered.competition = Competition::eliminate();
         steered.bias.enabled = true;
         CompleteRouter<float> expected(plain), router(steered), without_partners(steered);
         gatepro::RouterState state = router.state();
@@ -738,7 +739,7 @@ TEST(CompleteRouter, RanksTakeTurnsInARoundRobin) {
                          Shape{7, 30, 4, 6, 5}, Shape{1, 8, 1, 5, 3}, Shape{300, 8, 3, 2, 9}}) {
     std::vector<std::int64_t> counts_E(static_cast<std::size_t>(s.experts));
     CompleteConfig config{{4, s.experts, s.top_k}};
-    config.router.competition = Competition::off();
+    config.competition = Competition::off();
     config.noise.forced = gatepro::ForcedRouting::round_robin;
     std::vector<CompleteRouter<float>> routers;
     for (Index rank = 0; rank < s.ranks; ++rank) {
@@ -767,9 +768,9 @@ TEST(CompleteRouter, BadSettingsAndInputsAreRefused) {
     spoil(bad);
     expect_error([&] { CompleteRouter<float> router(bad); }, {rule});
   };
-  refused([](auto& c) { c.router.top_k = 9; }, "1 <= top_k <= num_experts");
-  refused([](auto& c) { c.router.hidden_size = 0; }, "hidden_size >= 1");
-  refused([](auto& c) { c.router.competition = Competition::penalty(-1); }, "lambda");
+  refused([](auto& c) { c.top_k = 9; }, "1 <= top_k <= num_experts");
+  refused([](auto& c) { c.hidden_size = 0; }, "hidden_size >= 1");
+  refused([](auto& c) { c.competition = Competition::penalty(-1); }, "lambda");
   refused([](auto& c) { c.groups.num_groups = 3; }, "multiple of num_groups");
   refused(
       [](auto& c) {
@@ -794,7 +795,7 @@ TEST(CompleteRouter, BadSettingsAndInputsAreRefused) {
   const std::vector<std::uint8_t> short_padding(T - 1);
   ForwardInputs<> in;
   in.sequence_begin_S1 = sequences;
-  gatepro::CompleteBuffers buffers(router, T);
+  gatepro::RoutingBuffers buffers(router, T);
   const auto state = router.state();
   const auto forward = [&](const ForwardInputs<>& inputs) {
     return [&, inputs] { router.forward(x_TH, w_EH, inputs, buffers); };
@@ -953,7 +954,7 @@ TEST(CompleteRegression, NanRowsGiveDistinctIdsInRange) {
     CompleteRouter<float> router(config);
     const auto w_EH = random_matrix<float>(E, 4, 1);
     router.refresh(w_EH, 0);
-    gatepro::CompleteBuffers buffers(router, T);
+    gatepro::RoutingBuffers buffers(router, T);
     auto out = buffers.view();
     const auto logits_TE = random_matrix<float>(T, E, 2);
     const float nan = std::numeric_limits<float>::quiet_NaN();
@@ -977,7 +978,7 @@ TEST(CompleteRegression, NanRowsGiveDistinctIdsInRange) {
 TEST(CompleteRegression, MaskedGroupsNeverBeatNegativeBias) {
   constexpr Index T = 20, E = 8, K = 4;
   CompleteConfig config{{4, E, K}};
-  config.router.competition = Competition::off();
+  config.competition = Competition::off();
   config.scores.function = ScoreFunction::sigmoid;
   config.bias.enabled = true;
   for (GroupScore score : {GroupScore::share_of_top_k, GroupScore::top_2}) {
@@ -986,7 +987,7 @@ TEST(CompleteRegression, MaskedGroupsNeverBeatNegativeBias) {
     gatepro::RouterState state = router.state();
     state.expert_bias_E.assign(E, -5);  // every choice value is negative
     router.restore(state);
-    gatepro::CompleteBuffers buffers(router, T);
+    gatepro::RoutingBuffers buffers(router, T);
     auto out = buffers.view();
     const auto logits_TE = random_matrix<float>(T, E, 2);
     for (Index t = 0; t < T; ++t) std::copy_n(logits_TE.row(t).data(), E, out.logits_TE.row(t));
@@ -999,6 +1000,132 @@ TEST(CompleteRegression, MaskedGroupsNeverBeatNegativeBias) {
       EXPECT_EQ(std::count(used.begin(), used.end(), true), 2) << "token " << t;
     }
   }
+}
+
+// ---- Statistics -------------------------------------------------------------------------------
+
+struct Observed {
+  static constexpr Index T = 83, H = 6, E = 8, K = 3;
+  RowMatrix<float> x_TH = random_matrix<float>(T, H, 1);
+  RowMatrix<float> w_EH = random_matrix<float>(E, H, 2);
+  std::vector<std::uint8_t> is_padding = std::vector<std::uint8_t>(T, 0);
+
+  template <class R, class... In>
+  gatepro::PenaltyStatistics operator()(R& router, const In&... in) const {
+    gatepro::RoutingBuffers<R> buffers(router, T);
+    gatepro::PenaltyStatistics statistics;
+    auto out = buffers.view();
+    out.statistics = &statistics;
+    router.forward(x_TH, w_EH, in..., out, buffers.workspace());
+    return statistics;
+  }
+};
+
+TEST(CompleteStatistics, AreThoseOfThePlainRouter) {
+  const Observed observe;
+  for (const Competition& competition : {Competition::penalty(0.3), Competition::eliminate()}) {
+    const gatepro::RouterConfig config{Observed::H, Observed::E, Observed::K, competition};
+    gatepro::Router<float> plain(config);
+    CompleteConfig complete_config{config};
+    CompleteRouter<float> complete(complete_config);
+    complete_config.bias.enabled = true;  // of zeros, which takes another way
+    CompleteRouter<float> biased(complete_config);
+    plain.refresh(observe.w_EH, 0);
+    complete.refresh(observe.w_EH, 0);
+    biased.refresh(observe.w_EH, 0);
+    const auto want = observe(plain);
+    EXPECT_GT(want.tokens_changed, 0);
+    EXPECT_GT(want.penalised_pairs, 0);
+    for (const auto& got :
+         {observe(complete, ForwardInputs<>()), observe(biased, ForwardInputs<>())}) {
+      EXPECT_EQ(got.tokens, want.tokens);
+      EXPECT_EQ(got.penalised_pairs, want.penalised_pairs);
+      EXPECT_EQ(got.tied_pairs, want.tied_pairs);
+      EXPECT_EQ(got.penalties_lost_in_rounding, want.penalties_lost_in_rounding);
+      EXPECT_EQ(got.tokens_changed, want.tokens_changed);
+      EXPECT_EQ(got.tokens_short_of_survivors, want.tokens_short_of_survivors);
+      EXPECT_EQ(got.partnered_selections, want.partnered_selections);
+      EXPECT_EQ(got.coactivations, want.coactivations);
+      EXPECT_EQ(got.unpenalised_coactivations, want.unpenalised_coactivations);
+    }
+  }
+}
+
+// Who would be chosen without a penalty follows from the same scores, bias and groups.
+TEST(CompleteStatistics, CountChangesUnderEveryRule) {
+  Observed observe;
+  for (Index t = 0; t < Observed::T; t += 5) observe.is_padding[static_cast<std::size_t>(t)] = 1;
+  ForwardInputs<> in;
+  in.is_padding_T = observe.is_padding;
+  CompleteConfig config{{Observed::H, Observed::E, Observed::K, Competition::penalty(0.3)}};
+  config.groups = {4, 2, GroupScore::top_2};
+  for (ScoreFunction function : {ScoreFunction::softmax_before_top_k, ScoreFunction::sigmoid,
+                                 ScoreFunction::sqrt_softplus}) {
+    config.scores = {function, true, 2};
+    CompleteRouter<float> router(config);
+    router.refresh(observe.w_EH, 0);
+    const auto statistics = observe(router, in);
+    const auto chosen_with = [&](const Competition& competition) {
+      router.set_competition(competition);
+      gatepro::RoutingBuffers<CompleteRouter<float>> buffers(router, Observed::T);
+      router.forward(observe.x_TH, observe.w_EH, in, buffers);
+      std::vector<std::set<int>> sets(Observed::T);
+      for (Index t = 0; t < Observed::T; ++t) {
+        for (Index j = 0; j < Observed::K; ++j) {
+          sets[static_cast<std::size_t>(t)].insert(buffers.expert_ids_TK()(t, j));
+        }
+      }
+      return sets;
+    };
+    const auto with = chosen_with(config.competition), without = chosen_with(Competition::off());
+    std::int64_t valid = 0, changed = 0;
+    for (std::size_t t = 0; t < with.size(); ++t) {
+      if (observe.is_padding[t] != 0) continue;
+      ++valid;
+      changed += with[t] != without[t] ? 1 : 0;
+    }
+    EXPECT_GT(changed, 0);
+    EXPECT_EQ(statistics.tokens, valid);
+    EXPECT_EQ(statistics.tokens_changed, changed) << static_cast<int>(function);
+  }
+}
+
+TEST(CompleteStatistics, AreRefusedWhereThePenaltyHadNoPart) {
+  const Observed observe;
+  CompleteConfig config{{Observed::H, Observed::E, Observed::K}};
+  CompleteRouter<float> router(config);
+  router.refresh(observe.w_EH, 0);
+  gatepro::RoutingRecord<> record;
+  ForwardInputs<> in;
+  in.record = &record;
+  EXPECT_NO_THROW(observe(router, in));
+  in.record = nullptr;
+  in.replay = &record;
+  expect_error([&] { observe(router, in); }, {"CompleteRouter::forward", "no statistics"});
+  config.noise.forced = gatepro::ForcedRouting::round_robin;
+  CompleteRouter<float> forced(config);
+  forced.refresh(observe.w_EH, 0);
+  expect_error([&] { observe(forced, ForwardInputs<>()); }, {"no statistics"});
+}
+
+TEST(CompleteRouter, PackedWeightsGiveTheSameBits) {
+  const Observed data;
+  CompleteConfig config{{Observed::H, Observed::E, Observed::K}};
+  config.noise.logit_sigma = 0.2;
+  CompleteRouter<float> router(config), other(config);
+  router.refresh(data.w_EH, 0);
+  other.refresh(data.w_EH, 0);
+  gatepro::RoutingBuffers<CompleteRouter<float>> want(router, Observed::T), got(other, Observed::T);
+  router.forward(data.x_TH, data.w_EH, {}, want);
+  const gatepro::PackedWeights<float> packed(gatepro::view(data.w_EH));
+  other.forward(data.x_TH, packed, {}, got.view(), got.workspace());
+  EXPECT_TRUE(same_bits(complete_data::outcome_of(got).logits_TE,
+                        complete_data::outcome_of(want).logits_TE));
+  EXPECT_TRUE(same_bits(complete_data::outcome_of(got).weights_TK,
+                        complete_data::outcome_of(want).weights_TK));
+  const gatepro::PackedWeights<float> wrong(gatepro::view(data.x_TH));
+  expect_error([&] { other.forward(data.x_TH, wrong, {}, got.view(), got.workspace()); },
+               {"packed weights of num_experts x hidden_size"});
 }
 
 }  // namespace

@@ -96,7 +96,7 @@ TEST(CompleteState, AResumedRunIsBitIdenticalUnderEverySchedule) {
        {RefreshSchedule::every_step(), RefreshSchedule::every(3), RefreshSchedule::on_demand(),
         RefreshSchedule::frozen()}) {
     CompleteConfig config = complete_data::full_config(H, E, K);
-    config.router.refresh = schedule;
+    config.refresh = schedule;
     for (std::int64_t cut = 1; cut < 6; ++cut) {
       Trainer whole(config);
       whole.router.refresh_now(whole.w_EH, 0);
@@ -123,7 +123,7 @@ TEST(CompleteState, AResumedRunIsBitIdenticalUnderEverySchedule) {
 
 TEST(CompleteState, RestoresTheTimeBeforeTheFirstRefresh) {
   CompleteConfig config = complete_data::full_config(H, E, K);
-  config.router.refresh = RefreshSchedule::frozen();
+  config.refresh = RefreshSchedule::frozen();
   const R fresh(config);
   R router(config);
   const auto w_EH = random_matrix<float>(E, H, 2);
@@ -144,7 +144,7 @@ TEST(CompleteState, AnEmptyStateIsThatOfANewRouter) {
   const gatepro::RouterState trained = trainer.router.state();
   trainer.router.restore({});
   expect_same_state(trainer.router.state(), fresh.state());
-  EXPECT_FALSE(trainer.router.plain().similarity_cache().has_partners());
+  EXPECT_FALSE(trainer.router.similarity_cache().has_partners());
 
   gatepro::RouterState some = trained;
   some.balance_counts_E.clear();
@@ -197,7 +197,7 @@ TEST(CompleteState, WhatDoesNotFitIsNamedAndChangesNothing) {
 TEST(CompleteState, AnotherRoutersStateNamesWhatDiffers) {
   const auto state_of = [](const CompleteConfig& config) {
     R router(config);
-    const auto w_EH = random_matrix<float>(config.router.num_experts, H, 2);
+    const auto w_EH = random_matrix<float>(config.num_experts, H, 2);
     router.refresh(w_EH, 0);
     return router.state();
   };
@@ -209,8 +209,8 @@ TEST(CompleteState, AnotherRoutersStateNamesWhatDiffers) {
   const CompleteConfig plain{{H, E, K}};
   CompleteConfig biased = plain, two_partners = plain, half_as_many{{H, E / 2, K}};
   biased.bias.enabled = true;
-  two_partners.router.pairing.partners_per_expert = 2;
-  half_as_many.router.pairing.partners_per_expert = 2;  // E m is the same
+  two_partners.pairing.partners_per_expert = 2;
+  half_as_many.pairing.partners_per_expert = 2;  // E m is the same
   refused(biased, plain, {"expert_bias_E", "BiasRule::enabled is false"});
   refused(two_partners, plain, {"partners_EM", "size=24, size needed=12"});
   refused(half_as_many, plain, {"balance_counts_E", "size=6, size needed=12"});
@@ -272,7 +272,7 @@ TEST(CompleteRegression, RecomputationCountsNothingTwice) {
 TEST(CompleteRegression, RecomputationCannotFlipNearTies) {
   for (const Competition& competition : {Competition::penalty(0.5), Competition::eliminate()}) {
     CompleteConfig config{{H, E, K}};
-    config.router.competition = competition;
+    config.competition = competition;
     R router(config);
     const auto w_EH = random_matrix<float>(E, H, 2);
     const auto x_TH = tokens_of_step(0);
@@ -309,7 +309,7 @@ TEST(CompleteRegression, RecomputationAppliesTheRuleOfTheRecord) {
     for (const Competition& before : {Competition::off(), Competition::penalty(0.4)}) {
       CompleteConfig config{{H, E, K}};
       config.scores.function = function;
-      config.router.competition = before;
+      config.competition = before;
       R router(config);
       const auto w_EH = random_matrix<float>(E, H, 2);
       const auto other_EH = random_matrix<float>(E, H, 9);
@@ -343,13 +343,13 @@ TEST(CompleteRegression, RecomputationAppliesTheRuleOfTheRecord) {
 TEST(CompleteRegression, RecomputationCannotFlipDrops) {
   for (bool renormalise : {false, true}) {
     CompleteConfig config{{1, 4, 1}};
-    config.router.competition = Competition::off();
+    config.competition = Competition::off();
     config.scores = {gatepro::ScoreFunction::sigmoid, false, 1};
     config.capacity = gatepro::CapacityRule{};
     config.capacity->renormalise = renormalise;
     config.losses.z = 1e-3;
     R router(config);
-    gatepro::CompleteBuffers<R> buffers(router, 2);
+    gatepro::RoutingBuffers<R> buffers(router, 2);
     const auto route = [&](float first, float second, const ForwardInputs<>& in) {
       const auto out = buffers.view();
       for (Index e = 0; e < 4; ++e) out.logits_TE(0, e) = out.logits_TE(1, e) = -1;
@@ -390,7 +390,7 @@ TEST(CompleteRegression, RecomputationCannotFlipDrops) {
 /// Megatron-LM's router replay: also a routing that nobody would choose is honoured.
 TEST(CompleteRecord, ARoutingMadeElsewhereIsFollowed) {
   CompleteConfig config{{H, E, K}};
-  config.router.competition = Competition::off();
+  config.competition = Competition::off();
   config.scores = {gatepro::ScoreFunction::sigmoid, true, 1};
   R router(config);
   const auto w_EH = random_matrix<float>(E, H, 2);
@@ -716,7 +716,7 @@ TEST(CompleteRegression, GradientsDoNotDependOnTheMicroBatchSplit) {
     router.refresh(w_EH, 0);
     const Index borders[] = {0, 20, T};
     const std::vector<std::int64_t> begin[] = {{0, 20}, {0, 25, 40}};
-    std::vector<gatepro::CompleteBuffers<R>> buffers;
+    std::vector<gatepro::RoutingBuffers<R>> buffers;
     std::vector<ForwardInputs<>> in(2);
     double z = 0;
     for (std::size_t i = 0; i < 2; ++i) {
@@ -803,7 +803,7 @@ TEST(CompleteRegression, GradientsDoNotDependOnTheNumberOfRanks) {
 /// The second rank has padding only, and an empty sequence belongs to no mean.
 TEST(CompleteTraining, LossesOfBalancedRanksAddUpToTheCoefficient) {
   CompleteConfig config{{H, E, K}};
-  config.router.competition = gatepro::Competition::off();
+  config.competition = gatepro::Competition::off();
   config.losses = {1, 1, 1, 0, CountSource::dispatched};
   config.noise.forced = gatepro::ForcedRouting::round_robin;
   const auto w_EH = random_matrix<float>(E, H, 2);

@@ -76,7 +76,7 @@ struct Trained {
   }
 
   R router;
-  gatepro::CompleteBuffers<R> buffers;
+  gatepro::RoutingBuffers<R> buffers;
   gatepro::RoutingRecord<> record;
   std::vector<std::int64_t> sequences = {0, T};
   ForwardInputs<> in;

@@ -172,7 +172,7 @@ void expect_no_cost() {
     router.refresh(w, 0);
     const gatepro::PackedWeights<A> packed(gatepro::view(w));
     routing_data::Outcome<gatepro::Router<X, W>> outcome(router, tokens);
-    gatepro::RoutingBuffers buffers(router, tokens, 2, true);
+    gatepro::RoutingBuffers buffers(router, gatepro::BufferShape{tokens, 2, 1, true});
     const auto dweights = random_matrix<A>(tokens, 3, 3);
     const auto dlogits = random_matrix<A>(tokens, experts, 4);
     RowMatrix<A> dx = RowMatrix<A>::Zero(tokens, hidden);
@@ -313,7 +313,7 @@ TEST(NoAllocation, CompleteRouter) {
   const auto dweights = random_matrix<float>(tokens, top_k, 3);
   gatepro::CompleteRouter<float> router(complete_data::full_config(hidden, experts, top_k));
   router.refresh(w, 0);
-  gatepro::CompleteBuffers buffers(router, tokens);
+  gatepro::RoutingBuffers buffers(router, tokens);
   const std::vector<std::int64_t> sequences = {0, tokens};
   gatepro::RoutingRecord<> record;
   gatepro::ForwardInputs<> in;
@@ -334,11 +334,11 @@ TEST(NoAllocation, CompleteRouter) {
   EXPECT_EQ(cost_of([&] { router.end_step(); }), 0);
 }
 
-TEST(NoAllocation, ScoredRouting) {
+TEST(NoAllocation, RoutingStages) {
   const Index tokens = 300, experts = 12, top_k = 4;
   const auto logits = random_matrix<float>(tokens, experts, 5);
   const auto dweights = random_matrix<float>(tokens, top_k, 6);
-  const std::vector<double> bias(static_cast<std::size_t>(experts), -0.5);
+  const std::vector<float> bias(static_cast<std::size_t>(experts), -0.5F);
   const std::vector<std::uint8_t> is_padding(static_cast<std::size_t>(tokens), 0);
   std::vector<std::int32_t> partners{1, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10};
   const gatepro::RivalTable rivals(
@@ -347,25 +347,25 @@ TEST(NoAllocation, ScoredRouting) {
   RowMatrix<float> weights(tokens, top_k), scores(tokens, top_k), dselected(tokens, top_k);
   RowMatrix<std::uint8_t> penalised(tokens, top_k);
   RowMatrix<float> dlogits = RowMatrix<float>::Zero(tokens, experts);
+  const gatepro::RoutingView<float, std::int64_t> out{ids, weights, {}, {}, scores, penalised};
+  const gatepro::RecordedChoices<std::int64_t> chosen{ids, penalised};
+  gatepro::RoutingView<float, std::int64_t> weighed;
+  weighed.weights_TK = weights;
+  weighed.scores_TK = scores;
   const gatepro::GroupLimit groups{3, 2, gatepro::GroupScore::top_2};
   for (auto function :
        {gatepro::ScoreFunction::softmax_after_top_k, gatepro::ScoreFunction::softmax_before_top_k,
         gatepro::ScoreFunction::sigmoid, gatepro::ScoreFunction::sqrt_softplus}) {
     const gatepro::SelectionRule rule{
         top_k, {function, false, 1}, groups, Competition::eliminate()};
-    std::vector<std::byte> memory(gatepro::route_scored_workspace_bytes<float>(experts, rule));
+    std::vector<std::byte> memory(gatepro::route_logits_workspace_bytes<float>(experts, rule));
     EXPECT_EQ(
         cost_of([&] {
-          gatepro::route_scored_workspace_bytes<float>(experts, rule, 4);
-          gatepro::route_scored(
-              logits, rivals, rule, gatepro::VectorView<const double>(bias), is_padding,
-              gatepro::ScoredRoutingView<float, std::int64_t>{ids, weights, scores, penalised},
-              memory);
-          gatepro::replay_scored(logits, rivals, rule, is_padding, gatepro::strided_view(ids),
-                                 penalised, gatepro::strided_view(weights), scores, memory);
-          gatepro::scores_backward(logits, rivals, rule, gatepro::strided_view(ids), penalised,
-                                   scores, is_padding, dweights, gatepro::strided_view(dselected),
-                                   dlogits, memory);
+          gatepro::route_logits_workspace_bytes<float>(experts, rule, 4);
+          gatepro::route_logits({logits, bias, is_padding}, rivals, rule, out, memory);
+          gatepro::weigh_choices({logits, {}, is_padding}, rivals, rule, chosen, weighed, memory);
+          gatepro::route_logits_backward<float>({logits, {}, is_padding}, rivals, rule, chosen,
+                                                {scores, dweights, dselected, dlogits}, memory);
         }),
         0);
   }

@@ -259,11 +259,10 @@ TEST(Overlap, InPlaceIsMeantForOneOutput) {
   rule.top_k = E;
   rule.scores.function = gatepro::ScoreFunction::softmax_before_top_k;
   rule.competition = gatepro::Competition::off();
-  std::vector<std::byte> memory(gatepro::scores_backward_workspace_bytes<float>(E, rule));
-  EXPECT_THROW(gatepro::scores_backward(
-                   gatepro::view(logits_TE), {}, rule, gatepro::strided_view(ids_TK), {},
-                   gatepro::strided_view(scores_TK), {}, gatepro::strided_view(gradient),
-                   gatepro::strided_view(dselected_TK), gatepro::view(gradient), memory),
+  std::vector<std::byte> memory(gatepro::route_logits_backward_workspace_bytes<float>(E, rule));
+  EXPECT_THROW(gatepro::route_logits_backward<float>(
+                   {logits_TE}, {}, rule, gatepro::RecordedChoices<std::int32_t>{ids_TK},
+                   {scores_TK, gradient, dselected_TK, gradient}, memory),
                gatepro::Error);
 }
 
@@ -356,11 +355,11 @@ TEST(Overlap, RouterBackward) {
       });
 }
 
-TEST(Overlap, ScoredRouting) {
+TEST(Overlap, RouteLogits) {
   gatepro::SelectionRule rule;
   rule.top_k = top_k;
   rule.competition = gatepro::Competition::off();
-  const std::size_t needed = gatepro::route_scored_workspace_bytes<float>(experts, rule);
+  const std::size_t needed = gatepro::route_logits_workspace_bytes<float>(experts, rule);
   expect_overlaps_refused({{"expert_ids_TK", bytes_of_TK, true, 4},
                            {"weights_TK", bytes_of_TK, true, 4},
                            {"scores_TK", bytes_of_TK, true, 4},
@@ -371,24 +370,25 @@ TEST(Overlap, ScoredRouting) {
                            {"is_padding_T", tokens, false, 1},
                            {"workspace", needed, true, 1}},
                           [&](const auto& at) {
-                            gatepro::ScoredRoutingView<float> out;
+                            gatepro::RoutingView<float> out;
                             out.expert_ids_TK = {as<std::int32_t>(at[0]), tokens, top_k};
                             out.weights_TK = {as<float>(at[1]), tokens, top_k};
                             out.scores_TK = {as<float>(at[2]), tokens, top_k};
                             out.penalised_TK = {as<std::uint8_t>(at[3]), tokens, top_k};
                             out.tokens_per_expert_E = {as<std::int64_t>(at[4]), experts};
-                            gatepro::route_scored(
-                                {as<float>(at[5]), tokens, experts}, gatepro::RivalTable(), rule,
-                                VectorView<const float>(as<float>(at[6]), experts),
-                                {as<std::uint8_t>(at[7]), tokens}, out, Workspace(at[8], needed));
+                            gatepro::route_logits({{as<float>(at[5]), tokens, experts},
+                                                   {as<float>(at[6]), experts},
+                                                   {as<std::uint8_t>(at[7]), tokens}},
+                                                  gatepro::RivalTable(), rule, out,
+                                                  Workspace(at[8], needed));
                           });
 }
 
-TEST(Overlap, ScoredReplayAndBackward) {
+TEST(Overlap, WeighChoicesAndBackward) {
   gatepro::SelectionRule rule;
   rule.top_k = 1;
   rule.competition = gatepro::Competition::off();
-  const std::size_t needed = gatepro::replay_scored_workspace_bytes<float>(experts, rule);
+  const std::size_t needed = gatepro::weigh_choices_workspace_bytes<float>(experts, rule);
   expect_overlaps_refused(
       {{"weights_TK", tokens * 4, true, 4},
        {"scores_TK", tokens * 4, true, 4},
@@ -398,11 +398,14 @@ TEST(Overlap, ScoredReplayAndBackward) {
        {"penalised_TK", tokens, false, 1},
        {"workspace", needed, true, 1}},
       [&](const auto& at) {
-        gatepro::replay_scored(
-            MatrixView<const float>(as<float>(at[2]), tokens, experts), gatepro::RivalTable(), rule,
-            {as<std::uint8_t>(at[3]), tokens}, StridedView(as<std::int32_t>(at[4]), tokens, 1),
-            {as<std::uint8_t>(at[5]), tokens, 1}, StridedView(as<float>(at[0]), tokens, 1),
-            {as<float>(at[1]), tokens, 1}, Workspace(at[6], needed));
+        gatepro::RoutingView<float> out;
+        out.weights_TK = {as<float>(at[0]), tokens, 1};
+        out.scores_TK = {as<float>(at[1]), tokens, 1};
+        const gatepro::RecordedChoices<std::int32_t> chosen{{as<std::int32_t>(at[4]), tokens, 1},
+                                                            {as<std::uint8_t>(at[5]), tokens, 1}};
+        gatepro::weigh_choices(
+            {{as<float>(at[2]), tokens, experts}, {}, {as<std::uint8_t>(at[3]), tokens}},
+            gatepro::RivalTable(), rule, chosen, out, Workspace(at[6], needed));
       });
   expect_overlaps_refused(
       {{"dselected_logits_TK", tokens * 4, true, 4},
@@ -413,12 +416,14 @@ TEST(Overlap, ScoredReplayAndBackward) {
        {"expert_ids_TK", tokens * 4, false, 4},
        {"workspace", needed, true, 1}},
       [&](const auto& at) {
-        gatepro::scores_backward(
-            MatrixView<const float>(as<float>(at[2]), tokens, experts), gatepro::RivalTable(), rule,
-            StridedView(as<std::int32_t>(at[5]), tokens, 1), {},
-            {as<float>(at[3]), tokens, 1, 2, 1}, {}, {as<float>(at[4]), tokens, 1, 2, 1},
-            StridedView(as<float>(at[0]), tokens, 1), {as<float>(at[1]), tokens, experts},
-            Workspace(at[6], needed));
+        const gatepro::RecordedChoices<std::int32_t> chosen{{as<std::int32_t>(at[5]), tokens, 1}};
+        gatepro::route_logits_backward<float>({{as<float>(at[2]), tokens, experts}},
+                                              gatepro::RivalTable(), rule, chosen,
+                                              {{as<float>(at[3]), tokens, 1, 2, 1},
+                                               {as<float>(at[4]), tokens, 1, 2, 1},
+                                               {as<float>(at[0]), tokens, 1},
+                                               {as<float>(at[1]), tokens, experts}},
+                                              Workspace(at[6], needed));
       });
 }
 
@@ -592,9 +597,10 @@ TEST(Overlap, PermuteAndNoise) {
 
 TEST(Overlap, CompleteRouter) {
   gatepro::CompleteConfig config;
-  config.router = {hidden, experts, top_k, gatepro::Competition::off()};
+  static_cast<gatepro::RouterConfig&>(config) = {hidden, experts, top_k,
+                                                 gatepro::Competition::off()};
   gatepro::CompleteRouter<float> router(config);
-  gatepro::CompleteBuffers buffers(router, tokens);
+  gatepro::RoutingBuffers buffers(router, tokens);
   const auto x_TH = random_matrix<float>(tokens, hidden, 1);
   const auto w_EH = random_matrix<float>(experts, hidden, 2);
   const auto dweights_TK = random_matrix<float>(tokens, top_k, 3);
@@ -631,11 +637,12 @@ TEST(Overlap, CompleteRouter) {
 // A forward writes into no record but by filling it.
 TEST(Overlap, RecordsOfTheCompleteRouter) {
   gatepro::CompleteConfig config;
-  config.router = {hidden, experts, top_k, gatepro::Competition::off()};
+  static_cast<gatepro::RouterConfig&>(config) = {hidden, experts, top_k,
+                                                 gatepro::Competition::off()};
   config.losses.z = 0.1;
   config.capacity = gatepro::CapacityRule{};
   gatepro::CompleteRouter<float> router(config);
-  gatepro::CompleteBuffers buffers(router, tokens);
+  gatepro::RoutingBuffers buffers(router, tokens);
   const auto x_TH = random_matrix<float>(tokens, hidden, 1);
   const auto w_EH = random_matrix<float>(experts, hidden, 2);
   gatepro::RoutingRecord<> record;

@@ -24,21 +24,21 @@ using TestedRouter = gatepro::Router<float>;
 
 constexpr Index hidden = 30, experts = 7, top_k = 3;
 
+template <class T>
+RowMatrix<T> copy(MatrixView<const T> m) {
+  return Eigen::Map<const RowMatrix<T>>(m.data, m.rows, m.cols);
+}
+
 class RoutingBuffersTest : public testing::Test {
  public:
   RoutingBuffersTest() { router.refresh(w, 0); }
-
-  template <class T>
-  static RowMatrix<T> copy(MatrixView<const T> m) {
-    return Eigen::Map<const RowMatrix<T>>(m.data, m.rows, m.cols);
-  }
 
   const RowMatrix<float> w = random_matrix<float>(experts, hidden, 1);
   TestedRouter router{gatepro::RouterConfig{hidden, experts, top_k}};
 };
 
 TEST_F(RoutingBuffersTest, ForwardAndBackwardLikeMemoryOfOnesOwn) {
-  gatepro::RoutingBuffers buffers(router, 100, 3, true);
+  gatepro::RoutingBuffers buffers(router, gatepro::BufferShape{100, 3, 1, true});
   for (const Index tokens : {100, 1, 63, 0}) {
     const auto x = random_matrix<float>(tokens, hidden, 2);
     const auto expected = routing_data::forward(router, x, w);
@@ -69,7 +69,7 @@ TEST_F(RoutingBuffersTest, ForwardAndBackwardLikeMemoryOfOnesOwn) {
 }
 
 TEST_F(RoutingBuffersTest, NothingMoves) {
-  gatepro::RoutingBuffers buffers(router, 50, 1, true);
+  gatepro::RoutingBuffers buffers(router, gatepro::BufferShape{50, 1, 1, true});
   const auto before = buffers.view();
   const void* scratch = buffers.workspace().data;
   for (const Index tokens : {50, 7, 0, 50}) {
@@ -104,7 +104,7 @@ TEST_F(RoutingBuffersTest, StartsWithAllTokensAndNoExtras) {
 }
 
 TEST_F(RoutingBuffersTest, NoTokensAtAll) {
-  gatepro::RoutingBuffers buffers(router, 0, 1, true);
+  gatepro::RoutingBuffers buffers(router, gatepro::BufferShape{0, 1, 1, true});
   const RowMatrix<float> x(0, hidden);
   const auto report = router.forward(x, w, buffers);
   EXPECT_EQ(report.nonfinite_rows, 0);
@@ -135,33 +135,34 @@ TEST_F(RoutingBuffersTest, OfAnotherRouter) {
   EXPECT_THROW(other.forward(x, w, buffers), gatepro::Error);
 }
 
-// Workers may come in any integer type, but not as a bool, which would be meant for keep_logits.
+// Workers may come in any integer type, but not as a bool, which would be meant for something else.
 TEST(RoutingBuffersTypes, NumbersOfWorkers) {
   using Buffers = gatepro::RoutingBuffers<TestedRouter>;
   static_assert(std::is_constructible_v<Buffers, const TestedRouter&, Index, unsigned>);
-  static_assert(std::is_constructible_v<Buffers, const TestedRouter&, Index, Index, bool>);
+  static_assert(std::is_constructible_v<Buffers, const TestedRouter&, gatepro::BufferShape>);
   static_assert(!std::is_constructible_v<Buffers, const TestedRouter&, Index, bool>);
-  static_assert(!std::is_constructible_v<Buffers, const TestedRouter&, Index, bool, bool>);
   using Complete = gatepro::CompleteRouter<float>;
-  using CompleteBuffers = gatepro::CompleteBuffers<Complete>;
-  static_assert(std::is_constructible_v<CompleteBuffers, const Complete&, Index, unsigned, Index>);
+  using CompleteBuffers = gatepro::RoutingBuffers<Complete>;
+  static_assert(std::is_constructible_v<CompleteBuffers, const Complete&, Index, unsigned>);
   static_assert(!std::is_constructible_v<CompleteBuffers, const Complete&, Index, bool>);
 }
 
-// A byte copy has its outputs at other offsets from an aligned address.
-TEST(RoutingBuffersTypes, CompleteBuffersMoveAndAreNotCopied) {
+TEST(RoutingBuffersTypes, OfACompleteRouterMoveAndCopy) {
   using R = gatepro::CompleteRouter<float>;
-  using Buffers = gatepro::CompleteBuffers<R>;
-  static_assert(!std::is_copy_constructible_v<Buffers> && !std::is_copy_assignable_v<Buffers>);
+  using Buffers = gatepro::RoutingBuffers<R>;
   static_assert(std::is_nothrow_move_constructible_v<Buffers>);
   static_assert(std::is_nothrow_move_assignable_v<Buffers>);
   gatepro::CompleteConfig config{{hidden, experts, top_k}};
-  config.router.competition = gatepro::Competition::off();
+  config.competition = gatepro::Competition::off();
   R router(config);
   Buffers buffers(router, 20);
   const auto x = random_matrix<float>(20, hidden, 6), w = random_matrix<float>(experts, hidden, 1);
   router.forward(x, w, {}, buffers);
   const auto before = buffers.view();
+  Buffers copied = buffers;
+  EXPECT_NE(copied.view().expert_ids_TK.data, before.expert_ids_TK.data);
+  EXPECT_TRUE(same_bits(copy(copied.expert_ids_TK()), copy(buffers.expert_ids_TK())));
+  EXPECT_EQ(copied.view().forward_id[0], buffers.report().forward_id);
   Buffers moved = std::move(buffers);
   EXPECT_EQ(moved.view().expert_ids_TK.data, before.expert_ids_TK.data);
   EXPECT_EQ(moved.view().forward_id[0], moved.report().forward_id);

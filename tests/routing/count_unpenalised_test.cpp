@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The loads of plain top-k: those of select_top_k, and of route_scored without competition.
+// The loads of plain top-k: those of select_top_k, and of route_logits without competition.
 #include <gatepro/routing/count_unpenalised.hpp>
 
 #include <vector>
@@ -93,13 +93,12 @@ TYPED_TEST(CountUnpenalisedTest, EqualsScoredRoutingWithoutCompetition) {
       Ids ids_TK(tokens, top_k);
       RowMatrix<A> weights_TK(tokens, top_k);
       Counts want(static_cast<std::size_t>(experts));
-      gatepro::ScoredRoutingView<A> out;
+      gatepro::RoutingView<A> out;
       out.expert_ids_TK = ids_TK;
       out.weights_TK = weights_TK;
       out.tokens_per_expert_E = want;
-      auto memory = data::scratch(gatepro::route_scored_workspace_bytes<A>(experts, rule));
-      gatepro::route_scored(logits_TE, gatepro::RivalTable(), rule,
-                            gatepro::VectorView<const float>(), mask, out, memory);
+      auto memory = data::scratch(gatepro::route_logits_workspace_bytes<A>(experts, rule));
+      gatepro::route_logits({logits_TE, {}, mask}, gatepro::RivalTable(), rule, out, memory);
       EXPECT_EQ(count(logits_TE, function, top_k, mask), want) << static_cast<int>(function);
     }
   }
@@ -115,7 +114,8 @@ TYPED_TEST(CountUnpenalisedTest, CompetitionChangesTheDispatchOnly) {
   gatepro::Router<A> router(config);
   const RowMatrix<A> x_TH = data::random_matrix<A>(100, 6, 9),
                      w_EH = data::random_matrix<A>(8, 6, 10);
-  gatepro::RoutingBuffers<gatepro::Router<A>> buffers(router, 100, 1, true);
+  gatepro::RoutingBuffers<gatepro::Router<A>> buffers(router,
+                                                      gatepro::BufferShape{100, 1, 1, true});
   const auto dispatched = [&] {
     router.forward(x_TH, w_EH, buffers);
     const auto counts = buffers.tokens_per_expert_E();

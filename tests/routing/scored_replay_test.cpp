@@ -50,11 +50,13 @@ Replay<A> replay(const RowMatrix<A>& logits_TE, const SelectionRule& rule,
       penalised_TK.size() == 0 ? StridedView<const std::uint8_t>()
                                : StridedView<const std::uint8_t>(penalised_TK);
   auto memory =
-      data::scratch(gatepro::replay_scored_workspace_bytes<A>(experts, rule, executor.workers()));
-  got.report = gatepro::replay_scored(logits_TE, scored_data::rivals_of(experts), rule,
-                                      data::optional(is_padding), gatepro::strided_view(ids_TK),
-                                      penalised, gatepro::strided_view(got.weights_TK),
-                                      got.scores_TK, memory, executor);
+      data::scratch(gatepro::weigh_choices_workspace_bytes<A>(experts, rule, executor.workers()));
+  gatepro::RoutingView<A, Id> out;
+  out.weights_TK = got.weights_TK;
+  out.scores_TK = got.scores_TK;
+  got.report = gatepro::weigh_choices(
+      {logits_TE, {}, data::optional(is_padding)}, scored_data::rivals_of(experts), rule,
+      gatepro::RecordedChoices<Id>{ids_TK, penalised}, out, memory, executor);
   return got;
 }
 
@@ -242,8 +244,8 @@ TEST(ScoredReplayBadInput, IdsAndViews) {
     changed(t, j) = id;
     return [&, changed] { replay(logits_TE, rule, changed, none); };
   };
-  expect_error(with_id(3, 1, 1), {"replay_scored", "distinct ids in each row", "row=3"});
-  expect_error(with_id(2, 0, 6), {"replay_scored", "every id in [0, num_experts)", "id=6"});
+  expect_error(with_id(3, 1, 1), {"weigh_choices", "distinct ids in each row", "row=3"});
+  expect_error(with_id(2, 0, 6), {"weigh_choices", "every id in [0, num_experts)", "id=6"});
   expect_error(with_id(0, 1, -2), {"every id in [0, num_experts)", "id=-2", "row=0"});
   expect_error([&] { replay(logits_TE, rule, ids_TK, Bytes(Bytes::Zero(3, 2))); },
                {"penalised_TK", "rows=3"});

@@ -130,10 +130,9 @@ TYPED_TEST(ScoredRoutingTest, MarksThoseWhoLostToAnyRival) {
           static_cast<std::int32_t>((i / rivals_each + 1 + i % rivals_each * 2) % experts);
     }
     Outcome<A, std::int32_t> got(tokens, experts, experts);
-    auto memory = data::scratch(gatepro::route_scored_workspace_bytes<A>(experts, rule));
-    gatepro::route_scored(gatepro::view(logits_TE),
-                          gatepro::RivalTable(gatepro::strided_view(rivals_EM), false), rule,
-                          gatepro::VectorView<const A>(), {}, got.view(), memory);
+    auto memory = data::scratch(gatepro::route_logits_workspace_bytes<A>(experts, rule));
+    gatepro::route_logits({logits_TE}, gatepro::RivalTable(gatepro::strided_view(rivals_EM), false),
+                          rule, got.view(), memory);
     for (Index t = 0; t < tokens; ++t) {
       for (Index j = 0; j < experts; ++j) {
         const Index e = got.ids_TK(t, j);
@@ -215,9 +214,9 @@ TYPED_TEST(ScoredRoutingTest, OffIsOff) {
     const auto want = route<A>(logits_TE, off);
     scored_data::expect_same(route<A>(logits_TE, zero), want);
     Outcome<A, std::int32_t> without(67, 3, 8);
-    auto memory = data::scratch(gatepro::route_scored_workspace_bytes<A>(8, off));
-    without.report = gatepro::route_scored(logits_TE, gatepro::RivalTable(), off, {}, {},
-                                           without.view(), memory);
+    auto memory = data::scratch(gatepro::route_logits_workspace_bytes<A>(8, off));
+    without.report =
+        gatepro::route_logits({logits_TE}, gatepro::RivalTable(), off, without.view(), memory);
     scored_data::expect_same(without, want);
   }
 }
@@ -347,20 +346,6 @@ TYPED_TEST(ScoredRoutingTest, BiasIsNotInTheWeights) {
   }
 }
 
-TYPED_TEST(ScoredRoutingTest, FloatAndDoubleBiasAgree) {
-  using A = TypeParam;
-  const RowMatrix<A> logits_TE = data::random_matrix<A>(40, 6, 13);
-  const SelectionRule rule{2, {ScoreFunction::sigmoid, true, 1}, {}, Competition::off()};
-  const std::vector<float> bias{0.5F, -0.25F, 0, 0.125F, 1, -1};
-  const auto want = route<A>(logits_TE, rule, {{bias.begin(), bias.end()}, {}});
-  Outcome<A, std::int32_t> got(40, 2, 6);
-  auto memory = data::scratch(gatepro::route_scored_workspace_bytes<A>(6, rule));
-  got.report =
-      gatepro::route_scored(logits_TE, gatepro::RivalTable(), rule,
-                            gatepro::VectorView<const float>(bias), {}, got.view(), memory);
-  scored_data::expect_same(got, want);
-}
-
 // Padding weighs 0 whatever its logits, is not counted, and does not touch its neighbours.
 TYPED_TEST(ScoredRoutingTest, PaddingIsAsIfItWereNotThere) {
   using A = TypeParam;
@@ -419,10 +404,10 @@ TYPED_TEST(ScoredRoutingTest, BitsDoNotDependOnHowTheWorkIsCut) {
       EXPECT_TRUE(data::same_bits(alone.scores_TK, scores));
     }
     Outcome<A, std::int32_t> few(tokens, 4, experts);
-    auto memory = data::scratch(gatepro::route_scored_workspace_bytes<A>(experts, rule));
-    gatepro::route_scored(logits_TE, scored_data::rivals_of(experts), rule,
-                          data::optional(extras.bias), {},
-                          gatepro::ScoredRoutingView<A>{few.ids_TK, few.weights_TK}, memory);
+    auto memory = data::scratch(gatepro::route_logits_workspace_bytes<A>(experts, rule));
+    const std::vector<A> bias(extras.bias.begin(), extras.bias.end());
+    gatepro::route_logits({logits_TE, data::optional(bias)}, scored_data::rivals_of(experts), rule,
+                          gatepro::RoutingView<A>{few.ids_TK, few.weights_TK}, memory);
     EXPECT_TRUE(data::same_bits(few.ids_TK, want.ids_TK));
     EXPECT_TRUE(data::same_bits(few.weights_TK, want.weights_TK));
   }
@@ -440,9 +425,9 @@ TYPED_TEST(ScoredRoutingTest, TakesEveryLayoutAndIdType) {
   data::GuardedMatrix<A> guarded(logits_TE, 5);
   Eigen::Matrix<std::uint64_t, Eigen::Dynamic, Eigen::Dynamic> ids(29, 3);
   Eigen::Matrix<A, Eigen::Dynamic, Eigen::Dynamic> weights(29, 3);
-  auto memory = data::scratch(gatepro::route_scored_workspace_bytes<A>(7, rule));
-  gatepro::route_scored(guarded.view(), gatepro::RivalTable(), rule, {}, {},
-                        gatepro::ScoredRoutingView<A, std::uint64_t>{ids, weights}, memory);
+  auto memory = data::scratch(gatepro::route_logits_workspace_bytes<A>(7, rule));
+  gatepro::route_logits({guarded.view()}, gatepro::RivalTable(), rule,
+                        gatepro::RoutingView<A, std::uint64_t>{ids, weights}, memory);
   const RowMatrix<A> rows = weights;
   const RowMatrix<std::int32_t> id_rows = ids.template cast<std::int32_t>();
   EXPECT_TRUE(data::same_bits(rows, want.weights_TK));
@@ -465,15 +450,15 @@ struct Call {
   RowMatrix<float> logits_TE = data::random_matrix<float>(5, 8, 19);
   SelectionRule rule{4, {}, {}, Competition::off()};
   Outcome<float, std::int32_t> out{5, 4, 8};
-  gatepro::ScoredRoutingView<float> view = out.view();
-  std::vector<double> bias;
+  gatepro::RoutingView<float> view = out.view();
+  std::vector<float> bias;
   std::vector<std::uint8_t> is_padding;
   gatepro::RivalTable rivals;
   std::vector<std::byte> memory = data::scratch(1 << 20);
 
   void operator()() {
-    gatepro::route_scored(logits_TE, rivals, rule, data::optional(bias), data::optional(is_padding),
-                          view, memory);
+    gatepro::route_logits({logits_TE, data::optional(bias), data::optional(is_padding)}, rivals,
+                          rule, view, memory);
   }
 };
 
@@ -491,10 +476,10 @@ void expect_bad(const Spoil& spoil, std::initializer_list<const char*> parts) {
 TEST(ScoredRoutingBadInput, Rules) {
   const double inf = data::infinity<double>(), nan = std::numeric_limits<double>::quiet_NaN();
   EXPECT_NO_THROW(Call()());
-  expect_bad([](Call& c) { c.rule.top_k = 0; }, {"route_scored", "1 <= top_k", "top_k=0"});
+  expect_bad([](Call& c) { c.rule.top_k = 0; }, {"route_logits", "1 <= top_k", "top_k=0"});
   expect_bad([](Call& c) { c.rule.top_k = 9; }, {"top_k <= num_experts", "top_k=9"});
   for (double scale : {0.0, -1.0, inf, nan, 1e300, 1e-60}) {
-    expect_bad([&](Call& c) { c.rule.scores.scale = scale; }, {"route_scored", "scale finite"});
+    expect_bad([&](Call& c) { c.rule.scores.scale = scale; }, {"route_logits", "scale finite"});
   }
   for (Index groups : {Index{0}, Index{-1}, Index{9}}) {
     expect_bad([&](Call& c) { c.rule.groups.num_groups = groups; },
@@ -541,14 +526,14 @@ TEST(ScoredRoutingBadInput, Rules) {
              {"partners of all experts"});
   expect_error(
       [] {
-        gatepro::route_scored_workspace_bytes<float>(8, {4, {}, {2, 0, {}}, {}});
+        gatepro::route_logits_workspace_bytes<float>(8, {4, {}, {2, 0, {}}, {}});
       },
       {"groups_per_token"});
 }
 
 TEST(ScoredRoutingBadInput, Views) {
-  const double inf = data::infinity<double>(), nan = std::numeric_limits<double>::quiet_NaN();
-  for (double bad : {inf, -inf, nan, 1e300}) {
+  const float inf = data::infinity<float>(), nan = std::numeric_limits<float>::quiet_NaN();
+  for (float bad : {inf, -inf, nan}) {
     expect_bad(
         [&](Call& c) {
           c.bias.assign(8, 0);

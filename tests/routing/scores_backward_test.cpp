@@ -58,12 +58,12 @@ Gradient<A> gradient(const RowMatrix<A>& logits_TE, const SelectionRule& rule,
   const Index tokens = logits_TE.rows(), experts = logits_TE.cols();
   Gradient<A> got{RowMatrix<A>::Constant(tokens, rule.top_k, A(77)),
                   RowMatrix<A>::Zero(tokens, experts)};
-  auto memory =
-      data::scratch(gatepro::scores_backward_workspace_bytes<A>(experts, rule, executor.workers()));
-  gatepro::scores_backward(
-      logits_TE, scored_data::rivals_of(experts), rule, gatepro::strided_view(forward.ids_TK),
-      forward.penalised_TK, forward.scores_TK, data::optional(is_padding), dweights_TK,
-      gatepro::strided_view(got.dselected_TK), got.dlogits_TE, memory, executor);
+  auto memory = data::scratch(
+      gatepro::route_logits_backward_workspace_bytes<A>(experts, rule, executor.workers()));
+  gatepro::route_logits_backward<A>(
+      {logits_TE, {}, data::optional(is_padding)}, scored_data::rivals_of(experts), rule,
+      gatepro::RecordedChoices<std::int32_t>{forward.ids_TK, forward.penalised_TK},
+      {forward.scores_TK, dweights_TK, got.dselected_TK, got.dlogits_TE}, memory, executor);
   return got;
 }
 
@@ -74,10 +74,12 @@ RowMatrix<double> losses(const RowMatrix<double>& logits_TE, const SelectionRule
                          const std::vector<std::uint8_t>& is_padding) {
   RowMatrix<double> weights_TK(forward.ids_TK.rows(), rule.top_k);
   auto memory =
-      data::scratch(gatepro::replay_scored_workspace_bytes<double>(logits_TE.cols(), rule));
-  gatepro::replay_scored(logits_TE, scored_data::rivals_of(logits_TE.cols()), rule,
-                         data::optional(is_padding), gatepro::strided_view(forward.ids_TK),
-                         forward.penalised_TK, gatepro::strided_view(weights_TK), {}, memory);
+      data::scratch(gatepro::weigh_choices_workspace_bytes<double>(logits_TE.cols(), rule));
+  gatepro::RoutingView<double> out;
+  out.weights_TK = weights_TK;
+  gatepro::weigh_choices(
+      {logits_TE, {}, data::optional(is_padding)}, scored_data::rivals_of(logits_TE.cols()), rule,
+      gatepro::RecordedChoices<std::int32_t>{forward.ids_TK, forward.penalised_TK}, out, memory);
   return weights_TK.cwiseProduct(dweights_TK).rowwise().sum();
 }
 
@@ -348,11 +350,11 @@ TYPED_TEST(ScoresBackwardTest, DenseGradientsAdd) {
     const auto forward = scored_data::route<A>(logits_TE, rule);
     const Gradient<A> from_zero = gradient(logits_TE, rule, forward, dweights_TK);
     RowMatrix<A> dlogits_TE = start_TE, dselected_TK(21, 2);
-    auto memory = data::scratch(gatepro::scores_backward_workspace_bytes<A>(6, rule));
-    gatepro::scores_backward(logits_TE, scored_data::rivals_of(6), rule,
-                             gatepro::strided_view(forward.ids_TK), forward.penalised_TK,
-                             forward.scores_TK, {}, dweights_TK,
-                             gatepro::strided_view(dselected_TK), dlogits_TE, memory);
+    auto memory = data::scratch(gatepro::route_logits_backward_workspace_bytes<A>(6, rule));
+    gatepro::route_logits_backward<A>(
+        {logits_TE}, scored_data::rivals_of(6), rule,
+        gatepro::RecordedChoices<std::int32_t>{forward.ids_TK, forward.penalised_TK},
+        {forward.scores_TK, dweights_TK, dselected_TK, dlogits_TE}, memory);
     EXPECT_TRUE(data::same_bits(dselected_TK, from_zero.dselected_TK));
     const RowMatrix<A> error_TE = dlogits_TE - start_TE - from_zero.dlogits_TE;
     EXPECT_LE(static_cast<double>(error_TE.cwiseAbs().maxCoeff()),
@@ -390,10 +392,11 @@ TYPED_TEST(ScoresBackwardTest, TheRecordIsOptional) {
     const auto forward = scored_data::route<A>(logits_TE, rule);
     const Gradient<A> want = gradient(logits_TE, rule, forward, dweights_TK);
     RowMatrix<A> dlogits_TE = RowMatrix<A>::Zero(33, 9), dselected_TK(33, 4);
-    auto memory = data::scratch(gatepro::scores_backward_workspace_bytes<A>(9, rule));
-    gatepro::scores_backward(logits_TE, scored_data::rivals_of(9), rule,
-                             gatepro::strided_view(forward.ids_TK), {}, forward.scores_TK, {},
-                             dweights_TK, gatepro::strided_view(dselected_TK), dlogits_TE, memory);
+    auto memory = data::scratch(gatepro::route_logits_backward_workspace_bytes<A>(9, rule));
+    gatepro::route_logits_backward<A>({logits_TE}, scored_data::rivals_of(9), rule,
+                                      gatepro::RecordedChoices<std::int32_t>{forward.ids_TK, {}},
+                                      {forward.scores_TK, dweights_TK, dselected_TK, dlogits_TE},
+                                      memory);
     EXPECT_TRUE(data::same_bits(dselected_TK, want.dselected_TK));
     EXPECT_TRUE(data::same_bits(dlogits_TE, want.dlogits_TE));
   }
@@ -409,15 +412,15 @@ TEST(ScoresBackwardBadInput, DenseGradientAndViews) {
   std::vector<std::uint8_t> is_padding;
   auto memory = data::scratch(1 << 20);
   const auto call = [&](const MatrixView<float>& dlogits) {
-    gatepro::scores_backward(logits_TE, gatepro::RivalTable(), rule,
-                             gatepro::strided_view(forward.ids_TK), {}, forward.scores_TK,
-                             data::optional(is_padding), dweights_TK,
-                             gatepro::strided_view(dselected_TK), dlogits, memory);
+    gatepro::route_logits_backward<float>(
+        {logits_TE, {}, data::optional(is_padding)}, gatepro::RivalTable(), rule,
+        gatepro::RecordedChoices<std::int32_t>{forward.ids_TK},
+        {forward.scores_TK, dweights_TK, dselected_TK, dlogits}, memory);
   };
   EXPECT_NO_THROW(call(dlogits_TE));
   dselected_TK.setConstant(77);
   expect_error([&] { call({}); },
-               {"scores_backward", "a dlogits_TE: softmax_before_top_k reaches all experts"});
+               {"route_logits_backward", "a dlogits_TE: softmax_before_top_k reaches all experts"});
   expect_error([&] { call({dlogits_TE.data(), 5, 5}); }, {"dlogits_TE", "cols=5"});
   expect_error([&] { call({dselected_TK.data(), 5, 6}); }, {"outputs in different memory"});
   is_padding = {1, 0};

@@ -31,7 +31,7 @@ struct Outcome {
 };
 
 template <class R>
-Outcome<R> outcome_of(gatepro::CompleteBuffers<R>& buffers) {
+Outcome<R> outcome_of(gatepro::RoutingBuffers<R>& buffers) {
   const auto out = buffers.view();
   Outcome<R> outcome;
   outcome.report = buffers.report();
@@ -54,8 +54,9 @@ template <class R, class MX, class MW, class Reduce = gatepro::NoReduce,
           class Executor = gatepro::SerialExecutor>
 Outcome<R> forward(R& router, const MX& x_TH, const MW& w_EH, const typename R::Inputs& in = {},
                    const Reduce& reduce = {}, const Executor& executor = {}) {
-  gatepro::CompleteBuffers<R> buffers(router, x_TH.rows(), executor.workers(),
-                                      sequences_of(in.sequence_begin_S1));
+  gatepro::RoutingBuffers<R> buffers(
+      router,
+      gatepro::BufferShape{x_TH.rows(), executor.workers(), sequences_of(in.sequence_begin_S1)});
   router.forward(x_TH, w_EH, in, buffers, reduce, executor);
   return outcome_of(buffers);
 }
@@ -67,8 +68,9 @@ Outcome<R> step(R& router, const MX& x_TH, const MW& w_EH, const typename R::Inp
                 const RowMatrix<A>& dweights_TK, RowMatrix<A> dw_EH,
                 const gatepro::BackwardInputs<A>& more = {}, const Reduce& reduce = {},
                 const Executor& executor = {}) {
-  gatepro::CompleteBuffers<R> buffers(router, x_TH.rows(), executor.workers(),
-                                      sequences_of(in.sequence_begin_S1));
+  gatepro::RoutingBuffers<R> buffers(
+      router,
+      gatepro::BufferShape{x_TH.rows(), executor.workers(), sequences_of(in.sequence_begin_S1)});
   router.forward(x_TH, w_EH, in, buffers, reduce, executor);
   Outcome<R> outcome = outcome_of(buffers);
   outcome.dx_TH = RowMatrix<A>::Zero(x_TH.rows(), x_TH.cols());
@@ -120,7 +122,7 @@ RowMatrix<T> rows(const RowMatrix<T>& m, Index first, Index count) {
 /// Everything on at once.
 inline gatepro::CompleteConfig full_config(Index hidden, Index experts, Index top_k) {
   gatepro::CompleteConfig config{{hidden, experts, top_k}};
-  config.router.competition = gatepro::Competition::eliminate();
+  config.competition = gatepro::Competition::eliminate();
   config.scores = {gatepro::ScoreFunction::sigmoid, true, 2.5};
   config.groups = {4, 2, gatepro::GroupScore::top_2};
   config.bias = {true, 1e-2, true};

@@ -82,7 +82,7 @@ inline reference::Ids reference_rivals_of(Index experts) {
   return reference::rivals(partners, false);
 }
 
-/// Everything that route_scored writes. It starts as garbage.
+/// Everything that route_logits writes. It starts as garbage.
 template <class A, class Id>
 struct Outcome {
   Outcome(Index tokens, Index top_k, Index experts)
@@ -92,8 +92,8 @@ struct Outcome {
         penalised_TK(Bytes::Constant(tokens, top_k, 77)),
         tokens_per_expert_E(static_cast<std::size_t>(experts), 77) {}
 
-  gatepro::ScoredRoutingView<A, Id> view() {
-    return {ids_TK, weights_TK, scores_TK, penalised_TK, tokens_per_expert_E};
+  gatepro::RoutingView<A, Id> view() {
+    return {ids_TK, weights_TK, tokens_per_expert_E, {}, scores_TK, penalised_TK};
   }
 
   RowMatrix<Id> ids_TK;
@@ -115,11 +115,12 @@ Outcome<A, Id> route(const RowMatrix<A>& logits_TE, const SelectionRule& rule,
                      const Extras& extras = {}, const Executor& executor = {}) {
   const Index experts = logits_TE.cols();
   Outcome<A, Id> outcome(logits_TE.rows(), rule.top_k, experts);
+  const std::vector<A> bias(extras.bias.begin(), extras.bias.end());
   auto memory =
-      data::scratch(gatepro::route_scored_workspace_bytes<A>(experts, rule, executor.workers()));
+      data::scratch(gatepro::route_logits_workspace_bytes<A>(experts, rule, executor.workers()));
   outcome.report =
-      gatepro::route_scored(logits_TE, rivals_of(experts), rule, data::optional(extras.bias),
-                            data::optional(extras.is_padding), outcome.view(), memory, executor);
+      gatepro::route_logits({logits_TE, data::optional(bias), data::optional(extras.is_padding)},
+                            rivals_of(experts), rule, outcome.view(), memory, executor);
   return outcome;
 }
 

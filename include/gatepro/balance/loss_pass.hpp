@@ -98,11 +98,11 @@ class LossLayout {
   double run(const LossLogits<A>& logits, const Executor& executor, const Body& body) const {
     std::fill(sums_, sums_ + blocks_, 0.0);
     const Index tokens = logits.logits_TE.rows;
-    for_each_group<A>(tokens, executor, workers_, [&](int worker, Index first, Index count) {
+    for_each_group<A>(tokens, executor, workers_, [&](int worker, const TokenRange& range) {
       const LossGroup<A> group = groups_(worker);
-      load(logits, group, first, count);
-      body(group, first, count);
-      sums_[first / block_tokens] += store(logits, group, first, count);
+      load(logits, group, range);
+      body(group, range.first, range.count);
+      sums_[range.first / block_tokens] += store(logits, group, range);
     });
     double sum = 0;
     for (Index block = 0; block < blocks_; ++block) sum += sums_[block];
@@ -117,24 +117,23 @@ class LossLayout {
     LossGroup<A> operator()(Arena& arena) const { return carve_loss_group<A>(arena, experts); }
   };
 
-  static void load(const LossLogits<A>& logits, const LossGroup<A>& group, Index first,
-                   Index count) {
-    const MatrixView<const A>& logits_TE = logits.logits_TE;
-    kernels<A>().load_keys(logits_TE.row(first), logits_TE.row_stride,
-                           row_room(logits_TE, first, count), count, logits_TE.cols, group.keys_EL);
+  static void load(const LossLogits<A>& logits, const LossGroup<A>& group,
+                   const TokenRange& range) {
+    const LogitRows<A> rows = logit_rows(logits.logits_TE, range);
+    load_keys(rows, range.count, logits.logits_TE.cols, group.keys_EL);
   }
 
   /// Adds the gradients of the tokens that are not padding, and returns the sum of their values.
-  static double store(const LossLogits<A>& logits, const LossGroup<A>& group, Index first,
-                      Index count) {
+  static double store(const LossLogits<A>& logits, const LossGroup<A>& group,
+                      const TokenRange& range) {
     const Index lanes = kernels<A>().lanes;
     const MatrixView<A>& dlogits_TE = logits.dlogits_TE;
     double sum = 0;
-    for (Index lane = 0; lane < count; ++lane) {
-      if (is_masked(logits.is_padding_T, first + lane)) continue;
+    for (Index lane = 0; lane < range.count; ++lane) {
+      if (is_masked(logits.is_padding_T, range.first + lane)) continue;
       sum += group.value_L[lane];
       if (!dlogits_TE.given()) continue;
-      A* dlogits = dlogits_TE.row(first + lane);
+      A* dlogits = dlogits_TE.row(range.first + lane);
       for (Index e = 0; e < dlogits_TE.cols; ++e) dlogits[e] += group.gradient_EL[e * lanes + lane];
     }
     return sum;

@@ -58,6 +58,30 @@ GATEPRO_KERNEL void compete(const BitsOf<A>* keys_EL, Index experts, const Rival
   }
 }
 
+/// lost_KL = 1 where the selected expert had lost to a rival, as in `compete`, else 0.
+template <class A>
+GATEPRO_KERNEL void mark_losers(const BitsOf<A>* keys_EL, const BitsOf<A>* ids_KL, Index k,
+                                const RivalView& rivals, bool ties_lose, BitsOf<A>* lost_KL) {
+  constexpr Index L = lanes_v<A>;
+  for (Index i = 0; i < k * L; ++i) {
+    const BitsOf<A>* keys_E = keys_EL + i % L;  // every L-th element
+    const auto e = Index(ids_KL[i]);
+    const BitsOf<A> own = keys_E[e * L];
+    const auto is_below = [&](Index rival) {
+      return own < keys_E[rival * L] + BitsOf<A>(ties_lose & (rival < e));
+    };
+    bool below = false;
+    if (rivals.only != nullptr) {
+      below = is_below(rivals.only[e]);
+    } else {
+      for (std::int32_t r = rivals.begin[e]; r < rivals.begin[e + 1]; ++r) {
+        below |= is_below(rivals.ids[r]);
+      }
+    }
+    lost_KL[i] = BitsOf<A>(below & (own != Order<A>::nan));
+  }
+}
+
 /// The penalised logits of up to L tokens: values of the ranked keys that differ from the logits',
 /// elsewhere the logits' own bits.
 template <class A>

@@ -1,43 +1,64 @@
 // SPDX-License-Identifier: MIT
-// What a forward returns: views of the results, and a helper that owns them.
+// Owns the results of a forward and the scratch of a router.
 #ifndef GATEPRO_ROUTER_BUFFERS_HPP
 #define GATEPRO_ROUTER_BUFFERS_HPP
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <type_traits>
 #include <vector>
 
-#include "gatepro/core/error.hpp"
-#include "gatepro/core/views.hpp"
 #include "gatepro/core/workspace.hpp"
-#include "gatepro/routing/penalty_statistics.hpp"
-#include "gatepro/routing/report.hpp"
+#include "gatepro/router/config.hpp"
+#include "gatepro/routing/view.hpp"
 
 namespace gatepro {
 
-/// Where a forward of T tokens writes. `A` is the router's Accumulator, `Id` its expert id type.
-/// The first two are required; the others are written only if given.
-template <class A, class Id = std::int32_t>
-struct RoutingView {
-  /// T x K: the selected experts, best first; distinct, in [0, E). Any strides.
-  StridedView<Id> expert_ids_TK;
-  /// T x K: softmax over the selected, in the same order. Any strides.
-  StridedView<A> weights_TK;
-  /// E: tokens routed to each expert.
-  VectorView<std::int64_t> tokens_per_expert_E{};
-  /// T x E: the original, unpenalised logits.
-  MatrixView<A> logits_TE{};
-  /// What the penalty did. Costs a second selection; null for none.
-  PenaltyStatistics* statistics = nullptr;
+/// What sizes outputs and workspaces besides the settings.
+struct BufferShape {
+  Index tokens = 0;     ///< The most tokens of a forward.
+  int workers = 1;      ///< The most workers of an executor.
+  Index sequences = 1;  ///< The most sequences of a forward; read where a sequence loss is on.
+  /// Router: T x E logits among the outputs. CompleteRouter always has them.
+  bool keep_logits = false;
 };
+
+namespace detail {
+inline namespace GATEPRO_ABI {
+
+inline void check_buffer_shape(const char* where, const BufferShape& shape) {
+  need(shape.tokens >= 0, where, "max_tokens >= 0", {{"max_tokens", shape.tokens}});
+  need(shape.workers >= 1, where, "workers >= 1", {{"workers", shape.workers}});
+  need(shape.sequences >= 1, where, "sequences >= 1", {{"sequences", shape.sequences}});
+}
+
+/// Takes `shape.tokens` rows of `cols` elements, viewed as `tokens` rows.
+template <class T>
+MatrixView<T> take_rows(Arena& arena, const BufferShape& shape, Index tokens, Index cols) {
+  const Index size =
+      checked_product("RoutingBuffers", "max_tokens within the address space", cols, shape.tokens);
+  return {arena.take<T>(size), tokens, cols};
+}
+
+/// Divides memory for shape.tokens tokens into outputs of `tokens` tokens: where an output starts
+/// does not depend on `tokens`.
+template <class A, class Id>
+void carve_outputs(Arena& arena, const RouterConfig& config, const BufferShape& shape, Index tokens,
+                   RoutingView<A, Id>& out) {
+  out.expert_ids_TK = take_rows<Id>(arena, shape, tokens, config.top_k);
+  out.weights_TK = take_rows<A>(arena, shape, tokens, config.top_k);
+  out.tokens_per_expert_E = {arena.take<std::int64_t>(config.num_experts), config.num_experts};
+  if (shape.keep_logits) out.logits_TE = take_rows<A>(arena, shape, tokens, config.num_experts);
+}
+
+}  // namespace GATEPRO_ABI
+}  // namespace detail
 
 inline namespace GATEPRO_ABI {
 
-/// Owns the results of a forward and the workspaces of a router, for those who want one line.
+/// Owns the results of a forward and the workspace of a router, for those who want one line.
 ///
-/// `RoutingBuffers routing(router, max_tokens)` allocates once; forwards and backwards of up to
+/// `RoutingBuffers buffers(router, max_tokens)` allocates once; forwards and backwards of up to
 /// max_tokens tokens through it allocate nothing. One at a time.
 template <class R>
 class RoutingBuffers {
@@ -46,33 +67,27 @@ class RoutingBuffers {
   using Accumulator = typename R::Accumulator;
   /// The type of expert ids.
   using ExpertId = typename R::ExpertId;
+  /// Views of the results of a forward.
+  using Routing = typename R::Routing;
+  /// What a forward returns.
+  using Report = typename R::Report;
 
-  /// Memory for up to `max_tokens` tokens and up to `workers` workers of an executor; E logits per
-  /// token only if `keep_logits`. Throws Error for a negative size. A bool is no number of workers:
-  /// that does not compile.
-  RoutingBuffers(const R& router, Index max_tokens, int workers = 1, bool keep_logits = false)
-      : experts_(router.config().num_experts), top_k_(router.config().top_k) {
-    const char* where = "RoutingBuffers";
-    detail::need(max_tokens >= 0, where, "max_tokens >= 0", {{"max_tokens", max_tokens}});
-    detail::need(workers >= 1, where, "workers >= 1", {{"workers", workers}});
-    const auto count = [&](Index per_token) {
-      return static_cast<std::size_t>(detail::checked_product(
-          where, "max_tokens within the address space", per_token, max_tokens));
-    };
-    // First, because this query refuses sizes that no memory has.
-    const std::size_t scratch = (std::max)(router.forward_workspace_bytes(workers),
-                                           router.backward_workspace_bytes(max_tokens, workers));
-    expert_ids_.resize(count(top_k_));
-    weights_.resize(count(top_k_));
-    if (keep_logits) logits_.resize(count(experts_));
-    tokens_per_expert_.resize(static_cast<std::size_t>(experts_));
+  /// Memory for what `shape` says. Throws Error for negative sizes, and what the allocator throws.
+  RoutingBuffers(const R& router, const BufferShape& shape)
+      : config_(router.config()), shape_(shape) {
+    // First, because these queries refuse sizes that no memory has.
+    const std::size_t scratch = router.workspace_bytes(shape);
+    outputs_.resize(router.outputs_bytes(shape) / sizeof(Line) + 1);
     workspace_.resize(scratch);
-    max_tokens_ = max_tokens;
-    resize(max_tokens);
+    resize(shape.tokens);
   }
+  /// The same for up to `max_tokens` tokens and `workers` workers of an executor. A bool is no
+  /// number of workers: that does not compile.
+  RoutingBuffers(const R& router, Index max_tokens, int workers = 1)
+      : RoutingBuffers(router, BufferShape{max_tokens, workers}) {}
 
   template <class Flag, std::enable_if_t<std::is_same_v<Flag, bool>, int> = 0>
-  RoutingBuffers(const R& router, Index max_tokens, Flag, bool = false) = delete;
+  RoutingBuffers(const R& router, Index max_tokens, Flag) = delete;
 
   /// Sets T for the calls that follow; an Error above max_tokens. Allocates nothing.
   void resize(Index tokens) {
@@ -80,47 +95,63 @@ class RoutingBuffers {
     tokens_ = tokens;
   }
 
-  /// Where a forward writes. Set `statistics` of the copy to ask for them.
-  RoutingView<Accumulator, ExpertId> view() { return view(tokens_); }
-  /// The same for `tokens` tokens, whatever T is set; an Error above max_tokens.
-  RoutingView<Accumulator, ExpertId> view(Index tokens) {
-    check_tokens(tokens);
-    RoutingView<Accumulator, ExpertId> out;
-    out.expert_ids_TK = {expert_ids_.data(), tokens, top_k_};
-    out.weights_TK = {weights_.data(), tokens, top_k_};
-    out.tokens_per_expert_E = tokens_per_expert_;
-    if (!logits_.empty()) out.logits_TE = {logits_.data(), tokens, experts_};
-    return out;
-  }
+  /// Where a forward writes and a backward reads. Set `statistics` of the copy to ask for them.
+  Routing view() { return view(tokens_); }
+  /// The same for `tokens` tokens, whatever T is set; an Error above max_tokens. All views start at
+  /// the same addresses.
+  Routing view(Index tokens) { return outputs(tokens); }
   /// Scratch for forward and backward.
   Workspace workspace() { return workspace_; }
 
   /// T x K ids of the last forward, best first.
-  MatrixView<const ExpertId> expert_ids_TK() const { return {expert_ids_.data(), tokens_, top_k_}; }
+  MatrixView<const ExpertId> expert_ids_TK() const { return whole(outputs(tokens_).expert_ids_TK); }
   /// T x K weights of the last forward.
-  MatrixView<const Accumulator> weights_TK() const { return {weights_.data(), tokens_, top_k_}; }
+  MatrixView<const Accumulator> weights_TK() const { return whole(outputs(tokens_).weights_TK); }
   /// E counts of the last forward.
-  VectorView<const std::int64_t> tokens_per_expert_E() const { return tokens_per_expert_; }
+  VectorView<const std::int64_t> tokens_per_expert_E() const {
+    return outputs(tokens_).tokens_per_expert_E;
+  }
   /// T x E logits of the last forward; not given unless they are kept.
-  MatrixView<const Accumulator> logits_TE() const {
-    if (logits_.empty()) return {};
-    return {logits_.data(), tokens_, experts_};
+  MatrixView<const Accumulator> logits_TE() const { return outputs(tokens_).logits_TE; }
+
+  /// What the last forward through these buffers returned.
+  const Report& report() const { return report_; }
+  /// Set by forward, and to be set after forward_logits: T becomes the report's.
+  void set_report(const Report& report) {
+    resize(report.tokens);
+    report_ = report;
   }
 
  private:
+  /// The unit of memory: outputs start at the same offsets wherever it is.
+  struct alignas(64) Line {
+    std::byte bytes[64];
+  };
+
   void check_tokens(Index tokens) const {
-    detail::need(tokens >= 0 && tokens <= max_tokens_, "RoutingBuffers",
-                 "0 <= tokens <= max_tokens", {{"tokens", tokens}, {"max_tokens", max_tokens_}});
+    detail::need(tokens >= 0 && tokens <= shape_.tokens, "RoutingBuffers",
+                 "0 <= tokens <= max_tokens", {{"tokens", tokens}, {"max_tokens", shape_.tokens}});
   }
 
-  Index experts_;
-  Index top_k_;
-  Index max_tokens_ = 0;
+  template <class T>
+  static MatrixView<const T> whole(const StridedView<T>& view) {
+    return {view.data, view.rows, view.cols};
+  }
+
+  Routing outputs(Index tokens) const {
+    check_tokens(tokens);
+    auto* base = const_cast<Line*>(outputs_.data());  // const only through the const accessors
+    detail::Arena arena = detail::Arena::at(base->bytes);
+    Routing out;
+    carve_outputs(arena, config_, shape_, tokens, out);
+    return out;
+  }
+
+  typename R::Config config_;
+  BufferShape shape_;
   Index tokens_ = 0;
-  std::vector<ExpertId> expert_ids_;
-  std::vector<Accumulator> weights_;
-  std::vector<Accumulator> logits_;
-  std::vector<std::int64_t> tokens_per_expert_;
+  Report report_;
+  std::vector<Line> outputs_;
   std::vector<std::byte> workspace_;
 };
 

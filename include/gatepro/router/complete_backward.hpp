@@ -34,36 +34,35 @@ inline bool has_dense_gradients(const CompleteConfig& config) {
 
 /// Bytes of workspace for any stage of a backward.
 template <class A>
-std::size_t backward_stage_bytes(const CompleteConfig& config, const CompleteShape& shape) {
-  const RouterConfig& router = config.router;
-  return (std::max)(
-      {gate_backward_tokens_workspace_bytes<A>(router.num_experts, shape.workers),
-       gate_backward_weights_workspace_bytes<A>(shape.tokens, router.num_experts, router.top_k,
-                                                shape.workers),
-       scores_backward_workspace_bytes<A>(router.num_experts, config.selection(), shape.workers),
-       complete_losses_workspace_bytes<A>(config, shape.tokens, shape.sequences, shape.workers)});
+std::size_t backward_stage_bytes(const CompleteConfig& config, const BufferShape& shape) {
+  return (std::max)({gate_backward_tokens_workspace_bytes<A>(config.num_experts, shape.workers),
+                     gate_backward_weights_workspace_bytes<A>(shape.tokens, config.num_experts,
+                                                              config.top_k, shape.workers),
+                     route_logits_backward_workspace_bytes<A>(config.num_experts,
+                                                              config.selection(), shape.workers),
+                     complete_losses_workspace_bytes<A>(config, shape)});
 }
 
 template <class A>
 CompleteGradients<A> carve_gradients(Arena& arena, const CompleteConfig& config,
-                                     const CompleteShape& shape) {
+                                     const BufferShape& shape) {
   const auto matrix = [&](Index cols) {
     const Index size = checked_product("CompleteRouter::backward", "T within the address space",
                                        shape.tokens, cols);
     return MatrixView<A>(arena.take<A>(size), shape.tokens, cols);
   };
   CompleteGradients<A> gradients;
-  gradients.dselected_TK = matrix(config.router.top_k);
-  if (config.capacity) gradients.dkept_TK = matrix(config.router.top_k);
-  if (has_dense_gradients(config)) gradients.dlogits_TE = matrix(config.router.num_experts);
-  if (config.noise.jitter > 0) gradients.djittered_TH = matrix(config.router.hidden_size);
+  gradients.dselected_TK = matrix(config.top_k);
+  if (config.capacity) gradients.dkept_TK = matrix(config.top_k);
+  if (has_dense_gradients(config)) gradients.dlogits_TE = matrix(config.num_experts);
+  if (config.noise.jitter > 0) gradients.djittered_TH = matrix(config.hidden_size);
   const std::size_t bytes = backward_stage_bytes<A>(config, shape);
   gradients.stages = {arena.take<std::byte>(static_cast<Index>(bytes)), bytes};
   return gradients;
 }
 
 template <class X, class W>
-std::size_t backward_bytes(const CompleteConfig& config, const CompleteShape& shape) {
+std::size_t backward_bytes(const CompleteConfig& config, const BufferShape& shape) {
   return measure([&](Arena& arena) { carve_gradients<accumulator_t<X, W>>(arena, config, shape); });
 }
 
@@ -111,25 +110,25 @@ void check_complete_backward(const CompleteConfig& config, const RivalTable& riv
                              const BackwardInputs<A>& more) {
   const char* where = "CompleteRouter::backward";
   const Index tokens = out.logits_TE.rows;
-  const Index experts = config.router.num_experts;
+  const Index experts = config.num_experts;
   check_complete_inputs(where, config, in, tokens);
   check_complete_outputs(where, config, out, tokens, report.jittered);
   check_report(where, config, rivals, in, out, report);
   const bool losses = counts_for_losses(config.losses, in.pass);
   need(!config.selection().constant_weights() || losses || more.dlogits_TE.given() ||
-           config.router.allow_zero_gradient || tokens == 0,
+           config.allow_zero_gradient || tokens == 0,
        where,
        "top_k > 1, a loss, a dlogits_TE, or allow_zero_gradient: the weight of one normalised "
        "expert is constant, the router would learn nothing",
-       {{"top_k", config.router.top_k}});
-  check_strided(where, "dweights_TK", dweights_TK, tokens, config.router.top_k);
+       {{"top_k", config.top_k}});
+  check_strided(where, "dweights_TK", dweights_TK, tokens, config.top_k);
   check_choices(where, "expert_ids_TK", choices_of(in, out), experts);
   check_optional_matrix(where, "dlogits_TE", more.dlogits_TE, tokens, experts);
   need(is_finite(more.gradient_scale), where, "gradient_scale finite",
        {{"gradient_scale", more.gradient_scale}});
   if (more.global_load.tokens_per_expert_E.given()) {
     check_balance_counts(where, more.global_load, experts);
-    check_choices_per_token(where, more.global_load, config.router.top_k);
+    check_choices_per_token(where, more.global_load, config.top_k);
   }
 }
 
@@ -179,9 +178,10 @@ MatrixView<const A> logit_gradients(
   }
   add_loss_gradients(config, in, out, more, gradients, executor);
   const auto drouted_TK = undrop(config, out, dweights_TK, gradients.dkept_TK);
-  scores_backward(MatrixView<const A>(out.logits_TE), rivals, selection_of(config, report),
-                  out.expert_ids_TK, out.penalised_TK, out.scores_TK, in.is_padding_T, drouted_TK,
-                  gradients.dselected_TK, dense_TE, gradients.stages, executor);
+  route_logits_backward<A>(
+      {out.logits_TE, {}, in.is_padding_T}, rivals, selection_of(config, report),
+      RecordedChoices<Id>{out.expert_ids_TK, out.penalised_TK},
+      {out.scores_TK, drouted_TK, gradients.dselected_TK, dense_TE}, gradients.stages, executor);
   return dense_TE.given() ? MatrixView<const A>(dense_TE) : more.dlogits_TE;
 }
 

@@ -23,6 +23,13 @@ inline bool is_forced(const CompleteConfig& config, Pass pass) {
   return config.noise.forced != ForcedRouting::none && pass != Pass::evaluation;
 }
 
+/// True if a pass chooses experts by its logits, random ones included.
+template <class Id>
+bool chooses(const CompleteConfig& config, const ForwardInputs<Id>& in) {
+  const bool round_robin = config.noise.forced == ForcedRouting::round_robin;
+  return in.replay == nullptr && !(round_robin && is_forced(config, in.pass));
+}
+
 /// The rule that a pass chooses and weighs by.
 template <class Id>
 SelectionRule selection_in(const CompleteConfig& config, const ForwardInputs<Id>& in) {
@@ -51,7 +58,7 @@ inline void check_noise_rule(const char* where, const NoiseRule& rule) {
 template <class A>
 const CompleteConfig& checked_complete(const CompleteConfig& config) {
   const char* where = "CompleteRouter";
-  check_selection<A>(where, config.selection(), config.router.num_experts);
+  check_selection<A>(where, config.selection(), config.num_experts);
   check_loss_rule(where, config.losses);
   check_noise_rule(where, config.noise);
   const double rate = config.bias.update_rate;
@@ -64,8 +71,8 @@ const CompleteConfig& checked_complete(const CompleteConfig& config) {
 template <class X, class W>
 void check_complete_tokens(const char* where, const CompleteConfig& config,
                            const MatrixView<const X>& x_TH, const MatrixView<const W>& w_EH) {
-  check_matrix(where, "x_TH", x_TH, x_TH.rows, config.router.hidden_size);
-  check_matrix(where, "w_EH", w_EH, config.router.num_experts, config.router.hidden_size);
+  check_matrix(where, "x_TH", x_TH, x_TH.rows, config.hidden_size);
+  check_matrix(where, "w_EH", w_EH, config.num_experts, config.hidden_size);
 }
 
 /// Vectors as long as they say, and what a recomputation needs.
@@ -76,15 +83,15 @@ void check_replay(const char* where, const CompleteConfig& config, const Forward
        "a record to replay in Pass::recompute");
   if (in.replay == nullptr) return;
   const RoutingRecord<Id>& record = *in.replay;
-  const auto size = static_cast<std::size_t>(tokens * config.router.top_k);
-  need(record.tokens == tokens && record.top_k == config.router.top_k &&
+  const auto size = static_cast<std::size_t>(tokens * config.top_k);
+  need(record.tokens == tokens && record.top_k == config.top_k &&
            record.expert_ids_TK.size() == size && record.penalised_TK.size() == size,
        where, "a record of as many tokens and choices",
        {{"tokens", record.tokens},
         {"top_k", record.top_k},
         {"ids", record.expert_ids_TK.size()},
         {"tokens needed", tokens},
-        {"top_k needed", config.router.top_k}});
+        {"top_k needed", config.top_k}});
   const bool recompute = in.pass == Pass::recompute;
   if (config.capacity) {
     const std::size_t kept_size = record.capacity ? size : 0;
@@ -96,15 +103,15 @@ void check_replay(const char* where, const CompleteConfig& config, const Forward
           {"capacity", record.capacity.value_or(-1)}});
   }
   if (!recompute || !config.losses.any()) return;
-  const auto totals = static_cast<std::size_t>(totals_size(config.router.num_experts));
+  const auto totals = static_cast<std::size_t>(totals_size(config.num_experts));
   need(record.totals.size() == totals, where,
        "a record that a training forward with losses has filled",
        {{"totals", record.totals.size()}, {"totals needed", totals}});
   const VectorView<const std::int64_t> loads = record.totals;
   for (const BalanceCounts& load : {latest_load(loads), accumulated_load(loads)}) {
     const char* totals_of = "CompleteRouter::forward, totals of the record";
-    check_balance_counts(totals_of, load, config.router.num_experts);
-    check_choices_per_token(totals_of, load, config.router.top_k);
+    check_balance_counts(totals_of, load, config.num_experts);
+    check_choices_per_token(totals_of, load, config.top_k);
   }
 }
 
@@ -144,8 +151,8 @@ void check_complete_inputs(const char* where, const CompleteConfig& config,
 template <class X, class A, class Id>
 void check_complete_outputs(const char* where, const CompleteConfig& config,
                             const CompleteRoutingView<X, A, Id>& out, Index tokens, bool jittered) {
-  const Index experts = config.router.num_experts;
-  const Index top_k = config.router.top_k;
+  const Index experts = config.num_experts;
+  const Index top_k = config.top_k;
   check_matrix(where, "logits_TE", out.logits_TE, tokens, experts);
   check_strided(where, "expert_ids_TK", out.expert_ids_TK, tokens, top_k);
   check_strided(where, "weights_TK", out.weights_TK, tokens, top_k);
@@ -168,7 +175,7 @@ void check_complete_outputs(const char* where, const CompleteConfig& config,
     }
   }
   if (jittered) {
-    check_matrix(where, "jittered_TH", out.jittered_TH, tokens, config.router.hidden_size);
+    check_matrix(where, "jittered_TH", out.jittered_TH, tokens, config.hidden_size);
   }
 }
 
@@ -188,7 +195,8 @@ void check_complete_overlaps(const char* where, Access access, const ForwardInpu
                  of_out("kept_TK", out.kept_TK), of_out("kept_per_expert_E", out.kept_per_expert_E),
                  of_out("weight_totals_T", out.weight_totals_T),
                  of_out("kept_sums_T", out.kept_sums_T), of_out("jittered_TH", out.jittered_TH),
-                 of_out("forward_id", out.forward_id), input("is_padding_T", in.is_padding_T),
+                 of_out("forward_id", out.forward_id), of_out("statistics", out.statistics),
+                 input("is_padding_T", in.is_padding_T),
                  input("sequence_begin_S1", in.sequence_begin_S1), more...);
 }
 
@@ -223,8 +231,10 @@ void check_complete_forward(const CompleteConfig& config, const RivalTable& riva
   check_complete_inputs(where, config, in, tokens);
   check_complete_outputs(where, config, out, tokens, jittered);
   check_replay(where, config, in, tokens);
+  need(out.statistics == nullptr || chooses(config, in), where,
+       "no statistics of choices that the penalty had no part in: replayed or forced ones");
   const SelectionRule rule = selection_in(config, in);
-  checked_competition<A>(where, rule.competition, rivals, config.router.num_experts);
+  checked_competition<A>(where, rule.competition, rivals, config.num_experts);
   need(in.pass != Pass::recompute || !in.replay->competition || !rule.competition.active() ||
            rule.scores.function != ScoreFunction::softmax_before_top_k ||
            in.replay->partners == rivals.fingerprint(),
@@ -244,7 +254,7 @@ void check_state_size(const char* where, const char* name, const char* rule,
 
 inline void check_state_sizes(const char* where, const CompleteConfig& config,
                               const RouterState& state) {
-  const Index experts = config.router.num_experts;
+  const Index experts = config.num_experts;
   const char* per_expert = "num_experts elements, or none";
   check_state_size(where, "balance_counts_E", per_expert, state.balance_counts_E, experts);
   const Index biases = config.bias.enabled ? experts : 0;
@@ -255,14 +265,14 @@ inline void check_state_sizes(const char* where, const CompleteConfig& config,
        "expert_bias_E where there are bias_counts_E",
        {{"size of bias_counts_E", state.bias_counts_E.size()}});
   check_state_size(where, "partners_EM", "num_experts * partners_per_expert elements, or none",
-                   state.partners_EM, experts * config.router.pairing.partners_per_expert);
+                   state.partners_EM, experts * config.pairing.partners_per_expert);
 }
 
 /// Everything that `restore` takes. `A` is the type of the bias.
 template <class A>
 void check_state(const char* where, const CompleteConfig& config, const RouterState& state) {
   check_state_sizes(where, config, state);
-  const Index experts = config.router.num_experts;
+  const Index experts = config.num_experts;
   const auto size = [](const auto& values) { return static_cast<Index>(values.size()); };
   const StridedView<const std::int32_t> partners(state.partners_EM.data(), size(state.partners_EM),
                                                  1, 1, 1);
@@ -282,7 +292,7 @@ void check_state(const char* where, const CompleteConfig& config, const RouterSt
          {{"count", count}, {"balance_tokens", state.balance_tokens}});
   }
   check_choices_per_token("CompleteRouter::restore, balance_counts_E",
-                          {state.balance_counts_E, state.balance_tokens}, config.router.top_k);
+                          {state.balance_counts_E, state.balance_tokens}, config.top_k);
   need(state.balance_tokens == 0 || !state.balance_counts_E.empty(), where,
        "balance_counts_E where there are balance_tokens",
        {{"balance_tokens", state.balance_tokens}});

@@ -6,42 +6,31 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
-#include "gatepro/gate/logits.hpp"
 #include "gatepro/gate/noise.hpp"
 #include "gatepro/router/complete_checks.hpp"
 #include "gatepro/router/complete_losses.hpp"
+#include "gatepro/router/forward_pass.hpp"
 #include "gatepro/routing/forced_routing.hpp"
-#include "gatepro/routing/route_logits.hpp"
-#include "gatepro/routing/weigh_choices.hpp"
+#include "gatepro/routing/recorded_selection.hpp"
 
 namespace gatepro {
 namespace detail {
-
-/// What sizes a workspace besides the settings.
-struct CompleteShape {
-  Index tokens = 0;
-  Index sequences = 1;
-  int workers = 1;
-};
-
 inline namespace GATEPRO_ABI {
 
 /// Bytes of workspace for all steps of a forward, which use it one after the other.
 template <class X, class W>
-std::size_t forward_bytes(const CompleteConfig& config, const CompleteShape& shape) {
+std::size_t forward_bytes(const CompleteConfig& config, const BufferShape& shape) {
   using A = accumulator_t<X, W>;
-  const RouterConfig& router = config.router;
+  const std::size_t pass = measure([&](Arena& arena) {
+    ForwardLayout<X, A, RuledSelection<A>>(arena, config, config.selection(), shape.workers);
+  });
   const std::size_t drop =
-      config.capacity ? drop_over_capacity_workspace_bytes<A>(shape.tokens, router.num_experts,
-                                                              router.top_k, config.capacity->policy)
+      config.capacity ? drop_over_capacity_workspace_bytes<A>(shape.tokens, config.num_experts,
+                                                              config.top_k, config.capacity->policy)
                       : 0;
-  return (std::max)(
-      {gate_logits_workspace_bytes<X, W>(router.num_experts, router.hidden_size, shape.workers),
-       route_scored_workspace_bytes<A>(router.num_experts, config.selection(), shape.workers),
-       replay_scored_workspace_bytes<A>(router.num_experts, config.selection(), shape.workers),
-       complete_losses_workspace_bytes<A>(config, shape.tokens, shape.sequences, shape.workers),
-       drop});
+  return (std::max)({pass, complete_losses_workspace_bytes<A>(config, shape), drop});
 }
 
 /// True if a forward from tokens jitters them.
@@ -60,18 +49,29 @@ MatrixView<const X> jitter(const NoiseRule& rule, Pass pass, std::int64_t positi
   return jittered_TH;
 }
 
-/// Noise on the logits, or made-up logits in their place.
-template <class A, class Executor>
-void add_noise(const NoiseRule& rule, Pass pass, std::int64_t position,
-               const MatrixView<A>& logits_TE, const Executor& executor) {
-  if (pass == Pass::evaluation) return;
-  const NoiseKey noise{rule.seed, 0, index_of(position)};
-  if (rule.forced == ForcedRouting::random) {
-    random_logits(noise, logits_TE, executor);
-  } else if (rule.logit_sigma > 0) {
-    add_logit_noise(rule.logit_sigma, noise, logits_TE, executor);
+/// Noise on the logits, or made-up logits in their place, where a pass wants them.
+template <class A>
+struct LogitNoise {
+  const NoiseRule& rule;
+  Pass pass;
+  std::int64_t position;  ///< Of token 0.
+  MatrixView<A> logits_TE;
+
+  bool active() const {
+    return pass != Pass::evaluation &&
+           (rule.forced == ForcedRouting::random || rule.logit_sigma > 0);
   }
-}
+  void operator()(const TokenRange& tile) const {
+    if (!active()) return;
+    const NoiseKey noise{rule.seed, 0, index_of(position) + tile.first};
+    const MatrixView<A> tile_TE = logits_TE.middle_rows(tile.first, tile.count);
+    if (rule.forced == ForcedRouting::random) {
+      random_logits(noise, tile_TE);
+    } else {
+      add_logit_noise(rule.logit_sigma, noise, tile_TE);
+    }
+  }
+};
 
 /// Room in the record, so that what throws throws before anything is written.
 template <class X, class A, class Id>
@@ -128,7 +128,7 @@ void load_record(const RoutingRecord<Id>& record, const CompleteRoutingView<X, A
 
 /// The token that a round robin starts with: each seed has a share of its own. Modulo E.
 inline Index round_robin_start(const CompleteConfig& config, std::int64_t position, Index tokens) {
-  const Index experts = config.router.num_experts;
+  const Index experts = config.num_experts;
   const auto share = static_cast<Index>(config.noise.seed % static_cast<std::uint64_t>(experts)) *
                      (tokens % experts);
   return (index_of(position % experts) + share % experts) % experts;
@@ -142,42 +142,64 @@ bool load_choices(const CompleteConfig& config, std::int64_t position, const For
     load_record(*in.replay, out);
     return true;
   }
-  const bool forced = is_forced(config, in.pass);
-  if (!forced || config.noise.forced != ForcedRouting::round_robin) return false;
-  round_robin_ids(round_robin_start(config, position, out.expert_ids_TK.rows),
-                  config.router.num_experts, out.expert_ids_TK);
+  if (chooses(config, in)) return false;
+  round_robin_ids(round_robin_start(config, position, out.expert_ids_TK.rows), config.num_experts,
+                  out.expert_ids_TK);
   for (Index t = 0; t < out.penalised_TK.rows; ++t) {
     for (Index j = 0; j < out.penalised_TK.cols; ++j) out.penalised_TK(t, j) = 0;
   }
   return true;
 }
 
-/// Logits to ids, weights and counts: chosen, or as recorded.
-template <class X, class A, class Id, class Executor>
-CompleteReport choose(const CompleteConfig& config, const RivalTable& rivals,
-                      const VectorView<const A>& bias_E, std::int64_t position,
-                      const ForwardInputs<Id>& in, const CompleteRoutingView<X, A, Id>& out,
-                      Workspace workspace, const Executor& executor) {
-  const SelectionRule rule = selection_in(config, in);
-  RoutingReport found;
-  if (load_choices(config, position, in, out)) {
-    found = replay_scored(out.logits_TE, rivals, rule, in.is_padding_T, out.expert_ids_TK,
-                          out.penalised_TK, out.weights_TK, out.scores_TK, workspace, executor);
-    count_choices(choices_of(in, out), config.router.num_experts, out.tokens_per_expert_E.data);
-  } else {
-    const ScoredRoutingView<A, Id> routed{out.expert_ids_TK, out.weights_TK, out.scores_TK,
-                                          out.penalised_TK, out.tokens_per_expert_E};
-    found = route_scored(out.logits_TE, rivals, rule, bias_E, in.is_padding_T, routed, workspace,
-                         executor);
+/// What a forward routes by, and where to.
+template <class X, class A, class Id>
+struct CompleteRoute {
+  const CompleteConfig& config;
+  const RivalTable& rivals;
+  FirstPartners partners;
+  VectorView<const A> bias_E;  ///< Where it has a say.
+  std::int64_t position;       ///< Where the noise of token 0 is drawn.
+  const ForwardInputs<Id>& in;
+  const CompleteRoutingView<X, A, Id>& out;
+};
+
+/// Logits to ids, weights and counts. `run(layout, pass)` takes the tokens through the pass of one
+/// selection: the recorded one, the plain one if the settings ask for no more, else by all rules.
+template <class X, class A, class Id, class Run>
+RoutingReport route_tokens(const CompleteRoute<X, A, Id>& to, Arena& arena, int workers,
+                           const Run& run) {
+  const SelectionRule rule = selection_in(to.config, to.in);
+  RuledSelection<A> ruled =
+      checked_selection<A>("CompleteRouter::forward", rule, to.rivals, to.config.num_experts);
+  ruled.bias_E = to.bias_E.data;
+  const auto run_as = [&](const auto& selection) {
+    using Selection = std::decay_t<decltype(selection)>;
+    const ForwardLayout<X, A, Selection> layout(arena, to.config, rule, workers);
+    const RoutingPass<A, Id, Selection> pass(layout.pass, selection, to.out, to.partners,
+                                             to.in.is_padding_T);
+    run(layout, pass);
+    return pass.finish();
+  };
+  if (load_choices(to.config, to.position, to.in, to.out)) {
+    return run_as(RecordedSelection<A, Id>{rule, rule.top_k, ruled.competition,
+                                           choices_of(to.in, to.out), to.out.penalised_TK});
   }
+  if (is_plain(rule) && !to.bias_E.given()) {
+    return run_as(PlainSelection<A>{rule.top_k, ruled.competition});
+  }
+  return run_as(ruled);
+}
+
+/// The report of a routing, before what needs all tokens.
+template <class X, class A, class Id>
+CompleteReport report_of(const CompleteRoute<X, A, Id>& to, const RoutingReport& found) {
   CompleteReport report;
-  report.pass = in.pass;
-  report.tokens = out.logits_TE.rows;
-  report.competition = rule.competition;
-  report.partners = rivals.fingerprint();
-  report.nonfinite_rows = found.nonfinite_rows;
-  report.tokens_short_of_survivors = found.tokens_short_of_survivors;
-  report.valid_tokens = count_valid(in.is_padding_T, 0, out.logits_TE.rows);
+  static_cast<RoutingReport&>(report) = found;
+  report.pass = to.in.pass;
+  report.competition = selection_in(to.config, to.in).competition;
+  report.partners = to.rivals.fingerprint();
+  report.valid_tokens = count_valid(to.in.is_padding_T, 0, found.tokens);
+  report.noise_position = to.position;
   return report;
 }
 
@@ -217,7 +239,7 @@ inline Index capacity_of(const CompleteConfig& config, Pass pass, const BalanceC
   need(valid.ranks >= 1, "CompleteRouter::forward", "a rank at least, from the reduce hook",
        {{"ranks", valid.ranks}});
   const std::int64_t mean = valid.tokens / valid.ranks + (valid.tokens % valid.ranks != 0 ? 1 : 0);
-  return expert_capacity(index_of(mean), config.router.num_experts, config.router.top_k, rule,
+  return expert_capacity(index_of(mean), config.num_experts, config.top_k, rule,
                          index_of(valid.tokens));
 }
 

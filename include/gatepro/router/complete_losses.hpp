@@ -66,28 +66,6 @@ inline bool counts_unpenalised_ids(const LossRule& losses) {
   return losses.counts == CountSource::unpenalised && losses.sequence > 0;
 }
 
-/// Scratch of select_unpenalised.
-template <class A>
-struct UnpenalisedScratch {
-  StridedView<A> weights_TK;  ///< Which nobody needs.
-  Workspace stage;
-};
-
-template <class A>
-UnpenalisedScratch<A> carve_unpenalised(Arena& arena, const CompleteConfig& config, Index tokens,
-                                        int workers) {
-  const Index top_k = config.router.top_k;
-  const SelectionRule plain = plain_selection(config.scores.function, top_k);
-  const std::size_t bytes =
-      route_scored_workspace_bytes<A>(config.router.num_experts, plain, workers);
-  UnpenalisedScratch<A> scratch;
-  scratch.weights_TK = {arena.take<A>(checked_product(
-                            "CompleteRouter", "T * K within the address space", tokens, top_k)),
-                        tokens, top_k};
-  scratch.stage = {arena.take<std::byte>(static_cast<Index>(bytes)), bytes};
-  return scratch;
-}
-
 /// counted_ids_TK and counts_E: who would be chosen by score alone.
 template <class X, class A, class Id, class Executor>
 void select_unpenalised(const CompleteConfig& config,
@@ -95,15 +73,17 @@ void select_unpenalised(const CompleteConfig& config,
                         const CompleteRoutingView<X, A, Id>& out,
                         const VectorView<std::int64_t>& counts_E, Workspace workspace,
                         const Executor& executor) {
-  const auto carve = [&](Arena& arena) {
-    return carve_unpenalised<A>(arena, config, out.logits_TE.rows, executor.workers());
-  };
-  Arena arena("CompleteRouter", workspace, measure(carve));
-  const UnpenalisedScratch<A> scratch = carve(arena);
-  const ScoredRoutingView<A, Id> plain{out.counted_ids_TK, scratch.weights_TK, {}, {}, counts_E};
-  route_scored(out.logits_TE, RivalTable(),
-               plain_selection(config.scores.function, config.router.top_k), VectorView<const A>(),
-               is_padding_T, plain, scratch.stage, executor);
+  const SelectionRule rule = plain_selection(config.scores.function, config.top_k);
+  const Index experts = config.num_experts;
+  const auto selection =
+      checked_selection<A>("CompleteRouter::forward", rule, RivalTable(), experts);
+  const int workers = executor.workers();
+  Arena arena("CompleteRouter", workspace, pass_bytes<RuledSelection<A>>(experts, rule, workers));
+  RoutingView<A, Id> counted;
+  counted.expert_ids_TK = out.counted_ids_TK;
+  counted.tokens_per_expert_E = counts_E;
+  run_pass(arena, rule, selection, RoutingInputs<A>{out.logits_TE, {}, is_padding_T}, counted,
+           executor, workers);
 }
 
 /// counts_E: the choices that the losses count. Fills counted_ids_TK where a loss needs it.
@@ -118,30 +98,31 @@ void count_for_losses(const CompleteConfig& config,
   } else if (counts_unpenalised_ids(config.losses)) {
     select_unpenalised(config, is_padding_T, out, counts_E, workspace, executor);
   } else {
-    count_unpenalised(out.logits_TE, config.scores.function, config.router.top_k, is_padding_T,
-                      counts_E, workspace, executor);
+    count_unpenalised(out.logits_TE, config.scores.function, config.top_k, is_padding_T, counts_E,
+                      workspace, executor);
   }
 }
 
 /// Bytes of workspace for what this header does: for the largest step of the losses that are on.
 template <class A>
-std::size_t complete_losses_workspace_bytes(const CompleteConfig& config, Index tokens,
-                                            Index sequences, int workers) {
+std::size_t complete_losses_workspace_bytes(const CompleteConfig& config,
+                                            const BufferShape& shape) {
+  const Index tokens = shape.tokens;
+  const int workers = shape.workers;
   const LossRule& rule = config.losses;
   if (!rule.any()) return 0;
-  const Index experts = config.router.num_experts;
+  const Index experts = config.num_experts;
   std::size_t most = 0;
   const auto include = [&most](std::size_t bytes) { most = (std::max)(most, bytes); };
-  if (counts_unpenalised_ids(rule)) {
-    include(measure([&](Arena& arena) { carve_unpenalised<A>(arena, config, tokens, workers); }));
-  } else if (rule.counts == CountSource::unpenalised) {
-    include(count_unpenalised_workspace_bytes<A>(experts, config.router.top_k, workers));
+  if (rule.counts == CountSource::unpenalised) {
+    include(count_unpenalised_workspace_bytes<A>(experts, config.top_k, workers));
   }
   if (rule.batch > 0 || rule.global > 0) {
     include(load_balancing_loss_workspace_bytes<A>(tokens, experts, workers));
   }
   if (rule.sequence > 0) {
-    include(sequence_load_balancing_loss_workspace_bytes<A>(tokens, experts, sequences, workers));
+    include(
+        sequence_load_balancing_loss_workspace_bytes<A>(tokens, experts, shape.sequences, workers));
   }
   if (rule.z > 0) include(z_loss_workspace_bytes<A>(tokens, experts, workers));
   return most;
@@ -156,7 +137,7 @@ LossValues complete_losses(const CompleteConfig& config, const ForwardInputs<Id>
                            Workspace workspace, const Executor& executor) {
   const LossRule& rule = config.losses;
   const LossLogits<A> logits{out.logits_TE, in.is_padding_T, dlogits_TE};
-  const BalanceRule balance{config.scores.function, config.router.top_k};
+  const BalanceRule balance{config.scores.function, config.top_k};
   const BalanceCounts latest = latest_load(out.totals);
   const std::int64_t tokens = in.tokens_in_mean != 0 ? in.tokens_in_mean : latest.tokens;
   const std::int64_t sequences =

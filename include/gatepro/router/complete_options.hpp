@@ -61,10 +61,9 @@ struct NoiseRule {
   ForcedRouting forced = ForcedRouting::none;  ///< For benchmarks.
 };
 
-/// Everything that defines a CompleteRouter. With the defaults it routes bit for bit like
-/// Router(router).
-struct CompleteConfig {
-  RouterConfig router{};                   ///< Shapes, competition, partners.
+/// Everything that defines a CompleteRouter. With the defaults it routes bit for bit like a Router
+/// with the same RouterConfig.
+struct CompleteConfig : RouterConfig {
   ScoreRule scores{};                      ///< How logits become weights.
   GroupLimit groups{};                     ///< Which experts a token may use.
   BiasRule bias{};                         ///< Balancing by bias.
@@ -74,7 +73,7 @@ struct CompleteConfig {
 
   /// The part that chooses experts and weighs them.
   GATEPRO_ALWAYS_INLINE constexpr SelectionRule selection() const {
-    return {router.top_k, scores, groups, router.competition};
+    return {top_k, scores, groups, competition};
   }
 };
 

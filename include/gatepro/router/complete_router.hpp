@@ -16,7 +16,7 @@
 #include "gatepro/router/complete_forward.hpp"
 #include "gatepro/router/complete_routing.hpp"
 #include "gatepro/router/forward_ids.hpp"
-#include "gatepro/router/router.hpp"
+#include "gatepro/router/partnered_router.hpp"
 #include "gatepro/router/router_state.hpp"
 
 namespace gatepro {
@@ -36,85 +36,61 @@ inline namespace GATEPRO_ABI {
 /// write and must be alone; backward and the other const calls may run beside each other. No per
 /// batch call allocates, apart from a RoutingRecord that has to grow.
 template <class X = float, class W = X, class Id = std::int32_t>
-class CompleteRouter {
+class CompleteRouter : public PartneredRouter<accumulator_t<X, W>, W, CompleteConfig> {
+  using Base = PartneredRouter<accumulator_t<X, W>, W, CompleteConfig>;
+
  public:
-  /// The scalar of tokens.
-  using Token = X;
+  /// The type of the settings.
+  using Config = CompleteConfig;
   /// The type of logits, weights, biases and gradients: double if X or W is, else float.
   using Accumulator = accumulator_t<X, W>;
   /// The type of expert ids.
   using ExpertId = Id;
   /// Views of the results of a forward.
   using Routing = CompleteRoutingView<X, Accumulator, Id>;
+  /// What a forward found out.
+  using Report = CompleteReport;
   /// What a forward needs besides tokens and weights.
   using Inputs = ForwardInputs<Id>;
 
   /// Throws Error for settings that do not fit together.
-  explicit CompleteRouter(const CompleteConfig& config)
-      : config_(detail::checked_complete<Accumulator>(config)),
-        router_(config.router),
-        bias_(config.router.num_experts),
-        balance_(config.router.num_experts) {}
+  explicit CompleteRouter(const CompleteConfig& settings)
+      : Base(checked(settings)), bias_(settings.num_experts), balance_(settings.num_experts) {}
 
-  /// The settings.
-  const CompleteConfig& config() const { return config_; }
-  /// The plain router inside: its partners and similarities.
-  const Router<X, W, Id>& plain() const { return router_; }
+  using Base::config;
+  using Base::similarity_cache;
+
   /// The expert bias; zeros if BiasRule is off.
   const ExpertBias<Accumulator>& bias() const { return bias_; }
   /// The loads that losses count: of the last training forward, and of all since end_step.
   const BalanceAccumulator& balance() const { return balance_; }
 
-  /// Changes the competition for all later forwards; see Router::set_competition.
-  void set_competition(const Competition& competition) {
-    router_.set_competition(competition);
-    config_.router.competition = competition;
-  }
-  /// Changes when partners are recomputed; see Router::set_refresh_schedule.
-  void set_refresh_schedule(const RefreshSchedule& schedule) {
-    router_.set_refresh_schedule(schedule);
-    config_.router.refresh = schedule;
-  }
-  /// Recomputes partners if due; see Router::refresh.
-  template <class Executor = SerialExecutor>
-  bool refresh(MatrixView<const W> w_EH, std::int64_t step, const Executor& executor = {}) {
-    return router_.refresh(w_EH, step, executor);
-  }
-  /// Recomputes partners at once; see Router::refresh_now.
-  template <class Executor = SerialExecutor>
-  void refresh_now(MatrixView<const W> w_EH, std::int64_t step, const Executor& executor = {}) {
-    router_.refresh_now(w_EH, step, executor);
-  }
-  /// Takes partners from outside; see SimilarityCache::set_partners.
-  void set_partners(StridedView<const std::int32_t> partners_EM, std::int64_t step) {
-    router_.set_partners(partners_EM, step);
-  }
-
-  /// Bytes of the outputs of T tokens.
-  std::size_t outputs_bytes(Index num_tokens) const {
+  /// Bytes of the outputs of shape.tokens tokens.
+  std::size_t outputs_bytes(const BufferShape& shape) const {
+    detail::check_buffer_shape("RoutingBuffers", shape);
     return detail::measure([&](detail::Arena& arena) {
-      detail::carve_outputs<X, A, Id>(arena, config_, num_tokens, num_tokens);
+      Routing out;
+      detail::carve_outputs(arena, config(), shape, shape.tokens, out);
     });
   }
-  /// Bytes of workspace for forward and backward of up to T tokens in up to `max_sequences`
-  /// sequences, with up to `workers` workers.
-  std::size_t workspace_bytes(Index num_tokens, int workers = 1, Index max_sequences = 1) const {
-    const detail::CompleteShape shape{num_tokens, max_sequences, workers};
-    return (std::max)(detail::forward_bytes<X, W>(config_, shape),
-                      detail::backward_bytes<X, W>(config_, shape));
+  /// Bytes of workspace for forward and backward.
+  std::size_t workspace_bytes(const BufferShape& shape) const {
+    detail::check_buffer_shape("RoutingBuffers", shape);
+    return (std::max)(detail::forward_bytes<X, W>(config(), shape),
+                      detail::backward_bytes<X, W>(config(), shape));
   }
 
   /// Routes T tokens.
   ///
   /// x_TH: T x H. w_EH: E x H. `in`: mask, sequences, pass, record. `out`: T rows, from
-  /// `CompleteBuffers::view` or with members of one's own. `reduce` sums int64 counts over ranks,
+  /// `RoutingBuffers::view` or with members of one's own. `reduce` sums int64 counts over ranks,
   /// see NoReduce; a forward calls it once or not at all: for losses in Pass::training, for
   /// CapacityRule::over_ranks in all passes but Pass::recompute, unless it follows the drops of a
   /// record. Returns what backward must know.
   ///
   /// A token's results do not depend on T, padding or the executor, nor, without noise, on its
   /// position; through a bias, a capacity or losses tokens meet in integers only. Throws Error for
-  /// shapes, settings, a record that does not fit, a workspace below workspace_bytes(...), or
+  /// shapes, settings, a record that does not fit, a workspace below workspace_bytes, or
   /// competition without partners, before any write. What `reduce` or the executor throws leaves
   /// counters and record as they were, and outputs that no backward takes: the forward may be
   /// repeated, and calls `reduce` again.
@@ -122,14 +98,16 @@ class CompleteRouter {
   CompleteReport forward(MatrixView<const X> x_TH, MatrixView<const W> w_EH, const Inputs& in,
                          const Routing& out, Workspace workspace, const Reduce& reduce = {},
                          const Executor& executor = {}) {
-    detail::check_complete_tokens("CompleteRouter::forward", config_, x_TH, w_EH);
-    const bool jittered = detail::draws_jitter(config_.noise, in.pass);
-    begin_forward(in, out, x_TH.rows, jittered, workspace, executor, detail::input("x_TH", x_TH),
-                  detail::input("w_EH", w_EH));
-    const auto seen_TH =
-        detail::jitter(config_.noise, in.pass, noise_position(in), x_TH, out.jittered_TH, executor);
-    gate_logits(seen_TH, w_EH, out.logits_TE, workspace, executor);
-    return route(in, out, jittered, workspace, reduce, executor);
+    return forward_with(x_TH, w_EH, in, out, workspace, reduce, executor,
+                        detail::input("w_EH", w_EH));
+  }
+
+  /// The same with weights packed before, which must be those of this router.
+  template <class Reduce = NoReduce, class Executor = SerialExecutor>
+  CompleteReport forward(MatrixView<const X> x_TH, const PackedWeights<Accumulator>& weights,
+                         const Inputs& in, const Routing& out, Workspace workspace,
+                         const Reduce& reduce = {}, const Executor& executor = {}) {
+    return forward_with(x_TH, weights, in, out, workspace, reduce, executor);
   }
 
   /// The same for logits that the trainer computed: they stand in out.logits_TE, where noise is
@@ -138,13 +116,16 @@ class CompleteRouter {
   CompleteReport forward_logits(const Inputs& in, const Routing& out, Workspace workspace,
                                 const Reduce& reduce = {}, const Executor& executor = {}) {
     begin_forward(in, out, out.logits_TE.rows, /*jittered=*/false, workspace, executor);
-    return route(in, out, /*jittered=*/false, workspace, reduce, executor);
+    const auto noise = logit_noise(in, out);
+    return route(
+        in, out, /*jittered=*/false, workspace, reduce, executor,
+        [&](const auto&, const auto& pass) { pass.route_all(out.logits_TE, executor, noise); });
   }
 
   /// The same as forward, into buffers that own the results.
   template <class Reduce = NoReduce, class Executor = SerialExecutor>
   const CompleteReport& forward(MatrixView<const X> x_TH, MatrixView<const W> w_EH,
-                                const Inputs& in, CompleteBuffers<CompleteRouter>& buffers,
+                                const Inputs& in, RoutingBuffers<CompleteRouter>& buffers,
                                 const Reduce& reduce = {}, const Executor& executor = {}) {
     buffers.set_report(
         forward(x_TH, w_EH, in, buffers.view(x_TH.rows), buffers.workspace(), reduce, executor));
@@ -173,19 +154,18 @@ class CompleteRouter {
                 MatrixView<Accumulator> dx_TH, MatrixView<Accumulator> dw_EH, Workspace workspace,
                 const Executor& executor = {}) const {
     const char* where = "CompleteRouter::backward";
-    detail::check_complete_tokens(where, config_, x_TH, w_EH);
-    detail::check_matrix(where, "logits_TE", out.logits_TE, x_TH.rows, config_.router.num_experts);
+    detail::check_complete_tokens(where, config(), x_TH, w_EH);
+    detail::check_matrix(where, "logits_TE", out.logits_TE, x_TH.rows, config().num_experts);
     detail::check_optional_matrix(where, "dx_TH", dx_TH, x_TH.rows, x_TH.cols);
     detail::check_optional_matrix(where, "dw_EH", dw_EH, w_EH.rows, w_EH.cols);
     const auto gradients = checked_gradients(
         in, out, report, dweights_TK, more, workspace, executor, detail::output("dx_TH", dx_TH),
         detail::output("dw_EH", dw_EH), detail::input("x_TH", x_TH), detail::input("w_EH", w_EH));
 
-    const auto dlogits_TE =
-        detail::logit_gradients(config_, router_.similarity_cache().rivals(), in, out, report,
-                                dweights_TK, more, gradients, executor);
+    const auto dlogits_TE = detail::logit_gradients(config(), similarity_cache().rivals(), in, out,
+                                                    report, dweights_TK, more, gradients, executor);
     if (dx_TH.given()) {
-      detail::backward_to_tokens(config_, in, report, out, dlogits_TE, w_EH, dx_TH, gradients,
+      detail::backward_to_tokens(config(), in, report, out, dlogits_TE, w_EH, dx_TH, gradients,
                                  executor);
     }
     if (dw_EH.given()) {
@@ -203,12 +183,11 @@ class CompleteRouter {
                        const BackwardInputs<Accumulator>& more, MatrixView<Accumulator> dlogits_TE,
                        Workspace workspace, const Executor& executor = {}) const {
     detail::check_matrix("CompleteRouter::backward_logits", "dlogits_TE", dlogits_TE,
-                         out.logits_TE.rows, config_.router.num_experts);
+                         out.logits_TE.rows, config().num_experts);
     const auto gradients = checked_gradients(in, out, report, dweights_TK, more, workspace,
                                              executor, detail::output("dlogits_TE", dlogits_TE));
-    const auto dense_TE =
-        detail::logit_gradients(config_, router_.similarity_cache().rivals(), in, out, report,
-                                dweights_TK, more, gradients, executor);
+    const auto dense_TE = detail::logit_gradients(config(), similarity_cache().rivals(), in, out,
+                                                  report, dweights_TK, more, gradients, executor);
     detail::add_logit_gradients<Accumulator>(detail::choices_of(in, out), gradients.dselected_TK,
                                              dense_TE, dlogits_TE);
   }
@@ -216,10 +195,9 @@ class CompleteRouter {
   /// The same with outputs, report and workspace of the buffers that the forward wrote.
   template <class Executor = SerialExecutor>
   void backward(MatrixView<const X> x_TH, MatrixView<const W> w_EH, const Inputs& in,
-                CompleteBuffers<CompleteRouter>& buffers,
-                StridedView<const Accumulator> dweights_TK, const BackwardInputs<Accumulator>& more,
-                MatrixView<Accumulator> dx_TH, MatrixView<Accumulator> dw_EH,
-                const Executor& executor = {}) const {
+                RoutingBuffers<CompleteRouter>& buffers, StridedView<const Accumulator> dweights_TK,
+                const BackwardInputs<Accumulator>& more, MatrixView<Accumulator> dx_TH,
+                MatrixView<Accumulator> dw_EH, const Executor& executor = {}) const {
     backward(x_TH, w_EH, in, buffers.view(), buffers.report(), dweights_TK, more, dx_TH, dw_EH,
              buffers.workspace(), executor);
   }
@@ -229,7 +207,7 @@ class CompleteRouter {
   /// it throws, and Error for a bias that would not stay finite; nothing has changed then.
   template <class Reduce = NoReduce>
   void end_step(const Reduce& reduce = {}) {
-    if (config_.bias.enabled) bias_.step(reduce, config_.bias.update_rate, config_.bias.centre);
+    if (config().bias.enabled) bias_.step(reduce, config().bias.update_rate, config().bias.centre);
     balance_.reset();
   }
 
@@ -244,22 +222,29 @@ class CompleteRouter {
  private:
   using A = Accumulator;
 
+  static const CompleteConfig& checked(const CompleteConfig& settings) {
+    detail::check_input_scalars<X, W>();
+    detail::check_id_type<Id>();
+    detail::check_router_config<A>("Router", settings);
+    return detail::checked_complete<A>(settings);
+  }
+
   /// All checks of a forward but those of the shapes of `more`, then the first write.
   template <class Executor, class... More>
   void begin_forward(const Inputs& in, const Routing& out, Index tokens, bool jittered,
                      Workspace scratch, const Executor& executor, const More&... more) const {
     const char* where = "CompleteRouter::forward";
-    const Index experts = config_.router.num_experts;
-    detail::check_complete_forward(config_, router_.similarity_cache().rivals(), in, out, tokens,
+    const Index experts = config().num_experts;
+    detail::check_complete_forward(config(), similarity_cache().rivals(), in, out, tokens,
                                    jittered);
     detail::check_forward_overlaps(where, in, out, detail::output("workspace", scratch), more...);
     detail::Arena arena(where, scratch,
-                        detail::forward_bytes<X, W>(config_, shape_of(in, tokens, executor)));
+                        detail::forward_bytes<X, W>(config(), shape_of(in, tokens, executor)));
     if (in.replay != nullptr) {
       Index* scratch_E = arena.template take<Index>(experts);
       const Choices<const Id> recorded{in.replay->expert_ids(), in.is_padding_T};
       detail::check_distinct_choices(where, "recorded ids", recorded, experts, scratch_E);
-      if (detail::follows_drops(config_, in)) {
+      if (detail::follows_drops(config(), in)) {
         detail::check_recorded_slots(where, in, experts, scratch_E);
       }
     }
@@ -267,7 +252,7 @@ class CompleteRouter {
     detail::need(position >= 0 && tokens <= (std::numeric_limits<std::int64_t>::max)() - position,
                  where, "noise_position >= 0, and noise_position + T within int64",
                  {{"noise_position", position}, {"tokens", tokens}});
-    detail::prepare_record(config_, in, out);
+    detail::prepare_record(config(), in, out);
     out.forward_id[0] = 0;
   }
 
@@ -285,22 +270,22 @@ class CompleteRouter {
                  "a report that a forward of this router has returned: a copy or a restored router "
                  "is another one",
                  {{"forward_id", report.forward_id}});
-    detail::check_complete_backward(config_, router_.similarity_cache().rivals(), in, out, report,
+    detail::check_complete_backward(config(), similarity_cache().rivals(), in, out, report,
                                     dweights_TK, more);
     detail::check_complete_overlaps(where, detail::Access::read, in, out,
                                     detail::output("workspace", scratch), others...,
                                     detail::input("dweights_TK", dweights_TK),
                                     detail::input("more.dlogits_TE", more.dlogits_TE));
-    const detail::CompleteShape shape = shape_of(in, out.logits_TE.rows, executor);
-    detail::Arena arena(where, scratch, detail::backward_bytes<X, W>(config_, shape));
-    return detail::carve_gradients<A>(arena, config_, shape);
+    const BufferShape shape = shape_of(in, out.logits_TE.rows, executor);
+    detail::Arena arena(where, scratch, detail::backward_bytes<X, W>(config(), shape));
+    return detail::carve_gradients<A>(arena, config(), shape);
   }
 
   template <class Executor>
-  detail::CompleteShape shape_of(const Inputs& in, Index tokens, const Executor& executor) const {
+  BufferShape shape_of(const Inputs& in, Index tokens, const Executor& executor) const {
     detail::check_executor<Executor>();
-    return {tokens, std::max<Index>(1, in.sequence_begin_S1.size - 1),
-            detail::checked_workers("CompleteRouter", executor)};
+    return {tokens, detail::checked_workers("CompleteRouter", executor),
+            std::max<Index>(1, in.sequence_begin_S1.size - 1)};
   }
 
   std::int64_t noise_position(const Inputs& in) const {
@@ -309,30 +294,55 @@ class CompleteRouter {
 
   /// The bias, where it has a say in the choices.
   VectorView<const A> choice_bias(const Inputs& in) const {
-    const bool decides = in.replay == nullptr && !detail::is_forced(config_, in.pass);
-    return config_.bias.enabled && decides ? bias_.values() : VectorView<const A>();
+    const bool decides = in.replay == nullptr && !detail::is_forced(config(), in.pass);
+    return config().bias.enabled && decides ? bias_.values() : VectorView<const A>();
   }
 
-  /// From logits to the report, and on to the counters.
-  template <class Reduce, class Executor>
+  detail::LogitNoise<A> logit_noise(const Inputs& in, const Routing& out) const {
+    return {config().noise, in.pass, noise_position(in), out.logits_TE};
+  }
+
+  template <class Weights, class Reduce, class Executor, class... More>
+  CompleteReport forward_with(const MatrixView<const X>& x_TH, const Weights& weights,
+                              const Inputs& in, const Routing& out, Workspace workspace,
+                              const Reduce& reduce, const Executor& executor, const More&... more) {
+    const char* where = "CompleteRouter::forward";
+    detail::check_matrix(where, "x_TH", x_TH, x_TH.rows, config().hidden_size);
+    Base::check_weights(weights);
+    const bool jittered = detail::draws_jitter(config().noise, in.pass);
+    begin_forward(in, out, x_TH.rows, jittered, workspace, executor, detail::input("x_TH", x_TH),
+                  more...);
+    const auto seen_TH = detail::jitter(config().noise, in.pass, noise_position(in), x_TH,
+                                        out.jittered_TH, executor);
+    const auto noise = logit_noise(in, out);
+    return route(
+        in, out, jittered, workspace, reduce, executor, [&](const auto& layout, const auto& pass) {
+          detail::gate_and_route(seen_TH, weights, layout, pass, out.logits_TE, noise, executor);
+        });
+  }
+
+  /// Takes the tokens through `run`, tile by tile; then follows what needs all of them, and the
+  /// counters.
+  template <class Reduce, class Executor, class Run>
   CompleteReport route(const Inputs& in, const Routing& out, bool jittered, Workspace workspace,
-                       const Reduce& reduce, const Executor& executor) {
-    const std::int64_t position = noise_position(in);
-    detail::add_noise(config_.noise, in.pass, position, out.logits_TE, executor);
-    CompleteReport report = detail::choose(config_, router_.similarity_cache().rivals(),
-                                           choice_bias(in), position, in, out, workspace, executor);
-    report.noise_position = position;
+                       const Reduce& reduce, const Executor& executor, const Run& run) {
+    const auto& cache = similarity_cache();
+    const detail::CompleteRoute<X, A, Id> to{
+        config(), cache.rivals(), cache.partners(), choice_bias(in), noise_position(in), in, out};
+    detail::Arena arena("CompleteRouter::forward", workspace, 0);
+    const int workers = detail::checked_workers("CompleteRouter", executor);
+    CompleteReport report = detail::report_of(to, detail::route_tokens(to, arena, workers, run));
     report.jittered = jittered;
     report.forward_id = ids_.draw();
-    if (detail::counts_for_losses(config_.losses, in.pass)) {
+    if (detail::counts_for_losses(config().losses, in.pass)) {
       count_for_losses(in, out, report.valid_tokens, workspace, reduce, executor);
       report.losses =
-          detail::complete_losses(config_, in, out, detail::accumulated_load(out.totals), 1.0,
+          detail::complete_losses(config(), in, out, detail::accumulated_load(out.totals), 1.0,
                                   MatrixView<A>(), workspace, executor);
     }
-    if (config_.capacity) {
+    if (config().capacity) {
       report.capacity = capacity(in, report, reduce);
-      detail::drop(config_, in, out, workspace, executor, report);
+      detail::drop(config(), in, out, workspace, executor, report);
     }
     commit(in, out, report);
     return report;
@@ -342,24 +352,24 @@ class CompleteRouter {
   /// there are any.
   template <class Reduce>
   Index capacity(const Inputs& in, const CompleteReport& report, const Reduce& reduce) const {
-    if (detail::follows_drops(config_, in)) return *in.replay->capacity;
+    if (detail::follows_drops(config(), in)) return *in.replay->capacity;
     BalanceCounts valid;
     valid.tokens = report.valid_tokens;
-    if (config_.capacity->over_ranks) {
-      const bool counted = detail::counts_for_losses(config_.losses, in.pass);
+    if (config().capacity->over_ranks) {
+      const bool counted = detail::counts_for_losses(config().losses, in.pass);
       valid = counted ? balance_.next_latest() : detail::reduced_tokens(valid, reduce);
     }
-    return detail::capacity_of(config_, in.pass, valid);
+    return detail::capacity_of(config(), in.pass, valid);
   }
 
   /// Moves the counters and hands out the results. What can throw throws before anything changes.
   void commit(const Inputs& in, const Routing& out, const CompleteReport& report) {
     if (in.pass == Pass::training) {
       if (choice_bias(in).given()) bias_.accumulate(out.tokens_per_expert_E);
-      if (config_.losses.any()) balance_.commit();
+      if (config().losses.any()) balance_.commit();
       noise_position_ += report.tokens;
     }
-    detail::fill_record(config_, in, out, report);
+    detail::fill_record(config(), in, out, report);
     out.forward_id[0] = report.forward_id;
   }
 
@@ -367,21 +377,19 @@ class CompleteRouter {
   template <class Reduce, class Executor>
   void count_for_losses(const Inputs& in, const Routing& out, std::int64_t tokens,
                         Workspace workspace, const Reduce& reduce, const Executor& executor) {
-    const VectorView<std::int64_t> counts_E(out.totals.data, config_.router.num_experts);
-    detail::count_for_losses(config_, in.is_padding_T, out, counts_E, workspace, executor);
+    const VectorView<std::int64_t> counts_E(out.totals.data, config().num_experts);
+    detail::count_for_losses(config(), in.is_padding_T, out, counts_E, workspace, executor);
     if (in.pass == Pass::recompute) {
       std::copy(in.replay->totals.begin(), in.replay->totals.end(), out.totals.data);
       return;
     }
-    const bool per_sequence = config_.losses.sequence > 0;
+    const bool per_sequence = config().losses.sequence > 0;
     const std::int64_t sequences =
         per_sequence ? detail::count_sequences(in.is_padding_T, in.sequence_begin_S1) : 0;
     balance_.prepare({counts_E, tokens, sequences}, reduce);
     detail::store_totals(balance_.next_latest(), balance_.next_total(), out.totals);
   }
 
-  CompleteConfig config_;
-  Router<X, W, Id> router_;
   ExpertBias<Accumulator> bias_;
   BalanceAccumulator balance_;
   std::int64_t noise_position_ = 0;
@@ -391,12 +399,12 @@ class CompleteRouter {
 template <class X, class W, class Id>
 RouterState CompleteRouter<X, W, Id>::state() const {
   RouterState state;
-  const auto& cache = router_.similarity_cache();
+  const auto& cache = similarity_cache();
   const auto partners_EM = cache.partners();
   state.partners_EM.assign(partners_EM.data,
                            partners_EM.data + partners_EM.rows * partners_EM.cols);
   if (cache.has_partners()) state.partners_step = cache.last_refresh_step();
-  if (config_.bias.enabled) {
+  if (config().bias.enabled) {
     const auto values = bias_.values();
     const auto counts = bias_.counts();
     state.expert_bias_E.assign(values.data, values.data + values.size);
@@ -412,11 +420,11 @@ RouterState CompleteRouter<X, W, Id>::state() const {
 
 template <class X, class W, class Id>
 void CompleteRouter<X, W, Id>::restore(const RouterState& state) {
-  detail::check_state<A>("CompleteRouter::restore", config_, state);
-  CompleteRouter fresh(config_);  // so that a failure changes nothing
-  const Index experts = config_.router.num_experts;
+  detail::check_state<A>("CompleteRouter::restore", config(), state);
+  CompleteRouter fresh(config());  // so that a failure changes nothing
+  const Index experts = config().num_experts;
   if (!state.partners_EM.empty()) {
-    const Index m = config_.router.pairing.partners_per_expert;
+    const Index m = config().pairing.partners_per_expert;
     fresh.set_partners({state.partners_EM.data(), experts, m, m, 1}, state.partners_step);
   }
   if (!state.expert_bias_E.empty()) {

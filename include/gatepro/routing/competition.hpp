@@ -4,53 +4,21 @@
 #define GATEPRO_ROUTING_COMPETITION_HPP
 
 #include <cstdint>
-#include <limits>
 
-#include "gatepro/core/checks.hpp"
 #include "gatepro/core/overlap.hpp"
+#include "gatepro/routing/active_competition.hpp"
 #include "gatepro/routing/eliminated_experts.hpp"
-#include "gatepro/routing/routing_group.hpp"
 
 namespace gatepro {
 namespace detail {
 inline namespace GATEPRO_ABI {
-
-/// Lambda must be finite and >= 0, also as an A.
-template <class A>
-void check_competition(const char* where, const Competition& competition) {
-  if (competition.mode != CompetitionMode::penalty) return;
-  const bool in_range = key_of(competition.lambda) >= 0 &&
-                        competition.lambda <= static_cast<double>((std::numeric_limits<A>::max)());
-  need(in_range && key_of(competition.lambda) < Order<double>::infinity, where,
-       "lambda finite and >= 0", {{"lambda", competition.lambda}});
-}
-
-/// The settings joined with the rivals. `rivals` must cover all experts if the competition acts.
-template <class A>
-ActiveCompetition<A> checked_competition(const char* where, const Competition& competition,
-                                         const RivalTable& rivals, Index num_experts) {
-  check_competition<A>(where, competition);
-  ActiveCompetition<A> result;
-  if (!competition.active()) return result;
-  need(rivals.num_experts() == num_experts, where,
-       "partners of all experts before competition: refresh or set_partners first",
-       {{"experts with partners", rivals.num_experts()}, {"num_experts", num_experts}});
-  result.active = true;
-  result.eliminate = competition.mode == CompetitionMode::eliminate;
-  result.ties_lose = competition.ties == TieRule::higher_id_loses;
-  result.lambda = static_cast<A>(competition.lambda);
-  result.rivals = rivals.view();
-  return result;
-}
 
 /// Writes 1 for each loser of a group, else 0.
 template <class A>
 void store_losers(const RoutingGroup<A>& group, Index experts,
                   const ActiveCompetition<A>& competition,
                   const MatrixView<std::uint8_t>& loser_TE) {
-  ActiveCompetition<A> marking = competition;
-  marking.eliminate = true;  // the only mode in which every loser's key changes
-  const auto* ranked_EL = rank_group(group, experts, marking);
+  const auto* ranked_EL = eliminate(group, experts, competition);
   const Index lanes = kernels<A>().lanes;
   for (Index t = 0; t < loser_TE.rows; ++t) {
     for (Index e = 0; e < experts; ++e) {
@@ -114,18 +82,19 @@ EliminatedExperts apply_competition(detail::non_deduced_t<MatrixView<const A>> l
 
   const auto carve = [&](detail::Arena& a) { return detail::carve_group<A>(a, experts, 1); };
   const detail::PerWorker scratch(arena, workers, carve);
-  detail::for_each_group<A>(tokens, executor, workers, [&](int worker, Index first, Index count) {
+  detail::for_each_group<A>(tokens, executor, workers, [&](int worker, const auto& range) {
     const auto group = scratch(worker);
-    detail::kernels<A>().load_keys(logits_TE.row(first), logits_TE.row_stride, experts, count,
-                                   experts, group.keys_EL);
+    // penalised_TE may be logits_TE.
+    const auto rows = detail::logit_rows(logits_TE, range, /*others_write=*/true);
+    detail::load_keys(rows, range.count, experts, group.keys_EL);
     if (loser_TE.given()) {
-      detail::store_losers(group, experts, active, loser_TE.middle_rows(first, count));
+      detail::store_losers(group, experts, active, loser_TE.middle_rows(range.first, range.count));
     }
     const auto* ranked_EL =
-        active.eliminate ? group.keys_EL : detail::rank_group(group, experts, active);
-    detail::penalty_kernels<A>().store_penalised(group.keys_EL, ranked_EL, experts, count,
-                                                 logits_TE.row(first), logits_TE.row_stride,
-                                                 penalised_TE.row(first), penalised_TE.row_stride);
+        active.eliminate ? group.keys_EL : detail::compete(group, experts, active);
+    detail::penalty_kernels<A>().store_penalised(
+        group.keys_EL, ranked_EL, experts, range.count, rows.data, rows.row_stride,
+        penalised_TE.row(range.first), penalised_TE.row_stride);
   });
   return active.eliminate ? EliminatedExperts(loser_TE) : EliminatedExperts();
 }

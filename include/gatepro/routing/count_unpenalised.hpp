@@ -6,7 +6,7 @@
 #include <cstdint>
 
 #include "gatepro/core/overlap.hpp"
-#include "gatepro/routing/routing_pass.hpp"
+#include "gatepro/routing/route_logits.hpp"
 
 namespace gatepro {
 namespace detail {
@@ -21,19 +21,6 @@ inline SelectionRule plain_selection(ScoreFunction function, Index top_k) {
   return rule;
 }
 
-/// Counts the choices of a group's tokens, but those of padding.
-template <class A>
-void count_group(const ScoredScratch<A>& mine, Index top_k,
-                 const VectorView<const std::uint8_t>& is_padding_T, Index first, Index tokens) {
-  const Index lanes = kernels<A>().lanes;
-  for (Index lane = 0; lane < tokens; ++lane) {
-    if (is_masked(is_padding_T, first + lane)) continue;
-    for (Index j = 0; j < top_k; ++j) {
-      ++mine.tokens_per_expert_E[mine.group.routing.top_ids_KL[j * lanes + lane]];
-    }
-  }
-}
-
 }  // namespace GATEPRO_ABI
 }  // namespace detail
 
@@ -42,9 +29,8 @@ inline namespace GATEPRO_ABI {
 /// Bytes of workspace for count_unpenalised, whatever T is.
 template <class A>
 std::size_t count_unpenalised_workspace_bytes(Index num_experts, Index top_k, int workers = 1) {
-  return detail::scored_workspace_bytes<A>(
-      "count_unpenalised", num_experts,
-      detail::plain_selection(ScoreFunction::softmax_after_top_k, top_k), workers);
+  return route_logits_workspace_bytes<A>(
+      num_experts, detail::plain_selection(ScoreFunction::softmax_after_top_k, top_k), workers);
 }
 
 /// tokens_per_expert_E (E, overwritten) = the tokens that would choose each expert by score alone:
@@ -53,7 +39,7 @@ std::size_t count_unpenalised_workspace_bytes(Index num_experts, Index top_k, in
 ///
 /// logits_TE: T x E, before any penalty. `function` decides between scores that are equal though
 /// their logits are not, such as saturated sigmoids: the lower id wins. The counts are those of
-/// route_scored with competition off. is_padding_T: T bytes, nonzero for padding, or not given.
+/// route_logits with competition off. is_padding_T: T bytes, nonzero for padding, or not given.
 ///
 /// Throws Error for shapes, top_k, or a workspace below count_unpenalised_workspace_bytes(E, K,
 /// executor.workers()), before any write. Cost: a second selection of the experts. No allocation.
@@ -69,9 +55,8 @@ void count_unpenalised(MatrixView<L> logits_TE, ScoreFunction function, Index to
   const char* where = "count_unpenalised";
   const Index tokens = logits_TE.rows;
   const Index experts = logits_TE.cols;
-  detail::ActiveSelection<A> selection;
-  selection.rule = detail::plain_selection(function, top_k);
-  detail::check_selection<A>(where, selection.rule, experts);
+  const SelectionRule rule = detail::plain_selection(function, top_k);
+  const auto selection = detail::checked_selection<A>(where, rule, RivalTable(), experts);
   detail::check_matrix(where, "logits_TE", logits_TE, tokens, experts);
   detail::check_optional_vector(where, "is_padding_T", is_padding_T, tokens);
   detail::check_vector(where, "tokens_per_expert_E", tokens_per_expert_E, experts);
@@ -83,18 +68,10 @@ void count_unpenalised(MatrixView<L> logits_TE, ScoreFunction function, Index to
   detail::Arena arena(where, workspace,
                       count_unpenalised_workspace_bytes<A>(experts, top_k, workers));
 
-  const detail::ScoredLayout<A> layout(arena, experts, selection.rule, workers);
-  layout.begin(experts);
-  detail::for_each_group<A>(tokens, executor, workers, [&](int worker, Index first, Index count) {
-    const auto mine = layout.scratch(worker);
-    const auto* keys_EL = mine.group.routing.keys_EL;
-    detail::kernels<A>().load_keys(logits_TE.row(first), logits_TE.row_stride,
-                                   detail::row_room<A>(logits_TE, first, count), count, experts,
-                                   mine.group.routing.keys_EL);
-    detail::choose_group(mine.group, keys_EL, count, experts, selection);
-    detail::count_group(mine, top_k, is_padding_T, first, count);
-  });
-  layout.finish(tokens_per_expert_E);
+  RoutingView<A> out;
+  out.tokens_per_expert_E = tokens_per_expert_E;
+  detail::run_pass(arena, rule, selection, RoutingInputs<A>{logits_TE, {}, is_padding_T}, out,
+                   executor, workers);
 }
 
 }  // namespace GATEPRO_ABI

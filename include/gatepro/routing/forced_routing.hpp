@@ -25,7 +25,7 @@ inline namespace GATEPRO_ABI {
 /// expert_ids_TK(t, j) = ((first_token + t) K + j) mod E: experts take turns.
 ///
 /// Over any range of tokens, two experts' counts differ by one at most, and the ids of a token are
-/// distinct. replay_scored turns these ids and the real logits into weights, as torchtitan,
+/// distinct. weigh_choices turns these ids and the real logits into weights, as torchtitan,
 /// OLMo-core and MegaBlocks do. expert_ids_TK: T x K, overwritten. Throws Error for shapes, more
 /// choices than experts or a negative first_token, before any write. No allocation. Thread-safe.
 template <class Id>

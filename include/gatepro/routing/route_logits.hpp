@@ -3,48 +3,52 @@
 #ifndef GATEPRO_ROUTING_ROUTE_LOGITS_HPP
 #define GATEPRO_ROUTING_ROUTE_LOGITS_HPP
 
-#include <algorithm>
 #include <cstdint>
 
 #include "gatepro/core/overlap.hpp"
-#include "gatepro/routing/competition.hpp"
 #include "gatepro/routing/routing_pass.hpp"
+#include "gatepro/routing/ruled_selection.hpp"
 
 namespace gatepro {
 
-/// Where route_scored writes T tokens. Ids and weights are required, the others optional.
-template <class A, class Id = std::int32_t>
-struct ScoredRoutingView {
-  /// T x K: the selected experts, best first; distinct, in [0, E). Any strides.
-  StridedView<Id> expert_ids_TK;
-  /// T x K: their weights, in the same order. Any strides.
-  StridedView<A> weights_TK;
-  /// T x K: their scores, before the quotient and the scale; scores_backward needs them.
-  StridedView<A> scores_TK{};
-  /// T x K: 1 if the expert had lost its competition, else 0; a record for replay_scored.
-  StridedView<std::uint8_t> penalised_TK{};
-  /// E: tokens routed to each expert, without padding.
-  VectorView<std::int64_t> tokens_per_expert_E{};
+/// What a routing reads of T tokens and E experts.
+template <class A>
+struct RoutingInputs {
+  MatrixView<const A> logits_TE;        ///< T x E: before any penalty.
+  VectorView<const A> expert_bias_E{};  ///< E: added to the scores, for the choice only. Optional.
+  /// T: nonzero marks padding. Optional.
+  VectorView<const std::uint8_t> is_padding_T{};
 };
 
 namespace detail {
 inline namespace GATEPRO_ABI {
 
-/// other_keys_KL = 1 where the selected expert had lost, else 0.
+/// The checked rule and rivals of a call.
 template <class A>
-void mark_penalised(const ScoredGroup<A>& group, const ActiveSelection<A>& selection) {
-  const RoutingGroup<A>& routing = group.routing;
-  const Index lanes = kernels<A>().lanes;
-  const Index size = selection.rule.top_k * lanes;
-  std::fill_n(routing.other_keys_KL, size, 0);
-  if (!selection.competition.active) return;
-  for (Index lane = 0; lane < lanes; ++lane) {
-    for (Index i = lane; i < size; i += lanes) {
-      const bool lost = has_lost<A>(routing.keys_EL + lane, lanes, Index(routing.top_ids_KL[i]),
-                                    selection.competition);
-      routing.other_keys_KL[i] = lost ? 1 : 0;
-    }
-  }
+RuledSelection<A> checked_selection(const char* where, const SelectionRule& rule,
+                                    const RivalTable& rivals, Index experts) {
+  check_selection<A>(where, rule, experts);
+  RuledSelection<A> selection;
+  selection.rule = rule;
+  selection.top_k = rule.top_k;
+  selection.competition = checked_competition<A>(where, rule.competition, rivals, experts);
+  return selection;
+}
+
+template <class Selection>
+std::size_t pass_bytes(Index experts, const SelectionRule& rule, int workers) {
+  return measure([&](Arena& arena) { PassLayout<Selection>(arena, experts, rule, workers); });
+}
+
+/// Routes all rows of logits_TE into `out` with scratch from `arena`.
+template <class A, class Id, class Selection, class Executor>
+RoutingReport run_pass(Arena& arena, const SelectionRule& rule, const Selection& selection,
+                       const RoutingInputs<A>& in, const RoutingView<A, Id>& out,
+                       const Executor& executor, int workers) {
+  const PassLayout<Selection> layout(arena, in.logits_TE.cols, rule, workers);
+  const RoutingPass<A, Id, Selection> pass(layout, selection, out, {}, in.is_padding_T);
+  pass.route_all(in.logits_TE, executor, Untouched{});
+  return pass.finish();
 }
 
 }  // namespace GATEPRO_ABI
@@ -52,21 +56,22 @@ void mark_penalised(const ScoredGroup<A>& group, const ActiveSelection<A>& selec
 
 inline namespace GATEPRO_ABI {
 
-/// Bytes of workspace for route_scored, whatever T is. Throws Error for a rule that does not fit.
+/// Bytes of workspace for route_logits, whatever T is. Throws Error for a rule that does not fit.
 template <class A>
-std::size_t route_scored_workspace_bytes(Index num_experts, const SelectionRule& rule,
+std::size_t route_logits_workspace_bytes(Index num_experts, const SelectionRule& rule,
                                          int workers = 1) {
-  return detail::scored_workspace_bytes<A>("route_scored", num_experts, rule, workers);
+  detail::check_selection<A>("route_logits", rule, num_experts);
+  return detail::pass_bytes<detail::RuledSelection<A>>(num_experts, rule, workers);
 }
 
 /// Selects the K best experts of each token and weighs them: competition, scores, bias, group
 /// limit, top-k, weights.
 ///
-/// logits_TE: T x E. rivals: read only if rule.competition is active. expert_bias_E: E of float or
-/// double, added to the scores for the choice only, or not given. is_padding_T: T bytes or not
-/// given; a nonzero one gives the token weights and scores of 0 and keeps it out of all counts.
-/// With softmax_after_top_k scores are softmax weights and the choice is by penalised logit plus
-/// bias; else scores are those of the penalised logits, and the choice is by score plus bias.
+/// rivals: read only if rule.competition is active. out: T rows; its logits_TE and statistics must
+/// not be given, since the logits are the input and only routers know partners. Padding gets
+/// weights and scores of 0 and stays out of all counts. With softmax_after_top_k scores are softmax
+/// weights and the choice is by penalised logit plus bias; else scores are those of the penalised
+/// logits, and the choice is by score plus bias.
 ///
 /// Experts rank by: in an allowed group, not NaN, survivor before loser, larger choice value, lower
 /// id. Groups rank by: fewer losers and NaNs among the best that count, larger sum of the choice
@@ -82,64 +87,37 @@ std::size_t route_scored_workspace_bytes(Index num_experts, const SelectionRule&
 /// small, or outputs that overlap other memory, before any write. No allocation. Thread-safe.
 /// Scores are accurate to 4 ulp, sums over E to E eps. Source: Megatron-LM's router, DeepSeek-V3
 /// (arXiv 2412.19437) for bias and groups.
-template <class A, class Id, class B = const float, class Executor = SerialExecutor>
-RoutingReport route_scored(detail::non_deduced_t<MatrixView<const A>> logits_TE,
-                           const RivalTable& rivals, const SelectionRule& rule,
-                           VectorView<B> expert_bias_E, VectorView<const std::uint8_t> is_padding_T,
-                           const ScoredRoutingView<A, Id>& out, Workspace workspace,
-                           const Executor& executor = {}) {
+template <class A, class Id, class Executor = SerialExecutor>
+RoutingReport route_logits(const RoutingInputs<A>& in, const RivalTable& rivals,
+                           const SelectionRule& rule, const RoutingView<A, Id>& out,
+                           Workspace workspace, const Executor& executor = {}) {
   detail::check_accumulator<A>();
   detail::check_id_type<Id>();
   detail::check_executor<Executor>();
-  const char* where = "route_scored";
-  const Index tokens = logits_TE.rows;
-  const Index experts = logits_TE.cols;
+  const char* where = "route_logits";
+  const Index tokens = in.logits_TE.rows;
+  const Index experts = in.logits_TE.cols;
   detail::check_selection<A>(where, rule, experts);
-  detail::check_matrix(where, "logits_TE", logits_TE, tokens, experts);
-  detail::check_optional_vector(where, "expert_bias_E", expert_bias_E, experts);
-  detail::check_bias_values<A>(where, "expert_bias_E", expert_bias_E);
-  detail::check_optional_vector(where, "is_padding_T", is_padding_T, tokens);
-  detail::check_strided(where, "expert_ids_TK", out.expert_ids_TK, tokens, rule.top_k);
-  detail::check_strided(where, "weights_TK", out.weights_TK, tokens, rule.top_k);
-  detail::check_optional_strided(where, "scores_TK", out.scores_TK, tokens, rule.top_k);
-  detail::check_optional_strided(where, "penalised_TK", out.penalised_TK, tokens, rule.top_k);
-  detail::check_optional_vector(where, "tokens_per_expert_E", out.tokens_per_expert_E, experts);
+  detail::check_matrix(where, "logits_TE", in.logits_TE, tokens, experts);
+  detail::check_optional_vector(where, "expert_bias_E", in.expert_bias_E, experts);
+  detail::check_bias_values(where, "expert_bias_E", in.expert_bias_E);
+  detail::check_optional_vector(where, "is_padding_T", in.is_padding_T, tokens);
+  detail::need(!out.logits_TE.given() && out.statistics == nullptr, where,
+               "neither logits_TE nor statistics among the outputs");
+  detail::check_routing_view(where, out, tokens, experts, rule.top_k);
   detail::check_overlaps(
       where, detail::output("expert_ids_TK", out.expert_ids_TK),
       detail::output("weights_TK", out.weights_TK), detail::output("scores_TK", out.scores_TK),
       detail::output("penalised_TK", out.penalised_TK),
       detail::output("tokens_per_expert_E", out.tokens_per_expert_E),
-      detail::output("workspace", workspace), detail::input("logits_TE", logits_TE),
-      detail::input("expert_bias_E", expert_bias_E), detail::input("is_padding_T", is_padding_T));
-  detail::ActiveSelection<A> selection;
-  selection.rule = rule;
-  selection.competition = detail::checked_competition<A>(where, rule.competition, rivals, experts);
+      detail::output("workspace", workspace), detail::input("logits_TE", in.logits_TE),
+      detail::input("expert_bias_E", in.expert_bias_E),
+      detail::input("is_padding_T", in.is_padding_T));
+  auto selection = detail::checked_selection<A>(where, rule, rivals, experts);
+  selection.bias_E = in.expert_bias_E.data;
   const int workers = detail::checked_workers(where, executor);
-  detail::Arena arena(where, workspace, route_scored_workspace_bytes<A>(experts, rule, workers));
-
-  const detail::ScoredLayout<A> layout(arena, experts, rule, workers);
-  layout.begin(experts);
-  if (expert_bias_E.given()) {
-    for (Index e = 0; e < experts; ++e) layout.bias_E[e] = static_cast<A>(expert_bias_E[e]);
-    selection.bias_E = layout.bias_E;
-  }
-  detail::for_each_group<A>(tokens, executor, workers, [&](int worker, Index first, Index count) {
-    const auto mine = layout.scratch(worker);
-    const detail::RoutingGroup<A>& routing = mine.group.routing;
-    detail::kernels<A>().load_keys(logits_TE.row(first), logits_TE.row_stride,
-                                   detail::row_room(logits_TE, first, count), count, experts,
-                                   routing.keys_EL);
-    const auto* ranked_EL = detail::rank_group(routing, experts, selection.competition);
-    detail::choose_group(mine.group, ranked_EL, count, experts, selection);
-    detail::weigh_group(mine.group, rule);
-    detail::finish_group(mine, rule, is_padding_T, first, count);
-    detail::store_group(routing.top_ids_KL, out.expert_ids_TK.middle_rows(first, count));
-    detail::store_scored_weights(mine.group, first, count, out.weights_TK, out.scores_TK);
-    if (!out.penalised_TK.given()) return;
-    detail::mark_penalised(mine.group, selection);
-    detail::store_group(routing.other_keys_KL, out.penalised_TK.middle_rows(first, count));
-  });
-  return layout.finish(out.tokens_per_expert_E);
+  detail::Arena arena(where, workspace, route_logits_workspace_bytes<A>(experts, rule, workers));
+  return detail::run_pass(arena, rule, selection, in, out, executor, workers);
 }
 
 }  // namespace GATEPRO_ABI

@@ -8,12 +8,26 @@
 
 #include "gatepro/core/overlap.hpp"
 #include "gatepro/core/product.hpp"
-#include "gatepro/routing/competition.hpp"
 #include "gatepro/routing/recorded_selection.hpp"
-#include "gatepro/routing/routing_pass.hpp"
+#include "gatepro/routing/route_logits.hpp"
 #include "gatepro/routing/softmax.hpp"
+#include "gatepro/routing/weigh_choices.hpp"
 
 namespace gatepro {
+
+/// What the gradient of a routing of T tokens reads and writes.
+template <class A>
+struct RoutingGradients {
+  StridedView<const A> scores_TK;    ///< T x K: what the routing wrote.
+  StridedView<const A> dweights_TK;  ///< T x K: the gradient of the loss by the weights.
+  /// T x K, overwritten: by the selected logits, for gate_backward_tokens and
+  /// gate_backward_weights. May be dweights_TK.
+  StridedView<A> dselected_logits_TK;
+  /// T x E, added to: by all logits. Required for softmax_before_top_k without renormalisation, and
+  /// otherwise not touched.
+  MatrixView<A> dlogits_TE{};
+};
+
 namespace detail {
 
 /// The forward's results of T tokens, and the gradient that comes in.
@@ -41,11 +55,11 @@ inline bool gradient_needs_logits(const SelectionRule& rule) {
 /// scale (g_j - sum of w g) times the slope of w_j. Exactly 0 where w is, and g is not looked at
 /// there. NaNs where the scores are: an expert that was not selected may have spoilt them.
 template <class A>
-void shares_backward_row(const ScoredGroup<A>& group, const ScoreRule& rule,
+void shares_backward_row(const RuledGroup<A>& group, const ScoreRule& rule,
                          const ScoreGradientInput<A>& in, Index t, Index lane,
                          const StridedView<A>& dselected_TK) {
   const Index lanes = kernels<A>().lanes;
-  const A* shares_K = group.routing.weights_KL + lane;
+  const A* shares_K = group.weights_KL + lane;
   const A* slopes_K = is_softmax(rule.function) ? shares_K : group.scores_KL + lane;
   const A score = in.scores_TK(t, 0);
   const bool nonfinite = key_of(score) == Order<A>::nan;
@@ -89,7 +103,7 @@ void dscores_row(const ScoreGradientInput<A>& in, const ScoreRule& rule, Index t
 /// From dscores to dlogits for one token, where each score follows from one logit. 0 stays 0, and
 /// NaN NaN.
 template <class A>
-void separate_scores_backward_row(const ScoredGroup<A>& group, const ScoreGradientInput<A>& in,
+void separate_scores_backward_row(const RuledGroup<A>& group, const ScoreGradientInput<A>& in,
                                   Index t, Index lane, const StridedView<A>& dselected_TK) {
   for (Index j = 0; j < in.scores_TK.cols; ++j) {
     const A score = in.scores_TK(t, j);
@@ -103,7 +117,7 @@ void separate_scores_backward_row(const ScoredGroup<A>& group, const ScoreGradie
 /// From dscores to dlogits for one token, where scores are a softmax over all: s_j dscores_j for
 /// the selected and, unless the quotient takes it away, -s_i sum of s dscores for all experts.
 template <class A>
-void full_softmax_backward_row(const ScoredGroup<A>& group, const typename Order<A>::Key* ranked_EL,
+void full_softmax_backward_row(const RuledGroup<A>& group, const typename Order<A>::Key* ranked_EL,
                                const ScoreGradientInput<A>& in, Index t, Index lane,
                                const StridedView<A>& dselected_TK,
                                const MatrixView<A>& dlogits_TE) {
@@ -122,7 +136,7 @@ void full_softmax_backward_row(const ScoredGroup<A>& group, const typename Order
 
 /// The gradient of one token.
 template <class A>
-void scores_backward_row(const ScoredGroup<A>& group, const typename Order<A>::Key* ranked_EL,
+void scores_backward_row(const RuledGroup<A>& group, const typename Order<A>::Key* ranked_EL,
                          const SelectionRule& rule, const ScoreGradientInput<A>& in, Index t,
                          Index lane, const StridedView<A>& dselected_TK,
                          const MatrixView<A>& dlogits_TE) {
@@ -149,12 +163,12 @@ void scores_backward_row(const ScoredGroup<A>& group, const typename Order<A>::K
 
 /// The gradient of a group, after prepare_scores_backward. Exactly 0 for choices that do not count.
 template <class A, class Id>
-void scores_backward_group(const ScoredGroup<A>& group, const typename Order<A>::Key* ranked_EL,
+void scores_backward_group(const RuledGroup<A>& group, const typename Order<A>::Key* ranked_EL,
                            const SelectionRule& rule, const ScoreGradientInput<A>& in,
-                           const Choices<Id>& choices, Index first, Index tokens,
+                           const Choices<Id>& choices, const TokenRange& tokens,
                            const StridedView<A>& dselected_TK, const MatrixView<A>& dlogits_TE) {
-  for (Index lane = 0; lane < tokens; ++lane) {
-    const Index t = first + lane;
+  for (Index lane = 0; lane < tokens.count; ++lane) {
+    const Index t = tokens.first + lane;
     if (!is_masked(choices.is_padding_T, t)) {
       scores_backward_row(group, ranked_EL, rule, in, t, lane, dselected_TK, dlogits_TE);
     }
@@ -169,26 +183,24 @@ void scores_backward_group(const ScoredGroup<A>& group, const typename Order<A>:
 /// null if nothing is needed.
 template <class A, class Id>
 const typename Order<A>::Key* prepare_scores_backward(
-    const ScoredGroup<A>& group, const SelectionRule& rule, const ActiveCompetition<A>& competition,
+    const RuledGroup<A>& group, const SelectionRule& rule, const ActiveCompetition<A>& competition,
     const MatrixView<const A>& logits_TE, const Choices<Id>& choices,
-    const StridedView<const std::uint8_t>& penalised_TK, Index first, Index tokens) {
+    const StridedView<const std::uint8_t>& penalised_TK, const TokenRange& tokens) {
   if (!gradient_needs_logits(rule)) return nullptr;
   const Index experts = logits_TE.cols;
-  kernels<A>().load_keys(logits_TE.row(first), logits_TE.row_stride,
-                         row_room(logits_TE, first, tokens), tokens, experts,
-                         group.routing.keys_EL);
+  load_keys(logit_rows(logits_TE, tokens), tokens.count, experts, group.keys_EL);
   const auto* ranked_EL =
-      rank_by_record(group, experts, competition, choices, penalised_TK, first, tokens);
+      rank_by_record(group, experts, competition, choices, penalised_TK, tokens);
   if (has_dense_gradient(rule)) {
     score_kernels<A>().scores(ranked_EL, experts, rule.scores.function, group.scores_EL,
                               group.sum_L, nullptr);
     return ranked_EL;
   }
-  gather_selected(group.routing, rule.top_k, ranked_EL, group.selected_KL);
-  lower_missing(group, choices, first, tokens);
+  gather_selected(group, rule.top_k, ranked_EL, group.selected_KL);
+  lower_missing(group, choices, tokens);
   if (weighs_by_share(rule.scores)) {
-    score_kernels<A>().shares(group.selected_KL, rule.top_k, rule.scores.function,
-                              group.routing.weights_KL, group.scores_KL);
+    score_kernels<A>().shares(group.selected_KL, rule.top_k, rule.scores.function, group.weights_KL,
+                              group.scores_KL);
   } else {
     score_kernels<A>().slopes(group.selected_KL, rule.top_k, rule.scores.function, group.scores_KL);
   }
@@ -200,14 +212,15 @@ const typename Order<A>::Key* prepare_scores_backward(
 
 inline namespace GATEPRO_ABI {
 
-/// Bytes of workspace for scores_backward, whatever T is.
+/// Bytes of workspace for route_logits_backward, whatever T is.
 template <class A>
-std::size_t scores_backward_workspace_bytes(Index num_experts, const SelectionRule& rule,
-                                            int workers = 1) {
-  return detail::scored_workspace_bytes<A>("scores_backward", num_experts, rule, workers);
+std::size_t route_logits_backward_workspace_bytes(Index num_experts, const SelectionRule& rule,
+                                                  int workers = 1) {
+  detail::check_selection<A>("route_logits_backward", rule, num_experts);
+  return detail::pass_bytes<detail::RuledSelection<A>>(num_experts, rule, workers);
 }
 
-/// The gradient of route_scored and replay_scored with respect to the logits. With g the gradient
+/// The gradient of route_logits and weigh_choices with respect to the logits. With g the gradient
 /// of the weights times rule.scores.scale, s the scores, w the weights before the scale, and sums
 /// over the selected:
 ///
@@ -227,66 +240,63 @@ std::size_t scores_backward_workspace_bytes(Index num_experts, const SelectionRu
 /// taken so that none underflows before the gradient does. With softmax_before_top_k the effect of
 /// the 1e-20 on experts that were not selected is left out.
 ///
-/// logits_TE, rivals, rule, is_padding_T: as in the forward. expert_ids_TK, penalised_TK,
-/// scores_TK: what it wrote; penalised_TK may be not given, as in replay_scored. dweights_TK: T x
-/// K. dselected_logits_TK: T x K, overwritten, for gate_backward_tokens and gate_backward_weights;
-/// it may be dweights_TK. dlogits_TE: T x E, added to; required for softmax_before_top_k without
-/// renormalisation, and otherwise not touched. A score of exactly 0 (renormalised: a weight of
-/// exactly 0) gets a gradient of exactly 0, as do padded tokens, whatever dweights_TK holds there.
-/// A token with NaN scores gives NaN gradients.
+/// in, rivals, rule: as in the forward; the bias is not looked at. chosen: what it chose; as in
+/// weigh_choices penalised_TK is optional. A score of
+/// exactly 0 (renormalised: a weight of exactly 0) gets a gradient of exactly 0, as does padding,
+/// whatever dweights_TK holds there. A token with NaN scores gives NaN gradients.
 ///
 /// Throws Error for shapes, settings, missing partners, ids that are neither in [0, E) nor -1,
 /// outputs that overlap other memory or a workspace that is too small, before any write. No
 /// allocation. Thread-safe. A token's bits depend on nothing but its own row. Closed forms as in
 /// NVIDIA's TransformerEngine.
 template <class A, class Id, class Executor = SerialExecutor>
-void scores_backward(detail::non_deduced_t<MatrixView<const A>> logits_TE, const RivalTable& rivals,
-                     const SelectionRule& rule, StridedView<Id> expert_ids_TK,
-                     StridedView<const std::uint8_t> penalised_TK,
-                     detail::non_deduced_t<StridedView<const A>> scores_TK,
-                     VectorView<const std::uint8_t> is_padding_T,
-                     detail::non_deduced_t<StridedView<const A>> dweights_TK,
-                     StridedView<A> dselected_logits_TK,
-                     detail::non_deduced_t<MatrixView<A>> dlogits_TE, Workspace workspace,
-                     const Executor& executor = {}) {
+void route_logits_backward(const RoutingInputs<A>& in, const RivalTable& rivals,
+                           const SelectionRule& rule, const RecordedChoices<Id>& chosen,
+                           const RoutingGradients<A>& gradients, Workspace workspace,
+                           const Executor& executor = {}) {
   detail::check_accumulator<A>();
-  detail::check_id_type<detail::value_t<Id>>();
+  detail::check_id_type<Id>();
   detail::check_executor<Executor>();
-  const char* where = "scores_backward";
-  const Index tokens = logits_TE.rows;
-  const Index experts = logits_TE.cols;
+  const char* where = "route_logits_backward";
+  const Index tokens = in.logits_TE.rows;
+  const Index experts = in.logits_TE.cols;
+  const Index top_k = rule.top_k;
   detail::check_selection<A>(where, rule, experts);
-  detail::need(!detail::has_dense_gradient(rule) || dlogits_TE.given() || tokens == 0, where,
-               "a dlogits_TE: softmax_before_top_k reaches all experts");
-  detail::check_matrix(where, "logits_TE", logits_TE, tokens, experts);
-  detail::check_strided(where, "expert_ids_TK", expert_ids_TK, tokens, rule.top_k);
-  detail::check_optional_strided(where, "penalised_TK", penalised_TK, tokens, rule.top_k);
-  detail::check_strided(where, "scores_TK", scores_TK, tokens, rule.top_k);
-  detail::check_optional_vector(where, "is_padding_T", is_padding_T, tokens);
-  detail::check_strided(where, "dweights_TK", dweights_TK, tokens, rule.top_k);
-  detail::check_strided(where, "dselected_logits_TK", dselected_logits_TK, tokens, rule.top_k);
-  detail::check_optional_matrix(where, "dlogits_TE", dlogits_TE, tokens, experts);
+  detail::need(!detail::has_dense_gradient(rule) || gradients.dlogits_TE.given() || tokens == 0,
+               where, "a dlogits_TE: softmax_before_top_k reaches all experts");
+  detail::check_matrix(where, "logits_TE", in.logits_TE, tokens, experts);
+  detail::check_strided(where, "expert_ids_TK", chosen.expert_ids_TK, tokens, top_k);
+  detail::check_optional_strided(where, "penalised_TK", chosen.penalised_TK, tokens, top_k);
+  detail::check_strided(where, "scores_TK", gradients.scores_TK, tokens, top_k);
+  detail::check_optional_vector(where, "is_padding_T", in.is_padding_T, tokens);
+  detail::check_strided(where, "dweights_TK", gradients.dweights_TK, tokens, top_k);
+  detail::check_strided(where, "dselected_logits_TK", gradients.dselected_logits_TK, tokens, top_k);
+  detail::check_optional_matrix(where, "dlogits_TE", gradients.dlogits_TE, tokens, experts);
   detail::check_overlaps(
-      where, detail::output("dselected_logits_TK", dselected_logits_TK),
-      detail::output("dlogits_TE", dlogits_TE), detail::output("workspace", workspace),
-      detail::input("logits_TE", logits_TE), detail::input("expert_ids_TK", expert_ids_TK),
-      detail::input("penalised_TK", penalised_TK), detail::input("scores_TK", scores_TK),
-      detail::input("is_padding_T", is_padding_T), detail::in_place("dweights_TK", dweights_TK));
-  const auto competition = detail::checked_competition<A>(where, rule.competition, rivals, experts);
+      where, detail::output("dselected_logits_TK", gradients.dselected_logits_TK),
+      detail::output("dlogits_TE", gradients.dlogits_TE), detail::output("workspace", workspace),
+      detail::input("logits_TE", in.logits_TE),
+      detail::input("expert_ids_TK", chosen.expert_ids_TK),
+      detail::input("penalised_TK", chosen.penalised_TK),
+      detail::input("scores_TK", gradients.scores_TK),
+      detail::input("is_padding_T", in.is_padding_T),
+      detail::in_place("dweights_TK", gradients.dweights_TK));
+  const auto selection = detail::checked_selection<A>(where, rule, rivals, experts);
   const int workers = detail::checked_workers(where, executor);
-  detail::Arena arena(where, workspace, scores_backward_workspace_bytes<A>(experts, rule, workers));
-  const Choices<Id> choices{expert_ids_TK, is_padding_T};
+  detail::Arena arena(where, workspace,
+                      route_logits_backward_workspace_bytes<A>(experts, rule, workers));
+  const Choices<const Id> choices{chosen.expert_ids_TK, in.is_padding_T};
   detail::check_choices(where, "expert_ids_TK", choices, experts);
 
-  const detail::ScoredLayout<A> layout(arena, experts, rule, workers);
-  const detail::ScoreGradientInput<A> in{scores_TK, dweights_TK};
-  detail::for_each_group<A>(tokens, executor, workers, [&](int worker, Index first, Index count) {
-    const detail::ScoredGroup<A> group = layout.scratch(worker).group;
-    detail::load_recorded_ids(group, choices, first, count);
-    const auto* ranked_EL = detail::prepare_scores_backward<A>(group, rule, competition, logits_TE,
-                                                               choices, penalised_TK, first, count);
-    detail::scores_backward_group(group, ranked_EL, rule, in, choices, first, count,
-                                  dselected_logits_TK, dlogits_TE);
+  const detail::PassLayout<detail::RuledSelection<A>> layout(arena, experts, rule, workers);
+  const detail::ScoreGradientInput<A> scored{gradients.scores_TK, gradients.dweights_TK};
+  detail::for_each_group<A>(tokens, executor, workers, [&](int worker, const auto& range) {
+    const detail::RuledGroup<A> group = layout.scratch(worker).group;
+    detail::load_recorded_ids(group, choices, range);
+    const auto* ranked_EL = detail::prepare_scores_backward<A>(
+        group, rule, selection.competition, in.logits_TE, choices, chosen.penalised_TK, range);
+    detail::scores_backward_group(group, ranked_EL, rule, scored, choices, range,
+                                  gradients.dselected_logits_TK, gradients.dlogits_TE);
   });
 }
 

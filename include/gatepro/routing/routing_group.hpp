@@ -1,31 +1,23 @@
 // SPDX-License-Identifier: MIT
-// Routes one group of tokens, one token per lane: the steps that every routing stage is made of.
+// A group of tokens, one token per lane: its scratch, and how it is read and written.
 //
-//   logits --load--> keys_EL --rank--> ranked_EL --select--> top_*_KL --softmax--> weights_KL
+//   logits --load--> keys_EL --compete--> ranked_EL --choose--> ids_KL --weigh--> weights_KL
+//
+// Selections (plain_selection.hpp and its neighbours) say how a group chooses and weighs,
+// RoutingPass goes through the groups of a call.
 #ifndef GATEPRO_ROUTING_ROUTING_GROUP_HPP
 #define GATEPRO_ROUTING_ROUTING_GROUP_HPP
 
 #include <algorithm>
 #include <cstdint>
 
+#include "gatepro/core/choices.hpp"
 #include "gatepro/core/order.hpp"
 #include "gatepro/core/workspace.hpp"
 #include "gatepro/kernels/dispatch.hpp"
-#include "gatepro/partners/pairing.hpp"
-#include "gatepro/routing/rules.hpp"
 
 namespace gatepro {
 namespace detail {
-
-/// The competition as the kernels take it.
-template <class A>
-struct ActiveCompetition {
-  bool active = false;
-  bool eliminate = false;
-  bool ties_lose = false;  ///< The higher id loses where logits are equal.
-  A lambda = 0;
-  RivalView rivals;
-};
 
 /// Scratch for a group: L tokens, E experts, K choices.
 template <class A>
@@ -33,16 +25,38 @@ struct RoutingGroup {
   using Key = typename Order<A>::Key;
   Key* keys_EL = nullptr;      ///< The logits' keys.
   Key* ranked_EL = nullptr;    ///< The same after competition.
-  Key* top_keys_KL = nullptr;  ///< Ranked keys of the selected, best first.
-  Key* top_ids_KL = nullptr;   ///< Ids of the selected.
+  Key* top_keys_KL = nullptr;  ///< What the selected were chosen by, best first.
+  Key* ids_KL = nullptr;       ///< Ids of the selected.
   Key* other_keys_KL = nullptr;
   Key* other_ids_KL = nullptr;  ///< A second selection: refill, or the unpenalised one.
-  A* weights_KL = nullptr;
-  Key* nonfinite_L = nullptr;  ///< All ones where the weights are NaN.
+  Key* selected_KL = nullptr;   ///< Ranked keys of the selected: their logits, loser or NaN.
+  A* scores_KL = nullptr;       ///< Scores of the selected.
+  A* weights_KL = nullptr;      ///< Their weights.
+  Key* nonfinite_L = nullptr;   ///< All ones where the weights are NaN.
+};
+
+/// The tokens of a group: `count` <= L of the caller's T, from `first`.
+struct TokenRange {
+  Index first = 0;
+  Index count = 0;
+};
+
+/// Rows of logits, one per token, of which `row_room` elements may be read from each row's start.
+template <class A>
+struct LogitRows {
+  const A* data = nullptr;
+  Index row_stride = 0;
+  Index row_room = 0;
+};
+
+/// Names every lane, for stages that know of no padding.
+struct EveryLane {
+  GATEPRO_ALWAYS_INLINE bool operator()(Index) const { return true; }
 };
 
 inline namespace GATEPRO_ABI {
 
+/// A group whose selected are chosen by ranked key and weighed by score: both have one memory.
 template <class A>
 RoutingGroup<A> carve_group(Arena& arena, Index experts, Index top_k) {
   using Key = typename Order<A>::Key;
@@ -51,120 +65,83 @@ RoutingGroup<A> carve_group(Arena& arena, Index experts, Index top_k) {
   group.keys_EL = arena.take<Key>(experts, lanes);
   group.ranked_EL = arena.take<Key>(experts, lanes);
   group.top_keys_KL = arena.take<Key>(top_k, lanes);
-  group.top_ids_KL = arena.take<Key>(top_k, lanes);
+  group.ids_KL = arena.take<Key>(top_k, lanes);
   group.other_keys_KL = arena.take<Key>(top_k, lanes);
   group.other_ids_KL = arena.take<Key>(top_k, lanes);
   group.weights_KL = arena.take<A>(top_k, lanes);
   group.nonfinite_L = arena.take<Key>(lanes);
+  group.selected_KL = group.top_keys_KL;
+  group.scores_KL = group.weights_KL;
   return group;
 }
 
-/// The keys by which experts are selected: the logits' own where nobody competes.
+/// Rows that follow without a gap belong to the same matrix: they may be read beyond a row's end,
+/// unless somebody writes there meanwhile.
 template <class A>
-const typename Order<A>::Key* rank_group(const RoutingGroup<A>& group, Index experts,
-                                         const ActiveCompetition<A>& competition) {
-  if (!competition.active) return group.keys_EL;
-  kernels<A>().compete(group.keys_EL, experts, competition.rivals, competition.eliminate,
-                       competition.ties_lose, competition.lambda, group.ranked_EL);
-  return group.ranked_EL;
+LogitRows<A> logit_rows(const MatrixView<const A>& logits_TE, const TokenRange& tokens,
+                        bool others_write = false) {
+  const bool ends_with_row = others_write || logits_TE.row_stride != logits_TE.cols;
+  const Index rows_left = logits_TE.rows - tokens.first - tokens.count + 1;
+  return {logits_TE.row(tokens.first), logits_TE.row_stride,
+          ends_with_row ? logits_TE.cols : rows_left * logits_TE.cols};
 }
 
-/// True if an expert that is a number lost to a rival, also where its penalty vanished in rounding.
-/// keys_E: those of one token, `lanes` apart. Without branches, which would be mispredicted.
+/// The logits' keys, one token per lane. Lanes past `tokens` repeat the last one.
 template <class A>
-bool has_lost(const typename Order<A>::Key* keys_E, Index lanes, Index e,
-              const ActiveCompetition<A>& competition) {
-  using Key = typename Order<A>::Key;
-  const RivalView& rivals = competition.rivals;
-  const Key own = keys_E[e * lanes];
-  const auto is_below = [&](Index rival) {
-    const bool wins_ties = competition.ties_lose & (rival < e);
-    return own < keys_E[rival * lanes] + Key(wins_ties);
-  };
-  const bool is_number = own != Order<A>::nan;
-  if (rivals.only != nullptr) return is_number & is_below(rivals.only[e]);
-  bool below = false;
-  for (auto r = rivals.begin[e]; r < rivals.begin[e + 1]; ++r) below |= is_below(rivals.ids[r]);
-  return is_number & below;
+void load_keys(const LogitRows<A>& logits, Index tokens, Index experts,
+               typename Order<A>::Key* keys_EL) {
+  kernels<A>().load_keys(logits.data, logits.row_stride, logits.row_room, tokens, experts, keys_EL);
 }
 
-/// True if one of the first `tokens` tokens selected a loser.
-template <class A>
-bool holds_losers(const RoutingGroup<A>& group, Index tokens, Index top_k) {
-  // Losers rank after survivors: a token without one in its last slot has none.
-  const auto* last_keys_L = group.top_keys_KL + (top_k - 1) * kernels<A>().lanes;
-  return std::any_of(last_keys_L, last_keys_L + tokens,
-                     [](auto key) { return key <= Order<A>::loser; });
-}
-
-/// Gives the slots that survivors could not fill to the losers, in order of order_EL, then id. The
-/// selection left them to the losers in order of id, because all losers share one key. Overwrites
-/// ranked_EL. Returns how many of the first `tokens` tokens were short of survivors.
-template <class A>
-Index refill_from_losers(const RoutingGroup<A>& group, const typename Order<A>::Key* order_EL,
-                         typename Order<A>::Key* ranked_EL, Index tokens, Index experts,
-                         Index top_k) {
-  using O = Order<A>;
+/// of_selected_KL = of_all_EL of the experts in ids_KL.
+template <class A, class T>
+void gather_selected(const RoutingGroup<A>& group, Index top_k, const T* of_all_EL,
+                     T* of_selected_KL) {
   const Index lanes = kernels<A>().lanes;
-  for (Index i = 0; i < experts * lanes; ++i) {
-    ranked_EL[i] = ranked_EL[i] == O::loser ? order_EL[i] : O::empty;
-  }
-  kernels<A>().top_k(ranked_EL, experts, top_k, group.other_keys_KL, group.other_ids_KL);
-  Index short_tokens = 0;
-  for (Index lane = 0; lane < tokens; ++lane) {
-    Index next_loser = lane;
-    for (Index i = lane; i < top_k * lanes; i += lanes) {
-      if (group.top_keys_KL[i] != O::loser) continue;
-      group.top_ids_KL[i] = group.other_ids_KL[next_loser];
-      next_loser += lanes;
+  for (Index j = 0; j < top_k; ++j) {
+    for (Index lane = 0; lane < lanes; ++lane) {
+      const Index e = static_cast<Index>(group.ids_KL[j * lanes + lane]);
+      of_selected_KL[j * lanes + lane] = of_all_EL[e * lanes + lane];
     }
-    short_tokens += next_loser != lane ? 1 : 0;
   }
-  return short_tokens;
 }
 
-/// Selects the best K of the ranked keys, which stand in group.ranked_EL if some may be
-/// `eliminated`. Returns the tokens that were short of survivors.
-template <class A>
-Index select_group(const RoutingGroup<A>& group, const typename Order<A>::Key* ranked_EL,
-                   bool eliminated, Index tokens, Index experts, Index top_k) {
-  kernels<A>().top_k(ranked_EL, experts, top_k, group.top_keys_KL, group.top_ids_KL);
-  if (!eliminated || !holds_losers(group, tokens, top_k)) return 0;
-  return refill_from_losers(group, group.keys_EL, group.ranked_EL, tokens, experts, top_k);
+/// Fills the weights and scores of the lanes that `which(lane)` names.
+template <class A, class Which>
+void fill_lanes(const RoutingGroup<A>& group, Index top_k, A value, const Which& which) {
+  const Index lanes = kernels<A>().lanes;
+  for (Index lane = 0; lane < lanes; ++lane) {
+    if (!which(lane)) continue;
+    for (Index i = lane; i < top_k * lanes; i += lanes) {
+      group.weights_KL[i] = value;
+      group.scores_KL[i] = value;
+    }
+  }
 }
 
-/// The first `tokens` tokens whose weights are NaN.
-template <class A>
-Index count_nonfinite(const RoutingGroup<A>& group, Index tokens) {
+/// Of the first `tokens` lanes, those that `which(lane)` names and whose weights are NaN.
+template <class A, class Which>
+Index count_nonfinite(const RoutingGroup<A>& group, Index tokens, const Which& which) {
   Index count = 0;
-  for (Index lane = 0; lane < tokens; ++lane) count += group.nonfinite_L[lane] != 0 ? 1 : 0;
+  for (Index lane = 0; lane < tokens; ++lane) {
+    count += group.nonfinite_L[lane] != 0 && which(lane) ? 1 : 0;
+  }
   return count;
 }
 
-/// From `tokens` <= lanes rows of logits to the selected; row_room as in the load_keys kernel.
-/// Returns the tokens that were short of survivors.
-template <class A>
-Index select_from_logits(const RoutingGroup<A>& group, const A* logits, Index row_stride,
-                         Index row_room, Index tokens, Index experts, Index top_k,
-                         const ActiveCompetition<A>& competition) {
-  kernels<A>().load_keys(logits, row_stride, row_room, tokens, experts, group.keys_EL);
-  const auto* ranked_EL = rank_group(group, experts, competition);
-  return select_group(group, ranked_EL, competition.eliminate, tokens, experts, top_k);
-}
-
-/// From the selected to their weights. Returns the tokens whose weights are NaN.
-template <class A>
-Index weigh_selected(const RoutingGroup<A>& group, Index tokens, Index top_k) {
-  kernels<A>().softmax(group.top_keys_KL, top_k, group.weights_KL, group.nonfinite_L);
-  return count_nonfinite(group, tokens);
-}
-
-/// Elements that may be read from the start of each of `count` rows: rows that follow without a gap
-/// belong to the same matrix, which nobody writes.
-template <class A>
-Index row_room(const MatrixView<const A>& logits_TE, Index first, Index count) {
-  const bool has_gaps = logits_TE.row_stride != logits_TE.cols;
-  return has_gaps ? logits_TE.cols : (logits_TE.rows - first - count + 1) * logits_TE.cols;
+/// The same for those that selected a loser.
+template <class A, class Which>
+Index count_short(const RoutingGroup<A>& group, Index tokens, Index top_k, const Which& which) {
+  const Index lanes = kernels<A>().lanes;
+  Index count = 0;
+  for (Index lane = 0; lane < tokens; ++lane) {
+    bool is_short = false;
+    for (Index i = lane; i < top_k * lanes; i += lanes) {
+      is_short = is_short || group.selected_KL[i] == Order<A>::loser;
+    }
+    count += is_short && which(lane) ? 1 : 0;
+  }
+  return count;
 }
 
 /// Copies lane-major results to the caller's [T, K] memory.
@@ -182,7 +159,13 @@ void store_group(const From* values_KL, const StridedView<To>& to_TK) {
   }
 }
 
-/// Calls `body(worker, first_token, tokens)` for all groups of T tokens, several to a block.
+/// The same for the rows of `tokens`, if the caller wants it.
+template <class From, class To>
+void store_if_given(const From* values_KL, const StridedView<To>& to_TK, const TokenRange& tokens) {
+  if (to_TK.given()) store_group(values_KL, to_TK.middle_rows(tokens.first, tokens.count));
+}
+
+/// Calls `body(worker, tokens)` for all groups of T tokens, several to a block.
 template <class A, class Executor, class Body>
 void for_each_group(Index tokens, const Executor& executor, int workers, const Body& body) {
   constexpr Index block_tokens = 256;
@@ -191,7 +174,7 @@ void for_each_group(Index tokens, const Executor& executor, int workers, const B
   for_each_block(executor, workers, blocks, [&](int worker, Index block) {
     const Index end = block + 1 < blocks ? (block + 1) * block_tokens : tokens;
     for (Index first = block * block_tokens; first < end; first += lanes) {
-      body(worker, first, end - first < lanes ? end - first : lanes);
+      body(worker, TokenRange{first, (std::min)(lanes, end - first)});
     }
   });
 }

@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: MIT
-// The scratch of a scored routing, and what its stages do with a routed group.
+// The engine: takes tiles of logits through competition, selection, weights, padding and counts.
+//
+// What is local to a token happens here, group by group, while its logits are in cache. What needs
+// all tokens (loads of all ranks, losses, capacity, a plan) follows once, on what was written.
 #ifndef GATEPRO_ROUTING_ROUTING_PASS_HPP
 #define GATEPRO_ROUTING_ROUTING_PASS_HPP
 
@@ -7,118 +10,225 @@
 #include <cstdint>
 
 #include "gatepro/core/choices.hpp"
-#include "gatepro/routing/report.hpp"
-#include "gatepro/routing/ruled_selection.hpp"
+#include "gatepro/routing/observe_penalty.hpp"
+#include "gatepro/routing/view.hpp"
 
 namespace gatepro {
 namespace detail {
 
 /// What one worker needs and finds out.
-template <class A>
-struct ScoredScratch {
-  ScoredGroup<A> group;
+template <class Group>
+struct PassScratch {
+  Group group;
   std::int64_t* tokens_per_expert_E = nullptr;
+  std::uint8_t* selected_E = nullptr;  ///< Zero between groups.
   RoutingReport* report = nullptr;
+  PenaltyStatistics* statistics = nullptr;
+};
+
+/// Tiles of logits are routed as they are.
+struct Untouched {
+  static constexpr bool active() { return false; }
+  GATEPRO_ALWAYS_INLINE void operator()(const TokenRange&) const {}
 };
 
 inline namespace GATEPRO_ABI {
 
-template <class A>
-struct CarveScored {
+/// The shapes of what a routing writes; ids and weights must be given.
+template <class A, class Id>
+void check_routing_view(const char* where, const RoutingView<A, Id>& out, Index tokens,
+                        Index experts, Index top_k) {
+  check_strided(where, "expert_ids_TK", out.expert_ids_TK, tokens, top_k);
+  check_strided(where, "weights_TK", out.weights_TK, tokens, top_k);
+  check_optional_vector(where, "tokens_per_expert_E", out.tokens_per_expert_E, experts);
+  check_optional_matrix(where, "logits_TE", out.logits_TE, tokens, experts);
+  check_optional_strided(where, "scores_TK", out.scores_TK, tokens, top_k);
+  check_optional_strided(where, "penalised_TK", out.penalised_TK, tokens, top_k);
+}
+
+/// The layout of a worker's scratch.
+template <class Selection>
+struct CarvePass {
   Index experts;
   SelectionRule rule;
 
-  ScoredScratch<A> operator()(Arena& arena) const {
-    ScoredScratch<A> scratch;
-    scratch.group = carve_scored_group<A>(arena, experts, rule);
+  PassScratch<typename Selection::Group> operator()(Arena& arena) const {
+    PassScratch<typename Selection::Group> scratch;
+    scratch.group = Selection::carve(arena, experts, rule);
     scratch.tokens_per_expert_E = arena.take<std::int64_t>(experts);
+    scratch.selected_E = arena.take<std::uint8_t>(experts);
     scratch.report = arena.take<RoutingReport>(1);
+    scratch.statistics = arena.take<PenaltyStatistics>(1);
     return scratch;
   }
 };
 
-/// The scratch of a whole call, divided among workers.
-template <class A>
-struct ScoredLayout {
-  ScoredLayout(Arena& arena, Index experts, const SelectionRule& rule, int workers_)
-      : bias_E(arena.take<A>(experts)),
-        last_token_E(arena.take<Index>(experts)),
-        scratch(arena, workers_, CarveScored<A>{experts, rule}),
+/// The scratch of a pass, divided among workers.
+template <class Selection>
+struct PassLayout {
+  PassLayout(Arena& arena, Index experts_, const SelectionRule& rule, int workers_)
+      : scratch(arena, workers_, CarvePass<Selection>{experts_, rule}),
+        experts(experts_),
         workers(workers_) {}
 
-  /// Zeroes what workers find out.
-  void begin(Index experts) const {
-    for (int worker = 0; worker < workers; ++worker) {
-      const ScoredScratch<A> mine = scratch(worker);
-      std::fill_n(mine.tokens_per_expert_E, experts, std::int64_t{0});
+  PerWorker<CarvePass<Selection>> scratch;
+  Index experts;
+  int workers;
+};
+
+/// Routes tiles of logits into `out`, whose members may all be not given. `Selection` says how a
+/// group chooses and weighs; its type decides which steps are compiled.
+template <class A, class Id, class Selection>
+class RoutingPass {
+ public:
+  /// `partners` are those that statistics count.
+  RoutingPass(const PassLayout<Selection>& layout, const Selection& selection,
+              const RoutingView<A, Id>& out, const FirstPartners& partners = {},
+              const VectorView<const std::uint8_t>& is_padding_T = {})
+      : layout_(layout),
+        selection_(selection),
+        out_(out),
+        partners_(partners),
+        is_padding_T_(is_padding_T) {
+    for (int worker = 0; worker < layout_.workers; ++worker) {
+      const Scratch mine = layout_.scratch(worker);
+      std::fill_n(mine.tokens_per_expert_E, layout_.experts, std::int64_t{0});
+      std::fill_n(mine.selected_E, layout_.experts, std::uint8_t{0});
       *mine.report = {};
+      *mine.statistics = {};
     }
   }
 
-  /// Adds up what the workers found out.
-  RoutingReport finish(const VectorView<std::int64_t>& tokens_per_expert_E) const {
+  /// Routes a tile of any number of tokens.
+  void route(int worker, const TokenRange& tile, const LogitRows<A>& logits) const {
+    const Scratch mine = layout_.scratch(worker);
+    const Index lanes = kernels<A>().lanes;
+    for (Index done = 0; done < tile.count; done += lanes) {
+      const TokenRange tokens{tile.first + done, (std::min)(lanes, tile.count - done)};
+      const LogitRows<A> rows{logits.data + done * logits.row_stride, logits.row_stride,
+                              logits.row_room};
+      load_keys(rows, tokens.count, layout_.experts, mine.group.keys_EL);
+      route_group(mine, tokens);
+    }
+  }
+
+  /// Routes all rows of a matrix. If change.active(), `change(tile)` may change the logits of
+  /// a tile before they are read.
+  template <class Executor, class Change>
+  void route_all(const MatrixView<const A>& logits_TE, const Executor& executor,
+                 const Change& change) const {
+    constexpr Index tile_tokens = 48;  // a multiple of every lane count
+    constexpr Index work = 32;         // comparisons, mostly
+    const Index rows = logits_TE.rows;
+    const int busy = useful_workers(executor, layout_.workers, {work, rows, layout_.experts});
+    for_each_block(executor, busy, blocks_of(rows, tile_tokens), [&](int worker, Index block) {
+      const Index first = block * tile_tokens;
+      const TokenRange tile{first, (std::min)(tile_tokens, rows - first)};
+      change(tile);
+      route(worker, tile, logit_rows(logits_TE, tile, change.active()));
+    });
+  }
+
+  /// Adds up the workers' counts, writes them to `out`, and returns the report.
+  RoutingReport finish() const {
     RoutingReport report;
-    std::fill_n(tokens_per_expert_E.data, tokens_per_expert_E.size, std::int64_t{0});
-    for (int worker = 0; worker < workers; ++worker) {
-      const ScoredScratch<A> mine = scratch(worker);
-      report.nonfinite_rows += mine.report->nonfinite_rows;
-      report.tokens_short_of_survivors += mine.report->tokens_short_of_survivors;
-      for (Index e = 0; e < tokens_per_expert_E.size; ++e) {
-        tokens_per_expert_E[e] += mine.tokens_per_expert_E[e];
-      }
+    const VectorView<std::int64_t>& counts_E = out_.tokens_per_expert_E;
+    std::fill_n(counts_E.data, counts_E.size, std::int64_t{0});
+    if (out_.statistics != nullptr) *out_.statistics = {};
+    for (int worker = 0; worker < layout_.workers; ++worker) {
+      const Scratch mine = layout_.scratch(worker);
+      report += *mine.report;
+      if (out_.statistics != nullptr) *out_.statistics += *mine.statistics;
+      for (Index e = 0; e < counts_E.size; ++e) counts_E[e] += mine.tokens_per_expert_E[e];
+    }
+    if (out_.statistics != nullptr) {
+      out_.statistics->tokens_short_of_survivors = report.tokens_short_of_survivors;
     }
     return report;
   }
 
-  A* bias_E;
-  Index* last_token_E;
-  PerWorker<CarveScored<A>> scratch;
-  int workers;
+ private:
+  using Group = typename Selection::Group;
+  using Scratch = PassScratch<Group>;
+
+  void route_group(const Scratch& mine, const TokenRange& tokens) const {
+    const Group& group = mine.group;
+    mine.report->tokens += tokens.count;
+    const auto* ranked_EL = selection_.rank(group, tokens, layout_.experts);
+    const bool lost_some = selection_.choose(group, ranked_EL, tokens, layout_.experts);
+    // The ids first: the softmax would wait for the keys, which were stored one by one.
+    if constexpr (!Selection::is_recorded) store_if_given(group.ids_KL, out_.expert_ids_TK, tokens);
+    count_choices_of(mine, tokens);
+    if (lost_some) {
+      mine.report->tokens_short_of_survivors +=
+          count_short(group, tokens.count, selection_.top_k, not_padding(tokens));
+    }
+    if (out_.weights_TK.given()) weigh_group_of(mine, tokens);
+    if constexpr (!Selection::is_recorded) tell_penalty(mine, tokens);
+  }
+
+  void weigh_group_of(const Scratch& mine, const TokenRange& tokens) const {
+    const Group& group = mine.group;
+    selection_.weigh(group, tokens);
+    mine.report->nonfinite_rows += count_nonfinite(group, tokens.count, not_padding(tokens));
+    if (is_padding_T_.given()) {
+      fill_lanes(group, selection_.top_k, A(0), [&](Index lane) {
+        return lane < tokens.count && is_masked(is_padding_T_, tokens.first + lane);
+      });
+    }
+    store_if_given(group.weights_KL, out_.weights_TK, tokens);
+    store_if_given(group.scores_KL, out_.scores_TK, tokens);
+  }
+
+  /// Who had lost, and what that changed.
+  void tell_penalty(const Scratch& mine, const TokenRange& tokens) const {
+    const Group& group = mine.group;
+    if (out_.penalised_TK.given()) {
+      mark_losers(group, selection_.top_k, selection_.competition, group.other_keys_KL);
+      store_if_given(group.other_keys_KL, out_.penalised_TK, tokens);
+    }
+    if (out_.statistics == nullptr) return;
+    selection_.choose_unpenalised(group, layout_.experts);
+    observe_group(group, tokens.count, layout_.experts, selection_.top_k, selection_.competition,
+                  partners_, mine.selected_E, *mine.statistics, not_padding(tokens));
+  }
+
+  void count_choices_of(const Scratch& mine, const TokenRange& tokens) const {
+    if (!Selection::is_recorded && !is_padding_T_.given()) {
+      kernels<A>().count_ids(mine.group.ids_KL, selection_.top_k, tokens.count,
+                             mine.tokens_per_expert_E);
+      return;
+    }
+    const Index lanes = kernels<A>().lanes;
+    for (Index lane = 0; lane < tokens.count; ++lane) {
+      for (Index j = 0; j < selection_.top_k; ++j) {
+        if (!is_choice(tokens.first + lane, j)) continue;
+        ++mine.tokens_per_expert_E[mine.group.ids_KL[j * lanes + lane]];
+      }
+    }
+  }
+
+  bool is_choice(Index t, Index j) const {
+    if constexpr (Selection::is_recorded) {
+      return counts(selection_.choices, t, j);
+    } else {
+      return !is_masked(is_padding_T_, t);
+    }
+  }
+
+  /// Names the lanes that hold a token which is not padding.
+  auto not_padding(const TokenRange& tokens) const {
+    return [this, first = tokens.first](Index lane) {
+      return !is_masked(is_padding_T_, first + lane);
+    };
+  }
+
+  const PassLayout<Selection>& layout_;
+  Selection selection_;
+  RoutingView<A, Id> out_;
+  FirstPartners partners_;
+  VectorView<const std::uint8_t> is_padding_T_;
 };
-
-template <class A>
-std::size_t scored_workspace_bytes(const char* where, Index experts, const SelectionRule& rule,
-                                   int workers) {
-  check_selection<A>(where, rule, experts);
-  return measure([&](Arena& arena) { ScoredLayout<A>(arena, experts, rule, workers); });
-}
-
-/// Counts one token: its experts, and whether it needs attention.
-template <class A>
-void count_token(const ScoredScratch<A>& mine, Index top_k, Index lane) {
-  const ScoredGroup<A>& group = mine.group;
-  bool short_of_survivors = false;
-  for (Index i = lane; i < top_k * kernels<A>().lanes; i += kernels<A>().lanes) {
-    ++mine.tokens_per_expert_E[group.routing.top_ids_KL[i]];
-    short_of_survivors = short_of_survivors || group.selected_KL[i] == Order<A>::loser;
-  }
-  mine.report->tokens_short_of_survivors += short_of_survivors ? 1 : 0;
-  mine.report->nonfinite_rows += group.routing.nonfinite_L[lane] != 0 ? 1 : 0;
-}
-
-/// Zeroes the weights of padding, and counts the rest.
-template <class A>
-void finish_group(const ScoredScratch<A>& mine, const SelectionRule& rule,
-                  const VectorView<const std::uint8_t>& is_padding_T, Index first, Index tokens) {
-  const ScoredGroup<A>& group = mine.group;
-  if (!is_padding_T.given() && rule.competition.mode != CompetitionMode::eliminate) {
-    kernels<A>().count_ids(group.routing.top_ids_KL, rule.top_k, tokens, mine.tokens_per_expert_E);
-    mine.report->nonfinite_rows += count_nonfinite(group.routing, tokens);
-    return;
-  }
-  fill_lanes(group, rule.top_k, A(0),
-             [&](Index lane) { return lane < tokens && is_masked(is_padding_T, first + lane); });
-  for (Index lane = 0; lane < tokens; ++lane) {
-    if (!is_masked(is_padding_T, first + lane)) count_token(mine, rule.top_k, lane);
-  }
-}
-
-template <class A>
-void store_scored_weights(const ScoredGroup<A>& group, Index first, Index tokens,
-                          const StridedView<A>& weights_TK, const StridedView<A>& scores_TK) {
-  store_group(group.routing.weights_KL, weights_TK.middle_rows(first, tokens));
-  if (scores_TK.given()) store_group(group.scores_KL, scores_TK.middle_rows(first, tokens));
-}
 
 }  // namespace GATEPRO_ABI
 }  // namespace detail

@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <atomic>
 
-#include "gatepro/core/checks.hpp"
 #include "gatepro/core/overlap.hpp"
 #include "gatepro/core/product.hpp"
 #include "gatepro/routing/routing_group.hpp"
@@ -87,12 +86,13 @@ Index softmax_selected(detail::non_deduced_t<StridedView<const A>> selected_logi
   const auto carve = [&](detail::Arena& a) { return detail::carve_group<A>(a, 1, top_k); };
   const detail::PerWorker scratch(arena, workers, carve);
   std::atomic<Index> nonfinite_rows{0};
-  detail::for_each_group<A>(tokens, executor, workers, [&](int worker, Index first, Index count) {
+  detail::for_each_group<A>(tokens, executor, workers, [&](int worker, const auto& range) {
     const auto group = scratch(worker);
-    detail::load_selected<A>(selected_logits_TK.middle_rows(first, count), group.top_keys_KL);
-    detail::kernels<A>().softmax(group.top_keys_KL, top_k, group.weights_KL, group.nonfinite_L);
-    detail::store_group(group.weights_KL, weights_TK.middle_rows(first, count));
-    nonfinite_rows += detail::count_nonfinite(group, count);
+    detail::load_selected<A>(selected_logits_TK.middle_rows(range.first, range.count),
+                             group.selected_KL);
+    detail::kernels<A>().softmax(group.selected_KL, top_k, group.weights_KL, group.nonfinite_L);
+    detail::store_if_given(group.weights_KL, weights_TK, range);
+    nonfinite_rows += detail::count_nonfinite(group, range.count, detail::EveryLane{});
   });
   return nonfinite_rows;
 }

@@ -6,10 +6,9 @@
 #include <atomic>
 #include <cstdint>
 
-#include "gatepro/core/checks.hpp"
 #include "gatepro/core/overlap.hpp"
 #include "gatepro/routing/eliminated_experts.hpp"
-#include "gatepro/routing/routing_group.hpp"
+#include "gatepro/routing/plain_selection.hpp"
 
 namespace gatepro {
 namespace detail {
@@ -18,14 +17,14 @@ inline namespace GATEPRO_ABI {
 /// ranked_EL = keys_EL, with the losers of the tokens from `first` lowered.
 template <class A>
 void rank_marked_losers(const RoutingGroup<A>& group,
-                        const MatrixView<const std::uint8_t>& loser_TE, Index first, Index count) {
+                        const MatrixView<const std::uint8_t>& loser_TE, const TokenRange& tokens) {
   using O = Order<A>;
   const Index lanes = kernels<A>().lanes;
   for (Index e = 0; e < loser_TE.cols; ++e) {
     for (Index lane = 0; lane < lanes; ++lane) {
       const Index i = e * lanes + lane;
-      const bool loses =
-          lane < count && loser_TE(first + lane, e) != 0 && group.keys_EL[i] != O::nan;
+      const bool loses = lane < tokens.count && loser_TE(tokens.first + lane, e) != 0 &&
+                         group.keys_EL[i] != O::nan;
       group.ranked_EL[i] = loses ? O::loser : group.keys_EL[i];
     }
   }
@@ -100,16 +99,16 @@ Index select_top_k(detail::non_deduced_t<MatrixView<const A>> logits_TE,
   const auto carve = [&](detail::Arena& a) { return detail::carve_group<A>(a, experts, top_k); };
   const detail::PerWorker scratch(arena, workers, carve);
   std::atomic<Index> short_tokens{0};
-  detail::for_each_group<A>(tokens, executor, workers, [&](int worker, Index first, Index count) {
+  detail::for_each_group<A>(tokens, executor, workers, [&](int worker, const auto& range) {
     const auto group = scratch(worker);
-    detail::kernels<A>().load_keys(logits_TE.row(first), logits_TE.row_stride,
-                                   detail::row_room(logits_TE, first, count), count, experts,
-                                   group.keys_EL);
-    if (loser_TE.given()) detail::rank_marked_losers(group, loser_TE, first, count);
+    detail::load_keys(detail::logit_rows(logits_TE, range), range.count, experts, group.keys_EL);
+    if (loser_TE.given()) detail::rank_marked_losers(group, loser_TE, range);
     const auto* ranked_EL = loser_TE.given() ? group.ranked_EL : group.keys_EL;
-    short_tokens += detail::select_group(group, ranked_EL, loser_TE.given(), count, experts, top_k);
-    detail::store_group(group.top_ids_KL, expert_ids_TK.middle_rows(first, count));
-    detail::store_selected_logits(group, selected_logits_TK.middle_rows(first, count));
+    if (detail::select_ranked(group, ranked_EL, loser_TE.given(), range.count, experts, top_k)) {
+      short_tokens += detail::count_short(group, range.count, top_k, detail::EveryLane{});
+    }
+    detail::store_if_given(group.ids_KL, expert_ids_TK, range);
+    detail::store_selected_logits(group, selected_logits_TK.middle_rows(range.first, range.count));
   });
   return short_tokens;
 }

@@ -86,7 +86,7 @@ inline BatchLosses batch_losses(const Matrix& logits_TE, const Batch& batch, con
   const Counts counts_E =
       count(batch.counted_TK, logits_TE[0].size(), padding_T, 0, logits_TE.size());
   const auto balance = [&](double coefficient) {
-    return balance_loss(logits_TE, function, coefficient, static_cast<double>(config.router.top_k),
+    return balance_loss(logits_TE, function, coefficient, static_cast<double>(config.top_k),
                         counts_E, tokens, tokens, padding_T);
   };
   return {balance(rule.batch),

@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: MIT
+// What all routers share: their settings, their partners, and when these are refreshed.
+#ifndef GATEPRO_ROUTER_PARTNERED_ROUTER_HPP
+#define GATEPRO_ROUTER_PARTNERED_ROUTER_HPP
+
+#include <cstdint>
+
+#include "gatepro/gate/logits.hpp"
+#include "gatepro/partners/similarity_cache.hpp"
+#include "gatepro/router/config.hpp"
+#include "gatepro/routing/active_competition.hpp"
+
+namespace gatepro {
+namespace detail {
+inline namespace GATEPRO_ABI {
+
+/// All settings but those that SimilarityCache checks.
+template <class A>
+void check_router_config(const char* where, const RouterConfig& config) {
+  need(config.hidden_size >= 1, where, "hidden_size >= 1", {{"hidden_size", config.hidden_size}});
+  check_num_experts(where, config.num_experts);
+  check_top_k(where, config.top_k, config.num_experts);
+  check_competition<A>(where, config.competition);
+  packed_size<A>(config.num_experts, config.hidden_size);
+}
+
+}  // namespace GATEPRO_ABI
+}  // namespace detail
+
+inline namespace GATEPRO_ABI {
+
+/// Base of Router and CompleteRouter. `A` is the type of logits, `W` that of router weights,
+/// `Config` is RouterConfig or adds to it.
+///
+/// `refresh`, `set_partners` and the setters write, and must not run beside other calls on the same
+/// router.
+template <class A, class W, class Config>
+class PartneredRouter {
+ public:
+  /// The settings.
+  const Config& config() const { return config_; }
+
+  /// Changes the competition for all later forwards: on, off, lambda, elimination. Off, or lambda =
+  /// 0, routes bit for bit like a router without partners. Throws Error for a lambda that is
+  /// negative or not finite.
+  void set_competition(const Competition& competition) {
+    detail::check_competition<A>("Router", competition);
+    config_.competition = competition;
+  }
+
+  /// Changes when partners are recomputed. Throws Error for an interval below 1.
+  void set_refresh_schedule(const RefreshSchedule& schedule) {
+    cache_.set_schedule(schedule);
+    config_.refresh = schedule;
+  }
+
+  /// Recomputes partners from w_EH (E x H) if that is due at optimizer step `step`; true if it was.
+  /// Call it after each optimizer step. Throws and allocates as SimilarityCache::refresh does.
+  template <class Executor = SerialExecutor>
+  bool refresh(MatrixView<const W> w_EH, std::int64_t step, const Executor& executor = {}) {
+    check_weights(w_EH);
+    return cache_.refresh(w_EH, step, executor);
+  }
+
+  /// Recomputes partners from w_EH (E x H) at once. Throws and allocates as
+  /// SimilarityCache::refresh_now does.
+  template <class Executor = SerialExecutor>
+  void refresh_now(MatrixView<const W> w_EH, std::int64_t step, const Executor& executor = {}) {
+    check_weights(w_EH);
+    cache_.refresh_now(w_EH, step, executor);
+  }
+
+  /// Takes partners from outside; see SimilarityCache::set_partners.
+  void set_partners(StridedView<const std::int32_t> partners_EM, std::int64_t step) {
+    cache_.set_partners(partners_EM, step);
+  }
+
+  /// The similarities and partners.
+  const SimilarityCache<accumulator_t<W>>& similarity_cache() const { return cache_; }
+
+ protected:
+  /// `config` has been checked.
+  explicit PartneredRouter(const Config& config)
+      : config_(config), cache_(config.num_experts, config.pairing, config.refresh) {}
+
+  void check_weights(const MatrixView<const W>& w_EH) const {
+    detail::check_matrix("Router", "w_EH", w_EH, config_.num_experts, config_.hidden_size);
+  }
+  void check_weights(const PackedWeights<A>& weights) const {
+    detail::need(weights.num_experts() == config_.num_experts &&
+                     weights.hidden_size() == config_.hidden_size,
+                 "Router::forward", "packed weights of num_experts x hidden_size",
+                 {{"rows", weights.num_experts()}, {"cols", weights.hidden_size()}});
+  }
+
+ private:
+  Config config_;
+  SimilarityCache<accumulator_t<W>> cache_;
+};
+
+}  // namespace GATEPRO_ABI
+}  // namespace gatepro
+
+#endif  // GATEPRO_ROUTER_PARTNERED_ROUTER_HPP
