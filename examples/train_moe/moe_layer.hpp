@@ -56,7 +56,8 @@ class MoeLayer {
             Parameter<A>(name_ + "expert_out", sizes.experts * sizes.hidden, sizes.expert_hidden,
                          initial_deviation(sizes, sizes.expert_hidden), random(seed, number, 2))),
         router_(router_config(sizes, routing)),
-        routed_(router_, sizes.tokens, executor.workers(), /*keep_logits=*/true) {
+        routed_(router_,
+                gatepro::BufferShape{sizes.tokens, executor.workers(), 1, /*keep_logits=*/true}) {
     refresh(0, executor);
   }
 

@@ -166,8 +166,7 @@ class CompleteProductTest : public testing::Test {
   }
 
   reference::Rules rules_of(const CompleteConfig& config) const {
-    reference::Rules rules{
-        {top_k, config.scores, config.groups, config.competition}, {}, {}};
+    reference::Rules rules{{top_k, config.scores, config.groups, config.competition}, {}, {}};
     double& lambda = rules.selection.competition.lambda;
     lambda = data::round_to<A>(lambda);
     if (config.bias.enabled) rules.bias_E.assign(bias_E_.data(), bias_E_.data() + experts);
