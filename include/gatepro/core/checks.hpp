@@ -49,6 +49,13 @@ constexpr void check_executor() {
 
 inline namespace GATEPRO_ABI {
 
+/// Refuses the argument `name` for a rule that it breaks. Members of Checks call it, too: of a call
+/// of `refuse` in a template of theirs, nvcc makes code that does not compile.
+[[noreturn]] inline void fail_view(const char* where, const char* name, const char* rule,
+                                   std::initializer_list<NamedValue> got) {
+  fail(where, std::string(name) + " with " + rule, got);
+}
+
 /// What a function checks before it writes, under the name that leads its messages. The first check
 /// that fails throws. A name, which must be a literal, converts where checks are wanted.
 class Checks {
@@ -61,10 +68,9 @@ class Checks {
     if (!ok) fail(where_, rule, got);
   }
 
-  /// Refuses an argument for a rule that it breaks.
   [[noreturn]] void refuse(const char* name, const char* rule,
                            std::initializer_list<NamedValue> got) const {
-    fail(where_, std::string(name) + " with " + rule, got);
+    fail_view(where_, name, rule, got);
   }
 
   /// a * b for sizes; see checked_product.
@@ -77,13 +83,14 @@ class Checks {
   void matrix(const char* name, const MatrixView<T>& m, Index rows, Index cols) const {
     shape(name, m.rows, m.cols, rows, cols);
     if (m.rows > 1 && m.row_stride < m.cols) {
-      refuse(name, "row_stride >= cols", {{"row_stride", m.row_stride}, {"cols", m.cols}});
+      fail_view(where_, name, "row_stride >= cols",
+                {{"row_stride", m.row_stride}, {"cols", m.cols}});
     }
     elements(name, m);
     constexpr Index most = (std::numeric_limits<Index>::max)() / static_cast<Index>(sizeof(T));
     if (m.rows > 1 && m.row_stride > (most - m.cols) / (m.rows - 1)) {
-      refuse(name, "rows * row_stride within the address space",
-             {{"rows", m.rows}, {"row_stride", m.row_stride}});
+      fail_view(where_, name, "rows * row_stride within the address space",
+                {{"rows", m.rows}, {"row_stride", m.row_stride}});
     }
   }
 
@@ -110,11 +117,11 @@ class Checks {
         addressable && (row_gaps == 0 || col_gaps == 0 || m.row_stride > col_gaps * m.col_stride ||
                         m.col_stride > row_gaps * m.row_stride);
     if (!disjoint) {
-      refuse(name, "positive strides that keep its elements apart",
-             {{"rows", m.rows},
-              {"cols", m.cols},
-              {"row_stride", m.row_stride},
-              {"col_stride", m.col_stride}});
+      fail_view(where_, name, "positive strides that keep its elements apart",
+                {{"rows", m.rows},
+                 {"cols", m.cols},
+                 {"row_stride", m.row_stride},
+                 {"col_stride", m.col_stride}});
     }
   }
 
@@ -128,10 +135,10 @@ class Checks {
   template <class T>
   void vector(const char* name, const VectorView<T>& v, Index size) const {
     if (v.size != size) {
-      refuse(name, "the right size", {{"size", v.size}, {"size needed", size}});
+      fail_view(where_, name, "the right size", {{"size", v.size}, {"size needed", size}});
     }
     if (v.data == nullptr && size > 0) {
-      refuse(name, "data that is not null", {{"size", v.size}});
+      fail_view(where_, name, "data that is not null", {{"size", v.size}});
     }
     if (size > 0) aligned(name, v.data, alignof(T));
   }
@@ -167,8 +174,8 @@ class Checks {
         const auto id = table(r, c);
         const bool in_range = static_cast<std::uint64_t>(id) < static_cast<std::uint64_t>(experts);
         if (!in_range) {
-          refuse(name, "every id in [0, num_experts)",
-                 {{"id", id}, {"row", r}, {"column", c}, {"num_experts", experts}});
+          fail_view(where_, name, "every id in [0, num_experts)",
+                    {{"id", id}, {"row", r}, {"column", c}, {"num_experts", experts}});
         }
       }
     }
@@ -194,14 +201,14 @@ class Checks {
  private:
   void shape(const char* name, Index rows, Index cols, Index rows_needed, Index cols_needed) const {
     if (rows != rows_needed || cols != cols_needed) {
-      refuse(name, "the right shape",
-             {{"rows", rows},
-              {"cols", cols},
-              {"rows needed", rows_needed},
-              {"cols needed", cols_needed}});
+      fail_view(where_, name, "the right shape",
+                {{"rows", rows},
+                 {"cols", cols},
+                 {"rows needed", rows_needed},
+                 {"cols needed", cols_needed}});
     }
     if (rows < 0 || cols < 0) {
-      refuse(name, "rows >= 0 and cols >= 0", {{"rows", rows}, {"cols", cols}});
+      fail_view(where_, name, "rows >= 0 and cols >= 0", {{"rows", rows}, {"cols", cols}});
     }
   }
 
@@ -210,7 +217,7 @@ class Checks {
   void elements(const char* name, const View& m) const {
     if (m.rows <= 0 || m.cols <= 0) return;
     if (m.data == nullptr) {
-      refuse(name, "data that is not null", {{"rows", m.rows}, {"cols", m.cols}});
+      fail_view(where_, name, "data that is not null", {{"rows", m.rows}, {"cols", m.cols}});
     }
     aligned(name, m.data, alignof(decltype(*m.data)));
   }
@@ -219,8 +226,8 @@ class Checks {
   void aligned(const char* name, const void* data, std::size_t alignment) const {
     const std::uintptr_t misplaced_by = reinterpret_cast<std::uintptr_t>(data) % alignment;
     if (misplaced_by != 0) {
-      refuse(name, "data aligned as its element type",
-             {{"address modulo alignment", misplaced_by}, {"alignment", alignment}});
+      fail_view(where_, name, "data aligned as its element type",
+                {{"address modulo alignment", misplaced_by}, {"alignment", alignment}});
     }
   }
 
@@ -275,11 +282,6 @@ inline void check_top_k(const Checks& checks, Index k, Index experts) { checks.t
 template <class Id>
 void check_ids(const Checks& checks, const char* name, const StridedView<Id>& ids, Index experts) {
   checks.ids(name, ids, experts);
-}
-
-[[noreturn]] inline void fail_view(const Checks& checks, const char* name, const char* rule,
-                                   std::initializer_list<NamedValue> got) {
-  checks.refuse(name, rule, got);
 }
 
 template <class Executor>
