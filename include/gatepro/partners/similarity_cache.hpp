@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -218,22 +219,22 @@ class SimilarityCache {
     const std::size_t needed =
         find_partners_workspace_bytes<W>(experts_, w_EH.cols, partners_EM.cols, workers);
     scratch_.resize((std::max)(scratch_.size(), needed));
-    const auto search = [&](const auto& store) {
-      detail::Arena arena("SimilarityCache", Workspace(scratch_), needed);
-      spare_.found = {detail::find_partners_with<W, A>(w_EH, pairing_, partners_EM, arena, executor,
-                                                       workers, store),
-                      experts_};
-      spare_.rivals = RivalTable(partners_EM, pairing_.both_sides);
-    };
+    detail::Arena arena("SimilarityCache", Workspace(scratch_), needed);
+    // One search for both cases, because compiling two takes a while.
+    std::optional<UpperTriangle> upper;
     spare_.has_similarity = !schedule_.lazy && pairing_.keeps_similarity(experts_);
     if (spare_.has_similarity) {
       reserve_similarity();
-      UpperTriangle upper(*this);
-      search([&upper](const detail::CosineTile<A>& tile) { upper.store(tile); });
-      upper.commit();
-    } else {
-      search([](const detail::CosineTile<A>&) {});
+      upper.emplace(*this);
     }
+    const auto store = [&upper](const detail::CosineTile<A>& tile) {
+      if (upper) upper->store(tile);
+    };
+    spare_.found = {detail::find_partners_with<W, A>(w_EH, pairing_, partners_EM, arena, executor,
+                                                     workers, store),
+                    experts_};
+    spare_.rivals = RivalTable(partners_EM, pairing_.both_sides);
+    if (upper) upper->commit();
   }
 
   /// Memory for S and for a new diagonal.
