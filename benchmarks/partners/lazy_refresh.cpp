@@ -21,15 +21,15 @@ class Walk {
   const float* weights() const { return w_EH_.data(); }
 
   void step() {
-    // Another run of the same numbers, with another sign.
-    start_ = (start_ + 1031) % offsets;
-    size_ = start_ % 2 == 0 ? size_ : -size_;
+    start_ = (start_ + 311) % offsets;
+    const float size = start_ % 2 == 0 ? size_ : -size_;
     const float* step = steps_.data() + start_;
-    for (float& w : w_EH_) w += size_ * *step++;
+    for (float& w : w_EH_) w += size * *step++;
   }
 
  private:
-  static constexpr std::size_t offsets = 4096;
+  /// Steps are runs of the same numbers, which start so near that no two rows share any.
+  static constexpr std::size_t offsets = 1021;
   float size_;
   Floats w_EH_;
   Floats steps_;
