@@ -109,7 +109,7 @@ class ExpertBias {
   void restore(VectorView<const B> values, VectorView<const std::int64_t> counts) {
     const detail::Checks checks("ExpertBias::restore");
     checks.vector("bias_E", values, num_experts());
-    detail::check_bias_values<B>(checks.where(), "bias_E", values);
+    detail::check_bias_values<B>(checks, "bias_E", values);
     detail::check_counts(checks, "counts", counts, num_experts());
     std::copy(values.data, values.data + values.size, values_.begin());
     std::copy(counts.data, counts.data + counts.size, counts_.begin());

@@ -49,8 +49,9 @@ constexpr void check_executor() {
 
 inline namespace GATEPRO_ABI {
 
-/// Refuses the argument `name` for a rule that it breaks. Members of Checks call it, too: of a call
-/// of `refuse` in a template of theirs, nvcc makes code that does not compile.
+/// Refuses the argument `name` for a rule that it breaks. It and `need` stand beside those of
+/// Checks for templates that quote members of dependent types: nvcc breaks such lists in a member's
+/// call.
 [[noreturn]] inline void fail_view(const char* where, const char* name, const char* rule,
                                    std::initializer_list<NamedValue> got) {
   fail(where, std::string(name) + " with " + rule, got);
@@ -233,61 +234,6 @@ class Checks {
 
   const char* where_;
 };
-
-// The same as functions.
-
-template <class T>
-void check_matrix(const Checks& checks, const char* name, const MatrixView<T>& m, Index rows,
-                  Index cols) {
-  checks.matrix(name, m, rows, cols);
-}
-
-template <class T>
-void check_optional_matrix(const Checks& checks, const char* name, const MatrixView<T>& m,
-                           Index rows, Index cols) {
-  checks.optional_matrix(name, m, rows, cols);
-}
-
-template <class T>
-void check_strided(const Checks& checks, const char* name, const StridedView<T>& m, Index rows,
-                   Index cols) {
-  checks.strided(name, m, rows, cols);
-}
-
-template <class T>
-void check_optional_strided(const Checks& checks, const char* name, const StridedView<T>& m,
-                            Index rows, Index cols) {
-  checks.optional_strided(name, m, rows, cols);
-}
-
-template <class T>
-void check_vector(const Checks& checks, const char* name, const VectorView<T>& v, Index size) {
-  checks.vector(name, v, size);
-}
-
-template <class T>
-void check_optional_vector(const Checks& checks, const char* name, const VectorView<T>& v,
-                           Index size) {
-  checks.optional_vector(name, v, size);
-}
-
-inline void check_num_experts(const Checks& checks, Index experts) { checks.num_experts(experts); }
-
-inline void check_query_experts(const Checks& checks, Index experts) {
-  checks.query_experts(experts);
-}
-
-inline void check_top_k(const Checks& checks, Index k, Index experts) { checks.top_k(k, experts); }
-
-template <class Id>
-void check_ids(const Checks& checks, const char* name, const StridedView<Id>& ids, Index experts) {
-  checks.ids(name, ids, experts);
-}
-
-template <class Executor>
-int checked_workers(const Checks& checks, const Executor& executor) {
-  return checks.workers(executor);
-}
 
 }  // namespace GATEPRO_ABI
 }  // namespace detail

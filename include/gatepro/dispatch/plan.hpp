@@ -124,7 +124,7 @@ void check_row_list(const Checks& checks, const char* name, const VectorView<Id>
                     Index rows) {
   checks.optional_vector(name, list, list.size);
   if (list.given() && list.size < rows) {
-    checks.refuse(name, "an element per row", {{"size", list.size}, {"rows", rows}});
+    fail_view(checks.where(), name, "an element per row", {{"size", list.size}, {"rows", rows}});
   }
 }
 

@@ -26,10 +26,10 @@ struct BufferShape {
 namespace detail {
 inline namespace GATEPRO_ABI {
 
-inline void check_buffer_shape(const char* where, const BufferShape& shape) {
-  need(shape.tokens >= 0, where, "max_tokens >= 0", {{"max_tokens", shape.tokens}});
-  need(shape.workers >= 1, where, "workers >= 1", {{"workers", shape.workers}});
-  need(shape.sequences >= 1, where, "sequences >= 1", {{"sequences", shape.sequences}});
+inline void check_buffer_shape(const Checks& checks, const BufferShape& shape) {
+  checks.need(shape.tokens >= 0, "max_tokens >= 0", {{"max_tokens", shape.tokens}});
+  checks.need(shape.workers >= 1, "workers >= 1", {{"workers", shape.workers}});
+  checks.need(shape.sequences >= 1, "sequences >= 1", {{"sequences", shape.sequences}});
 }
 
 /// Takes `shape.tokens` rows of `cols` elements, viewed as `tokens` rows.

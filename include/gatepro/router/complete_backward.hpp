@@ -75,32 +75,33 @@ inline SelectionRule selection_of(const CompleteConfig& config, const CompleteRe
 
 /// Inputs, outputs and report are of one forward, and what its gradient needs has not changed.
 template <class X, class A, class Id>
-void check_report(const char* where, const CompleteConfig& config, const RivalTable& rivals,
+void check_report(const Checks& checks, const CompleteConfig& config, const RivalTable& rivals,
                   const ForwardInputs<Id>& in, const CompleteRoutingView<X, A, Id>& out,
                   const CompleteReport& report) {
-  need(report.tokens == out.logits_TE.rows, where,
+  need(report.tokens == out.logits_TE.rows, checks.where(),
        "outputs with the tokens of the report: a view from before a resize shows other rows",
        {{"tokens of the outputs", out.logits_TE.rows}, {"tokens of the report", report.tokens}});
-  need(report.forward_id == out.forward_id[0], where,
-       "outputs and report of the same forward: run backward before another forward writes there, "
-       "or give each forward outputs of its own",
-       {{"forward_id of the outputs", out.forward_id[0]},
-        {"forward_id of the report", report.forward_id}});
-  need(report.pass == in.pass, where, "the inputs and the report of the same forward",
-       {{"pass of the inputs", static_cast<int>(in.pass)},
-        {"pass of the report", static_cast<int>(report.pass)}});
+  checks.need(
+      report.forward_id == out.forward_id[0],
+      "outputs and report of the same forward: run backward before another forward writes there, "
+      "or give each forward outputs of its own",
+      {{"forward_id of the outputs", out.forward_id[0]},
+       {"forward_id of the report", report.forward_id}});
+  checks.need(report.pass == in.pass, "the inputs and the report of the same forward",
+              {{"pass of the inputs", static_cast<int>(in.pass)},
+               {"pass of the report", static_cast<int>(report.pass)}});
   const std::int64_t valid = count_valid(in.is_padding_T, 0, report.tokens);
-  need(report.valid_tokens == valid, where, "the is_padding_T of the forward",
-       {{"tokens that are not padding", valid},
-        {"valid_tokens of the report", report.valid_tokens}});
+  checks.need(report.valid_tokens == valid, "the is_padding_T of the forward",
+              {{"tokens that are not padding", valid},
+               {"valid_tokens of the report", report.valid_tokens}});
   // Elsewhere the outputs say who had lost.
   const SelectionRule rule = selection_of(config, report);
-  need(!rule.competition.active() || !has_dense_gradient(rule) ||
-           report.partners == rivals.fingerprint(),
-       where,
-       "the partners of the forward: with softmax_before_top_k the gradient of all experts depends "
-       "on them, so run backward before refresh or set_partners change them",
-       {{"fingerprint", rivals.fingerprint()}, {"fingerprint in the report", report.partners}});
+  checks.need(
+      !rule.competition.active() || !has_dense_gradient(rule) ||
+          report.partners == rivals.fingerprint(),
+      "the partners of the forward: with softmax_before_top_k the gradient of all experts depends "
+      "on them, so run backward before refresh or set_partners change them",
+      {{"fingerprint", rivals.fingerprint()}, {"fingerprint in the report", report.partners}});
 }
 
 template <class X, class A, class Id>
@@ -108,27 +109,27 @@ void check_complete_backward(const CompleteConfig& config, const RivalTable& riv
                              const ForwardInputs<Id>& in, const CompleteRoutingView<X, A, Id>& out,
                              const CompleteReport& report, const StridedView<const A>& dweights_TK,
                              const BackwardInputs<A>& more) {
-  const char* where = "CompleteRouter::backward";
+  const Checks checks("CompleteRouter::backward");
   const Index tokens = out.logits_TE.rows;
   const Index experts = config.num_experts;
-  check_complete_inputs(where, config, in, tokens);
-  check_complete_outputs(where, config, out, tokens, report.jittered);
-  check_report(where, config, rivals, in, out, report);
+  check_complete_inputs(checks, config, in, tokens);
+  check_complete_outputs(checks, config, out, tokens, report.jittered);
+  check_report(checks, config, rivals, in, out, report);
   const bool losses = counts_for_losses(config.losses, in.pass);
-  need(!config.selection().constant_weights() || losses || more.dlogits_TE.given() ||
-           config.allow_zero_gradient || tokens == 0,
-       where,
-       "top_k > 1, a loss, a dlogits_TE, or allow_zero_gradient: the weight of one normalised "
-       "expert is constant, the router would learn nothing",
-       {{"top_k", config.top_k}});
-  check_strided(where, "dweights_TK", dweights_TK, tokens, config.top_k);
-  check_choices(where, "expert_ids_TK", choices_of(in, out), experts);
-  check_optional_matrix(where, "dlogits_TE", more.dlogits_TE, tokens, experts);
-  need(is_finite(more.gradient_scale), where, "gradient_scale finite",
+  checks.need(
+      !config.selection().constant_weights() || losses || more.dlogits_TE.given() ||
+          config.allow_zero_gradient || tokens == 0,
+      "top_k > 1, a loss, a dlogits_TE, or allow_zero_gradient: the weight of one normalised "
+      "expert is constant, the router would learn nothing",
+      {{"top_k", config.top_k}});
+  checks.strided("dweights_TK", dweights_TK, tokens, config.top_k);
+  check_choices(checks, "expert_ids_TK", choices_of(in, out), experts);
+  checks.optional_matrix("dlogits_TE", more.dlogits_TE, tokens, experts);
+  need(is_finite(more.gradient_scale), checks.where(), "gradient_scale finite",
        {{"gradient_scale", more.gradient_scale}});
   if (more.global_load.tokens_per_expert_E.given()) {
-    check_balance_counts(where, more.global_load, experts);
-    check_choices_per_token(where, more.global_load, config.top_k);
+    check_balance_counts(checks, more.global_load, experts);
+    check_choices_per_token(checks, more.global_load, config.top_k);
   }
 }
 

@@ -41,52 +41,53 @@ SelectionRule selection_in(const CompleteConfig& config, const ForwardInputs<Id>
   return rule;
 }
 
-inline void check_loss_rule(const char* where, const LossRule& rule) {
+inline void check_loss_rule(const Checks& checks, const LossRule& rule) {
   for (const double coefficient : {rule.batch, rule.sequence, rule.global, rule.z}) {
-    need(is_finite(coefficient) && coefficient >= 0, where, "loss coefficients finite and >= 0",
-         {{"coefficient", coefficient}});
+    checks.need(is_finite(coefficient) && coefficient >= 0, "loss coefficients finite and >= 0",
+                {{"coefficient", coefficient}});
   }
 }
 
-inline void check_noise_rule(const char* where, const NoiseRule& rule) {
-  need(rule.jitter >= 0 && rule.jitter < 1, where, "0 <= jitter < 1", {{"jitter", rule.jitter}});
-  need(is_finite(rule.logit_sigma) && rule.logit_sigma >= 0, where, "logit_sigma finite and >= 0",
-       {{"logit_sigma", rule.logit_sigma}});
+inline void check_noise_rule(const Checks& checks, const NoiseRule& rule) {
+  checks.need(rule.jitter >= 0 && rule.jitter < 1, "0 <= jitter < 1", {{"jitter", rule.jitter}});
+  checks.need(is_finite(rule.logit_sigma) && rule.logit_sigma >= 0, "logit_sigma finite and >= 0",
+              {{"logit_sigma", rule.logit_sigma}});
 }
 
 /// What Router does not check.
 template <class A>
 const CompleteConfig& checked_complete(const CompleteConfig& config) {
-  const char* where = "CompleteRouter";
-  check_selection<A>(where, config.selection(), config.num_experts);
-  check_loss_rule(where, config.losses);
-  check_noise_rule(where, config.noise);
+  const Checks checks("CompleteRouter");
+  check_selection<A>(checks, config.selection(), config.num_experts);
+  check_loss_rule(checks, config.losses);
+  check_noise_rule(checks, config.noise);
   const double rate = config.bias.update_rate;
-  need(is_finite_as<A>(rate) && rate >= 0, where,
-       "update_rate finite, also in the router's precision, and >= 0", {{"update_rate", rate}});
-  if (config.capacity) check_capacity_rule(where, *config.capacity);
+  checks.need(is_finite_as<A>(rate) && rate >= 0,
+              "update_rate finite, also in the router's precision, and >= 0",
+              {{"update_rate", rate}});
+  if (config.capacity) check_capacity_rule(checks, *config.capacity);
   return config;
 }
 
 template <class X, class W>
-void check_complete_tokens(const char* where, const CompleteConfig& config,
+void check_complete_tokens(const Checks& checks, const CompleteConfig& config,
                            const MatrixView<const X>& x_TH, const MatrixView<const W>& w_EH) {
-  check_matrix(where, "x_TH", x_TH, x_TH.rows, config.hidden_size);
-  check_matrix(where, "w_EH", w_EH, config.num_experts, config.hidden_size);
+  checks.matrix("x_TH", x_TH, x_TH.rows, config.hidden_size);
+  checks.matrix("w_EH", w_EH, config.num_experts, config.hidden_size);
 }
 
 /// Vectors as long as they say, and what a recomputation needs.
 template <class Id>
-void check_replay(const char* where, const CompleteConfig& config, const ForwardInputs<Id>& in,
+void check_replay(const Checks& checks, const CompleteConfig& config, const ForwardInputs<Id>& in,
                   Index tokens) {
-  need(in.replay != nullptr || in.pass != Pass::recompute, where,
-       "a record to replay in Pass::recompute");
+  checks.need(in.replay != nullptr || in.pass != Pass::recompute,
+              "a record to replay in Pass::recompute");
   if (in.replay == nullptr) return;
   const RoutingRecord<Id>& record = *in.replay;
   const auto size = static_cast<std::size_t>(tokens * config.top_k);
   need(record.tokens == tokens && record.top_k == config.top_k &&
            record.expert_ids_TK.size() == size && record.penalised_TK.size() == size,
-       where, "a record of as many tokens and choices",
+       checks.where(), "a record of as many tokens and choices",
        {{"tokens", record.tokens},
         {"top_k", record.top_k},
         {"ids", record.expert_ids_TK.size()},
@@ -95,18 +96,18 @@ void check_replay(const char* where, const CompleteConfig& config, const Forward
   const bool recompute = in.pass == Pass::recompute;
   if (config.capacity) {
     const std::size_t kept_size = record.capacity ? size : 0;
-    need((record.capacity || !recompute) && record.capacity.value_or(0) >= 0 &&
-             record.kept_TK.size() == kept_size,
-         where, "a record that a forward with a capacity has filled",
-         {{"kept_TK", record.kept_TK.size()},
-          {"kept_TK needed", kept_size},
-          {"capacity", record.capacity.value_or(-1)}});
+    checks.need((record.capacity || !recompute) && record.capacity.value_or(0) >= 0 &&
+                    record.kept_TK.size() == kept_size,
+                "a record that a forward with a capacity has filled",
+                {{"kept_TK", record.kept_TK.size()},
+                 {"kept_TK needed", kept_size},
+                 {"capacity", record.capacity.value_or(-1)}});
   }
   if (!recompute || !config.losses.any()) return;
   const auto totals = static_cast<std::size_t>(totals_size(config.num_experts));
-  need(record.totals.size() == totals, where,
-       "a record that a training forward with losses has filled",
-       {{"totals", record.totals.size()}, {"totals needed", totals}});
+  checks.need(record.totals.size() == totals,
+              "a record that a training forward with losses has filled",
+              {{"totals", record.totals.size()}, {"totals needed", totals}});
   const VectorView<const std::int64_t> loads = record.totals;
   for (const BalanceCounts& load : {latest_load(loads), accumulated_load(loads)}) {
     const char* totals_of = "CompleteRouter::forward, totals of the record";
@@ -124,86 +125,86 @@ bool follows_drops(const CompleteConfig& config, const ForwardInputs<Id>& in) {
 
 /// No expert keeps more recorded choices than it had slots. `taken_E` is scratch.
 template <class Id>
-void check_recorded_slots(const char* where, const ForwardInputs<Id>& in, Index experts,
+void check_recorded_slots(const Checks& checks, const ForwardInputs<Id>& in, Index experts,
                           Index* taken_E) {
   const RoutingRecord<Id>& record = *in.replay;
   count_choices(Choices<const Id>{record.expert_ids(), in.is_padding_T, record.kept()}, experts,
                 taken_E);
   for (Index e = 0; e < experts; ++e) {
-    need(taken_E[e] <= *record.capacity, where,
-         "a record that keeps no more choices of an expert than its capacity",
-         {{"kept", taken_E[e]}, {"expert", e}, {"capacity", *record.capacity}});
+    checks.need(taken_E[e] <= *record.capacity,
+                "a record that keeps no more choices of an expert than its capacity",
+                {{"kept", taken_E[e]}, {"expert", e}, {"capacity", *record.capacity}});
   }
 }
 
 template <class Id>
-void check_complete_inputs(const char* where, const CompleteConfig& config,
+void check_complete_inputs(const Checks& checks, const CompleteConfig& config,
                            const ForwardInputs<Id>& in, Index tokens) {
-  check_optional_vector(where, "is_padding_T", in.is_padding_T, tokens);
-  need(in.tokens_in_mean >= 0 && in.sequences_in_mean >= 0, where,
+  checks.optional_vector("is_padding_T", in.is_padding_T, tokens);
+  need(in.tokens_in_mean >= 0 && in.sequences_in_mean >= 0, checks.where(),
        "tokens_in_mean and sequences_in_mean >= 0",
        {{"tokens_in_mean", in.tokens_in_mean}, {"sequences_in_mean", in.sequences_in_mean}});
   if (config.losses.sequence > 0 && in.pass != Pass::evaluation) {
-    check_sequences(where, in.sequence_begin_S1, tokens);
+    check_sequences(checks, in.sequence_begin_S1, tokens);
   }
 }
 
 template <class X, class A, class Id>
-void check_complete_outputs(const char* where, const CompleteConfig& config,
+void check_complete_outputs(const Checks& checks, const CompleteConfig& config,
                             const CompleteRoutingView<X, A, Id>& out, Index tokens, bool jittered) {
   const Index experts = config.num_experts;
   const Index top_k = config.top_k;
-  check_matrix(where, "logits_TE", out.logits_TE, tokens, experts);
-  check_strided(where, "expert_ids_TK", out.expert_ids_TK, tokens, top_k);
-  check_strided(where, "weights_TK", out.weights_TK, tokens, top_k);
-  check_strided(where, "scores_TK", out.scores_TK, tokens, top_k);
-  check_strided(where, "penalised_TK", out.penalised_TK, tokens, top_k);
-  check_vector(where, "tokens_per_expert_E", out.tokens_per_expert_E, experts);
-  check_vector(where, "forward_id", out.forward_id, 1);
+  checks.matrix("logits_TE", out.logits_TE, tokens, experts);
+  checks.strided("expert_ids_TK", out.expert_ids_TK, tokens, top_k);
+  checks.strided("weights_TK", out.weights_TK, tokens, top_k);
+  checks.strided("scores_TK", out.scores_TK, tokens, top_k);
+  checks.strided("penalised_TK", out.penalised_TK, tokens, top_k);
+  checks.vector("tokens_per_expert_E", out.tokens_per_expert_E, experts);
+  checks.vector("forward_id", out.forward_id, 1);
   if (config.losses.any()) {
-    check_vector(where, "totals", out.totals, totals_size(experts));
+    checks.vector("totals", out.totals, totals_size(experts));
     if (counts_unpenalised_ids(config.losses)) {
-      check_strided(where, "counted_ids_TK", out.counted_ids_TK, tokens, top_k);
+      checks.strided("counted_ids_TK", out.counted_ids_TK, tokens, top_k);
     }
   }
   if (config.capacity) {
-    check_strided(where, "kept_TK", out.kept_TK, tokens, top_k);
-    check_vector(where, "kept_per_expert_E", out.kept_per_expert_E, experts);
+    checks.strided("kept_TK", out.kept_TK, tokens, top_k);
+    checks.vector("kept_per_expert_E", out.kept_per_expert_E, experts);
     if (config.capacity->renormalise) {
-      check_vector(where, "weight_totals_T", out.weight_totals_T, tokens);
-      check_vector(where, "kept_sums_T", out.kept_sums_T, tokens);
+      checks.vector("weight_totals_T", out.weight_totals_T, tokens);
+      checks.vector("kept_sums_T", out.kept_sums_T, tokens);
     }
   }
   if (jittered) {
-    check_matrix(where, "jittered_TH", out.jittered_TH, tokens, config.hidden_size);
+    checks.matrix("jittered_TH", out.jittered_TH, tokens, config.hidden_size);
   }
 }
 
 /// What a forward writes, or a backward reads, of `out` overlaps neither itself nor `more`, the
 /// other arguments.
 template <class X, class A, class Id, class... More>
-void check_complete_overlaps(const char* where, Access access, const ForwardInputs<Id>& in,
+void check_complete_overlaps(const Checks& checks, Access access, const ForwardInputs<Id>& in,
                              const CompleteRoutingView<X, A, Id>& out, const More&... more) {
   const auto of_out = [access](const char* name, const auto& view) {
     return argument(name, access, region_of(view));
   };
-  check_overlaps(where, of_out("logits_TE", out.logits_TE),
-                 of_out("expert_ids_TK", out.expert_ids_TK), of_out("weights_TK", out.weights_TK),
-                 of_out("scores_TK", out.scores_TK), of_out("penalised_TK", out.penalised_TK),
-                 of_out("tokens_per_expert_E", out.tokens_per_expert_E),
-                 of_out("totals", out.totals), of_out("counted_ids_TK", out.counted_ids_TK),
-                 of_out("kept_TK", out.kept_TK), of_out("kept_per_expert_E", out.kept_per_expert_E),
-                 of_out("weight_totals_T", out.weight_totals_T),
-                 of_out("kept_sums_T", out.kept_sums_T), of_out("jittered_TH", out.jittered_TH),
-                 of_out("forward_id", out.forward_id), of_out("statistics", out.statistics),
-                 input("is_padding_T", in.is_padding_T),
-                 input("sequence_begin_S1", in.sequence_begin_S1), more...);
+  checks.overlaps(
+      of_out("logits_TE", out.logits_TE), of_out("expert_ids_TK", out.expert_ids_TK),
+      of_out("weights_TK", out.weights_TK), of_out("scores_TK", out.scores_TK),
+      of_out("penalised_TK", out.penalised_TK),
+      of_out("tokens_per_expert_E", out.tokens_per_expert_E), of_out("totals", out.totals),
+      of_out("counted_ids_TK", out.counted_ids_TK), of_out("kept_TK", out.kept_TK),
+      of_out("kept_per_expert_E", out.kept_per_expert_E),
+      of_out("weight_totals_T", out.weight_totals_T), of_out("kept_sums_T", out.kept_sums_T),
+      of_out("jittered_TH", out.jittered_TH), of_out("forward_id", out.forward_id),
+      of_out("statistics", out.statistics), input("is_padding_T", in.is_padding_T),
+      input("sequence_begin_S1", in.sequence_begin_S1), more...);
 }
 
 /// What a forward writes does not stand in a record either. The record that it fills may be the one
 /// that it follows, so that both are read here.
 template <class X, class A, class Id, class... More>
-void check_forward_overlaps(const char* where, const ForwardInputs<Id>& in,
+void check_forward_overlaps(const Checks& checks, const ForwardInputs<Id>& in,
                             const CompleteRoutingView<X, A, Id>& out, const More&... more) {
   const RoutingRecord<Id> none;
   const RoutingRecord<Id>& replay = in.replay != nullptr ? *in.replay : none;
@@ -213,7 +214,7 @@ void check_forward_overlaps(const char* where, const ForwardInputs<Id>& in,
     return input(name, VectorView<T>(vector));
   };
   check_complete_overlaps(
-      where, Access::write, in, out, more...,
+      checks, Access::write, in, out, more...,
       input_in("replay->expert_ids_TK", replay.expert_ids_TK),
       input_in("replay->penalised_TK", replay.penalised_TK),
       input_in("replay->kept_TK", replay.kept_TK), input_in("replay->totals", replay.totals),
@@ -227,77 +228,76 @@ template <class X, class A, class Id>
 void check_complete_forward(const CompleteConfig& config, const RivalTable& rivals,
                             const ForwardInputs<Id>& in, const CompleteRoutingView<X, A, Id>& out,
                             Index tokens, bool jittered) {
-  const char* where = "CompleteRouter::forward";
-  check_complete_inputs(where, config, in, tokens);
-  check_complete_outputs(where, config, out, tokens, jittered);
-  check_replay(where, config, in, tokens);
-  need(out.statistics == nullptr || chooses(config, in), where,
-       "no statistics of choices that the penalty had no part in: replayed or forced ones");
+  const Checks checks("CompleteRouter::forward");
+  check_complete_inputs(checks, config, in, tokens);
+  check_complete_outputs(checks, config, out, tokens, jittered);
+  check_replay(checks, config, in, tokens);
+  checks.need(out.statistics == nullptr || chooses(config, in),
+              "no statistics of choices that the penalty had no part in: replayed or forced ones");
   const SelectionRule rule = selection_in(config, in);
-  checked_competition<A>(where, rule.competition, rivals, config.num_experts);
-  need(in.pass != Pass::recompute || !in.replay->competition || !rule.competition.active() ||
-           rule.scores.function != ScoreFunction::softmax_before_top_k ||
-           in.replay->partners == rivals.fingerprint(),
-       where,
-       "the partners of the record: with softmax_before_top_k all scores depend on them, so "
-       "recompute before refresh or set_partners change them",
-       {{"fingerprint", rivals.fingerprint()}});
+  checked_competition<A>(checks, rule.competition, rivals, config.num_experts);
+  checks.need(in.pass != Pass::recompute || !in.replay->competition || !rule.competition.active() ||
+                  rule.scores.function != ScoreFunction::softmax_before_top_k ||
+                  in.replay->partners == rivals.fingerprint(),
+              "the partners of the record: with softmax_before_top_k all scores depend on them, so "
+              "recompute before refresh or set_partners change them",
+              {{"fingerprint", rivals.fingerprint()}});
 }
 
 /// A member of a state is empty, for "has none", or as large as the settings make it.
 template <class T>
-void check_state_size(const char* where, const char* name, const char* rule,
+void check_state_size(const Checks& checks, const char* name, const char* rule,
                       const std::vector<T>& values, Index size) {
   if (values.empty() || static_cast<Index>(values.size()) == size) return;
-  fail_view(where, name, rule, {{"size", values.size()}, {"size needed", size}});
+  checks.refuse(name, rule, {{"size", values.size()}, {"size needed", size}});
 }
 
-inline void check_state_sizes(const char* where, const CompleteConfig& config,
+inline void check_state_sizes(const Checks& checks, const CompleteConfig& config,
                               const RouterState& state) {
   const Index experts = config.num_experts;
   const char* per_expert = "num_experts elements, or none";
-  check_state_size(where, "balance_counts_E", per_expert, state.balance_counts_E, experts);
+  check_state_size(checks, "balance_counts_E", per_expert, state.balance_counts_E, experts);
   const Index biases = config.bias.enabled ? experts : 0;
   const char* rule = config.bias.enabled ? per_expert : "no elements: BiasRule::enabled is false";
-  check_state_size(where, "expert_bias_E", rule, state.expert_bias_E, biases);
-  check_state_size(where, "bias_counts_E", rule, state.bias_counts_E, biases);
-  need(!state.expert_bias_E.empty() || state.bias_counts_E.empty(), where,
-       "expert_bias_E where there are bias_counts_E",
-       {{"size of bias_counts_E", state.bias_counts_E.size()}});
-  check_state_size(where, "partners_EM", "num_experts * partners_per_expert elements, or none",
+  check_state_size(checks, "expert_bias_E", rule, state.expert_bias_E, biases);
+  check_state_size(checks, "bias_counts_E", rule, state.bias_counts_E, biases);
+  checks.need(!state.expert_bias_E.empty() || state.bias_counts_E.empty(),
+              "expert_bias_E where there are bias_counts_E",
+              {{"size of bias_counts_E", state.bias_counts_E.size()}});
+  check_state_size(checks, "partners_EM", "num_experts * partners_per_expert elements, or none",
                    state.partners_EM, experts * config.pairing.partners_per_expert);
 }
 
 /// Everything that `restore` takes. `A` is the type of the bias.
 template <class A>
-void check_state(const char* where, const CompleteConfig& config, const RouterState& state) {
-  check_state_sizes(where, config, state);
+void check_state(const Checks& checks, const CompleteConfig& config, const RouterState& state) {
+  check_state_sizes(checks, config, state);
   const Index experts = config.num_experts;
   const auto size = [](const auto& values) { return static_cast<Index>(values.size()); };
   const StridedView<const std::int32_t> partners(state.partners_EM.data(), size(state.partners_EM),
                                                  1, 1, 1);
-  check_ids(where, "partners_EM", partners, experts);
+  checks.ids("partners_EM", partners, experts);
   for (const double bias : state.expert_bias_E) {
-    need(is_finite_as<A>(bias), where,
-         "expert_bias_E with values that are finite, also in the router's precision",
-         {{"value", bias}});
+    checks.need(is_finite_as<A>(bias),
+                "expert_bias_E with values that are finite, also in the router's precision",
+                {{"value", bias}});
   }
-  check_counts(where, "bias_counts_E", state.bias_counts_E, size(state.bias_counts_E));
-  check_counts(where, "balance_counts_E", state.balance_counts_E, size(state.balance_counts_E));
-  need(state.balance_tokens >= 0, where, "balance_tokens >= 0",
-       {{"balance_tokens", state.balance_tokens}});
+  check_counts(checks, "bias_counts_E", state.bias_counts_E, size(state.bias_counts_E));
+  check_counts(checks, "balance_counts_E", state.balance_counts_E, size(state.balance_counts_E));
+  checks.need(state.balance_tokens >= 0, "balance_tokens >= 0",
+              {{"balance_tokens", state.balance_tokens}});
   for (const std::int64_t count : state.balance_counts_E) {
-    need(count <= state.balance_tokens, where,
-         "balance_counts_E with no count above balance_tokens",
-         {{"count", count}, {"balance_tokens", state.balance_tokens}});
+    checks.need(count <= state.balance_tokens,
+                "balance_counts_E with no count above balance_tokens",
+                {{"count", count}, {"balance_tokens", state.balance_tokens}});
   }
   check_choices_per_token("CompleteRouter::restore, balance_counts_E",
                           {state.balance_counts_E, state.balance_tokens}, config.top_k);
-  need(state.balance_tokens == 0 || !state.balance_counts_E.empty(), where,
-       "balance_counts_E where there are balance_tokens",
-       {{"balance_tokens", state.balance_tokens}});
-  need(state.noise_position >= 0, where, "noise_position >= 0",
-       {{"noise_position", state.noise_position}});
+  checks.need(state.balance_tokens == 0 || !state.balance_counts_E.empty(),
+              "balance_counts_E where there are balance_tokens",
+              {{"balance_tokens", state.balance_tokens}});
+  checks.need(state.noise_position >= 0, "noise_position >= 0",
+              {{"noise_position", state.noise_position}});
 }
 
 }  // namespace GATEPRO_ABI

@@ -153,11 +153,11 @@ class CompleteRouter : public PartneredRouter<accumulator_t<X, W>, W, CompleteCo
                 StridedView<const Accumulator> dweights_TK, const BackwardInputs<Accumulator>& more,
                 MatrixView<Accumulator> dx_TH, MatrixView<Accumulator> dw_EH, Workspace workspace,
                 const Executor& executor = {}) const {
-    const char* where = "CompleteRouter::backward";
-    detail::check_complete_tokens(where, config(), x_TH, w_EH);
-    detail::check_matrix(where, "logits_TE", out.logits_TE, x_TH.rows, config().num_experts);
-    detail::check_optional_matrix(where, "dx_TH", dx_TH, x_TH.rows, x_TH.cols);
-    detail::check_optional_matrix(where, "dw_EH", dw_EH, w_EH.rows, w_EH.cols);
+    const detail::Checks checks("CompleteRouter::backward");
+    detail::check_complete_tokens(checks, config(), x_TH, w_EH);
+    checks.matrix("logits_TE", out.logits_TE, x_TH.rows, config().num_experts);
+    checks.optional_matrix("dx_TH", dx_TH, x_TH.rows, x_TH.cols);
+    checks.optional_matrix("dw_EH", dw_EH, w_EH.rows, w_EH.cols);
     const auto gradients = checked_gradients(
         in, out, report, dweights_TK, more, workspace, executor, detail::output("dx_TH", dx_TH),
         detail::output("dw_EH", dw_EH), detail::input("x_TH", x_TH), detail::input("w_EH", w_EH));
@@ -182,8 +182,8 @@ class CompleteRouter : public PartneredRouter<accumulator_t<X, W>, W, CompleteCo
                        StridedView<const Accumulator> dweights_TK,
                        const BackwardInputs<Accumulator>& more, MatrixView<Accumulator> dlogits_TE,
                        Workspace workspace, const Executor& executor = {}) const {
-    detail::check_matrix("CompleteRouter::backward_logits", "dlogits_TE", dlogits_TE,
-                         out.logits_TE.rows, config().num_experts);
+    detail::Checks("CompleteRouter::backward_logits")
+        .matrix("dlogits_TE", dlogits_TE, out.logits_TE.rows, config().num_experts);
     const auto gradients = checked_gradients(in, out, report, dweights_TK, more, workspace,
                                              executor, detail::output("dlogits_TE", dlogits_TE));
     const auto dense_TE = detail::logit_gradients(config(), similarity_cache().rivals(), in, out,
@@ -233,25 +233,25 @@ class CompleteRouter : public PartneredRouter<accumulator_t<X, W>, W, CompleteCo
   template <class Executor, class... More>
   void begin_forward(const Inputs& in, const Routing& out, Index tokens, bool jittered,
                      Workspace scratch, const Executor& executor, const More&... more) const {
-    const char* where = "CompleteRouter::forward";
+    const detail::Checks checks("CompleteRouter::forward");
     const Index experts = config().num_experts;
     detail::check_complete_forward(config(), similarity_cache().rivals(), in, out, tokens,
                                    jittered);
-    detail::check_forward_overlaps(where, in, out, detail::output("workspace", scratch), more...);
-    detail::Arena arena(where, scratch,
+    detail::check_forward_overlaps(checks, in, out, detail::output("workspace", scratch), more...);
+    detail::Arena arena(checks.where(), scratch,
                         detail::forward_bytes<X, W>(config(), shape_of(in, tokens, executor)));
     if (in.replay != nullptr) {
       Index* scratch_E = arena.template take<Index>(experts);
       const Choices<const Id> recorded{in.replay->expert_ids(), in.is_padding_T};
-      detail::check_distinct_choices(where, "recorded ids", recorded, experts, scratch_E);
+      detail::check_distinct_choices(checks, "recorded ids", recorded, experts, scratch_E);
       if (detail::follows_drops(config(), in)) {
-        detail::check_recorded_slots(where, in, experts, scratch_E);
+        detail::check_recorded_slots(checks, in, experts, scratch_E);
       }
     }
     const std::int64_t position = noise_position(in);
-    detail::need(position >= 0 && tokens <= (std::numeric_limits<std::int64_t>::max)() - position,
-                 where, "noise_position >= 0, and noise_position + T within int64",
-                 {{"noise_position", position}, {"tokens", tokens}});
+    checks.need(position >= 0 && tokens <= (std::numeric_limits<std::int64_t>::max)() - position,
+                "noise_position >= 0, and noise_position + T within int64",
+                {{"noise_position", position}, {"tokens", tokens}});
     detail::prepare_record(config(), in, out);
     out.forward_id[0] = 0;
   }
@@ -265,26 +265,25 @@ class CompleteRouter : public PartneredRouter<accumulator_t<X, W>, W, CompleteCo
                                                  const BackwardInputs<A>& more, Workspace scratch,
                                                  const Executor& executor,
                                                  const Others&... others) const {
-    const char* where = "CompleteRouter::backward";
-    detail::need(ids_.knows(report.forward_id), where,
-                 "a report that a forward of this router has returned: a copy or a restored router "
-                 "is another one",
-                 {{"forward_id", report.forward_id}});
+    const detail::Checks checks("CompleteRouter::backward");
+    checks.need(ids_.knows(report.forward_id),
+                "a report that a forward of this router has returned: a copy or a restored router "
+                "is another one",
+                {{"forward_id", report.forward_id}});
     detail::check_complete_backward(config(), similarity_cache().rivals(), in, out, report,
                                     dweights_TK, more);
-    detail::check_complete_overlaps(where, detail::Access::read, in, out,
+    detail::check_complete_overlaps(checks, detail::Access::read, in, out,
                                     detail::output("workspace", scratch), others...,
                                     detail::input("dweights_TK", dweights_TK),
                                     detail::input("more.dlogits_TE", more.dlogits_TE));
     const BufferShape shape = shape_of(in, out.logits_TE.rows, executor);
-    detail::Arena arena(where, scratch, detail::backward_bytes<X, W>(config(), shape));
+    detail::Arena arena(checks.where(), scratch, detail::backward_bytes<X, W>(config(), shape));
     return detail::carve_gradients<A>(arena, config(), shape);
   }
 
   template <class Executor>
   BufferShape shape_of(const Inputs& in, Index tokens, const Executor& executor) const {
-    detail::check_executor<Executor>();
-    return {tokens, detail::checked_workers("CompleteRouter", executor),
+    return {tokens, detail::Checks("CompleteRouter").workers(executor),
             std::max<Index>(1, in.sequence_begin_S1.size - 1)};
   }
 
@@ -306,8 +305,8 @@ class CompleteRouter : public PartneredRouter<accumulator_t<X, W>, W, CompleteCo
   CompleteReport forward_with(const MatrixView<const X>& x_TH, const Weights& weights,
                               const Inputs& in, const Routing& out, Workspace workspace,
                               const Reduce& reduce, const Executor& executor, const More&... more) {
-    const char* where = "CompleteRouter::forward";
-    detail::check_matrix(where, "x_TH", x_TH, x_TH.rows, config().hidden_size);
+    const detail::Checks checks("CompleteRouter::forward");
+    checks.matrix("x_TH", x_TH, x_TH.rows, config().hidden_size);
     Base::check_weights(weights);
     const bool jittered = detail::draws_jitter(config().noise, in.pass);
     begin_forward(in, out, x_TH.rows, jittered, workspace, executor, detail::input("x_TH", x_TH),
@@ -330,7 +329,7 @@ class CompleteRouter : public PartneredRouter<accumulator_t<X, W>, W, CompleteCo
     const detail::CompleteRoute<X, A, Id> to{
         config(), cache.rivals(), cache.partners(), choice_bias(in), noise_position(in), in, out};
     detail::Arena arena("CompleteRouter::forward", workspace, 0);
-    const int workers = detail::checked_workers("CompleteRouter", executor);
+    const int workers = detail::Checks("CompleteRouter").workers(executor);
     CompleteReport report = detail::report_of(to, detail::route_tokens(to, arena, workers, run));
     report.jittered = jittered;
     report.forward_id = ids_.draw();

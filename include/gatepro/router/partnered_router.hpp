@@ -16,11 +16,11 @@ inline namespace GATEPRO_ABI {
 
 /// All settings but those that SimilarityCache checks.
 template <class A>
-void check_router_config(const char* where, const RouterConfig& config) {
-  need(config.hidden_size >= 1, where, "hidden_size >= 1", {{"hidden_size", config.hidden_size}});
-  check_num_experts(where, config.num_experts);
-  check_top_k(where, config.top_k, config.num_experts);
-  check_competition<A>(where, config.competition);
+void check_router_config(const Checks& checks, const RouterConfig& config) {
+  checks.need(config.hidden_size >= 1, "hidden_size >= 1", {{"hidden_size", config.hidden_size}});
+  checks.num_experts(config.num_experts);
+  checks.top_k(config.top_k, config.num_experts);
+  check_competition<A>(checks, config.competition);
   packed_size<A>(config.num_experts, config.hidden_size);
 }
 
@@ -84,7 +84,7 @@ class PartneredRouter {
       : config_(config), cache_(config.num_experts, config.pairing, config.refresh) {}
 
   void check_weights(const MatrixView<const W>& w_EH) const {
-    detail::check_matrix("Router", "w_EH", w_EH, config_.num_experts, config_.hidden_size);
+    detail::Checks("Router").matrix("w_EH", w_EH, config_.num_experts, config_.hidden_size);
   }
   void check_weights(const PackedWeights<A>& weights) const {
     detail::need(weights.num_experts() == config_.num_experts &&

@@ -102,10 +102,10 @@ class Router : public PartneredRouter<accumulator_t<X, W>, W, RouterConfig> {
   template <class Executor = SerialExecutor>
   RoutingReport forward_logits(MatrixView<const Accumulator> logits_TE, const Routing& out,
                                Workspace workspace, const Executor& executor = {}) const {
-    const char* where = "Router::forward_logits";
-    detail::need(!out.logits_TE.given(), where, "no logits_TE among the outputs: it is the input");
-    detail::check_matrix(where, "logits_TE", logits_TE, logits_TE.rows, config().num_experts);
-    const Layout plan = checked_layout(where, out, logits_TE.rows, workspace, executor,
+    const detail::Checks checks("Router::forward_logits");
+    checks.need(!out.logits_TE.given(), "no logits_TE among the outputs: it is the input");
+    checks.matrix("logits_TE", logits_TE, logits_TE.rows, config().num_experts);
+    const Layout plan = checked_layout(checks, out, logits_TE.rows, workspace, executor,
                                        detail::input("logits_TE", logits_TE));
     const Pass pass = pass_over(plan, out);
     pass.route_all(logits_TE, executor, detail::Untouched{});
@@ -135,35 +135,35 @@ class Router : public PartneredRouter<accumulator_t<X, W>, W, RouterConfig> {
                 MatrixView<const Accumulator> dlogits_TE, MatrixView<Accumulator> dx_TH,
                 MatrixView<Accumulator> dw_EH, Workspace workspace,
                 const Executor& executor = {}) const {
-    const char* where = "Router::backward";
-    detail::check_executor<Executor>();
+    const detail::Checks checks("Router::backward");
     const Index tokens = x_TH.rows;
     const Index experts = config().num_experts;
     const Index hidden = config().hidden_size;
-    detail::need(config().top_k > 1 || dlogits_TE.given() || config().allow_zero_gradient ||
-                     tokens == 0,  // an empty dlogits_TE may look like none
-                 where,
+    const Index top_k = config().top_k;
+    // An empty dlogits_TE may look like none.
+    detail::need(top_k > 1 || dlogits_TE.given() || config().allow_zero_gradient || tokens == 0,
+                 checks.where(),
                  "top_k > 1, a dlogits_TE, or allow_zero_gradient: softmax over one expert is "
                  "constant, the router would learn nothing",
-                 {{"top_k", config().top_k}});
+                 {{"top_k", top_k}});
     check_weights(w_EH);
-    detail::check_matrix(where, "x_TH", x_TH, tokens, hidden);
-    detail::check_strided(where, "weights_TK", weights_TK, tokens, config().top_k);
-    detail::check_strided(where, "dweights_TK", dweights_TK, tokens, config().top_k);
-    detail::check_strided(where, "expert_ids_TK", expert_ids_TK, tokens, config().top_k);
+    checks.matrix("x_TH", x_TH, tokens, hidden);
+    checks.strided("weights_TK", weights_TK, tokens, config().top_k);
+    checks.strided("dweights_TK", dweights_TK, tokens, config().top_k);
+    checks.strided("expert_ids_TK", expert_ids_TK, tokens, config().top_k);
     const Choices<const Id> choices{expert_ids_TK};
-    detail::check_choices(where, "expert_ids_TK", choices, experts);
-    detail::check_optional_matrix(where, "dlogits_TE", dlogits_TE, tokens, experts);
-    detail::check_optional_matrix(where, "dx_TH", dx_TH, tokens, hidden);
-    detail::check_optional_matrix(where, "dw_EH", dw_EH, experts, hidden);
-    detail::check_overlaps(
-        where, detail::output("dx_TH", dx_TH), detail::output("dw_EH", dw_EH),
-        detail::output("workspace", workspace), detail::input("x_TH", x_TH),
-        detail::input("w_EH", w_EH), detail::input("expert_ids_TK", expert_ids_TK),
-        detail::input("weights_TK", weights_TK), detail::input("dweights_TK", dweights_TK),
-        detail::input("dlogits_TE", dlogits_TE));
-    const int workers = detail::checked_workers(where, executor);
-    detail::Arena arena(where, workspace, backward_workspace_bytes(tokens, workers));
+    detail::check_choices(checks, "expert_ids_TK", choices, experts);
+    checks.optional_matrix("dlogits_TE", dlogits_TE, tokens, experts);
+    checks.optional_matrix("dx_TH", dx_TH, tokens, hidden);
+    checks.optional_matrix("dw_EH", dw_EH, experts, hidden);
+    checks.overlaps(detail::output("dx_TH", dx_TH), detail::output("dw_EH", dw_EH),
+                    detail::output("workspace", workspace), detail::input("x_TH", x_TH),
+                    detail::input("w_EH", w_EH), detail::input("expert_ids_TK", expert_ids_TK),
+                    detail::input("weights_TK", weights_TK),
+                    detail::input("dweights_TK", dweights_TK),
+                    detail::input("dlogits_TE", dlogits_TE));
+    const int workers = checks.workers(executor);
+    detail::Arena arena(checks.where(), workspace, backward_workspace_bytes(tokens, workers));
     const StridedView<Accumulator> dselected_TK(arena.take<A>(tokens * config().top_k), tokens,
                                                 config().top_k);
     const Workspace stages(arena.take<std::byte>(static_cast<Index>(stage_bytes(tokens, workers))),
@@ -196,10 +196,10 @@ class Router : public PartneredRouter<accumulator_t<X, W>, W, RouterConfig> {
   using Base::check_weights;
 
   static const RouterConfig& checked(const RouterConfig& config) {
-    const char* where = "Router";
+    const detail::Checks checks("Router");
     detail::check_input_scalars<X, W>();
     detail::check_id_type<Id>();
-    detail::check_router_config<A>(where, config);
+    detail::check_router_config<A>(checks, config);
     return config;
   }
 
@@ -211,21 +211,21 @@ class Router : public PartneredRouter<accumulator_t<X, W>, W, RouterConfig> {
 
   /// All checks of a forward but those of its inputs' shapes, then the division of the workspace.
   template <class Executor, class... Inputs>
-  Layout checked_layout(const char* where, const Routing& out, Index tokens, Workspace workspace,
-                        const Executor& executor, const Inputs&... inputs) const {
-    detail::check_executor<Executor>();
-    detail::check_routing_view(where, out, tokens, config().num_experts, config().top_k);
-    detail::check_overlaps(where, detail::output("expert_ids_TK", out.expert_ids_TK),
-                           detail::output("weights_TK", out.weights_TK),
-                           detail::output("tokens_per_expert_E", out.tokens_per_expert_E),
-                           detail::output("logits_TE", out.logits_TE),
-                           detail::output("scores_TK", out.scores_TK),
-                           detail::output("penalised_TK", out.penalised_TK),
-                           detail::output("statistics", out.statistics),
-                           detail::output("workspace", workspace), inputs...);
-    competition(where);
-    const int workers = detail::checked_workers(where, executor);
-    detail::Arena arena(where, workspace, forward_workspace_bytes(workers));
+  Layout checked_layout(const detail::Checks& checks, const Routing& out, Index tokens,
+                        Workspace workspace, const Executor& executor,
+                        const Inputs&... inputs) const {
+    detail::check_routing_view(checks, out, tokens, config().num_experts, config().top_k);
+    checks.overlaps(detail::output("expert_ids_TK", out.expert_ids_TK),
+                    detail::output("weights_TK", out.weights_TK),
+                    detail::output("tokens_per_expert_E", out.tokens_per_expert_E),
+                    detail::output("logits_TE", out.logits_TE),
+                    detail::output("scores_TK", out.scores_TK),
+                    detail::output("penalised_TK", out.penalised_TK),
+                    detail::output("statistics", out.statistics),
+                    detail::output("workspace", workspace), inputs...);
+    competition(checks);
+    const int workers = checks.workers(executor);
+    detail::Arena arena(checks.where(), workspace, forward_workspace_bytes(workers));
     return layout(arena, workers);
   }
 
@@ -233,18 +233,18 @@ class Router : public PartneredRouter<accumulator_t<X, W>, W, RouterConfig> {
   RoutingReport forward_with(const MatrixView<const X>& x_TH, const Weights& weights,
                              const Routing& out, Workspace workspace, const Executor& executor,
                              const Inputs&... more) const {
-    const char* where = "Router::forward";
+    const detail::Checks checks("Router::forward");
     check_weights(weights);
-    detail::check_matrix(where, "x_TH", x_TH, x_TH.rows, config().hidden_size);
-    const Layout plan = checked_layout(where, out, x_TH.rows, workspace, executor,
+    checks.matrix("x_TH", x_TH, x_TH.rows, config().hidden_size);
+    const Layout plan = checked_layout(checks, out, x_TH.rows, workspace, executor,
                                        detail::input("x_TH", x_TH), more...);
     const Pass pass = pass_over(plan, out);
     detail::gate_and_route(x_TH, weights, plan, pass, out.logits_TE, detail::Untouched{}, executor);
     return pass.finish();
   }
 
-  detail::ActiveCompetition<A> competition(const char* where) const {
-    return detail::checked_competition<A>(where, config().competition,
+  detail::ActiveCompetition<A> competition(const detail::Checks& checks) const {
+    return detail::checked_competition<A>(checks, config().competition,
                                           Base::similarity_cache().rivals(), config().num_experts);
   }
 

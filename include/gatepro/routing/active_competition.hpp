@@ -28,24 +28,24 @@ inline namespace GATEPRO_ABI {
 
 /// Lambda must be finite and >= 0, also as an A.
 template <class A>
-void check_competition(const char* where, const Competition& competition) {
+void check_competition(const Checks& checks, const Competition& competition) {
   if (competition.mode != CompetitionMode::penalty) return;
   const bool in_range = key_of(competition.lambda) >= 0 &&
                         competition.lambda <= static_cast<double>((std::numeric_limits<A>::max)());
-  need(in_range && key_of(competition.lambda) < Order<double>::infinity, where,
-       "lambda finite and >= 0", {{"lambda", competition.lambda}});
+  checks.need(in_range && key_of(competition.lambda) < Order<double>::infinity,
+              "lambda finite and >= 0", {{"lambda", competition.lambda}});
 }
 
 /// The settings joined with the rivals. `rivals` must cover all experts if the competition acts.
 template <class A>
-ActiveCompetition<A> checked_competition(const char* where, const Competition& competition,
+ActiveCompetition<A> checked_competition(const Checks& checks, const Competition& competition,
                                          const RivalTable& rivals, Index num_experts) {
-  check_competition<A>(where, competition);
+  check_competition<A>(checks, competition);
   ActiveCompetition<A> result;
   if (!competition.active()) return result;
-  need(rivals.num_experts() == num_experts, where,
-       "partners of all experts before competition: refresh or set_partners first",
-       {{"experts with partners", rivals.num_experts()}, {"num_experts", num_experts}});
+  checks.need(rivals.num_experts() == num_experts,
+              "partners of all experts before competition: refresh or set_partners first",
+              {{"experts with partners", rivals.num_experts()}, {"num_experts", num_experts}});
   result.active = true;
   result.eliminate = competition.mode == CompetitionMode::eliminate;
   result.ties_lose = competition.ties == TieRule::higher_id_loses;

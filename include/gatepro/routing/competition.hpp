@@ -35,7 +35,7 @@ inline namespace GATEPRO_ABI {
 /// Bytes of workspace for apply_competition.
 template <class A>
 std::size_t apply_competition_workspace_bytes(Index num_experts, int workers = 1) {
-  detail::check_query_experts("apply_competition", num_experts);
+  detail::Checks("apply_competition").query_experts(num_experts);
   return detail::measure([&](detail::Arena& arena) {
     const auto carve = [&](detail::Arena& a) { return detail::carve_group<A>(a, num_experts, 1); };
     detail::PerWorker(arena, workers, carve);
@@ -61,24 +61,24 @@ EliminatedExperts apply_competition(detail::non_deduced_t<MatrixView<const A>> l
                                     MatrixView<A> penalised_TE, MatrixView<std::uint8_t> loser_TE,
                                     Workspace workspace, const Executor& executor = {}) {
   detail::check_accumulator<A>();
-  detail::check_executor<Executor>();
-  const char* where = "apply_competition";
+  const detail::Checks checks("apply_competition");
   const Index tokens = logits_TE.rows;
   const Index experts = logits_TE.cols;
-  detail::check_num_experts(where, experts);
-  detail::check_matrix(where, "logits_TE", logits_TE, tokens, experts);
-  detail::check_matrix(where, "penalised_TE", penalised_TE, tokens, experts);
-  const auto active = detail::checked_competition<A>(where, competition, rivals, experts);
+  checks.num_experts(experts);
+  checks.matrix("logits_TE", logits_TE, tokens, experts);
+  checks.matrix("penalised_TE", penalised_TE, tokens, experts);
+  const auto active = detail::checked_competition<A>(checks, competition, rivals, experts);
   if (active.eliminate) {
-    detail::check_matrix(where, "loser_TE", loser_TE, tokens, experts);
+    checks.matrix("loser_TE", loser_TE, tokens, experts);
   } else {
-    detail::check_optional_matrix(where, "loser_TE", loser_TE, tokens, experts);
+    checks.optional_matrix("loser_TE", loser_TE, tokens, experts);
   }
-  detail::check_overlaps(
-      where, detail::output("penalised_TE", penalised_TE), detail::output("loser_TE", loser_TE),
-      detail::in_place("logits_TE", logits_TE), detail::output("workspace", workspace));
-  const int workers = detail::checked_workers(where, executor);
-  detail::Arena arena(where, workspace, apply_competition_workspace_bytes<A>(experts, workers));
+  checks.overlaps(detail::output("penalised_TE", penalised_TE),
+                  detail::output("loser_TE", loser_TE), detail::in_place("logits_TE", logits_TE),
+                  detail::output("workspace", workspace));
+  const int workers = checks.workers(executor);
+  detail::Arena arena(checks.where(), workspace,
+                      apply_competition_workspace_bytes<A>(experts, workers));
 
   const auto carve = [&](detail::Arena& a) { return detail::carve_group<A>(a, experts, 1); };
   const detail::PerWorker scratch(arena, workers, carve);

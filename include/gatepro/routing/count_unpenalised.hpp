@@ -51,21 +51,19 @@ void count_unpenalised(MatrixView<L> logits_TE, ScoreFunction function, Index to
                        const Executor& executor = {}) {
   using A = detail::value_t<L>;
   detail::check_accumulator<A>();
-  detail::check_executor<Executor>();
-  const char* where = "count_unpenalised";
+  const detail::Checks checks("count_unpenalised");
   const Index tokens = logits_TE.rows;
   const Index experts = logits_TE.cols;
   const SelectionRule rule = detail::plain_selection(function, top_k);
-  const auto selection = detail::checked_selection<A>(where, rule, RivalTable(), experts);
-  detail::check_matrix(where, "logits_TE", logits_TE, tokens, experts);
-  detail::check_optional_vector(where, "is_padding_T", is_padding_T, tokens);
-  detail::check_vector(where, "tokens_per_expert_E", tokens_per_expert_E, experts);
-  detail::check_overlaps(where, detail::output("tokens_per_expert_E", tokens_per_expert_E),
-                         detail::output("workspace", workspace),
-                         detail::input("logits_TE", logits_TE),
-                         detail::input("is_padding_T", is_padding_T));
-  const int workers = detail::checked_workers(where, executor);
-  detail::Arena arena(where, workspace,
+  const auto selection = detail::checked_selection<A>(checks, rule, RivalTable(), experts);
+  checks.matrix("logits_TE", logits_TE, tokens, experts);
+  checks.optional_vector("is_padding_T", is_padding_T, tokens);
+  checks.vector("tokens_per_expert_E", tokens_per_expert_E, experts);
+  checks.overlaps(detail::output("tokens_per_expert_E", tokens_per_expert_E),
+                  detail::output("workspace", workspace), detail::input("logits_TE", logits_TE),
+                  detail::input("is_padding_T", is_padding_T));
+  const int workers = checks.workers(executor);
+  detail::Arena arena(checks.where(), workspace,
                       count_unpenalised_workspace_bytes<A>(experts, top_k, workers));
 
   RoutingView<A> out;

@@ -31,12 +31,12 @@ inline namespace GATEPRO_ABI {
 template <class Id>
 void round_robin_ids(Index first_token, Index num_experts, StridedView<Id> expert_ids_TK) {
   detail::check_id_type<Id>();
-  const char* where = "round_robin_ids";
+  const detail::Checks checks("round_robin_ids");
   const Index top_k = expert_ids_TK.cols;
-  detail::check_num_experts(where, num_experts);
-  detail::check_top_k(where, top_k, num_experts);
-  detail::check_first_token(where, first_token, expert_ids_TK.rows);
-  detail::check_strided(where, "expert_ids_TK", expert_ids_TK, expert_ids_TK.rows, top_k);
+  checks.num_experts(num_experts);
+  checks.top_k(top_k, num_experts);
+  detail::check_first_token(checks, first_token, expert_ids_TK.rows);
+  checks.strided("expert_ids_TK", expert_ids_TK, expert_ids_TK.rows, top_k);
   for (Index t = 0; t < expert_ids_TK.rows; ++t) {
     for (Index j = 0; j < top_k; ++j) {
       const Index expert = detail::round_robin_expert(first_token + t, j, top_k, num_experts);
@@ -56,12 +56,12 @@ void round_robin_ids(Index first_token, Index num_experts, StridedView<Id> exper
 template <class A>
 void round_robin_logits(Index first_token, Index top_k, MatrixView<A> logits_TE) {
   detail::check_accumulator<A>();
-  const char* where = "round_robin_logits";
+  const detail::Checks checks("round_robin_logits");
   const Index experts = logits_TE.cols;
-  detail::check_num_experts(where, experts);
-  detail::check_top_k(where, top_k, experts);
-  detail::check_first_token(where, first_token, logits_TE.rows);
-  detail::check_matrix(where, "logits_TE", logits_TE, logits_TE.rows, experts);
+  checks.num_experts(experts);
+  checks.top_k(top_k, experts);
+  detail::check_first_token(checks, first_token, logits_TE.rows);
+  checks.matrix("logits_TE", logits_TE, logits_TE.rows, experts);
   for (Index t = 0; t < logits_TE.rows; ++t) {
     std::fill_n(logits_TE.row(t), experts, A(-16));
     for (Index j = 0; j < top_k; ++j) {
@@ -79,11 +79,10 @@ void round_robin_logits(Index first_token, Index top_k, MatrixView<A> logits_TE)
 template <class A, class Executor = SerialExecutor>
 void random_logits(const NoiseKey& noise, MatrixView<A> logits_TE, const Executor& executor = {}) {
   detail::check_accumulator<A>();
-  detail::check_executor<Executor>();
-  const char* where = "random_logits";
-  detail::check_first_token(where, noise.first_token, logits_TE.rows);
-  detail::check_matrix(where, "logits_TE", logits_TE, logits_TE.rows, logits_TE.cols);
-  const int workers = detail::checked_workers(where, executor);
+  const detail::Checks checks("random_logits");
+  detail::check_first_token(checks, noise.first_token, logits_TE.rows);
+  checks.matrix("logits_TE", logits_TE, logits_TE.rows, logits_TE.cols);
+  const int workers = checks.workers(executor);
 
   detail::for_each_noise(
       noise, detail::NoiseUse::routing, logits_TE.rows, logits_TE.cols, detail::normals_of,

@@ -25,13 +25,13 @@ inline namespace GATEPRO_ABI {
 
 /// The checked rule and rivals of a call.
 template <class A>
-RuledSelection<A> checked_selection(const char* where, const SelectionRule& rule,
+RuledSelection<A> checked_selection(const Checks& checks, const SelectionRule& rule,
                                     const RivalTable& rivals, Index experts) {
-  check_selection<A>(where, rule, experts);
+  check_selection<A>(checks, rule, experts);
   RuledSelection<A> selection;
   selection.rule = rule;
   selection.top_k = rule.top_k;
-  selection.competition = checked_competition<A>(where, rule.competition, rivals, experts);
+  selection.competition = checked_competition<A>(checks, rule.competition, rivals, experts);
   return selection;
 }
 
@@ -93,30 +93,30 @@ RoutingReport route_logits(const RoutingInputs<A>& in, const RivalTable& rivals,
                            Workspace workspace, const Executor& executor = {}) {
   detail::check_accumulator<A>();
   detail::check_id_type<Id>();
-  detail::check_executor<Executor>();
-  const char* where = "route_logits";
+  const detail::Checks checks("route_logits");
   const Index tokens = in.logits_TE.rows;
   const Index experts = in.logits_TE.cols;
-  detail::check_selection<A>(where, rule, experts);
-  detail::check_matrix(where, "logits_TE", in.logits_TE, tokens, experts);
-  detail::check_optional_vector(where, "expert_bias_E", in.expert_bias_E, experts);
-  detail::check_bias_values(where, "expert_bias_E", in.expert_bias_E);
-  detail::check_optional_vector(where, "is_padding_T", in.is_padding_T, tokens);
-  detail::need(!out.logits_TE.given() && out.statistics == nullptr, where,
-               "neither logits_TE nor statistics among the outputs");
-  detail::check_routing_view(where, out, tokens, experts, rule.top_k);
-  detail::check_overlaps(
-      where, detail::output("expert_ids_TK", out.expert_ids_TK),
-      detail::output("weights_TK", out.weights_TK), detail::output("scores_TK", out.scores_TK),
-      detail::output("penalised_TK", out.penalised_TK),
-      detail::output("tokens_per_expert_E", out.tokens_per_expert_E),
-      detail::output("workspace", workspace), detail::input("logits_TE", in.logits_TE),
-      detail::input("expert_bias_E", in.expert_bias_E),
-      detail::input("is_padding_T", in.is_padding_T));
-  auto selection = detail::checked_selection<A>(where, rule, rivals, experts);
+  detail::check_selection<A>(checks, rule, experts);
+  checks.matrix("logits_TE", in.logits_TE, tokens, experts);
+  checks.optional_vector("expert_bias_E", in.expert_bias_E, experts);
+  detail::check_bias_values(checks, "expert_bias_E", in.expert_bias_E);
+  checks.optional_vector("is_padding_T", in.is_padding_T, tokens);
+  checks.need(!out.logits_TE.given() && out.statistics == nullptr,
+              "neither logits_TE nor statistics among the outputs");
+  detail::check_routing_view(checks, out, tokens, experts, rule.top_k);
+  checks.overlaps(detail::output("expert_ids_TK", out.expert_ids_TK),
+                  detail::output("weights_TK", out.weights_TK),
+                  detail::output("scores_TK", out.scores_TK),
+                  detail::output("penalised_TK", out.penalised_TK),
+                  detail::output("tokens_per_expert_E", out.tokens_per_expert_E),
+                  detail::output("workspace", workspace), detail::input("logits_TE", in.logits_TE),
+                  detail::input("expert_bias_E", in.expert_bias_E),
+                  detail::input("is_padding_T", in.is_padding_T));
+  auto selection = detail::checked_selection<A>(checks, rule, rivals, experts);
   selection.bias_E = in.expert_bias_E.data;
-  const int workers = detail::checked_workers(where, executor);
-  detail::Arena arena(where, workspace, route_logits_workspace_bytes<A>(experts, rule, workers));
+  const int workers = checks.workers(executor);
+  detail::Arena arena(checks.where(), workspace,
+                      route_logits_workspace_bytes<A>(experts, rule, workers));
   return detail::run_pass(arena, rule, selection, in, out, executor, workers);
 }
 

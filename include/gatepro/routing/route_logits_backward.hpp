@@ -256,37 +256,35 @@ void route_logits_backward(const RoutingInputs<A>& in, const RivalTable& rivals,
                            const Executor& executor = {}) {
   detail::check_accumulator<A>();
   detail::check_id_type<Id>();
-  detail::check_executor<Executor>();
-  const char* where = "route_logits_backward";
+  const detail::Checks checks("route_logits_backward");
   const Index tokens = in.logits_TE.rows;
   const Index experts = in.logits_TE.cols;
   const Index top_k = rule.top_k;
-  detail::check_selection<A>(where, rule, experts);
-  detail::need(!detail::has_dense_gradient(rule) || gradients.dlogits_TE.given() || tokens == 0,
-               where, "a dlogits_TE: softmax_before_top_k reaches all experts");
-  detail::check_matrix(where, "logits_TE", in.logits_TE, tokens, experts);
-  detail::check_strided(where, "expert_ids_TK", chosen.expert_ids_TK, tokens, top_k);
-  detail::check_optional_strided(where, "penalised_TK", chosen.penalised_TK, tokens, top_k);
-  detail::check_strided(where, "scores_TK", gradients.scores_TK, tokens, top_k);
-  detail::check_optional_vector(where, "is_padding_T", in.is_padding_T, tokens);
-  detail::check_strided(where, "dweights_TK", gradients.dweights_TK, tokens, top_k);
-  detail::check_strided(where, "dselected_logits_TK", gradients.dselected_logits_TK, tokens, top_k);
-  detail::check_optional_matrix(where, "dlogits_TE", gradients.dlogits_TE, tokens, experts);
-  detail::check_overlaps(
-      where, detail::output("dselected_logits_TK", gradients.dselected_logits_TK),
-      detail::output("dlogits_TE", gradients.dlogits_TE), detail::output("workspace", workspace),
-      detail::input("logits_TE", in.logits_TE),
-      detail::input("expert_ids_TK", chosen.expert_ids_TK),
-      detail::input("penalised_TK", chosen.penalised_TK),
-      detail::input("scores_TK", gradients.scores_TK),
-      detail::input("is_padding_T", in.is_padding_T),
-      detail::in_place("dweights_TK", gradients.dweights_TK));
-  const auto selection = detail::checked_selection<A>(where, rule, rivals, experts);
-  const int workers = detail::checked_workers(where, executor);
-  detail::Arena arena(where, workspace,
+  detail::check_selection<A>(checks, rule, experts);
+  checks.need(!detail::has_dense_gradient(rule) || gradients.dlogits_TE.given() || tokens == 0,
+              "a dlogits_TE: softmax_before_top_k reaches all experts");
+  checks.matrix("logits_TE", in.logits_TE, tokens, experts);
+  checks.strided("expert_ids_TK", chosen.expert_ids_TK, tokens, top_k);
+  checks.optional_strided("penalised_TK", chosen.penalised_TK, tokens, top_k);
+  checks.strided("scores_TK", gradients.scores_TK, tokens, top_k);
+  checks.optional_vector("is_padding_T", in.is_padding_T, tokens);
+  checks.strided("dweights_TK", gradients.dweights_TK, tokens, top_k);
+  checks.strided("dselected_logits_TK", gradients.dselected_logits_TK, tokens, top_k);
+  checks.optional_matrix("dlogits_TE", gradients.dlogits_TE, tokens, experts);
+  checks.overlaps(detail::output("dselected_logits_TK", gradients.dselected_logits_TK),
+                  detail::output("dlogits_TE", gradients.dlogits_TE),
+                  detail::output("workspace", workspace), detail::input("logits_TE", in.logits_TE),
+                  detail::input("expert_ids_TK", chosen.expert_ids_TK),
+                  detail::input("penalised_TK", chosen.penalised_TK),
+                  detail::input("scores_TK", gradients.scores_TK),
+                  detail::input("is_padding_T", in.is_padding_T),
+                  detail::in_place("dweights_TK", gradients.dweights_TK));
+  const auto selection = detail::checked_selection<A>(checks, rule, rivals, experts);
+  const int workers = checks.workers(executor);
+  detail::Arena arena(checks.where(), workspace,
                       route_logits_backward_workspace_bytes<A>(experts, rule, workers));
   const Choices<const Id> choices{chosen.expert_ids_TK, in.is_padding_T};
-  detail::check_choices(where, "expert_ids_TK", choices, experts);
+  detail::check_choices(checks, "expert_ids_TK", choices, experts);
 
   const detail::PassLayout<detail::RuledSelection<A>> layout(arena, experts, rule, workers);
   const detail::ScoreGradientInput<A> scored{gradients.scores_TK, gradients.dweights_TK};

@@ -36,14 +36,14 @@ inline namespace GATEPRO_ABI {
 
 /// The shapes of what a routing writes; ids and weights must be given.
 template <class A, class Id>
-void check_routing_view(const char* where, const RoutingView<A, Id>& out, Index tokens,
+void check_routing_view(const Checks& checks, const RoutingView<A, Id>& out, Index tokens,
                         Index experts, Index top_k) {
-  check_strided(where, "expert_ids_TK", out.expert_ids_TK, tokens, top_k);
-  check_strided(where, "weights_TK", out.weights_TK, tokens, top_k);
-  check_optional_vector(where, "tokens_per_expert_E", out.tokens_per_expert_E, experts);
-  check_optional_matrix(where, "logits_TE", out.logits_TE, tokens, experts);
-  check_optional_strided(where, "scores_TK", out.scores_TK, tokens, top_k);
-  check_optional_strided(where, "penalised_TK", out.penalised_TK, tokens, top_k);
+  checks.strided("expert_ids_TK", out.expert_ids_TK, tokens, top_k);
+  checks.strided("weights_TK", out.weights_TK, tokens, top_k);
+  checks.optional_vector("tokens_per_expert_E", out.tokens_per_expert_E, experts);
+  checks.optional_matrix("logits_TE", out.logits_TE, tokens, experts);
+  checks.optional_strided("scores_TK", out.scores_TK, tokens, top_k);
+  checks.optional_strided("penalised_TK", out.penalised_TK, tokens, top_k);
 }
 
 /// The layout of a worker's scratch.

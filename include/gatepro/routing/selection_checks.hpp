@@ -18,44 +18,44 @@ inline Index experts_per_group_score(const SelectionRule& rule) {
   return rule.top_k / rule.groups.groups_per_token;
 }
 
-inline void check_group_limit(const char* where, const SelectionRule& rule, Index experts) {
+inline void check_group_limit(const Checks& checks, const SelectionRule& rule, Index experts) {
   const GroupLimit& groups = rule.groups;
-  need(groups.num_groups >= 1 && groups.num_groups <= experts, where,
-       "1 <= num_groups <= num_experts",
-       {{"num_groups", groups.num_groups}, {"num_experts", experts}});
+  checks.need(groups.num_groups >= 1 && groups.num_groups <= experts,
+              "1 <= num_groups <= num_experts",
+              {{"num_groups", groups.num_groups}, {"num_experts", experts}});
   if (!groups.active()) return;
-  need(experts % groups.num_groups == 0, where, "num_experts a multiple of num_groups",
-       {{"num_experts", experts}, {"num_groups", groups.num_groups}});
-  need(groups.groups_per_token >= 1 && groups.groups_per_token <= groups.num_groups, where,
-       "1 <= groups_per_token <= num_groups",
-       {{"groups_per_token", groups.groups_per_token}, {"num_groups", groups.num_groups}});
+  checks.need(experts % groups.num_groups == 0, "num_experts a multiple of num_groups",
+              {{"num_experts", experts}, {"num_groups", groups.num_groups}});
+  checks.need(groups.groups_per_token >= 1 && groups.groups_per_token <= groups.num_groups,
+              "1 <= groups_per_token <= num_groups",
+              {{"groups_per_token", groups.groups_per_token}, {"num_groups", groups.num_groups}});
   const Index group_size = experts / groups.num_groups;
-  need(rule.top_k <= groups.groups_per_token * group_size, where,
-       "top_k <= groups_per_token * num_experts / num_groups",
-       {{"top_k", rule.top_k},
-        {"groups_per_token", groups.groups_per_token},
-        {"num_experts", experts},
-        {"num_groups", groups.num_groups}});
-  need(groups.score != GroupScore::share_of_top_k || rule.top_k >= groups.groups_per_token, where,
-       "groups_per_token <= top_k to rank groups by share_of_top_k",
-       {{"groups_per_token", groups.groups_per_token}, {"top_k", rule.top_k}});
-  need(groups.score != GroupScore::top_2 || group_size >= 2, where,
-       "two experts in a group to rank groups by top_2",
-       {{"num_experts", experts}, {"num_groups", groups.num_groups}});
-  need(groups.score != GroupScore::best_n || (groups.best >= 1 && groups.best <= group_size), where,
-       "1 <= best <= num_experts / num_groups to rank groups by best_n",
-       {{"best", groups.best}, {"num_experts", experts}, {"num_groups", groups.num_groups}});
+  checks.need(rule.top_k <= groups.groups_per_token * group_size,
+              "top_k <= groups_per_token * num_experts / num_groups",
+              {{"top_k", rule.top_k},
+               {"groups_per_token", groups.groups_per_token},
+               {"num_experts", experts},
+               {"num_groups", groups.num_groups}});
+  checks.need(groups.score != GroupScore::share_of_top_k || rule.top_k >= groups.groups_per_token,
+              "groups_per_token <= top_k to rank groups by share_of_top_k",
+              {{"groups_per_token", groups.groups_per_token}, {"top_k", rule.top_k}});
+  checks.need(groups.score != GroupScore::top_2 || group_size >= 2,
+              "two experts in a group to rank groups by top_2",
+              {{"num_experts", experts}, {"num_groups", groups.num_groups}});
+  checks.need(groups.score != GroupScore::best_n || (groups.best >= 1 && groups.best <= group_size),
+              "1 <= best <= num_experts / num_groups to rank groups by best_n",
+              {{"best", groups.best}, {"num_experts", experts}, {"num_groups", groups.num_groups}});
 }
 
 /// Everything but the competition, for results in A.
 template <class A>
-void check_selection(const char* where, const SelectionRule& rule, Index experts) {
-  check_num_experts(where, experts);
-  check_top_k(where, rule.top_k, experts);
-  check_group_limit(where, rule, experts);
+void check_selection(const Checks& checks, const SelectionRule& rule, Index experts) {
+  checks.num_experts(experts);
+  checks.top_k(rule.top_k, experts);
+  check_group_limit(checks, rule, experts);
   const A scale = static_cast<A>(rule.scores.scale);
-  need(is_finite(rule.scores.scale) && is_finite(scale) && key_of(scale) > 0, where,
-       "scale finite and > 0", {{"scale", rule.scores.scale}});
+  checks.need(is_finite(rule.scores.scale) && is_finite(scale) && key_of(scale) > 0,
+              "scale finite and > 0", {{"scale", rule.scores.scale}});
 }
 
 template <class B>
@@ -65,11 +65,11 @@ constexpr void check_bias_type() {
 }
 
 template <class B>
-void check_bias_values(const char* where, const char* name, const VectorView<const B>& bias_E) {
+void check_bias_values(const Checks& checks, const char* name, const VectorView<const B>& bias_E) {
   for (Index e = 0; e < bias_E.size; ++e) {
     if (is_finite(bias_E[e])) continue;
-    fail_view(where, name, "finite values",
-              {{"value", static_cast<double>(bias_E[e])}, {"expert", e}});
+    checks.refuse(name, "finite values",
+                  {{"value", static_cast<double>(bias_E[e])}, {"expert", e}});
   }
 }
 

@@ -70,18 +70,17 @@ Index softmax_selected(detail::non_deduced_t<StridedView<const A>> selected_logi
                        StridedView<A> weights_TK, Workspace workspace,
                        const Executor& executor = {}) {
   detail::check_accumulator<A>();
-  detail::check_executor<Executor>();
-  const char* where = "softmax_selected";
+  const detail::Checks checks("softmax_selected");
   const Index tokens = selected_logits_TK.rows;
   const Index top_k = selected_logits_TK.cols;
-  detail::need(top_k >= 1, where, "1 <= top_k", {{"top_k", top_k}});
-  detail::check_strided(where, "selected_logits_TK", selected_logits_TK, tokens, top_k);
-  detail::check_strided(where, "weights_TK", weights_TK, tokens, top_k);
-  detail::check_overlaps(where, detail::output("weights_TK", weights_TK),
-                         detail::output("workspace", workspace),
-                         detail::in_place("selected_logits_TK", selected_logits_TK));
-  const int workers = detail::checked_workers(where, executor);
-  detail::Arena arena(where, workspace, softmax_selected_workspace_bytes<A>(top_k, workers));
+  checks.need(top_k >= 1, "1 <= top_k", {{"top_k", top_k}});
+  checks.strided("selected_logits_TK", selected_logits_TK, tokens, top_k);
+  checks.strided("weights_TK", weights_TK, tokens, top_k);
+  checks.overlaps(detail::output("weights_TK", weights_TK), detail::output("workspace", workspace),
+                  detail::in_place("selected_logits_TK", selected_logits_TK));
+  const int workers = checks.workers(executor);
+  detail::Arena arena(checks.where(), workspace,
+                      softmax_selected_workspace_bytes<A>(top_k, workers));
 
   const auto carve = [&](detail::Arena& a) { return detail::carve_group<A>(a, 1, top_k); };
   const detail::PerWorker scratch(arena, workers, carve);
@@ -108,15 +107,15 @@ void softmax_backward(detail::non_deduced_t<StridedView<const A>> weights_TK,
                       detail::non_deduced_t<StridedView<const A>> dweights_TK,
                       StridedView<A> dselected_logits_TK) {
   detail::check_accumulator<A>();
-  const char* where = "softmax_backward";
+  const detail::Checks checks("softmax_backward");
   const Index tokens = weights_TK.rows;
   const Index top_k = weights_TK.cols;
-  detail::check_strided(where, "weights_TK", weights_TK, tokens, top_k);
-  detail::check_strided(where, "dweights_TK", dweights_TK, tokens, top_k);
-  detail::check_strided(where, "dselected_logits_TK", dselected_logits_TK, tokens, top_k);
-  detail::check_overlaps(where, detail::output("dselected_logits_TK", dselected_logits_TK),
-                         detail::in_place("dweights_TK", dweights_TK),
-                         detail::input("weights_TK", weights_TK));
+  checks.strided("weights_TK", weights_TK, tokens, top_k);
+  checks.strided("dweights_TK", dweights_TK, tokens, top_k);
+  checks.strided("dselected_logits_TK", dselected_logits_TK, tokens, top_k);
+  checks.overlaps(detail::output("dselected_logits_TK", dselected_logits_TK),
+                  detail::in_place("dweights_TK", dweights_TK),
+                  detail::input("weights_TK", weights_TK));
   for (Index t = 0; t < tokens; ++t) {
     detail::softmax_backward_row<A>(weights_TK, dweights_TK, t, &dselected_logits_TK(t, 0),
                                     dselected_logits_TK.col_stride);

@@ -22,15 +22,14 @@ template <class Id>
 void add_tokens_per_expert(StridedView<Id> expert_ids_TK,
                            VectorView<std::int64_t> tokens_per_expert_E) {
   detail::check_id_type<detail::value_t<Id>>();
-  const char* where = "add_tokens_per_expert";
-  detail::check_num_experts(where, tokens_per_expert_E.size);
-  detail::check_vector(where, "tokens_per_expert_E", tokens_per_expert_E, tokens_per_expert_E.size);
-  detail::check_strided(where, "expert_ids_TK", expert_ids_TK, expert_ids_TK.rows,
-                        expert_ids_TK.cols);
-  detail::check_overlaps(where, detail::output("tokens_per_expert_E", tokens_per_expert_E),
-                         detail::input("expert_ids_TK", expert_ids_TK));
+  const detail::Checks checks("add_tokens_per_expert");
+  checks.num_experts(tokens_per_expert_E.size);
+  checks.vector("tokens_per_expert_E", tokens_per_expert_E, tokens_per_expert_E.size);
+  checks.strided("expert_ids_TK", expert_ids_TK, expert_ids_TK.rows, expert_ids_TK.cols);
+  checks.overlaps(detail::output("tokens_per_expert_E", tokens_per_expert_E),
+                  detail::input("expert_ids_TK", expert_ids_TK));
   const Choices<Id> choices{expert_ids_TK};
-  detail::check_choices(where, "expert_ids_TK", choices, tokens_per_expert_E.size);
+  detail::check_choices(checks, "expert_ids_TK", choices, tokens_per_expert_E.size);
   detail::for_each_choice(choices, false, [&](Index, Index, Index e) { ++tokens_per_expert_E[e]; });
 }
 

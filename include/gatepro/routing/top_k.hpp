@@ -49,7 +49,7 @@ inline namespace GATEPRO_ABI {
 /// Bytes of workspace for select_top_k.
 template <class A>
 std::size_t select_top_k_workspace_bytes(Index num_experts, Index top_k, int workers = 1) {
-  detail::check_query_experts("select_top_k", num_experts);
+  detail::Checks("select_top_k").query_experts(num_experts);
   return detail::measure([&](detail::Arena& arena) {
     const auto carve = [&](detail::Arena& a) {
       return detail::carve_group<A>(a, num_experts, top_k);
@@ -76,25 +76,24 @@ Index select_top_k(detail::non_deduced_t<MatrixView<const A>> logits_TE,
                    const Executor& executor = {}) {
   detail::check_accumulator<A>();
   detail::check_id_type<Id>();
-  detail::check_executor<Executor>();
-  const char* where = "select_top_k";
+  const detail::Checks checks("select_top_k");
   const Index tokens = logits_TE.rows;
   const Index experts = logits_TE.cols;
   const Index top_k = expert_ids_TK.cols;
-  detail::check_num_experts(where, experts);
-  detail::check_top_k(where, top_k, experts);
-  detail::check_matrix(where, "logits_TE", logits_TE, tokens, experts);
+  checks.num_experts(experts);
+  checks.top_k(top_k, experts);
+  checks.matrix("logits_TE", logits_TE, tokens, experts);
   const MatrixView<const std::uint8_t>& loser_TE = eliminated.mask_TE();
-  detail::check_optional_matrix(where, "eliminated", loser_TE, tokens, experts);
-  detail::check_strided(where, "expert_ids_TK", expert_ids_TK, tokens, top_k);
-  detail::check_strided(where, "selected_logits_TK", selected_logits_TK, tokens, top_k);
-  detail::check_overlaps(where, detail::output("expert_ids_TK", expert_ids_TK),
-                         detail::output("selected_logits_TK", selected_logits_TK),
-                         detail::output("workspace", workspace),
-                         detail::input("logits_TE", logits_TE),
-                         detail::input("eliminated", loser_TE));
-  const int workers = detail::checked_workers(where, executor);
-  detail::Arena arena(where, workspace, select_top_k_workspace_bytes<A>(experts, top_k, workers));
+  checks.optional_matrix("eliminated", loser_TE, tokens, experts);
+  checks.strided("expert_ids_TK", expert_ids_TK, tokens, top_k);
+  checks.strided("selected_logits_TK", selected_logits_TK, tokens, top_k);
+  checks.overlaps(detail::output("expert_ids_TK", expert_ids_TK),
+                  detail::output("selected_logits_TK", selected_logits_TK),
+                  detail::output("workspace", workspace), detail::input("logits_TE", logits_TE),
+                  detail::input("eliminated", loser_TE));
+  const int workers = checks.workers(executor);
+  detail::Arena arena(checks.where(), workspace,
+                      select_top_k_workspace_bytes<A>(experts, top_k, workers));
 
   const auto carve = [&](detail::Arena& a) { return detail::carve_group<A>(a, experts, top_k); };
   const detail::PerWorker scratch(arena, workers, carve);

@@ -52,38 +52,37 @@ RoutingReport weigh_choices(const RoutingInputs<A>& in, const RivalTable& rivals
                             const Executor& executor = {}) {
   detail::check_accumulator<A>();
   detail::check_id_type<Id>();
-  detail::check_executor<Executor>();
-  const char* where = "weigh_choices";
+  const detail::Checks checks("weigh_choices");
   const Index tokens = in.logits_TE.rows;
   const Index experts = in.logits_TE.cols;
-  detail::check_selection<A>(where, rule, experts);
-  detail::check_matrix(where, "logits_TE", in.logits_TE, tokens, experts);
-  detail::need(!in.expert_bias_E.given(), where, "no expert_bias_E: the choice is made");
-  detail::check_optional_vector(where, "is_padding_T", in.is_padding_T, tokens);
-  detail::check_strided(where, "expert_ids_TK", chosen.expert_ids_TK, tokens, rule.top_k);
-  detail::check_optional_strided(where, "penalised_TK", chosen.penalised_TK, tokens, rule.top_k);
-  detail::need(!out.expert_ids_TK.given() && !out.penalised_TK.given() && !out.logits_TE.given() &&
-                   out.statistics == nullptr,
-               where, "no outputs but weights_TK, scores_TK and tokens_per_expert_E");
-  detail::check_strided(where, "weights_TK", out.weights_TK, tokens, rule.top_k);
-  detail::check_optional_strided(where, "scores_TK", out.scores_TK, tokens, rule.top_k);
-  detail::check_optional_vector(where, "tokens_per_expert_E", out.tokens_per_expert_E, experts);
-  detail::check_overlaps(where, detail::output("weights_TK", out.weights_TK),
-                         detail::output("scores_TK", out.scores_TK),
-                         detail::output("tokens_per_expert_E", out.tokens_per_expert_E),
-                         detail::output("workspace", workspace),
-                         detail::input("logits_TE", in.logits_TE),
-                         detail::input("is_padding_T", in.is_padding_T),
-                         detail::input("expert_ids_TK", chosen.expert_ids_TK),
-                         detail::input("penalised_TK", chosen.penalised_TK));
+  detail::check_selection<A>(checks, rule, experts);
+  checks.matrix("logits_TE", in.logits_TE, tokens, experts);
+  checks.need(!in.expert_bias_E.given(), "no expert_bias_E: the choice is made");
+  checks.optional_vector("is_padding_T", in.is_padding_T, tokens);
+  checks.strided("expert_ids_TK", chosen.expert_ids_TK, tokens, rule.top_k);
+  checks.optional_strided("penalised_TK", chosen.penalised_TK, tokens, rule.top_k);
+  checks.need(!out.expert_ids_TK.given() && !out.penalised_TK.given() && !out.logits_TE.given() &&
+                  out.statistics == nullptr,
+              "no outputs but weights_TK, scores_TK and tokens_per_expert_E");
+  checks.strided("weights_TK", out.weights_TK, tokens, rule.top_k);
+  checks.optional_strided("scores_TK", out.scores_TK, tokens, rule.top_k);
+  checks.optional_vector("tokens_per_expert_E", out.tokens_per_expert_E, experts);
+  checks.overlaps(detail::output("weights_TK", out.weights_TK),
+                  detail::output("scores_TK", out.scores_TK),
+                  detail::output("tokens_per_expert_E", out.tokens_per_expert_E),
+                  detail::output("workspace", workspace), detail::input("logits_TE", in.logits_TE),
+                  detail::input("is_padding_T", in.is_padding_T),
+                  detail::input("expert_ids_TK", chosen.expert_ids_TK),
+                  detail::input("penalised_TK", chosen.penalised_TK));
   const Choices<const Id> choices{chosen.expert_ids_TK, in.is_padding_T};
-  const auto ruled = detail::checked_selection<A>(where, rule, rivals, experts);
+  const auto ruled = detail::checked_selection<A>(checks, rule, rivals, experts);
   const detail::RecordedSelection<A, const Id> selection{rule, rule.top_k, ruled.competition,
                                                          choices, chosen.penalised_TK};
-  const int workers = detail::checked_workers(where, executor);
-  detail::Arena arena(where, workspace, weigh_choices_workspace_bytes<A>(experts, rule, workers));
+  const int workers = checks.workers(executor);
+  detail::Arena arena(checks.where(), workspace,
+                      weigh_choices_workspace_bytes<A>(experts, rule, workers));
   Index* last_token_E = arena.take<Index>(experts);
-  detail::check_distinct_choices(where, "expert_ids_TK", choices, experts, last_token_E);
+  detail::check_distinct_choices(checks, "expert_ids_TK", choices, experts, last_token_E);
   return detail::run_pass(arena, rule, selection, in, out, executor, workers);
 }
 
