@@ -129,7 +129,7 @@ class OpenRows {
       if (expert == i) break;
       const auto similarity = static_cast<double>(then_.similarity_EE(i, expert));
       least_gap = (std::min)(least_gap, before - similarity);
-      if (place < m_) least_gap = (std::min)(least_gap, std::abs(similarity - least_));
+      if (place < m_) least_gap = (std::min)(least_gap, std::fabs(similarity - least_));
       before = similarity;
     }
     return least_gap;
