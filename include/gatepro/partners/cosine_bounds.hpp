@@ -84,7 +84,7 @@ struct CosineBounds {
   /// A bound on the change of S_ij.
   double change(Index i, Index j) const {
     const double turns = turn_E[i] + turn_E[j];
-    return turns == 0 ? 0 : turns + rounding;
+    return turns > 0 ? turns + rounding : 0;
   }
 };
 

@@ -100,8 +100,9 @@ class OpenRows {
         scratch_(scratch),
         bounds_{scratch.turn_E, rounding},
         m_(pairing.partners_per_expert),
-        least_(pairing.min_similarity > -1 ? static_cast<A>(pairing.min_similarity)
-                                           : -no_direction) {}
+        least_(pairing.min_similarity > -1
+                   ? static_cast<double>(static_cast<A>(pairing.min_similarity))
+                   : -no_direction) {}
 
   /// Lists them with their contenders; false if there are too many.
   bool list() {
@@ -110,7 +111,7 @@ class OpenRows {
     if (most >= no_direction) return false;
     for (Index i = 0; i < experts; ++i) {
       const double change = scratch_.turn_E[i] + most;
-      const bool is_safe = most == 0 || lead(i) > 2 * (change + bounds_.rounding);
+      const bool is_safe = most <= 0 || lead(i) > 2 * (change + bounds_.rounding);
       if (!is_safe && !open(i)) return false;
     }
     return true;
@@ -120,6 +121,10 @@ class OpenRows {
   Index contenders() const { return contenders_; }
 
  private:
+  double similarity(Index i, Index j) const {
+    return static_cast<double>(then_.similarity_EE(i, j));
+  }
+
   /// The least difference in similarity that decides about the partners of row i, or their order.
   double lead(Index i) const {
     double least_gap = no_direction;
@@ -127,10 +132,10 @@ class OpenRows {
     for (Index place = 0; place <= m_; ++place) {
       const std::int32_t expert = then_.ranked_EM(i, place);
       if (expert == i) break;
-      const auto similarity = static_cast<double>(then_.similarity_EE(i, expert));
-      least_gap = (std::min)(least_gap, before - similarity);
-      if (place < m_) least_gap = (std::min)(least_gap, std::fabs(similarity - least_));
-      before = similarity;
+      const double here = similarity(i, expert);
+      least_gap = (std::min)(least_gap, before - here);
+      if (place < m_) least_gap = (std::min)(least_gap, std::fabs(here - least_));
+      before = here;
     }
     return least_gap;
   }
@@ -142,7 +147,7 @@ class OpenRows {
     bool changes = false;
     for (Index j = 0; j < then_.similarity_EE.cols; ++j) {
       const double change = bounds_.change(i, j);
-      if (j == i || then_.similarity_EE(i, j) + change < threshold) continue;
+      if (j == i || similarity(i, j) + change < threshold) continue;
       if (contenders_ == then_.similarity_EE.cols) return false;
       scratch_.contender_E[contenders_++] = {0, static_cast<std::int32_t>(j)};
       changes = changes || change > 0;
@@ -161,7 +166,7 @@ class OpenRows {
     double* lower_M = scratch_.lower_M;
     std::fill_n(lower_M, m_, least_);
     for (Index j = 0; j < then_.similarity_EE.cols; ++j) {
-      const double lower = then_.similarity_EE(i, j) - bounds_.change(i, j);
+      const double lower = similarity(i, j) - bounds_.change(i, j);
       if (j == i || lower <= lower_M[m_ - 1]) continue;
       Index at = m_ - 1;
       for (; at > 0 && lower > lower_M[at - 1]; --at) lower_M[at] = lower_M[at - 1];
