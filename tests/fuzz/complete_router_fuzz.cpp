@@ -134,8 +134,8 @@ void run(FuzzedDataProvider& data) {
   in.record = &record;
   if (evaluates) in.pass = gatepro::Pass::evaluation;
   const Index sequences = static_cast<Index>(begin.size()) - 1;
-  Buffers first(router, gatepro::BufferShape{tokens, workers.workers(), sequences});
-  Buffers again(router, gatepro::BufferShape{tokens, 1, sequences});
+  Buffers first(router, gatepro::BufferShape{tokens, workers.workers(), sequences, true, true});
+  Buffers again(router, gatepro::BufferShape{tokens, 1, sequences, true, true});
   gatepro::RowMatrix<float> dx_TH = gatepro::RowMatrix<float>::Zero(tokens, x_TH.cols());
   gatepro::RowMatrix<float> dw_EH = gatepro::RowMatrix<float>::Zero(w_EH.rows(), w_EH.cols());
   auto other_dx_TH = dx_TH, other_dw_EH = dw_EH;

@@ -126,7 +126,7 @@ class CompleteProductTest : public testing::Test {
     in.is_padding_T = padding;
     in.sequence_begin_S1 = sequences_;
     R router = trained_router(config);
-    gatepro::RoutingBuffers<R> buffers(router, gatepro::BufferShape{tokens, 1, 3});
+    gatepro::RoutingBuffers<R> buffers(router, gatepro::BufferShape{tokens, 1, 3, true, true});
     auto out = buffers.view();
     for (Index t = 0; t < tokens; ++t) {
       std::copy_n(logits_TE_.row(t).data(), experts, out.logits_TE.row(t));
@@ -1011,7 +1011,7 @@ struct Observed {
 
   template <class R, class... In>
   gatepro::PenaltyStatistics operator()(R& router, const In&... in) const {
-    gatepro::RoutingBuffers<R> buffers(router, T);
+    gatepro::RoutingBuffers<R> buffers(router, gatepro::BufferShape{T, 1, 1, true, true});
     gatepro::PenaltyStatistics statistics;
     auto out = buffers.view();
     out.statistics = &statistics;
@@ -1105,6 +1105,25 @@ TEST(CompleteStatistics, AreRefusedWhereThePenaltyHadNoPart) {
   CompleteRouter<float> forced(config);
   forced.refresh(observe.w_EH, 0);
   expect_error([&] { observe(forced, ForwardInputs<>()); }, {"no statistics"});
+}
+
+// A record tells who had lost, so the forward must find that out.
+TEST(CompleteRouter, RecordsNeedMarksOfWhoLost) {
+  const Observed data;
+  CompleteConfig config{{Observed::H, Observed::E, Observed::K}};
+  CompleteRouter<float> router(config);
+  router.refresh(data.w_EH, 0);
+  gatepro::RoutingBuffers buffers(router, Observed::T);
+  EXPECT_FALSE(buffers.view().penalised_TK.given());
+  EXPECT_NO_THROW(router.forward(data.x_TH, data.w_EH, {}, buffers));
+  gatepro::RoutingRecord<> record;
+  ForwardInputs<> in;
+  in.record = &record;
+  expect_error([&] { router.forward(data.x_TH, data.w_EH, in, buffers); },
+               {"CompleteRouter::forward", "penalised_TK"});
+  config.scores.function = ScoreFunction::sigmoid;
+  CompleteRouter<float> sigmoid(config);
+  EXPECT_TRUE(gatepro::RoutingBuffers(sigmoid, 1).view().penalised_TK.given());
 }
 
 TEST(CompleteRouter, PackedWeightsGiveTheSameBits) {

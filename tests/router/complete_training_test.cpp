@@ -720,7 +720,7 @@ TEST(CompleteRegression, GradientsDoNotDependOnTheMicroBatchSplit) {
     std::vector<ForwardInputs<>> in(2);
     double z = 0;
     for (std::size_t i = 0; i < 2; ++i) {
-      buffers.emplace_back(router, T, 1, 2);
+      buffers.emplace_back(router, gatepro::BufferShape{T, 1, 2});
       in[i].sequence_begin_S1 = begin[i];
       in[i].tokens_in_mean = T;
       in[i].sequences_in_mean = 3;

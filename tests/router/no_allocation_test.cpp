@@ -313,7 +313,7 @@ TEST(NoAllocation, CompleteRouter) {
   const auto dweights = random_matrix<float>(tokens, top_k, 3);
   gatepro::CompleteRouter<float> router(complete_data::full_config(hidden, experts, top_k));
   router.refresh(w, 0);
-  gatepro::RoutingBuffers buffers(router, tokens);
+  gatepro::RoutingBuffers buffers(router, gatepro::BufferShape{tokens, 1, 1, true, true});
   const std::vector<std::int64_t> sequences = {0, tokens};
   gatepro::RoutingRecord<> record;
   gatepro::ForwardInputs<> in;
@@ -358,7 +358,7 @@ TEST(NoAllocation, RoutingStages) {
         gatepro::ScoreFunction::sigmoid, gatepro::ScoreFunction::sqrt_softplus}) {
     const gatepro::SelectionRule rule{
         top_k, {function, false, 1}, groups, Competition::eliminate()};
-    std::vector<std::byte> memory(gatepro::route_logits_workspace_bytes<float>(experts, rule));
+    std::vector<std::byte> memory(gatepro::weigh_choices_workspace_bytes<float>(experts, rule));
     EXPECT_EQ(
         cost_of([&] {
           gatepro::route_logits_workspace_bytes<float>(experts, rule, 4);

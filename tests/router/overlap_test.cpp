@@ -642,7 +642,7 @@ TEST(Overlap, RecordsOfTheCompleteRouter) {
   config.losses.z = 0.1;
   config.capacity = gatepro::CapacityRule{};
   gatepro::CompleteRouter<float> router(config);
-  gatepro::RoutingBuffers buffers(router, tokens);
+  gatepro::RoutingBuffers buffers(router, gatepro::BufferShape{tokens, 1, 1, true, true});
   const auto x_TH = random_matrix<float>(tokens, hidden, 1);
   const auto w_EH = random_matrix<float>(experts, hidden, 2);
   gatepro::RoutingRecord<> record;

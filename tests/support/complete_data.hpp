@@ -55,8 +55,8 @@ template <class R, class MX, class MW, class Reduce = gatepro::NoReduce,
 Outcome<R> forward(R& router, const MX& x_TH, const MW& w_EH, const typename R::Inputs& in = {},
                    const Reduce& reduce = {}, const Executor& executor = {}) {
   gatepro::RoutingBuffers<R> buffers(
-      router,
-      gatepro::BufferShape{x_TH.rows(), executor.workers(), sequences_of(in.sequence_begin_S1)});
+      router, gatepro::BufferShape{x_TH.rows(), executor.workers(),
+                                   sequences_of(in.sequence_begin_S1), true, true});
   router.forward(x_TH, w_EH, in, buffers, reduce, executor);
   return outcome_of(buffers);
 }
@@ -69,8 +69,8 @@ Outcome<R> step(R& router, const MX& x_TH, const MW& w_EH, const typename R::Inp
                 const gatepro::BackwardInputs<A>& more = {}, const Reduce& reduce = {},
                 const Executor& executor = {}) {
   gatepro::RoutingBuffers<R> buffers(
-      router,
-      gatepro::BufferShape{x_TH.rows(), executor.workers(), sequences_of(in.sequence_begin_S1)});
+      router, gatepro::BufferShape{x_TH.rows(), executor.workers(),
+                                   sequences_of(in.sequence_begin_S1), true, true});
   router.forward(x_TH, w_EH, in, buffers, reduce, executor);
   Outcome<R> outcome = outcome_of(buffers);
   outcome.dx_TH = RowMatrix<A>::Zero(x_TH.rows(), x_TH.cols());

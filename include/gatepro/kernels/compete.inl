@@ -58,27 +58,42 @@ GATEPRO_KERNEL void compete(const BitsOf<A>* keys_EL, Index experts, const Rival
   }
 }
 
-/// lost_KL = 1 where the selected expert had lost to a rival, as in `compete`, else 0.
+/// Row t of lost_TK = 1 where the expert that token t selected had lost to a rival, as in
+/// `compete`, else 0; elements stand col_stride apart.
+template <class A, bool several>
+GATEPRO_FN void mark_losers_as(const BitsOf<A>* keys_EL, const BitsOf<A>* ids_KL, Index k,
+                               const RivalView& rivals, bool ties_lose, Index tokens,
+                               std::uint8_t* lost_TK, Index row_stride, Index col_stride) {
+  constexpr Index L = lanes_v<A>;
+  for (Index j = 0; j < k; ++j) {
+    for (Index lane = 0; lane < tokens; ++lane) {
+      const BitsOf<A>* keys_E = keys_EL + lane;  // every L-th element
+      const auto e = Index(ids_KL[j * L + lane]);
+      const BitsOf<A> own = keys_E[e * L];
+      bool below = false;
+      if constexpr (several) {
+        for (std::int32_t r = rivals.begin[e]; r < rivals.begin[e + 1]; ++r) {
+          const Index rival = rivals.ids[r];
+          below |= own < keys_E[rival * L] + BitsOf<A>(ties_lose & (rival < e));
+        }
+      } else {
+        below = own < keys_E[Index(rivals.only[e]) * L];
+      }
+      lost_TK[lane * row_stride + j * col_stride] = below & (own != Order<A>::nan);
+    }
+  }
+}
+
 template <class A>
 GATEPRO_KERNEL void mark_losers(const BitsOf<A>* keys_EL, const BitsOf<A>* ids_KL, Index k,
-                                const RivalView& rivals, bool ties_lose, BitsOf<A>* lost_KL) {
-  constexpr Index L = lanes_v<A>;
-  for (Index i = 0; i < k * L; ++i) {
-    const BitsOf<A>* keys_E = keys_EL + i % L;  // every L-th element
-    const auto e = Index(ids_KL[i]);
-    const BitsOf<A> own = keys_E[e * L];
-    const auto is_below = [&](Index rival) {
-      return own < keys_E[rival * L] + BitsOf<A>(ties_lose & (rival < e));
-    };
-    bool below = false;
-    if (rivals.only != nullptr) {
-      below = is_below(rivals.only[e]);
-    } else {
-      for (std::int32_t r = rivals.begin[e]; r < rivals.begin[e + 1]; ++r) {
-        below |= is_below(rivals.ids[r]);
-      }
-    }
-    lost_KL[i] = BitsOf<A>(below & (own != Order<A>::nan));
+                                const RivalView& rivals, bool ties_lose, Index tokens,
+                                std::uint8_t* lost_TK, Index row_stride, Index col_stride) {
+  if (rivals.only == nullptr || ties_lose) {
+    mark_losers_as<A, true>(keys_EL, ids_KL, k, rivals, ties_lose, tokens, lost_TK, row_stride,
+                            col_stride);
+  } else {
+    mark_losers_as<A, false>(keys_EL, ids_KL, k, rivals, ties_lose, tokens, lost_TK, row_stride,
+                             col_stride);
   }
 }
 

@@ -63,7 +63,8 @@ struct Kernels {
   void (*compete)(const Key* keys_EL, Index experts, const RivalView& rivals, bool eliminate,
                   bool ties_lose, A lambda, Key* ranked_EL);
   void (*mark_losers)(const Key* keys_EL, const Key* ids_KL, Index k, const RivalView& rivals,
-                      bool ties_lose, Key* lost_KL);
+                      bool ties_lose, Index tokens, std::uint8_t* lost_TK, Index row_stride,
+                      Index col_stride);
   void (*top_k)(const Key* keys_EL, Index experts, Index k, Key* top_keys_KL, Key* top_ids_KL);
   void (*softmax)(const Key* keys_KL, Index k, A* weights_KL, Key* nonfinite_L);
   Key (*largest_magnitude)(const A* row, Index count);

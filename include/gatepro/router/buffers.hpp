@@ -21,6 +21,9 @@ struct BufferShape {
   Index sequences = 1;  ///< The most sequences of a forward; read where a sequence loss is on.
   /// Router: T x E logits among the outputs. CompleteRouter always has them.
   bool keep_logits = false;
+  /// T x K marks of who had lost among the outputs: Router if asked, CompleteRouter also where its
+  /// gradients need them. A forward that fills a RoutingRecord needs them.
+  bool keep_penalised = false;
 };
 
 namespace detail {
@@ -49,6 +52,9 @@ void carve_outputs(Arena& arena, const RouterConfig& config, const BufferShape& 
   out.weights_TK = take_rows<A>(arena, shape, tokens, config.top_k);
   out.tokens_per_expert_E = {arena.take<std::int64_t>(config.num_experts), config.num_experts};
   if (shape.keep_logits) out.logits_TE = take_rows<A>(arena, shape, tokens, config.num_experts);
+  if (shape.keep_penalised) {
+    out.penalised_TK = take_rows<std::uint8_t>(arena, shape, tokens, config.top_k);
+  }
 }
 
 }  // namespace GATEPRO_ABI

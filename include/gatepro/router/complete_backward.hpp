@@ -113,7 +113,7 @@ void check_complete_backward(const CompleteConfig& config, const RivalTable& riv
   const Index tokens = out.logits_TE.rows;
   const Index experts = config.num_experts;
   check_complete_inputs(checks, config, in, tokens);
-  check_complete_outputs(checks, config, out, tokens, report.jittered);
+  check_complete_outputs(checks, config, out, tokens, report.jittered, /*recorded=*/false);
   check_report(checks, config, rivals, in, out, report);
   const bool losses = counts_for_losses(config.losses, in.pass);
   checks.need(

@@ -151,14 +151,19 @@ void check_complete_inputs(const Checks& checks, const CompleteConfig& config,
 
 template <class X, class A, class Id>
 void check_complete_outputs(const Checks& checks, const CompleteConfig& config,
-                            const CompleteRoutingView<X, A, Id>& out, Index tokens, bool jittered) {
+                            const CompleteRoutingView<X, A, Id>& out, Index tokens, bool jittered,
+                            bool recorded) {
   const Index experts = config.num_experts;
   const Index top_k = config.top_k;
   checks.matrix("logits_TE", out.logits_TE, tokens, experts);
   checks.strided("expert_ids_TK", out.expert_ids_TK, tokens, top_k);
   checks.strided("weights_TK", out.weights_TK, tokens, top_k);
   checks.strided("scores_TK", out.scores_TK, tokens, top_k);
-  checks.strided("penalised_TK", out.penalised_TK, tokens, top_k);
+  if (recorded || gradient_needs_logits(config.selection())) {
+    checks.strided("penalised_TK", out.penalised_TK, tokens, top_k);
+  } else {
+    checks.optional_strided("penalised_TK", out.penalised_TK, tokens, top_k);
+  }
   checks.vector("tokens_per_expert_E", out.tokens_per_expert_E, experts);
   checks.vector("forward_id", out.forward_id, 1);
   if (config.losses.any()) {
@@ -230,7 +235,7 @@ void check_complete_forward(const CompleteConfig& config, const RivalTable& riva
                             Index tokens, bool jittered) {
   const Checks checks("CompleteRouter::forward");
   check_complete_inputs(checks, config, in, tokens);
-  check_complete_outputs(checks, config, out, tokens, jittered);
+  check_complete_outputs(checks, config, out, tokens, jittered, in.record != nullptr);
   check_replay(checks, config, in, tokens);
   checks.need(out.statistics == nullptr || chooses(config, in),
               "no statistics of choices that the penalty had no part in: replayed or forced ones");

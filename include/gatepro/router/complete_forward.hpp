@@ -121,7 +121,7 @@ void load_record(const RoutingRecord<Id>& record, const CompleteRoutingView<X, A
   for (Index t = 0; t < record.tokens; ++t) {
     for (Index j = 0; j < record.top_k; ++j) {
       out.expert_ids_TK(t, j) = ids_TK(t, j);
-      out.penalised_TK(t, j) = penalised_TK(t, j);
+      if (out.penalised_TK.given()) out.penalised_TK(t, j) = penalised_TK(t, j);
     }
   }
 }
@@ -132,6 +132,12 @@ inline Index round_robin_start(const CompleteConfig& config, std::int64_t positi
   const auto share = static_cast<Index>(config.noise.seed % static_cast<std::uint64_t>(experts)) *
                      (tokens % experts);
   return (index_of(position % experts) + share % experts) % experts;
+}
+
+/// Who had lost among choices that are replayed; nobody among those that are made up.
+template <class Id>
+StridedView<const std::uint8_t> recorded_losers(const ForwardInputs<Id>& in) {
+  return in.replay != nullptr ? in.replay->penalised() : StridedView<const std::uint8_t>();
 }
 
 /// The outputs take choices that the logits had no part in. False if the router is to choose.
@@ -182,7 +188,7 @@ RoutingReport route_tokens(const CompleteRoute<X, A, Id>& to, Arena& arena, int 
   };
   if (load_choices(to.config, to.position, to.in, to.out)) {
     return run_as(RecordedSelection<A, Id>{rule, rule.top_k, ruled.competition,
-                                           choices_of(to.in, to.out), to.out.penalised_TK});
+                                           choices_of(to.in, to.out), recorded_losers(to.in)});
   }
   if (is_plain(rule) && !to.bias_E.given()) {
     return run_as(PlainSelection<A>{rule.top_k, ruled.competition});

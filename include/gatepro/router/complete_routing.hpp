@@ -7,6 +7,7 @@
 
 #include "gatepro/router/buffers.hpp"
 #include "gatepro/router/complete_options.hpp"
+#include "gatepro/routing/route_logits_backward.hpp"
 #include "gatepro/routing/view.hpp"
 
 namespace gatepro {
@@ -74,12 +75,12 @@ void carve_outputs(Arena& arena, const CompleteConfig& config, const BufferShape
                    Index tokens, CompleteRoutingView<X, A, Id>& out) {
   const Index experts = config.num_experts;
   const Index top_k = config.top_k;
-  BufferShape with_logits = shape;
-  with_logits.keep_logits = true;
+  BufferShape kept = shape;
+  kept.keep_logits = true;
+  kept.keep_penalised = kept.keep_penalised || gradient_needs_logits(config.selection());
   RoutingView<A, Id>& plain = out;
-  carve_outputs(arena, static_cast<const RouterConfig&>(config), with_logits, tokens, plain);
+  carve_outputs(arena, static_cast<const RouterConfig&>(config), kept, tokens, plain);
   out.scores_TK = take_rows<A>(arena, shape, tokens, top_k);
-  out.penalised_TK = take_rows<std::uint8_t>(arena, shape, tokens, top_k);
   out.forward_id = {arena.take<std::uint64_t>(1), 1};
   if (config.losses.any()) {
     out.totals = {arena.take<std::int64_t>(totals_size(experts)), totals_size(experts)};

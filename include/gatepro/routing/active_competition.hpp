@@ -73,16 +73,19 @@ const typename Order<A>::Key* eliminate(const RoutingGroup<A>& group, Index expe
   return compete(group, experts, marking);
 }
 
-/// lost_KL = 1 where the selected expert has lost, else 0.
+/// lost_TK = 1 where the expert that a token selected has lost, else 0.
 template <class A>
-void mark_losers(const RoutingGroup<A>& group, Index top_k, const ActiveCompetition<A>& competition,
-                 typename Order<A>::Key* lost_KL) {
-  if (!competition.active) {
-    std::fill_n(lost_KL, top_k * kernels<A>().lanes, 0);
+void mark_losers(const RoutingGroup<A>& group, const ActiveCompetition<A>& competition,
+                 const StridedView<std::uint8_t>& lost_TK) {
+  if (competition.active) {
+    kernels<A>().mark_losers(group.keys_EL, group.ids_KL, lost_TK.cols, competition.rivals,
+                             competition.ties_lose, lost_TK.rows, lost_TK.data, lost_TK.row_stride,
+                             lost_TK.col_stride);
     return;
   }
-  kernels<A>().mark_losers(group.keys_EL, group.ids_KL, top_k, competition.rivals,
-                           competition.ties_lose, lost_KL);
+  for (Index t = 0; t < lost_TK.rows; ++t) {
+    for (Index j = 0; j < lost_TK.cols; ++j) lost_TK(t, j) = 0;
+  }
 }
 
 /// A loser's ranked key.

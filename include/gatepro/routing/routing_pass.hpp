@@ -184,8 +184,8 @@ class RoutingPass {
   void tell_penalty(const Scratch& mine, const TokenRange& tokens) const {
     const Group& group = mine.group;
     if (out_.penalised_TK.given()) {
-      mark_losers(group, selection_.top_k, selection_.competition, group.other_keys_KL);
-      store_if_given(group.other_keys_KL, out_.penalised_TK, tokens);
+      mark_losers(group, selection_.competition,
+                  out_.penalised_TK.middle_rows(tokens.first, tokens.count));
     }
     if (out_.statistics == nullptr) return;
     selection_.choose_unpenalised(group, layout_.experts);
