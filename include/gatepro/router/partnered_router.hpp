@@ -83,9 +83,11 @@ class PartneredRouter {
   explicit PartneredRouter(const Config& config)
       : config_(config), cache_(config.num_experts, config.pairing, config.refresh) {}
 
+  /// Throws Error unless they are E x H.
   void check_weights(const MatrixView<const W>& w_EH) const {
     detail::Checks("Router").matrix("w_EH", w_EH, config_.num_experts, config_.hidden_size);
   }
+  /// The same for weights packed before.
   void check_weights(const PackedWeights<A>& weights) const {
     detail::need(weights.num_experts() == config_.num_experts &&
                      weights.hidden_size() == config_.hidden_size,
