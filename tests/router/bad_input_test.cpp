@@ -12,6 +12,7 @@
 #include <string>
 
 #include "support/errors.hpp"
+#include "support/function_ref.hpp"
 #include "support/inputs.hpp"
 #include "support/routing_data.hpp"
 
@@ -56,7 +57,7 @@ TEST(BadInput, AnErrorIsAnInvalidArgument) {
 
 // ---- Settings ---------------------------------------------------------------------------------
 
-void expect_bad_config(const std::function<void(RouterConfig&)>& spoil, Parts parts) {
+void expect_bad_config(FunctionRef<void(RouterConfig&)> spoil, Parts parts) {
   RouterConfig config{10, 6, 2};
   spoil(config);
   expect_error([&] { gatepro::Router<float>{config}; }, parts);
@@ -178,7 +179,7 @@ class BadCall : public testing::Test {
   }
 
   /// Both forwards refuse `spoil`ed arguments that they share.
-  void expect_bad_output(const std::function<void(Forward&)>& spoil, Parts parts) {
+  void expect_bad_output(FunctionRef<void(Forward&)> spoil, Parts parts) {
     expect_bad_forward(spoil, parts);
     Forward f = forward_arguments();
     f.out.logits_TE = {};
@@ -188,13 +189,13 @@ class BadCall : public testing::Test {
                  {"Router::forward_logits"});
     expect_outputs_untouched();
   }
-  void expect_bad_forward(const std::function<void(Forward&)>& spoil, Parts parts) {
+  void expect_bad_forward(FunctionRef<void(Forward&)> spoil, Parts parts) {
     Forward f = forward_arguments();
     spoil(f);
     expect_error([&] { router.forward(f.x, f.w, f.out, f.workspace); }, parts);
     expect_outputs_untouched();
   }
-  void expect_bad_backward(const std::function<void(Backward&)>& spoil, Parts parts) {
+  void expect_bad_backward(FunctionRef<void(Backward&)> spoil, Parts parts) {
     Backward b = backward_arguments();
     spoil(b);
     expect_error(
@@ -258,7 +259,7 @@ TEST_F(BadCall, NegativeSizes) {
 }
 
 TEST_F(BadCall, ForwardLogitsInput) {
-  const auto expect_bad = [&](const std::function<void(Forward&)>& spoil, Parts parts) {
+  const auto expect_bad = [&](FunctionRef<void(Forward&)> spoil, Parts parts) {
     Forward f = forward_arguments();
     f.out.logits_TE = {};
     spoil(f);
@@ -797,7 +798,7 @@ TEST_F(BadStage, GateBackward) {
     Workspace scratch;
     VectorView<const std::uint8_t> mask{};
   };
-  const auto expect_both = [&](const std::function<void(Arguments&)>& spoil, Parts parts) {
+  const auto expect_both = [&](FunctionRef<void(Arguments&)> spoil, Parts parts) {
     Arguments a{ids, dweights, dlogits, w, dx, {}, workspace()};
     spoil(a);
     expect_error(

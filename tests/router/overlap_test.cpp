@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <functional>
 #include <numeric>
 #include <random>
 #include <set>
@@ -14,6 +13,7 @@
 #include <vector>
 
 #include "support/errors.hpp"
+#include "support/function_ref.hpp"
 #include "support/inputs.hpp"
 
 namespace {
@@ -133,7 +133,7 @@ struct Slot {
 /// Runs `call(addresses)` with all arguments apart, then with each output moved onto the last bytes
 /// of each other argument, and that one onto the last bytes of the output.
 void expect_overlaps_refused(const std::vector<Slot>& slots,
-                             const std::function<void(const std::vector<std::byte*>&)>& call) {
+                             FunctionRef<void(const std::vector<std::byte*>&)> call) {
   std::size_t room = 0;
   for (const Slot& slot : slots) room = std::max(room, (slot.bytes / 64 + 2) * 64);
   std::vector<std::byte> memory(room * (slots.size() + 1));

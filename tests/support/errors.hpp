@@ -9,9 +9,10 @@
 #include <initializer_list>
 #include <string>
 
+#include "support/function_ref.hpp"
+
 /// `call` throws an Error, and its message holds all `parts`.
-template <class Call>
-void expect_error(const Call& call, std::initializer_list<const char*> parts) {
+inline void expect_error(FunctionRef<void()> call, std::initializer_list<const char*> parts) {
   try {
     call();
     ADD_FAILURE() << "no Error; expected one about " << *parts.begin();

@@ -8,6 +8,21 @@
 #include <thread>
 #include <vector>
 
+#include "support/function_ref.hpp"
+
+inline void start_threads(int count, FunctionRef<void(int)> body) {
+  std::atomic<int> missing{count};
+  std::vector<std::thread> threads;
+  for (int worker = 0; worker < count; ++worker) {
+    threads.emplace_back([&missing, body, worker] {
+      --missing;
+      while (missing.load() > 0) std::this_thread::yield();
+      body(worker);
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+}
+
 /// Real threads. They wait for each other before they start, so that even short work overlaps.
 class ThreadExecutor {
  public:
@@ -15,16 +30,7 @@ class ThreadExecutor {
   int workers() const { return workers_; }
   template <class Body>
   void run(int count, Body body) const {
-    std::atomic<int> missing{count};
-    std::vector<std::thread> threads;
-    for (int worker = 0; worker < count; ++worker) {
-      threads.emplace_back([&missing, &body, worker] {
-        --missing;
-        while (missing.load() > 0) std::this_thread::yield();
-        body(worker);
-      });
-    }
-    for (std::thread& thread : threads) thread.join();
+    start_threads(count, body);
   }
 
  private:
