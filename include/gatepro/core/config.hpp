@@ -55,6 +55,14 @@
 #define GATEPRO_LITTLE_ENDIAN 1
 #endif
 
+// For functions that are called from many places, none of them in a hurry: inlined, each place
+// would cost compile time.
+#if defined(__GNUC__)
+#define GATEPRO_NOINLINE __attribute__((noinline))
+#else
+#define GATEPRO_NOINLINE
+#endif
+
 // For functions outside that namespace: they leave no symbol behind that a linker could merge.
 #if defined(__GNUC__)
 #define GATEPRO_ALWAYS_INLINE __attribute__((always_inline))

@@ -70,8 +70,8 @@ class NamedValue {
   bool is_unsigned_ = false;
 };
 
-[[noreturn]] inline void fail(const char* where, const std::string& rule,
-                              std::initializer_list<NamedValue> got) {
+[[noreturn]] GATEPRO_NOINLINE inline void fail(const char* where, const std::string& rule,
+                                               std::initializer_list<NamedValue> got) {
   std::string message = std::string("gatepro::") + where + ": need " + rule;
   const char* separator = " (got ";
   for (const NamedValue& value : got) {
@@ -91,13 +91,22 @@ inline void need(bool ok, const char* where, const char* rule,
   if (!ok) fail(where, rule, got);
 }
 
+/// Refuses sizes that checked_product does not multiply.
+GATEPRO_NOINLINE inline void check_product(const char* where, const char* rule, std::ptrdiff_t a,
+                                           std::ptrdiff_t b) {
+  const bool fits =
+      a >= 0 && b >= 0 && (a == 0 || b <= (std::numeric_limits<std::ptrdiff_t>::max)() / a);
+  need(fits, where, rule, {{"left factor", a}, {"right factor", b}});
+}
+
 /// a * b for sizes, refused where one is negative or the product leaves the range of
 /// std::ptrdiff_t.
 inline std::ptrdiff_t checked_product(const char* where, const char* rule, std::ptrdiff_t a,
                                       std::ptrdiff_t b) {
-  const bool fits =
-      a >= 0 && b >= 0 && (a == 0 || b <= (std::numeric_limits<std::ptrdiff_t>::max)() / a);
-  need(fits, where, rule, {{"left factor", a}, {"right factor", b}});
+  constexpr int half = std::numeric_limits<std::ptrdiff_t>::digits / 2;
+  const bool both_small =
+      ((static_cast<std::size_t>(a) | static_cast<std::size_t>(b)) >> half) == 0;
+  if (!both_small) check_product(where, rule, a, b);
   return a * b;
 }
 

@@ -48,13 +48,14 @@ class Arena {
   /// `count` elements.
   template <class T>
   T* take(Index count) {
-    const Index bytes = checked_product("workspace", "sizes within the address space", count,
-                                        static_cast<Index>(sizeof(T)));
-    constexpr Index most = (std::numeric_limits<Index>::max)() - 2 * static_cast<Index>(alignment);
-    need(bytes <= most - static_cast<Index>(used_), "workspace", "sizes within the address space",
-         {{"bytes", used_}, {"more bytes", bytes}});
+    constexpr Index most = (std::numeric_limits<Index>::max)() / static_cast<Index>(sizeof(T));
+    if (count < 0 ||
+        count > most - static_cast<Index>(used_ / sizeof(T)) - 2 * static_cast<Index>(alignment)) {
+      refuse(count, sizeof(T));
+    }
     const std::uintptr_t array = base_ + used_;
-    used_ += (static_cast<std::size_t>(bytes) + alignment - 1) / alignment * alignment;
+    const std::size_t bytes = static_cast<std::size_t>(count) * sizeof(T);
+    used_ += (bytes + alignment - 1) / alignment * alignment;
     return reinterpret_cast<T*>(array);  // NOLINT(performance-no-int-to-ptr)
   }
 
@@ -78,6 +79,11 @@ class Arena {
   std::size_t bytes_needed() const { return used_ == 0 ? 0 : used_ + alignment; }
 
  private:
+  [[noreturn]] GATEPRO_NOINLINE void refuse(Index count, std::size_t element_bytes) const {
+    fail("workspace", "sizes within the address space",
+         {{"bytes", used_}, {"more elements", count}, {"bytes each", element_bytes}});
+  }
+
   static constexpr std::size_t alignment = 64;  // a cache line, and the widest vector
   std::uintptr_t base_ = 0;                     // not a pointer, because a dry run counts from null
   std::size_t used_ = 0;

@@ -186,11 +186,7 @@ GATEPRO_KERNEL void pack(const void* from, Index row_stride, Index rows, Index d
   for (Index h = 0; h < depth; h += L) {
     const int n = depth - h < L ? int(depth - h) : L;
     Lanes<A> block[std::size_t(L)];
-    GATEPRO_UNROLL
-    for (int r = 0; r < L; ++r) {
-      block[r] = Lanes<A>::splat(A(0));
-      if (r < rows) block[r] = load_as<A>(w + r * row_stride + h, n);
-    }
+    load_block<A, Missing::zeros>(w + h, row_stride, int(rows), n, block);
     transpose<A>(block);
     GATEPRO_UNROLL
     for (int i = 0; i < L; ++i) {

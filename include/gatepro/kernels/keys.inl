@@ -37,24 +37,6 @@ GATEPRO_FN Lanes<A> to_values(Keys<A> keys) {
   return bit_cast<A>(size | (keys & Keys<A>::splat(Order<A>::lowest)));
 }
 
-/// `count` <= L columns of L rows of logits into keys_EL, reading `readable` of each. Rows past
-/// `last` repeat it.
-template <class A>
-GATEPRO_FN void load_key_block(const A* logits, Index row_stride, int last, int readable, int count,
-                               BitsOf<A>* keys_EL) {
-  constexpr int L = lanes_v<A>;
-  Lanes<A> block[std::size_t(L)];
-  GATEPRO_UNROLL
-  for (int r = 0; r < L; ++r) {
-    block[r] = loaded_once(load_as<A>(logits + (r < last ? r : last) * row_stride, readable));
-  }
-  transpose<A>(block);
-  GATEPRO_UNROLL
-  for (int i = 0; i < L; ++i) {
-    if (i < count) to_keys<A>(block[i]).store(keys_EL + i * L);
-  }
-}
-
 /// Reads `tokens` <= L rows of logits into keys_EL. Lanes past `tokens` repeat the last row. Up to
 /// `row_room` >= experts elements may be read from the start of each row, because whole vectors are
 /// faster than the remainder that is wanted.
@@ -62,19 +44,18 @@ template <class A>
 GATEPRO_KERNEL void load_keys(const A* logits, Index row_stride, Index row_room, Index tokens,
                               Index experts, BitsOf<A>* keys_EL) {
   constexpr int L = lanes_v<A>;
-  Index e = 0;
-  if (tokens == L) {
-    for (; e + L <= experts; e += L) {
-      load_key_block<A>(logits + e, row_stride, L - 1, L, L, keys_EL + e * L);
-    }
-    if (e < experts && e + L <= row_room) {
-      load_key_block<A>(logits + e, row_stride, L - 1, L, int(experts - e), keys_EL + e * L);
-      return;
-    }
-  }
-  for (; e < experts; e += L) {
+  for (Index e = 0; e < experts; e += L) {
     const int count = experts - e < L ? int(experts - e) : L;
-    load_key_block<A>(logits + e, row_stride, int(tokens - 1), count, count, keys_EL + e * L);
+    const int readable = tokens == L && e + L <= row_room ? L : count;
+    Lanes<A> block[std::size_t(L)];
+    load_block<A, Missing::last_row>(logits + e, row_stride, int(tokens), readable, block);
+    transpose<A>(block);
+    BitsOf<A> part[std::size_t(L * L)];
+    BitsOf<A>* keys = count == L ? keys_EL + e * L : part;
+    GATEPRO_UNROLL
+    for (int i = 0; i < L; ++i) to_keys<A>(block[i]).store(keys + i * L);
+    if (count == L) continue;
+    for (int i = 0; i < count; ++i) Keys<A>::load(part + i * L).store(keys_EL + (e + i) * L);
   }
 }
 

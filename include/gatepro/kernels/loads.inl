@@ -94,28 +94,68 @@ GATEPRO_FN void copy_pieces(const T* from, T* to, int count) {
   }
 }
 
+#if GATEPRO_VECTOR_EXTENSIONS && GATEPRO_BYTES == 64
+
+/// The first `count` < L values, then zeros. Nothing is read from behind them.
+GATEPRO_FN Vec<float, 16> load_first(const float* from, int count) {
+  const auto lanes = static_cast<std::uint16_t>((1 << count) - 1);
+  return {__builtin_ia32_loadups512_mask(from, Vec<float, 16>::Raw{}, lanes)};
+}
+GATEPRO_FN Vec<double, 8> load_first(const double* from, int count) {
+  const auto lanes = static_cast<std::uint8_t>((1 << count) - 1);
+  return {__builtin_ia32_loadupd512_mask(from, Vec<double, 8>::Raw{}, lanes)};
+}
+
+#elif GATEPRO_VECTOR_EXTENSIONS && GATEPRO_BYTES == 32
+
+GATEPRO_FN Vec<float, 8> load_first(const float* from, int count) {
+  using Word = Vec<std::int32_t, 8>;
+  const Word lanes = Word{{0, 1, 2, 3, 4, 5, 6, 7}} < Word::splat(count);
+  return {
+      __builtin_ia32_maskloadps256(reinterpret_cast<const Vec<float, 8>::Raw*>(from), lanes.raw)};
+}
+GATEPRO_FN Vec<double, 4> load_first(const double* from, int count) {
+  using Word = Vec<std::int64_t, 4>;
+  const Word lanes = Word{{0, 1, 2, 3}} < Word::splat(count);
+  typedef long long Mask __attribute__((vector_size(32)));
+  return {__builtin_ia32_maskloadpd256(reinterpret_cast<const Vec<double, 4>::Raw*>(from),
+                                       reinterpret_cast<Mask>(lanes.raw))};
+}
+
+#else
+
+template <class A>
+GATEPRO_FN Lanes<A> load_first(const A* from, int count) {
+  A values[lanes_v<A>] = {};
+  copy_pieces<lanes_v<A> / 2>(from, values, count);
+  return Lanes<A>::load(values);
+}
+
+#endif
+
 /// `count` <= lanes_v<A> values of Source as A; lanes past `count` are zero.
 template <class A, class Source>
 GATEPRO_FN Lanes<A> load_as(const Source* from, int count) {
-  A wide[lanes_v<A>] = {};
   if constexpr (std::is_same_v<A, Source>) {
-    if (count == lanes_v<A>) return Lanes<A>::load(from);
-    copy_pieces<lanes_v<A> / 2>(from, wide, count);
+    return count == lanes_v<A> ? Lanes<A>::load(from) : load_first(from, count);
   } else if constexpr (sizeof(Source) == 2 && sizeof(A) == 4) {
     if (count == lanes_v<A>) return widen_16_bits<Source>(from);
     std::uint16_t bits[lanes_v<float>] = {};
     std::memcpy(bits, static_cast<const void*>(from), std::size_t(count) * sizeof(Source));
     return widen_16_bits<Source>(bits);
   } else if constexpr (sizeof(Source) == 2) {
+    A wide[lanes_v<A>];
     std::uint16_t bits[lanes_v<float>] = {};
     float values[lanes_v<float>];
     std::memcpy(bits, static_cast<const void*>(from), std::size_t(count) * sizeof(Source));
     widen_16_bits<Source>(bits).store(values);
     for (int i = 0; i < lanes_v<A>; ++i) wide[i] = static_cast<A>(values[i]);
+    return Lanes<A>::load(wide);
   } else {
+    A wide[lanes_v<A>] = {};
     for (int i = 0; i < count; ++i) wide[i] = static_cast<A>(from[i]);
+    return Lanes<A>::load(wide);
   }
-  return Lanes<A>::load(wide);
 }
 
 template <class A>
@@ -127,6 +167,30 @@ GATEPRO_FN void store_first(Lanes<A> v, A* to, int count) {
   A values[lanes_v<A>];
   v.store(values);
   copy_pieces<lanes_v<A> / 2>(values, to, count);
+}
+
+/// What stands in rows of a block that are not there.
+enum class Missing { zeros, last_row };
+
+/// `rows` <= L rows of `cols` <= L values of Source as A; columns that are not there are zero.
+/// Blocks with rows or columns missing go through memory, so that the code for parts of rows stands
+/// once, not L times.
+template <class A, Missing missing, class Source>
+GATEPRO_FN void load_block(const Source* from, Index row_stride, int rows, int cols,
+                           Lanes<A> (&block)[std::size_t(lanes_v<A>)]) {
+  constexpr int L = lanes_v<A>;
+  if (rows == L && cols == L) {
+    GATEPRO_UNROLL
+    for (int r = 0; r < L; ++r) block[r] = loaded_once(load_as<A>(from + r * row_stride, L));
+    return;
+  }
+  A values[std::size_t(L * L)] = {};
+  for (int r = 0; r < (missing == Missing::zeros ? rows : L); ++r) {
+    const Source* row = from + (r < rows ? r : rows - 1) * row_stride;
+    load_as<A>(row, cols).store(values + r * L);
+  }
+  GATEPRO_UNROLL
+  for (int r = 0; r < L; ++r) block[r] = Lanes<A>::load(values + r * L);
 }
 
 /// to[i] = from[i], exactly.

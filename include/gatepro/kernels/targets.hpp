@@ -43,6 +43,8 @@
 
 // Without optimisation, what is inlined leaves every temporary of its own on the stack: more than
 // 160 KB for a kernel, and a thread may have 128 KB.
+// GATEPRO_SHARED: part of several kernels, at the end of which a call costs nothing.
+#define GATEPRO_SHARED GATEPRO_TARGET GATEPRO_NOINLINE inline
 #if GATEPRO_VECTOR_EXTENSIONS && defined(__OPTIMIZE__) && !GATEPRO_SANITIZED
 #define GATEPRO_FN GATEPRO_TARGET __attribute__((always_inline)) inline
 #define GATEPRO_KERNEL GATEPRO_TARGET inline
@@ -123,6 +125,7 @@ namespace portable {
 #undef GATEPRO_PANEL_VECTORS
 #undef GATEPRO_FN
 #undef GATEPRO_KERNEL
+#undef GATEPRO_SHARED
 #undef GATEPRO_UNROLL
 #undef GATEPRO_UNROLL_2
 #undef GATEPRO_SANITIZED

@@ -18,12 +18,25 @@ GATEPRO_FN void insert(Keys<A> key, Keys<A> id, int k, Keys<A>* top_keys, Keys<A
   top_ids[0] = select(ahead, id, top_ids[0]);
 }
 
+/// Puts the larger of two keys first.
+template <class A>
+GATEPRO_FN void order_pair(Keys<A>& first, Keys<A>& second) {
+#if GATEPRO_BYTES == 16 && defined(__SSE2__) && !defined(__SSE4_1__)
+  // Without instructions for maxima and minima, both by one comparison.
+  const Keys<A> exchange = (second > first) & (first ^ second);
+  first = first ^ exchange;
+  second = second ^ exchange;
+#else
+  const Keys<A> smaller_key = smaller(first, second);
+  first = larger(first, second);
+  second = smaller_key;
+#endif
+}
+
 /// Puts the larger key of each pair of positions (First, Second) first.
 template <class A, int First, int Second, int... More>
 GATEPRO_FN void order_pairs(Keys<A>* v) {
-  const Keys<A> first = larger(v[First], v[Second]);
-  v[Second] = smaller(v[First], v[Second]);
-  v[First] = first;
+  order_pair<A>(v[First], v[Second]);
   if constexpr (sizeof...(More) > 0) order_pairs<A, More...>(v);
 }
 
@@ -94,9 +107,7 @@ template <class A>
 GATEPRO_FN void split_8(Keys<A>* first, Keys<A>* second) {
   GATEPRO_UNROLL
   for (int j = 0; j < 8; ++j) {
-    const Keys<A> key = first[j];
-    first[j] = larger(key, second[7 - j]);
-    second[7 - j] = smaller(key, second[7 - j]);
+    order_pair<A>(first[j], second[7 - j]);
   }
 }
 
@@ -119,20 +130,16 @@ template <class A>
 GATEPRO_FN void merge_packed(PackedKeys<A>& packed, const BitsOf<A>* keys_EL, Index experts,
                              int blocks, Keys<A>* top) {
   constexpr int L = lanes_v<A>;
-  Keys<A> next[8];
-  Index e = 0;
-  for (; e + 8 <= experts; e += 8) {
+  for (Index e = 0; e < experts; e += 8) {
+    Keys<A> next[8];
+    const bool whole = e + 8 <= experts;
     GATEPRO_UNROLL
-    for (int j = 0; j < 8; ++j) next[j] = packed.read(keys_EL + (e + j) * L);
+    for (int j = 0; j < 8; ++j) {
+      next[j] = Keys<A>::splat(Order<A>::lowest);
+      if (whole || e + j < experts) next[j] = packed.read(keys_EL + (e + j) * L);
+    }
     merge_packed<A>(next, blocks, top);
   }
-  if (e == experts) return;
-  GATEPRO_UNROLL
-  for (int j = 0; j < 8; ++j) {
-    next[j] = Keys<A>::splat(Order<A>::lowest);
-    if (e + j < experts) next[j] = packed.read(keys_EL + (e + j) * L);
-  }
-  merge_packed<A>(next, blocks, top);
 }
 
 /// Lanes whose keys use any of `bits`.
@@ -168,9 +175,9 @@ GATEPRO_FN void settle_order(Index k, BitsOf<A>* keys_KL, BitsOf<A>* ids_KL) {
 /// (Logits rounded to bfloat16 do not; their ties are true ties.) Among the selected, that is put
 /// right. If it may have cost the last its place, returns false, with nothing written.
 template <class A>
-GATEPRO_FN bool store_packed(const PackedKeys<A>& packed, const Keys<A>* top,
-                             const BitsOf<A>* keys_EL, Index experts, Index k,
-                             BitsOf<A>* top_keys_KL, BitsOf<A>* top_ids_KL) {
+GATEPRO_SHARED bool store_packed(const PackedKeys<A>& packed, const Keys<A>* top,
+                                 const BitsOf<A>* keys_EL, Index experts, Index k,
+                                 BitsOf<A>* top_keys_KL, BitsOf<A>* top_ids_KL) {
   constexpr int L = lanes_v<A>;
   const auto last_in_doubt = packed.tie(top[k - 1], top[k]);
   if (any_lane(last_in_doubt) &&
@@ -206,7 +213,11 @@ GATEPRO_FN bool top_k_packed(const BitsOf<A>* keys_EL, Index experts, Index k,
   } else {
     merge_packed<A>(packed, keys_EL, experts, blocks, top);
   }
-  return store_packed<A>(packed, top, keys_EL, experts, k, top_keys_KL, top_ids_KL);
+  // Copies have addresses, so that what the loops above change may stay in registers.
+  const PackedKeys<A> ids = packed;
+  Keys<A> selected[std::size_t(Slots + 1)];
+  for (Index j = 0; j <= k; ++j) selected[j] = top[j];
+  return store_packed<A>(ids, selected, keys_EL, experts, k, top_keys_KL, top_ids_KL);
 }
 
 /// The same, exactly, by insertion into lists that stay in registers.
@@ -366,13 +377,15 @@ GATEPRO_FN void top_k_in_registers(const BitsOf<A>* keys_EL, Index experts, Inde
 template <class A>
 GATEPRO_KERNEL void top_k(const BitsOf<A>* keys_EL, Index experts, Index k, BitsOf<A>* top_keys_KL,
                           BitsOf<A>* top_ids_KL) {
+  // Where registers are short, the code for longer lists serves lists of 8 as well.
+  constexpr bool lists_of_8_fit = GATEPRO_BYTES > 16;
   // With more experts, a float has too few bits for key and id: a lane is in doubt too often.
   const Index most_packed = experts <= 1024 || sizeof(A) == 8 ? 64 : 32;
   if (k <= 2) {
     top_k_in_registers<A, 2>(keys_EL, experts, k, top_keys_KL, top_ids_KL);
   } else if (k <= 4) {
     top_k_in_registers<A, 4>(keys_EL, experts, k, top_keys_KL, top_ids_KL);
-  } else if (k <= 8) {
+  } else if (k <= 8 && lists_of_8_fit) {
     top_k_in_registers<A, 8>(keys_EL, experts, k, top_keys_KL, top_ids_KL);
   } else if (k <= most_packed &&
              top_k_packed<A, 64>(keys_EL, experts, k, top_keys_KL, top_ids_KL)) {
