@@ -35,7 +35,7 @@ int main() {
     if (step % 50 == 0) std::cout << "step " << step << ": loss " << loss << '\n';
 
     dw_EH.setZero();  // gradients are added; tokens get none here
-    router.backward(x_TH, w_EH, routing, dweights_TK, {}, {}, dw_EH);
+    router.backward(x_TH, w_EH, routing, {dweights_TK}, {{}, dw_EH});
     w_EH -= 2 * dw_EH;
   }
 }

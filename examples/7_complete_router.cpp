@@ -33,7 +33,7 @@ int main() {
       std::cout << "step " << step << ": largest load " << 1 + violation
                 << " times the mean, z-loss " << report.losses.z << '\n';
     }
-    router.backward(x_TH, w_EH, {}, buffers, dweights_TK, {}, /*dx_TH=*/{}, dw_EH);
+    router.backward(x_TH, w_EH, {}, buffers, {dweights_TK}, {/*dx_TH=*/{}, dw_EH});
     w_EH -= 0.01F * dw_EH;
     dw_EH.setZero();
     router.end_step();  // moves the bias

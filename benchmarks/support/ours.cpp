@@ -132,7 +132,7 @@ Run route_backward(const RouteBackwardJob& job, int threads) {
   routed->router.forward(x_TH, w_EH, routed->buffers);
   return [=] {
     with_executor(threads, [&](const auto& executor) {
-      routed->router.backward(x_TH, w_EH, routed->buffers, dweights_TK, {}, dx_TH, dw_EH, executor);
+      routed->router.backward(x_TH, w_EH, routed->buffers, {dweights_TK}, {dx_TH, dw_EH}, executor);
     });
   };
 }

@@ -83,8 +83,8 @@ class MoeLayer {
     experts_.backward(dx_TH, routed_.weights_TK(), dnormed_TH_, dweights_TK_, executor);
     gatepro::MatrixView<const A> dlogits_TE;  // not given, unless there is an auxiliary loss
     if (balance_.coefficient > 0) dlogits_TE = dlogits_TE_;
-    router_.backward(norm_.normed_TH, gate_.value, routed_, dweights_TK_, dlogits_TE, dnormed_TH_,
-                     gate_.gradient, executor);
+    router_.backward(norm_.normed_TH, gate_.value, routed_, {dweights_TK_, dlogits_TE},
+                     {dnormed_TH_, gate_.gradient}, executor);
     norm_.backward(dnormed_TH_, dx_TH, executor);
   }
 

@@ -346,7 +346,7 @@ TEST(Regression, TopOneRouterLearnsFromTheLosses) {
                                {ScoreFunction::softmax_after_top_k, 1}, {1e-2}, memory);
   const Logits dweights_TK = data::random_matrix<float>(tokens, 1, 14);
   Logits dx_TH = Logits::Zero(tokens, hidden), dw_EH = Logits::Zero(experts, hidden);
-  router.backward(x_TH, w_EH, buffers, dweights_TK, dlogits_TE, dx_TH, dw_EH);
+  router.backward(x_TH, w_EH, buffers, {dweights_TK, dlogits_TE}, {dx_TH, dw_EH});
   EXPECT_GT(dw_EH.cwiseAbs().maxCoeff(), 1e-6F);
   const RowMatrix<double> want_EH = dlogits_TE.cast<double>().transpose() * x_TH.cast<double>();
   EXPECT_LE((dw_EH.cast<double>() - want_EH).cwiseAbs().maxCoeff(), 1e-8);

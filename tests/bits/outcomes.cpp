@@ -98,9 +98,9 @@ void route(Case<A, A> c) {
   hash.add_rows(buffers.expert_ids_TK());
   hash.add_rows(buffers.weights_TK());
   print(hash, c.name + "routing");
-  router.backward(c.x_TH(), c.w_EH(), buffers, c.dweights_TK(), c.dlogits_TE(), c.dx_TH(),
-                  c.dw_EH());
-  router.backward(c.x_TH(), c.w_EH(), buffers, c.dweights_TK(), {}, c.dx_TH(), c.dw_EH());
+  router.backward(c.x_TH(), c.w_EH(), buffers, {c.dweights_TK(), c.dlogits_TE()},
+                  {c.dx_TH(), c.dw_EH()});
+  router.backward(c.x_TH(), c.w_EH(), buffers, {c.dweights_TK()}, {c.dx_TH(), c.dw_EH()});
   hash.add_rows(c.dx_TH());
   hash.add_rows(c.dw_EH());
   print(hash, c.name + "gradients");
@@ -134,7 +134,7 @@ void route_completely(Case<A, A> c, ScoreFunction function) {
     hash.add_rows(out.expert_ids_TK);
     hash.add_rows(out.weights_TK);
     for (double loss : {losses.batch, losses.sequence, losses.global, losses.z}) hash.add(&loss, 1);
-    router.backward(c.x_TH(), c.w_EH(), in, buffers, c.dweights_TK(), {}, c.dx_TH(), c.dw_EH());
+    router.backward(c.x_TH(), c.w_EH(), in, buffers, {c.dweights_TK()}, {c.dx_TH(), c.dw_EH()});
     router.end_step();
   }
   print(hash, c.name + name_of(function));

@@ -55,7 +55,7 @@ void step(const Tokens& x_TH, const gatepro::RowMatrix<float>& w_EH,
 #else
   router.forward(x_TH, w_EH, buffers, OwnExecutor{});
 #endif
-  router.backward(x_TH, w_EH, buffers, dweights_TK, {}, dx_TH, dw_EH);
+  router.backward(x_TH, w_EH, buffers, {dweights_TK}, {dx_TH, dw_EH});
   gatepro::RowMatrix<float> penalised_TE, selected_TK;
   gatepro::RowMatrix<std::uint8_t> loser_TE;
   gatepro::RowMatrix<std::int32_t> ids_TK;

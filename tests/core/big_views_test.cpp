@@ -108,10 +108,11 @@ TEST(BigViews, EveryViewOfAStep) {
     const auto gradients =
         routing_data::backward(compact_router, compact_x, compact_w, expected, dweights.matrix(),
                                dense ? dlogits.matrix() : RowMatrix<float>(), start);
-    router.backward(x.view(), w.view(), StridedView<std::int32_t>(ids.view()),
-                    StridedView<float>(weights.view()), StridedView<float>(dweights.view()),
-                    dense ? dlogits.view() : MatrixView<float>(), dx.view(), dw.view(), memory,
-                    ThreadExecutor(2));
+    router.backward(
+        x.view(), w.view(),
+        {StridedView<std::int32_t>(ids.view()), StridedView<float>(weights.view())},
+        {StridedView<float>(dweights.view()), dense ? dlogits.view() : MatrixView<float>()},
+        {dx.view(), dw.view()}, memory, ThreadExecutor(2));
     EXPECT_TRUE(same_bits(dx.matrix(), gradients.dx_TH));
     EXPECT_TRUE(same_bits(dw.matrix(), gradients.dw_EH));
   }

@@ -148,7 +148,7 @@ TEST(Executor, IsNotAskedToRunNothing) {
     gatepro::RoutingBuffers<gatepro::CompleteRouter<float>> buffers(router, tokens,
                                                                     executor.workers());
     router.forward(x, w, in, buffers, gatepro::NoReduce{}, executor);
-    router.backward(x, w, in, buffers, dweights, {}, dx, dw, executor);
+    router.backward(x, w, in, buffers, {dweights}, {dx, dw}, executor);
   }
 }
 

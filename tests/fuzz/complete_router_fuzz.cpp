@@ -160,8 +160,8 @@ void run(FuzzedDataProvider& data) {
   check_same(first.view().weights_TK, again.view().weights_TK, "weights again");
   check_same(first.view().logits_TE, again.view().logits_TE, "logits again");
 
-  router.backward(x_TH, w_EH, in, first, dweights_TK, {}, dx_TH, dw_EH, workers);
-  router.backward(x_TH, w_EH, replayed, again, dweights_TK, {}, other_dx_TH, other_dw_EH);
+  router.backward(x_TH, w_EH, in, first, {dweights_TK}, {dx_TH, dw_EH}, workers);
+  router.backward(x_TH, w_EH, replayed, again, {dweights_TK}, {other_dx_TH, other_dw_EH});
   check_same(gatepro::view(dx_TH), gatepro::view(other_dx_TH), "dX again");
   check_same(gatepro::view(dw_EH), gatepro::view(other_dw_EH), "dW again");
 

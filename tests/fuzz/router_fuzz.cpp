@@ -203,9 +203,9 @@ class Step {
     MatrixView<const A> dlogits;
     if (dense_) dlogits = dlogits_.view().middle_rows(first, count);
     router_.backward(x_.view().middle_rows(first, count), w_.view(),
-                     StridedView<std::int32_t>(to.ids.view()), StridedView<A>(to.weights.view()),
-                     StridedView<A>(dweights_.view().middle_rows(first, count)), dlogits,
-                     to.dx.view(), to.dw.view(), memory, workers);
+                     {StridedView<std::int32_t>(to.ids.view()), StridedView<A>(to.weights.view())},
+                     {StridedView<A>(dweights_.view().middle_rows(first, count)), dlogits},
+                     {to.dx.view(), to.dw.view()}, memory, workers);
   }
 
   void check_weights(const Results<A>& whole) const {

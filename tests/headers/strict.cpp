@@ -42,7 +42,7 @@ void route() {
   router.forward(x_TH, w_EH, buffers);
   const RowMatrix<A> logits_TE = zeros<A>(tokens, experts);
   router.forward_logits(logits_TE, buffers.view(), buffers.workspace(), executor);
-  router.backward(x_TH, w_EH, buffers, dweights_TK, logits_TE, dx_TH, dw_EH, executor);
+  router.backward(x_TH, w_EH, buffers, {dweights_TK, logits_TE}, {dx_TH, dw_EH}, executor);
 }
 
 template <class X, class W>
@@ -63,8 +63,8 @@ void route_completely() {
   const gatepro::NoReduce reduce;
   router.forward(x_TH, w_EH, {}, buffers, reduce, executor);
   router.forward_logits({}, buffers.view(), buffers.workspace(), reduce, executor);
-  router.backward(x_TH, w_EH, {}, buffers, dweights_TK, {}, dx_TH, dw_EH, executor);
-  router.backward_logits({}, buffers.view(), buffers.report(), dweights_TK, {}, dlogits_TE,
+  router.backward(x_TH, w_EH, {}, buffers, {dweights_TK}, {dx_TH, dw_EH}, executor);
+  router.backward_logits({{}, buffers.view(), buffers.report()}, {dweights_TK}, dlogits_TE,
                          buffers.workspace(), executor);
   router.end_step(reduce);
   router.restore(router.state());

@@ -39,7 +39,7 @@ double ROUTE(const gatepro::RouterConfig& config, gatepro::MatrixView<const floa
       sum += (id + 1) * weight * static_cast<double>(t + 1);
     }
   }
-  router.backward(x_TH, w_EH, buffers, dweights, {}, dx, dw);
+  router.backward(x_TH, w_EH, buffers, {dweights}, {dx, dw});
   for (float gradient : dx_data) sum += std::abs(double(gradient));
   for (float gradient : dw_data) sum += std::abs(double(gradient));
   return sum;

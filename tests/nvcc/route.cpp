@@ -45,7 +45,7 @@ void route_plain(MatrixView<const float> x_TH, MatrixView<const float> w_EH, dat
   router.refresh(w_EH, 0);
   router.forward(x_TH, w_EH, buffers);
   Gradients gradients;
-  router.backward(x_TH, w_EH, buffers, gradients.dweights_TK, {}, gradients.dx_TH, gradients.dw_EH);
+  router.backward(x_TH, w_EH, buffers, {gradients.dweights_TK}, {gradients.dx_TH, gradients.dw_EH});
   hash_outputs(buffers, hash);
   hash_gradients(gradients, hash);
 }
@@ -65,8 +65,8 @@ void route_completely(MatrixView<const float> x_TH, MatrixView<const float> w_EH
   router.refresh(w_EH, 0);
   router.forward(x_TH, w_EH, {}, buffers);
   Gradients gradients;
-  router.backward(x_TH, w_EH, {}, buffers, gradients.dweights_TK, {}, gradients.dx_TH,
-                  gradients.dw_EH);
+  router.backward(x_TH, w_EH, {}, buffers, {gradients.dweights_TK},
+                  {gradients.dx_TH, gradients.dw_EH});
   hash_outputs(buffers, hash);
   hash_gradients(gradients, hash);
 }

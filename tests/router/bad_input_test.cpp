@@ -200,7 +200,7 @@ class BadCall : public testing::Test {
     spoil(b);
     expect_error(
         [&] {
-          router.backward(b.x, b.w, b.ids, b.weights, b.dweights, b.dlogits, b.dx, b.dw,
+          router.backward(b.x, b.w, {b.ids, b.weights}, {b.dweights, b.dlogits}, {b.dx, b.dw},
                           b.workspace);
         },
         parts);
@@ -230,8 +230,8 @@ TEST_F(BadCall, TheUnspoiltCallsWork) {
   f.out.logits_TE = {};
   EXPECT_NO_THROW(router.forward_logits(f.logits, f.out, f.workspace));
   const Backward b = backward_arguments();
-  EXPECT_NO_THROW(
-      router.backward(b.x, b.w, b.ids, b.weights, b.dweights, b.dlogits, b.dx, b.dw, b.workspace));
+  EXPECT_NO_THROW(router.backward(b.x, b.w, {b.ids, b.weights}, {b.dweights, b.dlogits},
+                                  {b.dx, b.dw}, b.workspace));
 }
 
 TEST_F(BadCall, ForwardInput) {
@@ -365,8 +365,8 @@ TEST_F(BadCall, ObjectsWithoutTokens) {
   RowMatrix<float> x_none(0, hidden), logits_none(0, experts), weights_none(0, top_k);
   RowMatrix<std::int32_t> ids_none(0, top_k);
   const RowMatrix<float> before = dw;
-  EXPECT_NO_THROW(router.backward(x_none, w, ids_none, weights_none, weights_none, logits_none,
-                                  x_none, dw, Workspace(memory.data(), memory.size())));
+  EXPECT_NO_THROW(router.backward(x_none, w, {ids_none, weights_none}, {weights_none, logits_none},
+                                  {x_none, dw}, Workspace(memory.data(), memory.size())));
   EXPECT_EQ(dw, before);
   EXPECT_NO_THROW(gatepro::z_loss(gatepro::LossLogits{view(logits_none), {}, logits_none},
                                   {1, 0, 1}, Workspace(memory.data(), memory.size())));
@@ -419,8 +419,8 @@ TEST_F(BadCall, WorkspaceAndExecutor) {
   const Backward b = backward_arguments();
   expect_error(
       [&] {
-        router.backward(b.x, b.w, b.ids, b.weights, b.dweights, b.dlogits, b.dx, b.dw, b.workspace,
-                        NoWorkers{});
+        router.backward(b.x, b.w, {b.ids, b.weights}, {b.dweights, b.dlogits}, {b.dx, b.dw},
+                        b.workspace, NoWorkers{});
       },
       {"Router::backward", "workers() >= 1", "workers=0"});
   expect_outputs_untouched();

@@ -70,8 +70,7 @@ Gradients backward(const R& router, const RowMatrix<float>& x_TH, const ForwardI
   Gradients g{zeros<float>(x_TH.rows(), H), zeros<float>(E, H)};
   const auto dweights_TK = random_matrix<float>(x_TH.rows(), K, 3);
   const auto& w_EH = weights();
-  router.backward(x_TH, w_EH, in, out, report, gatepro::strided_view(dweights_TK), {}, g.dx_TH,
-                  g.dw_EH, workspace);
+  router.backward(x_TH, w_EH, {in, out, report}, {dweights_TK}, {g.dx_TH, g.dw_EH}, workspace);
   return g;
 }
 Gradients backward(const R& router, const RowMatrix<float>& x_TH, const ForwardInputs<>& in,
@@ -220,14 +219,13 @@ class CompleteReportRefusal : public testing::Test {
     RowMatrix<float> dlogits_TE = zeros<float>(tokens, E);
     expect_error(
         [&] {
-          by.backward(x_TH, w_EH, in, out, report, gatepro::strided_view(dweights_TK), {}, dx_TH,
-                      dw_EH, first.workspace());
+          by.backward(x_TH, w_EH, {in, out, report}, {dweights_TK}, {dx_TH, dw_EH},
+                      first.workspace());
         },
         parts);
     expect_error(
         [&] {
-          by.backward_logits(in, out, report, gatepro::strided_view(dweights_TK), {}, dlogits_TE,
-                             first.workspace());
+          by.backward_logits({in, out, report}, {dweights_TK}, dlogits_TE, first.workspace());
         },
         parts);
     EXPECT_TRUE(dx_TH.isZero(0) && dw_EH.isZero(0) && dlogits_TE.isZero(0));

@@ -144,9 +144,10 @@ class CompleteProductTest : public testing::Test {
     EXPECT_NEAR(report.losses.z, losses.z.value, 100 * eps);
 
     gatepro::BackwardInputs<A> more;
+    more.dweights_TK = dweights_TK_;
     more.gradient_scale = loss_scale;
     RowMatrix<A> dlogits_TE = zeros<A>(tokens, experts);
-    router.backward_logits(in, out, report, dweights_TK_, more, dlogits_TE, buffers.workspace());
+    router.backward_logits({in, out, report}, more, dlogits_TE, buffers.workspace());
     expect_gradients(config, rules, l_TE, padding, expected, losses, dlogits_TE);
   }
 
@@ -426,7 +427,7 @@ TEST(CompleteRouter, PaddingGetsNoTokenGradientFromInfiniteWeights) {
   router.forward(x_TH, w_EH, in, buffers);
   w_EH(3, 2) = std::numeric_limits<float>::infinity();
   RowMatrix<float> dx_TH = RowMatrix<float>::Constant(T, H, 77);
-  router.backward(x_TH, w_EH, in, buffers, dweights_TK, {}, dx_TH, {});
+  router.backward(x_TH, w_EH, in, buffers, {dweights_TK}, {dx_TH, {}});
   for (Index t : {1, 3}) EXPECT_TRUE((dx_TH.row(t).array() == 77).all()) << t;
   for (Index t : {0, 2, 4}) EXPECT_FALSE((dx_TH.row(t).array() == 77).any()) << t;
 }
@@ -448,9 +449,10 @@ TEST(CompleteRouter, PaddingGetsNoLogitGradient) {
     in.is_padding_T = padding;
     router.forward(x_TH, w_EH, in, buffers);
     gatepro::BackwardInputs<float> more;
+    more.dweights_TK = nan_TK;
     more.dlogits_TE = nan_TE;
     RowMatrix<float> dlogits_TE = RowMatrix<float>::Constant(T, E, 77);
-    router.backward_logits(in, buffers.view(), buffers.report(), nan_TK, more, dlogits_TE,
+    router.backward_logits({in, buffers.view(), buffers.report()}, more, dlogits_TE,
                            buffers.workspace());
     for (Index t = 0; t < T; ++t) {
       const bool untouched = (dlogits_TE.row(t).array() == 77).all();
@@ -523,7 +525,7 @@ struct Layer {
     RowMatrix<double> dsent_NH;
     scale_by_expert(dreturned_NH, dsent_NH);
     gatepro::permute_backward(row, dsent_NH, gatepro::view(dx_TH));
-    router.backward(x_TH, w_EH, in, buffers, gatepro::strided_view(dweights_TK), {}, dx_TH, dw_EH);
+    router.backward(x_TH, w_EH, in, buffers, {dweights_TK}, {dx_TH, dw_EH});
   }
 
   RowMatrix<double> x_TH, w_EH, sent_NH, returned_NH, y_TH;
@@ -609,7 +611,7 @@ TEST(CompleteRouter, WorkspaceIsForTheLossesThatAreOn) {
     EXPECT_EQ(router.workspace_bytes({T, 1, T}), router.workspace_bytes({T}));
     gatepro::RoutingBuffers buffers(router, T);
     router.forward(x_TH, w_EH, in, buffers);
-    router.backward(x_TH, w_EH, in, buffers, gatepro::strided_view(dweights_TK), {}, dx_TH, dw_EH);
+    router.backward(x_TH, w_EH, in, buffers, {dweights_TK}, {dx_TH, dw_EH});
   }
   config.losses.sequence = 1;
   const CompleteRouter<float> router(config);
@@ -630,7 +632,7 @@ TEST(CompleteRouter, NoTokensAreNoFault) {
   const auto& report = router.forward(none, w_EH, {}, buffers);
   EXPECT_EQ(report.losses.z, 0);
   EXPECT_EQ(report.losses.batch, 0);
-  router.backward(none, w_EH, {}, buffers, no_weights, {}, dx_TH, dw_EH);
+  router.backward(none, w_EH, {}, buffers, {no_weights}, {dx_TH, dw_EH});
   EXPECT_TRUE(dw_EH.isZero(0));
 }
 
@@ -824,8 +826,7 @@ TEST(CompleteRouter, BadSettingsAndInputsAreRefused) {
   other.pass = gatepro::Pass::evaluation;
   expect_error(
       [&] {
-        router.backward(x_TH, w_EH, other, buffers, gatepro::strided_view(dweights_TK), {}, dx_TH,
-                        dw_EH);
+        router.backward(x_TH, w_EH, other, buffers, {dweights_TK}, {dx_TH, dw_EH});
       },
       {"the same forward"});
   EXPECT_EQ(dx_TH, zeros<float>(T, 6));

@@ -151,7 +151,7 @@ TEST(FailedForward, OfAnExecutorMovesNoCounter) {
         expect_error(
             [&] {
               trained.router.backward(trained.first_TH, trained.w_EH, trained.in, trained.buffers,
-                                      dweights_TK, {}, {}, dw_EH);
+                                      {dweights_TK}, {{}, dw_EH});
             },
             {"the same forward"});
       });

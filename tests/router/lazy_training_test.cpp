@@ -36,7 +36,7 @@ class Training {
       }
     }
     dw_EH_.setZero();
-    router_.backward(x_TH_, w_EH, routing_, dweights_TK_, {}, {}, dw_EH_);
+    router_.backward(x_TH_, w_EH, routing_, {dweights_TK_}, {{}, dw_EH_});
     velocity_EH_ = 0.9F * velocity_EH_ + dw_EH_;
     w_EH = (1 - 0.01F * rate_) * w_EH - rate_ * velocity_EH_;
   }

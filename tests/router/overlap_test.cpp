@@ -347,11 +347,12 @@ TEST(Overlap, RouterBackward) {
        {"dlogits_TE", bytes_of_TE, false, 4},
        {"workspace", needed, true, 1}},
       [&](const auto& at) {
-        router.backward({as<float>(at[2]), tokens, hidden}, {as<float>(at[3]), experts, hidden},
-                        {as<std::int32_t>(at[4]), tokens, top_k}, {as<float>(at[5]), tokens, top_k},
-                        {as<float>(at[6]), tokens, top_k}, {as<float>(at[7]), tokens, experts},
-                        {as<float>(at[0]), tokens, hidden}, {as<float>(at[1]), experts, hidden},
-                        Workspace(at[8], needed));
+        router.backward(
+            {as<float>(at[2]), tokens, hidden}, {as<float>(at[3]), experts, hidden},
+            {{as<std::int32_t>(at[4]), tokens, top_k}, {as<float>(at[5]), tokens, top_k}},
+            {{as<float>(at[6]), tokens, top_k}, {as<float>(at[7]), tokens, experts}},
+            {{as<float>(at[0]), tokens, hidden}, {as<float>(at[1]), experts, hidden}},
+            Workspace(at[8], needed));
       });
 }
 
@@ -617,18 +618,19 @@ TEST(Overlap, CompleteRouter) {
   gatepro::RowMatrix<float> dlogits_TE = random_matrix<float>(tokens, experts, 4);
   const auto before = dlogits_TE;
   gatepro::BackwardInputs<float> more;
+  more.dweights_TK = dweights_TK;
   more.dlogits_TE = dlogits_TE;
   expect_error(
       [&] {
-        router.backward_logits({}, out, report, dweights_TK, more, dlogits_TE, buffers.workspace());
+        router.backward_logits({{}, out, report}, more, dlogits_TE, buffers.workspace());
       },
-      {"CompleteRouter::backward", "dlogits_TE and more.dlogits_TE overlap"});
+      {"CompleteRouter::backward", "dlogits_TE and incoming.dlogits_TE overlap"});
   gatepro::RowMatrix<float> dw_EH = gatepro::RowMatrix<float>::Zero(experts, hidden);
-  more = {};
+  more.dlogits_TE = {};
   expect_error(
       [&] {
-        router.backward(x_TH, w_EH, {}, out, report, dweights_TK, more,
-                        {out.logits_TE.data, tokens, hidden}, dw_EH, buffers.workspace());
+        router.backward(x_TH, w_EH, {{}, out, report}, more,
+                        {{out.logits_TE.data, tokens, hidden}, dw_EH}, buffers.workspace());
       },
       {"CompleteRouter::backward", "logits_TE and dx_TH overlap"});
   EXPECT_EQ(dlogits_TE, before);

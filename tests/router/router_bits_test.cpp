@@ -424,9 +424,9 @@ TYPED_TEST(RouterBits, StridesAndAlignment) {
       Strided<A> dx(c.start.dx_TH, 9, nan);
       Strided<A> dw(c.start.dw_EH, 11, nan);
       const Eigen::Matrix<A, Eigen::Dynamic, Eigen::Dynamic> dweights = c.dweights_TK;  // columns
-      c.router.backward(x.view(), w.view(), ids, weights, dweights,
-                        dense ? dlogits.view() : MatrixView<A>(), dx.view(), dw.view(), odd,
-                        AnyExecutor{});
+      c.router.backward(x.view(), w.view(), {ids, weights},
+                        {dweights, dense ? dlogits.view() : MatrixView<A>()},
+                        {dx.view(), dw.view()}, odd, AnyExecutor{});
       const auto expected = c.backward(whole, dense);
       EXPECT_TRUE(same_bits(dx.matrix(), expected.dx_TH));
       EXPECT_TRUE(same_bits(dw.matrix(), expected.dw_EH));

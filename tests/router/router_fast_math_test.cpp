@@ -146,7 +146,7 @@ TEST_P(FastMath, OrdinaryInput) {
   for (Index i = 0; i < dweights.size(); ++i) dweights.data()[i] = static_cast<float>(i % 7) - 3;
   RowMatrix<float> dx = RowMatrix<float>::Zero(tokens, hidden);
   RowMatrix<float> dw = RowMatrix<float>::Zero(experts, hidden);
-  router_.backward(x_, w_, buffers_, dweights, {}, dx, dw);
+  router_.backward(x_, w_, buffers_, {dweights}, {dx, dw});
   const auto ids_TK = data::copy<std::int32_t>(buffers_.expert_ids_TK());
   const auto weights_TK = data::copy<float>(buffers_.weights_TK());
   const auto gradients = reference::backward(

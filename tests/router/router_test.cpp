@@ -446,8 +446,8 @@ TEST(Backward, EitherGradientMayBeLeftOut) {
   const auto both = routing_data::backward(router, x, w, outcome, dweights, {}, start);
   auto memory = data::scratch(router.backward_workspace_bytes(30));
   RowMatrix<float> dx = start.dx_TH, dw = start.dw_EH;
-  router.backward(x, w, outcome.ids_TK, outcome.weights_TK, dweights, {}, dx, {}, memory);
-  router.backward(x, w, outcome.ids_TK, outcome.weights_TK, dweights, {}, {}, dw, memory);
+  router.backward(x, w, {outcome.ids_TK, outcome.weights_TK}, {dweights}, {dx, {}}, memory);
+  router.backward(x, w, {outcome.ids_TK, outcome.weights_TK}, {dweights}, {{}, dw}, memory);
   EXPECT_TRUE(data::same_bits(dx, both.dx_TH));
   EXPECT_TRUE(data::same_bits(dw, both.dw_EH));
 }

@@ -59,7 +59,7 @@ TEST_F(RoutingBuffersTest, ForwardAndBackwardLikeMemoryOfOnesOwn) {
     const routing_data::Gradients<float> start{random_matrix<float>(tokens, hidden, 4),
                                                random_matrix<float>(experts, hidden, 5)};
     auto gradients = start;
-    router.backward(x, w, buffers, dweights, {}, gradients.dx_TH, gradients.dw_EH,
+    router.backward(x, w, buffers, {dweights}, {gradients.dx_TH, gradients.dw_EH},
                     ThreadExecutor(3));
     const auto same =
         routing_data::backward(router, x, w, expected, dweights, RowMatrix<float>(), start);

@@ -75,8 +75,9 @@ Outcome<R> step(R& router, const MX& x_TH, const MW& w_EH, const typename R::Inp
   Outcome<R> outcome = outcome_of(buffers);
   outcome.dx_TH = RowMatrix<A>::Zero(x_TH.rows(), x_TH.cols());
   outcome.dw_EH = dw_EH;
-  router.backward(x_TH, w_EH, in, buffers, dweights_TK, more, outcome.dx_TH, outcome.dw_EH,
-                  executor);
+  gatepro::BackwardInputs<A> incoming = more;
+  incoming.dweights_TK = dweights_TK;
+  router.backward(x_TH, w_EH, in, buffers, incoming, {outcome.dx_TH, outcome.dw_EH}, executor);
   return outcome;
 }
 

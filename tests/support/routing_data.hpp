@@ -129,8 +129,8 @@ Gradients<A> backward(const R& router, const MX& x_TH, const MW& w_EH, const Out
   auto memory = data::scratch(router.backward_workspace_bytes(x_TH.rows(), executor.workers()));
   gatepro::MatrixView<const A> dlogits;
   if (dlogits_TE.size() != 0) dlogits = dlogits_TE;
-  router.backward(x_TH, w_EH, outcome.ids_TK, outcome.weights_TK, dweights_TK, dlogits, start.dx_TH,
-                  start.dw_EH, memory, executor);
+  router.backward(x_TH, w_EH, {outcome.ids_TK, outcome.weights_TK}, {dweights_TK, dlogits},
+                  {start.dx_TH, start.dw_EH}, memory, executor);
   return start;
 }
 

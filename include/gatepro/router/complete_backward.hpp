@@ -107,8 +107,7 @@ void check_report(const Checks& checks, const CompleteConfig& config, const Riva
 template <class X, class A, class Id>
 void check_complete_backward(const CompleteConfig& config, const RivalTable& rivals,
                              const ForwardInputs<Id>& in, const CompleteRoutingView<X, A, Id>& out,
-                             const CompleteReport& report, const StridedView<const A>& dweights_TK,
-                             const BackwardInputs<A>& more) {
+                             const CompleteReport& report, const BackwardInputs<A>& more) {
   const Checks checks("CompleteRouter::backward");
   const Index tokens = out.logits_TE.rows;
   const Index experts = config.num_experts;
@@ -122,7 +121,7 @@ void check_complete_backward(const CompleteConfig& config, const RivalTable& riv
       "top_k > 1, a loss, a dlogits_TE, or allow_zero_gradient: the weight of one normalised "
       "expert is constant, the router would learn nothing",
       {{"top_k", config.top_k}});
-  checks.strided("dweights_TK", dweights_TK, tokens, config.top_k);
+  checks.strided("dweights_TK", more.dweights_TK, tokens, config.top_k);
   check_choices(checks, "expert_ids_TK", choices_of(in, out), experts);
   checks.optional_matrix("dlogits_TE", more.dlogits_TE, tokens, experts);
   need(is_finite(more.gradient_scale), checks.where(), "gradient_scale finite",
@@ -164,11 +163,12 @@ void add_loss_gradients(const CompleteConfig& config, const ForwardInputs<Id>& i
 /// From gradients of the weights to those of the raw logits: gradients.dselected_TK for the
 /// selected, and the result, which may be not given, for all.
 template <class X, class A, class Id, class Executor>
-MatrixView<const A> logit_gradients(
-    const CompleteConfig& config, const RivalTable& rivals, const ForwardInputs<Id>& in,
-    const CompleteRoutingView<X, A, Id>& out, const CompleteReport& report,
-    const StridedView<const A>& dweights_TK, const BackwardInputs<A>& more,
-    const CompleteGradients<A>& gradients, const Executor& executor) {
+MatrixView<const A> logit_gradients(const CompleteConfig& config, const RivalTable& rivals,
+                                    const ForwardInputs<Id>& in,
+                                    const CompleteRoutingView<X, A, Id>& out,
+                                    const CompleteReport& report, const BackwardInputs<A>& more,
+                                    const CompleteGradients<A>& gradients,
+                                    const Executor& executor) {
   const MatrixView<A> dense_TE = gradients.dlogits_TE;
   for (Index t = 0; t < dense_TE.rows; ++t) {
     if (more.dlogits_TE.given()) {
@@ -178,7 +178,7 @@ MatrixView<const A> logit_gradients(
     }
   }
   add_loss_gradients(config, in, out, more, gradients, executor);
-  const auto drouted_TK = undrop(config, out, dweights_TK, gradients.dkept_TK);
+  const auto drouted_TK = undrop(config, out, more.dweights_TK, gradients.dkept_TK);
   route_logits_backward<A>(
       {out.logits_TE, {}, in.is_padding_T}, rivals, selection_of(config, report),
       RecordedChoices<Id>{out.expert_ids_TK, out.penalised_TK},

@@ -105,15 +105,16 @@ struct ForwardInputs {
   std::int64_t sequences_in_mean = 0;
 };
 
-/// What a backward needs besides what its forward had.
+/// What a backward needs besides what its forward had. Only the first is required.
 template <class A>
 struct BackwardInputs {
+  StridedView<const A> dweights_TK;  ///< T x K: of the trainer's loss by the routing weights.
+  /// T x E: what the trainer's own losses add to the gradient of the raw logits.
+  MatrixView<const A> dlogits_TE{};
   /// Multiplies the gradients of the losses: the loss scale of mixed precision, or the share of
   /// this forward in an average.
   double gradient_scale = 1;
-  /// T x E, optional: what the trainer's own losses add to the gradient of the raw logits.
-  MatrixView<const A> dlogits_TE{};
-  /// Optional: the load that the global loss compares with, instead of the one at the time of the
+  /// The load that the global loss compares with, instead of the one at the time of the
   /// forward. With CompleteRouter::balance() after the last forward of a step, the gradient does
   /// not depend on how the step was cut into forwards.
   BalanceCounts global_load{};

@@ -52,6 +52,8 @@ class CompleteRouter : public PartneredRouter<accumulator_t<X, W>, W, CompleteCo
   using Report = CompleteReport;
   /// What a forward needs besides tokens and weights.
   using Inputs = ForwardInputs<Id>;
+  /// A forward, as its backward takes it.
+  using Forward = RoutedForward<X, Accumulator, Id>;
 
   /// Throws Error for settings that do not fit together.
   explicit CompleteRouter(const CompleteConfig& settings)
@@ -135,70 +137,70 @@ class CompleteRouter : public PartneredRouter<accumulator_t<X, W>, W, CompleteCo
   /// Gradients of a forward: dx_TH += dlogits W, dw_EH += dlogits^T X, losses included unless the
   /// forward was an evaluation.
   ///
-  /// x_TH, w_EH, in, out: as in the forward; report: what it returned. Backwards may follow in any
-  /// order, each with the outputs and the report of its own forward. Settings that changed since
-  /// play no part; but with softmax_before_top_k that is not renormalised the gradient of all
+  /// x_TH, w_EH: as in the forward. forward: its inputs and outputs, and what it returned;
+  /// backwards may follow in any order, each with those of its own forward. Settings that changed
+  /// since play no part; but with softmax_before_top_k that is not renormalised the gradient of all
   /// experts depends on who competes, so a backward after partners changed is refused there.
-  /// dweights_TK: T x K, the gradient of the trainer's loss with respect to out.weights_TK; what it
-  /// holds for padding and dropped choices does not matter. `more`: loss scale and the trainer's
-  /// own gradients. dx_TH (T x H), dw_EH (E x H): added to; either may be not given.
+  /// incoming: the gradients that come in, and the loss scale; what dweights_TK holds for padding
+  /// and dropped choices does not matter. gradients: added to; either may be not given.
   ///
   /// Throws Error for shapes, ids that are neither in [0, E) nor -1, a workspace below
   /// workspace_bytes(...), a report that no forward of this router returned, inputs or outputs of
   /// another forward than the report's, or weights that are constant where nothing else has a
   /// gradient (see RouterConfig::allow_zero_gradient), before any write.
   template <class Executor = SerialExecutor>
-  void backward(MatrixView<const X> x_TH, MatrixView<const W> w_EH, const Inputs& in,
-                const Routing& out, const CompleteReport& report,
-                StridedView<const Accumulator> dweights_TK, const BackwardInputs<Accumulator>& more,
-                MatrixView<Accumulator> dx_TH, MatrixView<Accumulator> dw_EH, Workspace workspace,
+  void backward(MatrixView<const X> x_TH, MatrixView<const W> w_EH, const Forward& forward,
+                const BackwardInputs<Accumulator>& incoming,
+                const GateGradients<Accumulator>& gradients, Workspace workspace,
                 const Executor& executor = {}) const {
+    const auto& [in, out, report] = forward;
+    const auto& [dx_TH, dw_EH] = gradients;
     const detail::Checks checks("CompleteRouter::backward");
     detail::check_complete_tokens(checks, config(), x_TH, w_EH);
     checks.matrix("logits_TE", out.logits_TE, x_TH.rows, config().num_experts);
     checks.optional_matrix("dx_TH", dx_TH, x_TH.rows, x_TH.cols);
     checks.optional_matrix("dw_EH", dw_EH, w_EH.rows, w_EH.cols);
-    const auto gradients = checked_gradients(
-        in, out, report, dweights_TK, more, workspace, executor, detail::output("dx_TH", dx_TH),
+    const auto scratch = checked_gradients(
+        forward, incoming, workspace, executor, detail::output("dx_TH", dx_TH),
         detail::output("dw_EH", dw_EH), detail::input("x_TH", x_TH), detail::input("w_EH", w_EH));
 
     const auto dlogits_TE = detail::logit_gradients(config(), similarity_cache().rivals(), in, out,
-                                                    report, dweights_TK, more, gradients, executor);
+                                                    report, incoming, scratch, executor);
     if (dx_TH.given()) {
-      detail::backward_to_tokens(config(), in, report, out, dlogits_TE, w_EH, dx_TH, gradients,
+      detail::backward_to_tokens(config(), in, report, out, dlogits_TE, w_EH, dx_TH, scratch,
                                  executor);
     }
     if (dw_EH.given()) {
       const auto seen_TH = report.jittered ? MatrixView<const X>(out.jittered_TH) : x_TH;
-      gate_backward_weights(detail::choices_of(in, out), {gradients.dselected_TK, dlogits_TE},
-                            seen_TH, dw_EH, gradients.stages, executor);
+      gate_backward_weights(detail::choices_of(in, out), {scratch.dselected_TK, dlogits_TE},
+                            seen_TH, dw_EH, scratch.stages, executor);
     }
   }
 
   /// The gradient of the raw logits alone, for trainers with a GEMM of their own: dlogits_TE
-  /// (T x E) is added to; it is other memory than more.dlogits_TE. The rest as in backward.
+  /// (T x E) is added to; it is other memory than incoming.dlogits_TE. The rest as in backward.
   template <class Executor = SerialExecutor>
-  void backward_logits(const Inputs& in, const Routing& out, const CompleteReport& report,
-                       StridedView<const Accumulator> dweights_TK,
-                       const BackwardInputs<Accumulator>& more, MatrixView<Accumulator> dlogits_TE,
-                       Workspace workspace, const Executor& executor = {}) const {
+  void backward_logits(const Forward& forward, const BackwardInputs<Accumulator>& incoming,
+                       MatrixView<Accumulator> dlogits_TE, Workspace workspace,
+                       const Executor& executor = {}) const {
+    const auto& [in, out, report] = forward;
     detail::Checks("CompleteRouter::backward_logits")
         .matrix("dlogits_TE", dlogits_TE, out.logits_TE.rows, config().num_experts);
-    const auto gradients = checked_gradients(in, out, report, dweights_TK, more, workspace,
-                                             executor, detail::output("dlogits_TE", dlogits_TE));
+    const auto scratch = checked_gradients(forward, incoming, workspace, executor,
+                                           detail::output("dlogits_TE", dlogits_TE));
     const auto dense_TE = detail::logit_gradients(config(), similarity_cache().rivals(), in, out,
-                                                  report, dweights_TK, more, gradients, executor);
-    detail::add_logit_gradients<Accumulator>(detail::choices_of(in, out), gradients.dselected_TK,
+                                                  report, incoming, scratch, executor);
+    detail::add_logit_gradients<Accumulator>(detail::choices_of(in, out), scratch.dselected_TK,
                                              dense_TE, dlogits_TE);
   }
 
   /// The same with outputs, report and workspace of the buffers that the forward wrote.
   template <class Executor = SerialExecutor>
   void backward(MatrixView<const X> x_TH, MatrixView<const W> w_EH, const Inputs& in,
-                RoutingBuffers<CompleteRouter>& buffers, StridedView<const Accumulator> dweights_TK,
-                const BackwardInputs<Accumulator>& more, MatrixView<Accumulator> dx_TH,
-                MatrixView<Accumulator> dw_EH, const Executor& executor = {}) const {
-    backward(x_TH, w_EH, in, buffers.view(), buffers.report(), dweights_TK, more, dx_TH, dw_EH,
+                RoutingBuffers<CompleteRouter>& buffers,
+                const BackwardInputs<Accumulator>& incoming,
+                const GateGradients<Accumulator>& gradients, const Executor& executor = {}) const {
+    backward(x_TH, w_EH, {in, buffers.view(), buffers.report()}, incoming, gradients,
              buffers.workspace(), executor);
   }
 
@@ -259,23 +261,22 @@ class CompleteRouter : public PartneredRouter<accumulator_t<X, W>, W, CompleteCo
   /// All checks of a backward but those of the shapes of `others`, then the division of the
   /// workspace.
   template <class Executor, class... Others>
-  detail::CompleteGradients<A> checked_gradients(const Inputs& in, const Routing& out,
-                                                 const CompleteReport& report,
-                                                 const StridedView<const A>& dweights_TK,
-                                                 const BackwardInputs<A>& more, Workspace scratch,
-                                                 const Executor& executor,
+  detail::CompleteGradients<A> checked_gradients(const Forward& forward,
+                                                 const BackwardInputs<A>& incoming,
+                                                 Workspace scratch, const Executor& executor,
                                                  const Others&... others) const {
+    const auto& [in, out, report] = forward;
     const detail::Checks checks("CompleteRouter::backward");
     checks.need(ids_.knows(report.forward_id),
                 "a report that a forward of this router has returned: a copy or a restored router "
                 "is another one",
                 {{"forward_id", report.forward_id}});
     detail::check_complete_backward(config(), similarity_cache().rivals(), in, out, report,
-                                    dweights_TK, more);
+                                    incoming);
     detail::check_complete_overlaps(checks, detail::Access::read, in, out,
                                     detail::output("workspace", scratch), others...,
-                                    detail::input("dweights_TK", dweights_TK),
-                                    detail::input("more.dlogits_TE", more.dlogits_TE));
+                                    detail::input("dweights_TK", incoming.dweights_TK),
+                                    detail::input("incoming.dlogits_TE", incoming.dlogits_TE));
     const BufferShape shape = shape_of(in, out.logits_TE.rows, executor);
     detail::Arena arena(checks.where(), scratch, detail::backward_bytes<X, W>(config(), shape));
     return detail::carve_gradients<A>(arena, config(), shape);

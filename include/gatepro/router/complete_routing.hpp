@@ -63,6 +63,14 @@ struct CompleteRoutingView : RoutingView<A, Id> {
   MatrixView<X> jittered_TH{};      ///< With jitter: the tokens as the router saw them.
 };
 
+/// A forward, as its backward takes it: what it was given, what it wrote, and what it returned.
+template <class X, class A, class Id = std::int32_t>
+struct RoutedForward {
+  const ForwardInputs<Id>& in;
+  const CompleteRoutingView<X, A, Id>& out;
+  const CompleteReport& report;
+};
+
 namespace detail {
 inline namespace GATEPRO_ABI {
 

@@ -10,6 +10,7 @@
 #include "gatepro/gate/gradient.hpp"
 #include "gatepro/router/buffers.hpp"
 #include "gatepro/router/forward_pass.hpp"
+#include "gatepro/router/gradients.hpp"
 #include "gatepro/router/partnered_router.hpp"
 #include "gatepro/routing/plain_selection.hpp"
 #include "gatepro/routing/softmax.hpp"
@@ -119,49 +120,30 @@ class Router : public PartneredRouter<accumulator_t<X, W>, W, RouterConfig> {
 
   /// Gradients of a forward: dx_TH += dlogits W, dw_EH += dlogits^T X.
   ///
-  /// x_TH, w_EH: as in forward. expert_ids_TK, weights_TK: what forward wrote. dweights_TK: T x K,
-  /// the gradient of the loss with respect to the weights. dlogits_TE: T x E or not given; what
-  /// auxiliary losses add to the gradient of the logits. dx_TH (T x H), dw_EH (E x H): added to;
-  /// either may be not given. The penalty is piecewise constant, so no gradient reaches the
-  /// similarity. A token with NaN weights gives NaN gradients.
+  /// x_TH, w_EH: as in forward. routed: what forward wrote. incoming: the gradients of weights and,
+  /// if given, logits. gradients: added to; either may be not given. The penalty is piecewise
+  /// constant, so no gradient reaches the similarity. A token with NaN weights gives NaN gradients.
   ///
   /// Throws Error for shapes, ids outside [0, E), outputs that overlap other memory, a workspace
   /// below backward_workspace_bytes(T, executor.workers()), or top_k = 1 without dlogits_TE (see
   /// RouterConfig::allow_zero_gradient), before any write.
   template <class Executor = SerialExecutor>
   void backward(MatrixView<const X> x_TH, MatrixView<const W> w_EH,
-                StridedView<const Id> expert_ids_TK, StridedView<const Accumulator> weights_TK,
-                StridedView<const Accumulator> dweights_TK,
-                MatrixView<const Accumulator> dlogits_TE, MatrixView<Accumulator> dx_TH,
-                MatrixView<Accumulator> dw_EH, Workspace workspace,
+                const RoutedChoices<Accumulator, Id>& routed,
+                const WeightGradients<Accumulator>& incoming,
+                const GateGradients<Accumulator>& gradients, Workspace workspace,
                 const Executor& executor = {}) const {
     const detail::Checks checks("Router::backward");
     const Index tokens = x_TH.rows;
-    const Index experts = config().num_experts;
-    const Index hidden = config().hidden_size;
-    const Index top_k = config().top_k;
-    // An empty dlogits_TE may look like none.
-    detail::need(top_k > 1 || dlogits_TE.given() || config().allow_zero_gradient || tokens == 0,
-                 checks.where(),
-                 "top_k > 1, a dlogits_TE, or allow_zero_gradient: softmax over one expert is "
-                 "constant, the router would learn nothing",
-                 {{"top_k", top_k}});
-    check_weights(w_EH);
-    checks.matrix("x_TH", x_TH, tokens, hidden);
-    checks.strided("weights_TK", weights_TK, tokens, config().top_k);
-    checks.strided("dweights_TK", dweights_TK, tokens, config().top_k);
-    checks.strided("expert_ids_TK", expert_ids_TK, tokens, config().top_k);
-    const Choices<const Id> choices{expert_ids_TK};
-    detail::check_choices(checks, "expert_ids_TK", choices, experts);
-    checks.optional_matrix("dlogits_TE", dlogits_TE, tokens, experts);
-    checks.optional_matrix("dx_TH", dx_TH, tokens, hidden);
-    checks.optional_matrix("dw_EH", dw_EH, experts, hidden);
-    checks.overlaps(detail::output("dx_TH", dx_TH), detail::output("dw_EH", dw_EH),
-                    detail::output("workspace", workspace), detail::input("x_TH", x_TH),
-                    detail::input("w_EH", w_EH), detail::input("expert_ids_TK", expert_ids_TK),
-                    detail::input("weights_TK", weights_TK),
-                    detail::input("dweights_TK", dweights_TK),
-                    detail::input("dlogits_TE", dlogits_TE));
+    const Choices<const Id> choices{routed.expert_ids_TK};
+    check_backward(checks, x_TH, w_EH, routed, incoming, gradients);
+    checks.overlaps(
+        detail::output("dx_TH", gradients.dx_TH), detail::output("dw_EH", gradients.dw_EH),
+        detail::output("workspace", workspace), detail::input("x_TH", x_TH),
+        detail::input("w_EH", w_EH), detail::input("expert_ids_TK", routed.expert_ids_TK),
+        detail::input("weights_TK", routed.weights_TK),
+        detail::input("dweights_TK", incoming.dweights_TK),
+        detail::input("dlogits_TE", incoming.dlogits_TE));
     const int workers = checks.workers(executor);
     detail::Arena arena(checks.where(), workspace, backward_workspace_bytes(tokens, workers));
     const StridedView<Accumulator> dselected_TK(arena.take<A>(tokens * config().top_k), tokens,
@@ -169,23 +151,23 @@ class Router : public PartneredRouter<accumulator_t<X, W>, W, RouterConfig> {
     const Workspace stages(arena.take<std::byte>(static_cast<Index>(stage_bytes(tokens, workers))),
                            stage_bytes(tokens, workers));
 
-    softmax_backward(weights_TK, dweights_TK, dselected_TK);
-    if (dx_TH.given()) {
-      gate_backward_tokens(choices, {dselected_TK, dlogits_TE}, w_EH, dx_TH, stages, executor);
+    softmax_backward(routed.weights_TK, incoming.dweights_TK, dselected_TK);
+    const LogitGradients<A> dlogits{dselected_TK, incoming.dlogits_TE};
+    if (gradients.dx_TH.given()) {
+      gate_backward_tokens(choices, dlogits, w_EH, gradients.dx_TH, stages, executor);
     }
-    if (dw_EH.given()) {
-      gate_backward_weights(choices, {dselected_TK, dlogits_TE}, x_TH, dw_EH, stages, executor);
+    if (gradients.dw_EH.given()) {
+      gate_backward_weights(choices, dlogits, x_TH, gradients.dw_EH, stages, executor);
     }
   }
 
   /// The same with ids, weights and workspace of the buffers that the forward wrote.
   template <class Executor = SerialExecutor>
   void backward(MatrixView<const X> x_TH, MatrixView<const W> w_EH, RoutingBuffers<Router>& buffers,
-                StridedView<const Accumulator> dweights_TK,
-                MatrixView<const Accumulator> dlogits_TE, MatrixView<Accumulator> dx_TH,
-                MatrixView<Accumulator> dw_EH, const Executor& executor = {}) const {
-    backward(x_TH, w_EH, buffers.expert_ids_TK(), buffers.weights_TK(), dweights_TK, dlogits_TE,
-             dx_TH, dw_EH, buffers.workspace(), executor);
+                const WeightGradients<Accumulator>& incoming,
+                const GateGradients<Accumulator>& gradients, const Executor& executor = {}) const {
+    backward(x_TH, w_EH, {buffers.expert_ids_TK(), buffers.weights_TK()}, incoming, gradients,
+             buffers.workspace(), executor);
   }
 
  private:
@@ -241,6 +223,32 @@ class Router : public PartneredRouter<accumulator_t<X, W>, W, RouterConfig> {
     const Pass pass = pass_over(plan, out);
     detail::gate_and_route(x_TH, weights, plan, pass, out.logits_TE, detail::Untouched{}, executor);
     return pass.finish();
+  }
+
+  void check_backward(const detail::Checks& checks, const MatrixView<const X>& x_TH,
+                      const MatrixView<const W>& w_EH, const RoutedChoices<A, Id>& routed,
+                      const WeightGradients<A>& incoming, const GateGradients<A>& gradients) const {
+    const Index tokens = x_TH.rows;
+    const Index experts = config().num_experts;
+    const Index hidden = config().hidden_size;
+    const Index top_k = config().top_k;
+    // An empty dlogits_TE may look like none.
+    detail::need(
+        top_k > 1 || incoming.dlogits_TE.given() || config().allow_zero_gradient || tokens == 0,
+        checks.where(),
+        "top_k > 1, a dlogits_TE, or allow_zero_gradient: softmax over one expert is constant, the "
+        "router would learn nothing",
+        {{"top_k", top_k}});
+    check_weights(w_EH);
+    checks.matrix("x_TH", x_TH, tokens, hidden);
+    checks.strided("weights_TK", routed.weights_TK, tokens, top_k);
+    checks.strided("dweights_TK", incoming.dweights_TK, tokens, top_k);
+    checks.strided("expert_ids_TK", routed.expert_ids_TK, tokens, top_k);
+    detail::check_choices(checks, "expert_ids_TK", Choices<const Id>{routed.expert_ids_TK},
+                          experts);
+    checks.optional_matrix("dlogits_TE", incoming.dlogits_TE, tokens, experts);
+    checks.optional_matrix("dx_TH", gradients.dx_TH, tokens, hidden);
+    checks.optional_matrix("dw_EH", gradients.dw_EH, experts, hidden);
   }
 
   detail::ActiveCompetition<A> competition(const detail::Checks& checks) const {
