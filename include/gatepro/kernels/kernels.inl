@@ -18,6 +18,10 @@
 
 #include "gatepro/kernels/softmax.inl"
 
+#include "gatepro/kernels/logarithm.inl"
+
+#include "gatepro/kernels/score_functions.inl"
+
 #include "gatepro/kernels/scores.inl"
 
 #include "gatepro/kernels/gradient.inl"

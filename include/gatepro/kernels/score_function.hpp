@@ -3,6 +3,8 @@
 #ifndef GATEPRO_KERNELS_SCORE_FUNCTION_HPP
 #define GATEPRO_KERNELS_SCORE_FUNCTION_HPP
 
+#include "gatepro/core/config.hpp"
+
 namespace gatepro {
 
 /// How logits become scores.
@@ -13,6 +15,25 @@ enum class ScoreFunction {
   sqrt_softplus,         ///< sqrt(log(1 + exp(l))) of each logit.
 };
 
+namespace detail {
+
+/// A list of score functions.
+template <ScoreFunction... functions>
+struct ScoreFunctions {
+  GATEPRO_ALWAYS_INLINE static constexpr bool contain(ScoreFunction function) {
+    return ((function == functions) || ...);
+  }
+};
+
+/// Those that take every logit by itself. kernels/score_functions.inl says how.
+using SeparateScoreFunctions = ScoreFunctions<ScoreFunction::sigmoid, ScoreFunction::sqrt_softplus>;
+
+/// True if scores are a softmax, whose shares are their own slopes: `shares` writes none then.
+GATEPRO_ALWAYS_INLINE constexpr bool is_softmax(ScoreFunction function) {
+  return !SeparateScoreFunctions::contain(function);
+}
+
+}  // namespace detail
 }  // namespace gatepro
 
 #endif  // GATEPRO_KERNELS_SCORE_FUNCTION_HPP

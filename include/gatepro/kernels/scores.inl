@@ -1,103 +1,6 @@
 // SPDX-License-Identifier: MIT
 // Score kernels: normalised and unnormalised scores over all experts, one token per lane.
 
-/// factor * atanh(s) / s for s in [0, 1/3]: a series of positive terms, so that small s keep all
-/// their digits and nothing is left for -ffast-math to cancel. The number of terms makes the
-/// truncation smaller than a tenth of an ulp.
-template <class A>
-GATEPRO_FN Lanes<A> atanh_series(Lanes<A> factor, Lanes<A> s) {
-  using V = Lanes<A>;
-  constexpr int terms = sizeof(A) == 4 ? 7 : 16;
-  const V z = s * s;
-  V sum = V::splat(A(1) / A(2 * terms + 1));
-  GATEPRO_UNROLL
-  for (int i = terms - 1; i > 0; --i) sum = mul_add(sum, z, V::splat(A(1) / A(2 * i + 1)));
-  return mul_add(factor * z, sum, factor);
-}
-
-/// log(1 + u) for u in [0, 1], as 2 atanh(s) with s = u / (2 + u).
-template <class A>
-GATEPRO_FN Lanes<A> log1p_of_fraction(Lanes<A> u) {
-  const Lanes<A> s = u / (u + Lanes<A>::splat(A(2)));
-  return atanh_series<A>(s + s, s);
-}
-
-/// log(1 + u) / u for u in [0, 1]; 1 for u = 0.
-template <class A>
-GATEPRO_FN Lanes<A> log1p_over_fraction(Lanes<A> u) {
-  const Lanes<A> twice = Lanes<A>::splat(A(2)) / (u + Lanes<A>::splat(A(2)));
-  return atanh_series<A>(twice, u * twice * Lanes<A>::splat(A(0.5)));
-}
-
-/// log(x) for finite x >= 1: that of the mantissa plus that of the power of two.
-template <class A>
-GATEPRO_FN Lanes<A> log_of_sum(Lanes<A> x) {
-  using O = Order<A>;
-  const Keys<A> bits = bit_cast<BitsOf<A>>(x);
-  const Keys<A> exponent = (bits >> O::mantissa_bits) - Keys<A>::splat(O::exponent_bias);
-  const Keys<A> one = Keys<A>::splat(BitsOf<A>(O::exponent_bias) << O::mantissa_bits);
-  const Keys<A> fraction = bits & Keys<A>::splat((BitsOf<A>(1) << O::mantissa_bits) - 1);
-  const Lanes<A> mantissa = bit_cast<A>(fraction | one);
-  const Lanes<A> ln2 = Lanes<A>::splat(A(0.69314718055994530942));
-  return mul_add(convert<A>(exponent), ln2, log1p_of_fraction<A>(mantissa - Lanes<A>::splat(A(1))));
-}
-
-/// Correctly rounded, unless the user's flags say otherwise.
-template <class A>
-GATEPRO_FN Lanes<A> square_root(Lanes<A> v) {
-  A values[std::size_t(lanes_v<A>)];
-  v.store(values);
-  for (A& value : values) value = std::sqrt(value);
-  return Lanes<A>::load(values);
-}
-
-/// -|x|, for keys from -inf to +inf.
-template <class A>
-GATEPRO_FN Lanes<A> minus_size(Keys<A> keys) {
-  return to_values<A>(smaller(keys, Keys<A>::splat(0) - keys));
-}
-
-/// The score of a logit x, which is between -inf and +inf, and its slopes. Each is a product of
-/// factors that keep all digits, so that none underflows before the result does.
-template <class A>
-struct Score {
-  Lanes<A> value;      ///< s(x) / exp(rate * top).
-  Lanes<A> slope;      ///< s'(x) / exp(rate * top).
-  Lanes<A> log_slope;  ///< s'(x) / s(x).
-};
-
-/// sigmoid, 1 / (1 + exp(-x)), or sqrt_softplus, the square root of log(1 + exp(x)). Below 0 that
-/// is exp(rate * x) times a number between 1/2 and 1, and `top` <= 0, at least x where x is below
-/// 0, is what scores are relative to. Only with `relative`; the same bits for top = 0.
-template <class A, ScoreFunction function, bool relative>
-GATEPRO_FN Score<A> separate_score(Keys<A> keys, Lanes<A> top) {
-  using V = Lanes<A>;
-  constexpr bool is_sigmoid = function == ScoreFunction::sigmoid;
-  const V one = V::splat(A(1));
-  const V rate = V::splat(is_sigmoid ? A(1) : A(0.5));
-  const V decay = exp_nonpositive<A>(minus_size<A>(keys) * rate);
-  const Keys<A> zero = Keys<A>::splat(0);
-  const auto positive = keys > zero;
-  V below_top = decay;
-  if constexpr (relative) {
-    below_top = exp_nonpositive<A>((to_values<A>(smaller(keys, zero)) - top) * rate);
-  }
-  const V size = select(positive, one, below_top);
-  if constexpr (is_sigmoid) {
-    const V value = size / (one + decay);
-    const V log_slope = select(positive, decay, one) / (one + decay);
-    return {value, value * log_slope, log_slope};
-  } else {
-    const V e = decay * decay;
-    const V ratio = log1p_over_fraction<A>(e);
-    // softplus(x), over exp(x) where x is not positive.
-    const V softplus = select(positive, mul_add(e, ratio, to_values<A>(larger(keys, zero))), ratio);
-    const V root = square_root<A>(softplus);
-    const V half = V::splat(A(0.5));
-    return {size * root, half * size / ((one + e) * root), half / ((one + e) * softplus)};
-  }
-}
-
 /// The largest key of each lane, and which lanes have no softmax (`none`: +inf, or nothing above
 /// -inf) or a NaN. All masks.
 template <class A>
@@ -164,33 +67,36 @@ GATEPRO_FN void softmax_scores(const BitsOf<A>* keys_EL, Index experts, A* score
 }
 
 /// Scores that each follow from one logit.
-template <class A, ScoreFunction function>
-GATEPRO_FN void separate_scores(const BitsOf<A>* keys_EL, Index experts, A* scores_EL, A* sum_L,
-                                A* log_sum_exp_L) {
-  using O = Order<A>;
-  constexpr int L = lanes_v<A>;
-  const Lanes<A> zero = Lanes<A>::splat(A(0));
-  const Lanes<A> quiet_nan = bit_cast<A>(Keys<A>::splat(O::quiet_nan_bits));
-  Lanes<A> sum = zero;
-  Keys<A> has_nan = Keys<A>::splat(0);
-  for (Index e = 0; e < experts; ++e) {
-    const Keys<A> key = Keys<A>::load(keys_EL + e * L);
-    const Keys<A> number = larger(key, Keys<A>::splat(-O::infinity));
-    const Lanes<A> score = separate_score<A, function, false>(number, zero).value;
-    const Keys<A> is_nan = key == Keys<A>::splat(O::nan);
-    select(is_nan, quiet_nan, score).store(scores_EL + e * L);
-    has_nan = has_nan | is_nan;
-    sum = sum + score;
+template <class A>
+struct SeparateScores {
+  template <ScoreFunction function>
+  GATEPRO_FN static void run(const BitsOf<A>* keys_EL, Index experts, A* scores_EL, A* sum_L,
+                             A* log_sum_exp_L) {
+    using O = Order<A>;
+    constexpr int L = lanes_v<A>;
+    const Lanes<A> zero = Lanes<A>::splat(A(0));
+    const Lanes<A> quiet_nan = bit_cast<A>(Keys<A>::splat(O::quiet_nan_bits));
+    Lanes<A> sum = zero;
+    Keys<A> has_nan = Keys<A>::splat(0);
+    for (Index e = 0; e < experts; ++e) {
+      const Keys<A> key = Keys<A>::load(keys_EL + e * L);
+      const Keys<A> number = larger(key, Keys<A>::splat(-O::infinity));
+      const Lanes<A> score = SeparateScore<A, function>::template of<false>(number, zero).value;
+      const Keys<A> is_nan = key == Keys<A>::splat(O::nan);
+      select(is_nan, quiet_nan, score).store(scores_EL + e * L);
+      has_nan = has_nan | is_nan;
+      sum = sum + score;
+    }
+    select(has_nan, quiet_nan, sum).store(sum_L);
+    if (log_sum_exp_L == nullptr) return;
+    const RowExtremes<A> row = row_extremes<A>(keys_EL, experts);
+    sum = zero;
+    for (Index e = 0; e < experts; ++e) {
+      sum = sum + exp_below_top<A>(Keys<A>::load(keys_EL + e * L), row);
+    }
+    store_log_sum_exp<A>(row, sum, log_sum_exp_L);
   }
-  select(has_nan, quiet_nan, sum).store(sum_L);
-  if (log_sum_exp_L == nullptr) return;
-  const RowExtremes<A> row = row_extremes<A>(keys_EL, experts);
-  sum = zero;
-  for (Index e = 0; e < experts; ++e) {
-    sum = sum + exp_below_top<A>(Keys<A>::load(keys_EL + e * L), row);
-  }
-  store_log_sum_exp<A>(row, sum, log_sum_exp_L);
-}
+};
 
 /// Scores over all E experts of each lane. For either softmax: exp(x) over their sum, and sum_L is
 /// 1; else unnormalised, and sum_L is their sum in order of e. A NaN scores NaN and is left out of
@@ -200,36 +106,33 @@ GATEPRO_FN void separate_scores(const BitsOf<A>* keys_EL, Index experts, A* scor
 template <class A>
 GATEPRO_KERNEL void scores(const BitsOf<A>* keys_EL, Index experts, ScoreFunction function,
                            A* scores_EL, A* sum_L, A* log_sum_exp_L) {
-  if (function == ScoreFunction::sigmoid) {
-    separate_scores<A, ScoreFunction::sigmoid>(keys_EL, experts, scores_EL, sum_L, log_sum_exp_L);
-  } else if (function == ScoreFunction::sqrt_softplus) {
-    separate_scores<A, ScoreFunction::sqrt_softplus>(keys_EL, experts, scores_EL, sum_L,
-                                                     log_sum_exp_L);
-  } else {
+  if (is_softmax(function)) {
     softmax_scores<A>(keys_EL, experts, scores_EL, sum_L, log_sum_exp_L);
+  } else {
+    run_separate<SeparateScores<A>>(SeparateScoreFunctions(), function, keys_EL, experts, scores_EL,
+                                    sum_L, log_sum_exp_L);
   }
 }
 
-template <class A, ScoreFunction function>
-GATEPRO_FN void separate_slopes(const BitsOf<A>* keys_KL, Index k, A* slopes_KL) {
-  constexpr int L = lanes_v<A>;
-  for (Index j = 0; j < k; ++j) {
-    const Keys<A> key = Keys<A>::load(keys_KL + j * L);
-    const Keys<A> number = larger(key, Keys<A>::splat(-Order<A>::infinity));
-    const Lanes<A> zero = Lanes<A>::splat(A(0));
-    separate_score<A, function, false>(number, zero).slope.store(slopes_KL + j * L);
+template <class A>
+struct SeparateSlopes {
+  template <ScoreFunction function>
+  GATEPRO_FN static void run(const BitsOf<A>* keys_KL, Index k, A* slopes_KL) {
+    constexpr int L = lanes_v<A>;
+    for (Index j = 0; j < k; ++j) {
+      const Keys<A> key = Keys<A>::load(keys_KL + j * L);
+      const Keys<A> number = larger(key, Keys<A>::splat(-Order<A>::infinity));
+      const Lanes<A> zero = Lanes<A>::splat(A(0));
+      SeparateScore<A, function>::template of<false>(number, zero).slope.store(slopes_KL + j * L);
+    }
   }
-}
+};
 
-/// d score / d logit for k keys of each lane, of sigmoid or sqrt_softplus. 0 for losers and NaNs.
+/// d score / d logit for k keys of each lane, but for softmaxes. 0 for losers and NaNs.
 template <class A>
 GATEPRO_KERNEL void slopes(const BitsOf<A>* keys_KL, Index k, ScoreFunction function,
                            A* slopes_KL) {
-  if (function == ScoreFunction::sigmoid) {
-    separate_slopes<A, ScoreFunction::sigmoid>(keys_KL, k, slopes_KL);
-  } else {
-    separate_slopes<A, ScoreFunction::sqrt_softplus>(keys_KL, k, slopes_KL);
-  }
+  run_separate<SeparateSlopes<A>>(SeparateScoreFunctions(), function, keys_KL, k, slopes_KL);
 }
 
 /// With `relative`, scores of each lane are relative to its largest, which may be too small for A.
@@ -248,7 +151,7 @@ GATEPRO_FN void shares_as(const BitsOf<A>* keys_EL, Index experts, const RowExtr
       score.value = exp_below_top<A>(key, row);
     } else {
       const Keys<A> number = larger(key, Keys<A>::splat(-O::infinity));
-      score = separate_score<A, function, relative>(number, top);
+      score = SeparateScore<A, function>::template of<relative>(number, top);
       if (slopes_EL != nullptr) score.log_slope.store(slopes_EL + e * L);
     }
     score.value.store(shares_EL + e * L);
@@ -272,16 +175,18 @@ GATEPRO_FN void shares_as(const BitsOf<A>* keys_EL, Index experts, const RowExtr
   }
 }
 
-template <class A, ScoreFunction function>
-GATEPRO_FN void separate_shares(const BitsOf<A>* keys_EL, Index experts, A* shares_EL,
-                                A* slopes_EL) {
-  const RowExtremes<A> row = row_extremes<A>(keys_EL, experts);
-  if (any_lane(row.top < Keys<A>::splat(0))) {
-    shares_as<A, function, true>(keys_EL, experts, row, shares_EL, slopes_EL);
-  } else {
-    shares_as<A, function, false>(keys_EL, experts, row, shares_EL, slopes_EL);
+template <class A>
+struct SeparateShares {
+  template <ScoreFunction function>
+  GATEPRO_FN static void run(const BitsOf<A>* keys_EL, Index experts, A* shares_EL, A* slopes_EL) {
+    const RowExtremes<A> row = row_extremes<A>(keys_EL, experts);
+    if (any_lane(row.top < Keys<A>::splat(0))) {
+      shares_as<A, function, true>(keys_EL, experts, row, shares_EL, slopes_EL);
+    } else {
+      shares_as<A, function, false>(keys_EL, experts, row, shares_EL, slopes_EL);
+    }
   }
-}
+};
 
 /// Each score's share of the sum of all E of its lane, for any finite logits: shares add up to 1
 /// where all scores underflow, too. slopes_EL: the share times the slope of the score's logarithm,
@@ -291,13 +196,12 @@ GATEPRO_FN void separate_shares(const BitsOf<A>* keys_EL, Index experts, A* shar
 template <class A>
 GATEPRO_KERNEL void shares(const BitsOf<A>* keys_EL, Index experts, ScoreFunction function,
                            A* shares_EL, A* slopes_EL) {
-  if (function == ScoreFunction::sigmoid) {
-    separate_shares<A, ScoreFunction::sigmoid>(keys_EL, experts, shares_EL, slopes_EL);
-  } else if (function == ScoreFunction::sqrt_softplus) {
-    separate_shares<A, ScoreFunction::sqrt_softplus>(keys_EL, experts, shares_EL, slopes_EL);
-  } else {
+  if (is_softmax(function)) {
     shares_as<A, ScoreFunction::softmax_before_top_k, false>(
         keys_EL, experts, row_extremes<A>(keys_EL, experts), shares_EL, nullptr);
+  } else {
+    run_separate<SeparateShares<A>>(SeparateScoreFunctions(), function, keys_EL, experts, shares_EL,
+                                    slopes_EL);
   }
 }
 

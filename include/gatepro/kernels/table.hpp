@@ -74,12 +74,6 @@ struct Kernels {
   void (*pair_products)(const A* const* left, const A* const* right, Index depth, A* products);
 };
 
-/// True if scores are a softmax, whose shares are their own slopes: `shares` writes none then.
-constexpr bool is_softmax(ScoreFunction function) {
-  return function == ScoreFunction::softmax_after_top_k ||
-         function == ScoreFunction::softmax_before_top_k;
-}
-
 /// Compiled only where scores or losses over all experts are used.
 template <class A>
 struct ScoreKernels {

@@ -47,8 +47,7 @@ inline bool has_dense_gradient(const SelectionRule& rule) {
 /// True if scores alone do not tell the gradient.
 inline bool gradient_needs_logits(const SelectionRule& rule) {
   return has_dense_gradient(rule) || weighs_by_share(rule.scores) ||
-         rule.scores.function == ScoreFunction::sigmoid ||
-         rule.scores.function == ScoreFunction::sqrt_softplus;
+         !is_softmax(rule.scores.function);
 }
 
 /// Gradients of the selected logits of one token whose weights are shares w of the scores:
