@@ -120,14 +120,22 @@ std::vector<std::string> contestants() {
   return names;
 }
 
+const std::vector<Shape>& shapes() {
+  static const std::vector<Shape> all = {
+      {"E64", 1000, 64, 64, 8}, {"E128", 1000, 64, 128, 8}, {"E256", 1000, 64, 256, 8}};
+  return all;
+}
+
+void summarise(Figures& figures) {
+  for (const Shape& shape : shapes()) {
+    const Samples samples = measure(prepare(shape), {"router", "complete"}, many_rounds);
+    figures.add(over("complete_off_over_router_select_" + shape.name, samples, "complete", "router",
+                     shape.tokens));
+  }
+}
+
 }  // namespace
 
-Stage complete_stage() {
-  return {"complete",
-          {{"E64", 1000, 64, 64, 8}, {"E128", 1000, 64, 128, 8}, {"E256", 1000, 64, 256, 8}},
-          contestants(),
-          prepare,
-          [](Figures&) {}};
-}
+Stage complete_stage() { return {"complete", shapes(), contestants(), prepare, summarise}; }
 
 }  // namespace bench

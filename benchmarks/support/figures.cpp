@@ -133,6 +133,9 @@ const std::vector<Key>& summary_keys() {
       {"router_vs_torch_E64", at_least(1.15)},
       {"router_vs_torch_E128", at_least(1.15)},
       {"router_vs_torch_E256", at_least(1.15)},
+      {"complete_off_over_router_select_E64", at_most(1.15)},
+      {"complete_off_over_router_select_E128", at_most(1.15)},
+      {"complete_off_over_router_select_E256", at_most(1.15)},
       {"refresh_over_forward_E64", at_most(0.025)},
       {"refresh_over_forward_E128", at_most(0.04)},
       {"refresh_over_forward_E256", at_most(0.06)},
@@ -147,7 +150,7 @@ const std::vector<Key>& summary_keys() {
       {"openmp_2_threads_E128", at_least(1.8)},
       {"baseline_flags_over_native_E128", at_most(1.05)},
       {"include_over_eigen", at_most(2)},
-      {"hello_over_eigen", at_most(4)},
+      {"hello_over_eigen", at_most(2.5)},
   };
   return keys;
 }

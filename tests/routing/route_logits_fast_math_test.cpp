@@ -32,7 +32,7 @@ bool is_negative(const float& value) { return data::bits_of(value) >> 31 != 0; }
 
 const GroupLimit all_groups[] = {{}, {4, 2, GroupScore::top_2}, {3, 2, GroupScore::share_of_top_k}};
 
-TEST(ScoredFastMath, NumbersAreRight) {
+TEST(RouteLogitsFastMath, NumbersAreRight) {
   const RowMatrix<float> logits_TE = data::random_matrix<float>(101, 12, 1) * 3.0F;
   for (const Extras& extras : {Extras{}, Extras{scored_data::random_bias(12, 0.3, 2), {}}}) {
     for (const GroupLimit& groups : all_groups) {
@@ -70,7 +70,7 @@ bool expect_nan(const RowMatrix<float>& logits_TE, Index t, const SelectionRule&
   return !any_number;
 }
 
-TEST(ScoredFastMath, IdsAreValidAndNansFollowTheRules) {
+TEST(RouteLogitsFastMath, IdsAreValidAndNansFollowTheRules) {
   const Index tokens = 203, experts = 12, top_k = 5;
   const RowMatrix<float> logits_TE = data::special_matrix<float>(tokens, experts, 3, 4);
   for (const GroupLimit& groups : all_groups) {

@@ -114,20 +114,20 @@ void expect_finite_differences(double centre) {
   }
 }
 
-TEST(ScoresBackward, AgreesWithFiniteDifferences) { expect_finite_differences(0); }
+TEST(RouteLogitsBackward, AgreesWithFiniteDifferences) { expect_finite_differences(0); }
 
 // Where scores are far below the 1e-20 of the published quotient, or below any number.
-TEST(ScoresBackward, AgreesWithFiniteDifferencesWhereScoresAreTiny) {
+TEST(RouteLogitsBackward, AgreesWithFiniteDifferencesWhereScoresAreTiny) {
   for (double centre : {-47.0, -120.0, -800.0}) expect_finite_differences(centre);
 }
 
 template <class A>
-class ScoresBackwardTest : public ::testing::Test {};
+class RouteLogitsBackwardTest : public ::testing::Test {};
 using Scalars = ::testing::Types<float, double>;
-TYPED_TEST_SUITE(ScoresBackwardTest, Scalars, TypeNames);
+TYPED_TEST_SUITE(RouteLogitsBackwardTest, Scalars, TypeNames);
 
 // Float gives what double gives, up to the rounding of the scores.
-TYPED_TEST(ScoresBackwardTest, MatchesDouble) {
+TYPED_TEST(RouteLogitsBackwardTest, MatchesDouble) {
   using A = TypeParam;
   const Index tokens = 53, experts = 12;
   const RowMatrix<A> logits_TE = data::random_matrix<A>(tokens, experts, 4) * A(2);
@@ -161,7 +161,7 @@ std::pair<Exact, Exact> exact_slopes(ScoreFunction function, Exact x) {
 
 // Closed forms in long double, for logits of any size: every gradient that A can hold keeps its
 // digits.
-TYPED_TEST(ScoresBackwardTest, DigitsDoNotDependOnTheSizeOfTheLogits) {
+TYPED_TEST(RouteLogitsBackwardTest, DigitsDoNotDependOnTheSizeOfTheLogits) {
   using A = TypeParam;
   const Exact eps = static_cast<Exact>(std::numeric_limits<A>::epsilon());
   const Exact least = static_cast<Exact>(std::numeric_limits<A>::min());
@@ -206,7 +206,7 @@ TYPED_TEST(ScoresBackwardTest, DigitsDoNotDependOnTheSizeOfTheLogits) {
 }
 
 // With defaults this is softmax_backward, to the bit.
-TYPED_TEST(ScoresBackwardTest, DefaultsEqualSoftmaxBackward) {
+TYPED_TEST(RouteLogitsBackwardTest, DefaultsEqualSoftmaxBackward) {
   using A = TypeParam;
   const RowMatrix<A> logits_TE = data::special_matrix<A>(67, 9, 6);
   const RowMatrix<A> dweights_TK = data::random_matrix<A>(67, 3, 7);
@@ -223,7 +223,7 @@ TYPED_TEST(ScoresBackwardTest, DefaultsEqualSoftmaxBackward) {
 }
 
 // 1 - sigmoid(l) is 0 in rounding, exp(-l) is not: the gradient keeps its digits.
-TYPED_TEST(ScoresBackwardTest, SaturatedSigmoidsKeepTheirGradient) {
+TYPED_TEST(RouteLogitsBackwardTest, SaturatedSigmoidsKeepTheirGradient) {
   using A = TypeParam;
   RowMatrix<A> logits_TE(1, 4);
   logits_TE << 20, 40, 60, -60;
@@ -240,7 +240,7 @@ TYPED_TEST(ScoresBackwardTest, SaturatedSigmoidsKeepTheirGradient) {
 }
 
 // Padding, losers and -inf: no gradient in, none out, whatever dweights holds there.
-TYPED_TEST(ScoresBackwardTest, NoWeightNoGradient) {
+TYPED_TEST(RouteLogitsBackwardTest, NoWeightNoGradient) {
   using A = TypeParam;
   const A nan = data::marked_nan<A>(), inf = data::infinity<A>();
   const Index tokens = 41, experts = 6, top_k = 6;
@@ -283,7 +283,7 @@ TYPED_TEST(ScoresBackwardTest, NoWeightNoGradient) {
 }
 
 // Masked tokens get none, also if their forward did not know of the mask.
-TYPED_TEST(ScoresBackwardTest, PaddingCountsInTheBackwardAlone) {
+TYPED_TEST(RouteLogitsBackwardTest, PaddingCountsInTheBackwardAlone) {
   using A = TypeParam;
   const RowMatrix<A> logits_TE = data::random_matrix<A>(9, 6, 23);
   const RowMatrix<A> dweights_TK = data::random_matrix<A>(9, 3, 24);
@@ -305,7 +305,7 @@ TYPED_TEST(ScoresBackwardTest, PaddingCountsInTheBackwardAlone) {
 }
 
 // NaN tokens have NaN gradients, and only they.
-TYPED_TEST(ScoresBackwardTest, NonfiniteTokensShow) {
+TYPED_TEST(RouteLogitsBackwardTest, NonfiniteTokensShow) {
   using A = TypeParam;
   RowMatrix<A> logits_TE = data::random_matrix<A>(3, 4, 10);
   logits_TE(1, 2) = data::infinity<A>();
@@ -321,7 +321,7 @@ TYPED_TEST(ScoresBackwardTest, NonfiniteTokensShow) {
 }
 
 // A NaN logit that was not selected takes no part in the softmax over all.
-TYPED_TEST(ScoresBackwardTest, UnselectedNanIsLeftOut) {
+TYPED_TEST(RouteLogitsBackwardTest, UnselectedNanIsLeftOut) {
   using A = TypeParam;
   RowMatrix<A> logits_TE = data::random_matrix<A>(1, 5, 12);
   const RowMatrix<A> four_TE = logits_TE.leftCols(4);
@@ -341,7 +341,7 @@ TYPED_TEST(ScoresBackwardTest, UnselectedNanIsLeftOut) {
 }
 
 // The gradient on all logits adds; the one on the selected overwrites.
-TYPED_TEST(ScoresBackwardTest, DenseGradientsAdd) {
+TYPED_TEST(RouteLogitsBackwardTest, DenseGradientsAdd) {
   using A = TypeParam;
   const RowMatrix<A> logits_TE = data::random_matrix<A>(21, 6, 14);
   const RowMatrix<A> dweights_TK = data::random_matrix<A>(21, 2, 15);
@@ -365,7 +365,7 @@ TYPED_TEST(ScoresBackwardTest, DenseGradientsAdd) {
   }
 }
 
-TYPED_TEST(ScoresBackwardTest, BitsDoNotDependOnHowTheWorkIsCut) {
+TYPED_TEST(RouteLogitsBackwardTest, BitsDoNotDependOnHowTheWorkIsCut) {
   using A = TypeParam;
   const Index tokens = 256 + 77;
   const RowMatrix<A> logits_TE = data::special_matrix<A>(tokens, 9, 17, 30);
@@ -384,7 +384,7 @@ TYPED_TEST(ScoresBackwardTest, BitsDoNotDependOnHowTheWorkIsCut) {
 }
 
 // Without a record the competition decides once more, and the same.
-TYPED_TEST(ScoresBackwardTest, TheRecordIsOptional) {
+TYPED_TEST(RouteLogitsBackwardTest, TheRecordIsOptional) {
   using A = TypeParam;
   const RowMatrix<A> logits_TE = data::random_matrix<A>(33, 9, 19);
   const RowMatrix<A> dweights_TK = data::random_matrix<A>(33, 4, 20);
@@ -402,7 +402,7 @@ TYPED_TEST(ScoresBackwardTest, TheRecordIsOptional) {
   }
 }
 
-TEST(ScoresBackwardBadInput, DenseGradientAndViews) {
+TEST(RouteLogitsBackwardBadInput, DenseGradientAndViews) {
   const RowMatrix<float> logits_TE = data::random_matrix<float>(5, 6, 21);
   SelectionRule rule{2, {ScoreFunction::softmax_before_top_k, false, 1}, {}, Competition::off()};
   auto forward = scored_data::route<float>(logits_TE, rule);

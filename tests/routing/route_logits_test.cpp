@@ -30,9 +30,9 @@ using scored_data::Outcome;
 using scored_data::route;
 
 template <class A>
-class ScoredRoutingTest : public ::testing::Test {};
+class RouteLogitsTest : public ::testing::Test {};
 using Scalars = ::testing::Types<float, double>;
-TYPED_TEST_SUITE(ScoredRoutingTest, Scalars, TypeNames);
+TYPED_TEST_SUITE(RouteLogitsTest, Scalars, TypeNames);
 
 struct Shape {
   Index experts;
@@ -56,7 +56,7 @@ std::vector<Shape> small_shapes() {
           {37, 9, {off}}};
 }
 
-TYPED_TEST(ScoredRoutingTest, EveryCombinationMatchesTheReference) {
+TYPED_TEST(RouteLogitsTest, EveryCombinationMatchesTheReference) {
   using A = TypeParam;
   const Index tokens = 37;
   for (const Shape& shape : small_shapes()) {
@@ -83,7 +83,7 @@ TYPED_TEST(ScoredRoutingTest, EveryCombinationMatchesTheReference) {
 
 // NaNs, infinities, zeros of both signs, ties: the total order and the rules for what has no
 // weight.
-TYPED_TEST(ScoredRoutingTest, HardValuesMatchTheReference) {
+TYPED_TEST(RouteLogitsTest, HardValuesMatchTheReference) {
   using A = TypeParam;
   const A inf = data::infinity<A>(), nan = data::marked_nan<A>();
   const A levels[] = {0, A(-0.0), 1, -1, A(0.5), 1, nan, inf, -inf, -inf, 2};
@@ -111,7 +111,7 @@ TYPED_TEST(ScoredRoutingTest, HardValuesMatchTheReference) {
 }
 
 // With one rival and with several. A NaN loses to nobody, and nobody to a NaN.
-TYPED_TEST(ScoredRoutingTest, MarksThoseWhoLostToAnyRival) {
+TYPED_TEST(RouteLogitsTest, MarksThoseWhoLostToAnyRival) {
   using A = TypeParam;
   const A nan = data::marked_nan<A>();
   const A levels[] = {0, A(-0.0), 1, A(1.25), nan, -1};
@@ -146,7 +146,7 @@ TYPED_TEST(ScoredRoutingTest, MarksThoseWhoLostToAnyRival) {
   }
 }
 
-TYPED_TEST(ScoredRoutingTest, IdsAreDistinctForAnyBits) {
+TYPED_TEST(RouteLogitsTest, IdsAreDistinctForAnyBits) {
   using A = TypeParam;
   const RowMatrix<A> logits_TE = data::special_matrix<A>(203, 12, 4, 2);
   const double large = static_cast<double>(std::numeric_limits<A>::max());
@@ -169,7 +169,7 @@ TYPED_TEST(ScoredRoutingTest, IdsAreDistinctForAnyBits) {
 }
 
 // With defaults this is Router, to the bit.
-TYPED_TEST(ScoredRoutingTest, DefaultsEqualTheRouter) {
+TYPED_TEST(RouteLogitsTest, DefaultsEqualTheRouter) {
   using A = TypeParam;
   const Index experts = 12, top_k = 4, tokens = 301;
   const RowMatrix<std::int32_t> partners_E1 = scored_data::partners_of(experts);
@@ -204,7 +204,7 @@ TYPED_TEST(ScoredRoutingTest, DefaultsEqualTheRouter) {
 }
 
 // Competition off, or lambda = 0, never looks at the partners.
-TYPED_TEST(ScoredRoutingTest, OffIsOff) {
+TYPED_TEST(RouteLogitsTest, OffIsOff) {
   using A = TypeParam;
   const RowMatrix<A> logits_TE = data::special_matrix<A>(67, 8, 8);
   for (ScoreFunction function : data::score_functions) {
@@ -222,7 +222,7 @@ TYPED_TEST(ScoredRoutingTest, OffIsOff) {
 }
 
 // Far from 0 sigmoids are 1 for all: the lowest ids win, whatever the logits.
-TYPED_TEST(ScoredRoutingTest, SaturatedSigmoidsTieByTheLowestId) {
+TYPED_TEST(RouteLogitsTest, SaturatedSigmoidsTieByTheLowestId) {
   using A = TypeParam;
   RowMatrix<A> logits_TE(5, 8);
   for (Index i = 0; i < logits_TE.size(); ++i) {
@@ -244,7 +244,7 @@ TYPED_TEST(ScoredRoutingTest, SaturatedSigmoidsTieByTheLowestId) {
 }
 
 // Where scores are tiny numbers or none, weights are those of the reference all the same.
-TYPED_TEST(ScoredRoutingTest, WeightsSumToTheScaleForAnyFiniteLogits) {
+TYPED_TEST(RouteLogitsTest, WeightsSumToTheScaleForAnyFiniteLogits) {
   using A = TypeParam;
   const Index tokens = 19, experts = 12, top_k = 8;
   const A large = std::numeric_limits<A>::max() / 2;
@@ -268,7 +268,7 @@ TYPED_TEST(ScoredRoutingTest, WeightsSumToTheScaleForAnyFiniteLogits) {
 }
 
 // One renormalised expert weighs exactly the scale.
-TYPED_TEST(ScoredRoutingTest, OneShareIsTheWhole) {
+TYPED_TEST(RouteLogitsTest, OneShareIsTheWhole) {
   using A = TypeParam;
   const RowMatrix<A> logits_TE = data::random_matrix<A>(300, 4, 32) * A(60);
   for (ScoreFunction function : data::score_functions) {
@@ -278,7 +278,7 @@ TYPED_TEST(ScoredRoutingTest, OneShareIsTheWhole) {
 }
 
 // As published, scores that all underflow are divided by 1e-20, not by 0.
-TYPED_TEST(ScoredRoutingTest, PublishedWeightsFadeOut) {
+TYPED_TEST(RouteLogitsTest, PublishedWeightsFadeOut) {
   using A = TypeParam;
   SelectionRule rule{8, {}, {}, Competition::off()};
   rule.scores = {ScoreFunction::sigmoid, true, 1, gatepro::Renormalisation::published};
@@ -323,7 +323,7 @@ TEST(Regression, MaskedGroupsNeverBeatNegativeBiasedExperts) {
 }
 
 // The bias moves the choice, and nothing of it is left in the weights.
-TYPED_TEST(ScoredRoutingTest, BiasIsNotInTheWeights) {
+TYPED_TEST(RouteLogitsTest, BiasIsNotInTheWeights) {
   using A = TypeParam;
   const RowMatrix<A> logits_TE = data::random_matrix<A>(40, 6, 12);
   for (ScoreFunction function : data::score_functions) {
@@ -347,7 +347,7 @@ TYPED_TEST(ScoredRoutingTest, BiasIsNotInTheWeights) {
 }
 
 // Padding weighs 0 whatever its logits, is not counted, and does not touch its neighbours.
-TYPED_TEST(ScoredRoutingTest, PaddingIsAsIfItWereNotThere) {
+TYPED_TEST(RouteLogitsTest, PaddingIsAsIfItWereNotThere) {
   using A = TypeParam;
   const Index tokens = 53, real = 40;
   RowMatrix<A> logits_TE = data::random_matrix<A>(tokens, 8, 14);
@@ -384,7 +384,7 @@ TYPED_TEST(ScoredRoutingTest, PaddingIsAsIfItWereNotThere) {
 }
 
 // Bits depend on the token alone: not on its place, the batch, the executor or the outputs.
-TYPED_TEST(ScoredRoutingTest, BitsDoNotDependOnHowTheWorkIsCut) {
+TYPED_TEST(RouteLogitsTest, BitsDoNotDependOnHowTheWorkIsCut) {
   using A = TypeParam;
   const Index tokens = 256 * 2 + 77, experts = 12;
   const RowMatrix<A> logits_TE = data::special_matrix<A>(tokens, experts, 16, 20);
@@ -413,7 +413,7 @@ TYPED_TEST(ScoredRoutingTest, BitsDoNotDependOnHowTheWorkIsCut) {
   }
 }
 
-TYPED_TEST(ScoredRoutingTest, TakesEveryLayoutAndIdType) {
+TYPED_TEST(RouteLogitsTest, TakesEveryLayoutAndIdType) {
   using A = TypeParam;
   const RowMatrix<A> logits_TE = data::random_matrix<A>(29, 7, 18);
   const SelectionRule rule{3, {ScoreFunction::sqrt_softplus, true, 1}, {}, Competition::off()};
@@ -435,7 +435,7 @@ TYPED_TEST(ScoredRoutingTest, TakesEveryLayoutAndIdType) {
   EXPECT_TRUE(guarded.intact());
 }
 
-TYPED_TEST(ScoredRoutingTest, NoTokensCountNothing) {
+TYPED_TEST(RouteLogitsTest, NoTokensCountNothing) {
   using A = TypeParam;
   const RowMatrix<A> logits_TE(0, 4);
   const auto got = route<A>(logits_TE, {2, {}, {}, Competition::off()});
@@ -473,7 +473,7 @@ void expect_bad(const Spoil& spoil, std::initializer_list<const char*> parts) {
   EXPECT_EQ(call.out.tokens_per_expert_E, untouched.tokens_per_expert_E);
 }
 
-TEST(ScoredRoutingBadInput, Rules) {
+TEST(RouteLogitsBadInput, Rules) {
   const double inf = data::infinity<double>(), nan = std::numeric_limits<double>::quiet_NaN();
   EXPECT_NO_THROW(Call()());
   expect_bad([](Call& c) { c.rule.top_k = 0; }, {"route_logits", "1 <= top_k", "top_k=0"});
@@ -531,7 +531,7 @@ TEST(ScoredRoutingBadInput, Rules) {
       {"groups_per_token"});
 }
 
-TEST(ScoredRoutingBadInput, Views) {
+TEST(RouteLogitsBadInput, Views) {
   const float inf = data::infinity<float>(), nan = std::numeric_limits<float>::quiet_NaN();
   for (float bad : {inf, -inf, nan}) {
     expect_bad(

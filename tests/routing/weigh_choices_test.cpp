@@ -69,11 +69,11 @@ void expect_same(const Replay<A>& a, const Replay<A>& b) {
 }
 
 template <class A>
-class ScoredReplayTest : public ::testing::Test {};
+class WeighChoicesTest : public ::testing::Test {};
 using Scalars = ::testing::Types<float, double>;
-TYPED_TEST_SUITE(ScoredReplayTest, Scalars, TypeNames);
+TYPED_TEST_SUITE(WeighChoicesTest, Scalars, TypeNames);
 
-TYPED_TEST(ScoredReplayTest, RestoresTheForwardToTheBit) {
+TYPED_TEST(WeighChoicesTest, RestoresTheForwardToTheBit) {
   using A = TypeParam;
   const Index tokens = 256 + 21, experts = 12;
   const Extras extras{scored_data::random_bias(experts, 0.3, 1), scored_data::padding(tokens, 7)};
@@ -96,7 +96,7 @@ TYPED_TEST(ScoredReplayTest, RestoresTheForwardToTheBit) {
 }
 
 // Any ids, e.g. the worst: they are taken as they are.
-TYPED_TEST(ScoredReplayTest, AnyIdsMatchTheReference) {
+TYPED_TEST(WeighChoicesTest, AnyIdsMatchTheReference) {
   using A = TypeParam;
   const Index tokens = 43, experts = 9, top_k = 4;
   const RowMatrix<A> logits_TE = data::random_matrix<A>(tokens, experts, 3) * A(2);
@@ -134,7 +134,7 @@ TYPED_TEST(ScoredReplayTest, AnyIdsMatchTheReference) {
 }
 
 // Regression: a recomputation whose logits differ in rounding must not flip a near-tie.
-TYPED_TEST(ScoredReplayTest, TheRecordDecidesWhoHadLost) {
+TYPED_TEST(WeighChoicesTest, TheRecordDecidesWhoHadLost) {
   using A = TypeParam;
   // Partners are 0 -> 1, 1 -> 0, 2 -> 1: see partners_of.
   RowMatrix<A> before_TE(1, 3), after_TE(1, 3);
@@ -166,7 +166,7 @@ TYPED_TEST(ScoredReplayTest, TheRecordDecidesWhoHadLost) {
 }
 
 // Off is off: no record is read.
-TYPED_TEST(ScoredReplayTest, OffIgnoresTheRecord) {
+TYPED_TEST(WeighChoicesTest, OffIgnoresTheRecord) {
   using A = TypeParam;
   const RowMatrix<A> logits_TE = data::random_matrix<A>(11, 5, 5);
   const SelectionRule rule{2, {ScoreFunction::sigmoid, true, 1}, {}, Competition::penalty(0)};
@@ -176,7 +176,7 @@ TYPED_TEST(ScoredReplayTest, OffIgnoresTheRecord) {
 }
 
 // A loser by the record that is a NaN now is a NaN, not a weight of 0.
-TYPED_TEST(ScoredReplayTest, NansAreNotHiddenByTheRecord) {
+TYPED_TEST(WeighChoicesTest, NansAreNotHiddenByTheRecord) {
   using A = TypeParam;
   RowMatrix<A> logits_TE(1, 3);
   logits_TE << 1, data::marked_nan<A>(), 0;
@@ -196,7 +196,7 @@ TYPED_TEST(ScoredReplayTest, NansAreNotHiddenByTheRecord) {
 
 // Without an expert a choice weighs nothing, and the others weigh as if it had not been made. The
 // ids of padding may be anything.
-TYPED_TEST(ScoredReplayTest, ChoicesWithoutAnExpertAreLeftOut) {
+TYPED_TEST(WeighChoicesTest, ChoicesWithoutAnExpertAreLeftOut) {
   using A = TypeParam;
   const Index tokens = 43, experts = 9, top_k = 4;
   const RowMatrix<A> logits_TE = data::random_matrix<A>(tokens, experts, 3) * A(2);
@@ -232,7 +232,7 @@ TYPED_TEST(ScoredReplayTest, ChoicesWithoutAnExpertAreLeftOut) {
   }
 }
 
-TEST(ScoredReplayBadInput, IdsAndViews) {
+TEST(WeighChoicesBadInput, IdsAndViews) {
   const RowMatrix<float> logits_TE = data::random_matrix<float>(4, 6, 6);
   const SelectionRule rule{2, {}, {}, Competition::off()};
   RowMatrix<std::int32_t> ids_TK(4, 2);
