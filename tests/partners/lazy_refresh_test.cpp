@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <limits>
 #include <stdexcept>
+#include <utility>
 #include <vector>
 
 #include "support/errors.hpp"
@@ -388,6 +389,17 @@ TEST(LazyRefresh, SurvivesChangesOfItsSurroundings) {
   EXPECT_TRUE(twins.lazy.similarity().given());
   twins.lazy.set_schedule(RefreshSchedule::every_step().lazily());
   EXPECT_EQ(twins.refresh(wide), 0);
+}
+
+// What was moved from has nothing to compare with.
+TEST(LazyRefresh, IsFullAfterAMove) {
+  Twins<float> twins(40);
+  const auto w_EH = random_matrix<float>(40, 30, 20);
+  twins.refresh(w_EH);
+  Twins<float> moved = std::move(twins);
+  EXPECT_EQ(moved.refresh(w_EH), 0);
+  EXPECT_EQ(twins.refresh(w_EH), 40);  // NOLINT(bugprone-use-after-move)
+  EXPECT_EQ(twins.refresh(w_EH), 0);
 }
 
 TEST(LazyRefresh, KeepsTheScheduleAndNoSimilarity) {
