@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "support/bits.hpp"
+#include "support/errors.hpp"
 #include "support/executors.hpp"
 #include "support/inputs.hpp"
 #include "support/routing_data.hpp"
@@ -124,6 +125,17 @@ TEST_F(RoutingBuffersTest, CopiesAndMovesOwnTheirMemory) {
   copied.view().expert_ids_TK(0, 0) = 99;
   EXPECT_TRUE(same_bits(copy(moved.expert_ids_TK()), ids));
   EXPECT_EQ(copied.expert_ids_TK()(0, 0), 99);
+  const auto expect_refused = [](const auto& call) {
+    expect_error(call, {"RoutingBuffers", "buffers that were not moved from"});
+  };
+  // NOLINTBEGIN(bugprone-use-after-move)
+  expect_refused([&] { router.forward(x, w, buffers); });
+  expect_refused([&] { (void)buffers.weights_TK(); });
+  expect_refused([&] { (void)buffers.view(); });
+  // NOLINTEND(bugprone-use-after-move)
+  buffers = copied;
+  router.forward(x, w, buffers);
+  EXPECT_TRUE(same_bits(copy(buffers.expert_ids_TK()), ids));
 }
 
 // Buffers of one router do not fit another of other sizes.

@@ -65,7 +65,8 @@ inline namespace GATEPRO_ABI {
 /// Owns the results of a forward and the workspace of a router, for those who want one line.
 ///
 /// `RoutingBuffers buffers(router, max_tokens)` allocates once; forwards and backwards of up to
-/// max_tokens tokens through it allocate nothing. One at a time.
+/// max_tokens tokens through it allocate nothing. One at a time. What was moved from throws Error
+/// until it is given other buffers.
 template <class R>
 class RoutingBuffers {
  public:
@@ -146,6 +147,7 @@ class RoutingBuffers {
 
   Routing outputs(Index tokens) const {
     check_tokens(tokens);
+    detail::need(!outputs_.empty(), "RoutingBuffers", "buffers that were not moved from");
     auto* base = const_cast<Line*>(outputs_.data());  // const only through the const accessors
     detail::Arena arena = detail::Arena::at(base->bytes);
     Routing out;
