@@ -24,6 +24,7 @@
 #include "gatepro/routing/softmax.hpp"
 #include "gatepro/routing/top_k.hpp"
 #include "support/bits.hpp"
+#include "support/errors.hpp"
 #include "support/executors.hpp"
 #include "support/ids.hpp"
 #include "support/inputs.hpp"
@@ -278,6 +279,18 @@ TEST(Workspace, QueriesOfHugeShapesOverflowNothing) {
         expect_size_or_error(other, [&] { return router.workspace_bytes({1, count, other}); });
       }
     }
+  }
+}
+
+TEST(Workspace, QueriesNameWorkersThatAreNone) {
+  gatepro::SelectionRule rule;
+  rule.top_k = 2;
+  const gatepro::Router<float> router({8, 4, 2});
+  for (const int none : {0, -1}) {
+    const auto expect_refused = [](const auto& query) { expect_error(query, {"workers >= 1"}); };
+    expect_refused([&] { return gatepro::route_logits_workspace_bytes<float>(4, rule, none); });
+    expect_refused([&] { return router.forward_workspace_bytes(none); });
+    expect_refused([&] { return router.backward_workspace_bytes(5, none); });
   }
 }
 

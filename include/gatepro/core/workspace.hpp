@@ -108,6 +108,7 @@ template <class Carve>
 class PerWorker {
  public:
   PerWorker(Arena& arena, int workers, const Carve& carve) : carve_(carve) {
+    need(workers >= 1, "workspace", "workers >= 1", {{"workers", workers}});
     Arena dry;
     carve_(dry);
     bytes_each_ = static_cast<Index>(dry.bytes_taken());
