@@ -63,12 +63,12 @@ struct CompleteRoutingView : RoutingView<A, Id> {
   MatrixView<X> jittered_TH{};      ///< With jitter: the tokens as the router saw them.
 };
 
-/// A forward, as its backward takes it: what it was given, what it wrote, and what it returned.
+/// A forward, as its backward takes it.
 template <class X, class A, class Id = std::int32_t>
 struct RoutedForward {
-  const ForwardInputs<Id>& in;
-  const CompleteRoutingView<X, A, Id>& out;
-  const CompleteReport& report;
+  const ForwardInputs<Id>& in;               ///< What it was given.
+  const CompleteRoutingView<X, A, Id>& out;  ///< What it wrote.
+  const CompleteReport& report;              ///< What it returned.
 };
 
 namespace detail {
