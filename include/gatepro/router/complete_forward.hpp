@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The steps of a complete router's forward, each on what the step before it wrote.
+// A complete router's forward: what it hands to RoutingPass, and what follows for all tokens.
 #ifndef GATEPRO_ROUTER_COMPLETE_FORWARD_HPP
 #define GATEPRO_ROUTER_COMPLETE_FORWARD_HPP
 

@@ -28,8 +28,8 @@ inline namespace GATEPRO_ABI {
 ///
 /// `X`, `W`, `Id` as in Router. A feature that is not switched on in CompleteConfig takes no time;
 /// docs/performance.md has a table of what each takes. With the defaults results are Router's, bit
-/// for bit, forward and backward. Each step is also a stage function of its own; this class only
-/// joins them, in one call per step over [T, E] logits.
+/// for bit, forward and backward. What is local to a token is done tile by tile, what needs all
+/// tokens once after that; each step is also a stage function of its own.
 ///
 /// One optimizer step is: forwards and backwards, `end_step(reduce)`, `refresh(w, step)`. Forward
 /// advances counters in Pass::training only. Forward, end_step, refresh, restore and the setters

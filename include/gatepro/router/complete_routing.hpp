@@ -43,11 +43,11 @@ struct CompleteReport : RoutingReport {
   std::uint64_t forward_id = 0;
 };
 
-/// Where a forward of T tokens writes and its backward reads. RoutingBuffers::view and
-/// CompleteRouter::outputs_in divide memory into all that the settings need; members may then be
-/// replaced by the caller's own memory with other strides. Of the members of RoutingView all but
-/// `statistics` are required: ids also of dropped choices, logits with their noise, weights of 0
-/// for dropped choices, too, counts before drops.
+/// Where a forward of T tokens writes and its backward reads. RoutingBuffers::view divides memory
+/// into all that the settings need; members may then be replaced by the caller's own memory with
+/// other strides. Of the members of RoutingView all but `statistics` are required, `penalised_TK`
+/// where gradients or a record need it: ids also of dropped choices, logits with their noise,
+/// weights of 0 for dropped choices, too, counts before drops.
 template <class X, class A, class Id = std::int32_t>
 struct CompleteRoutingView : RoutingView<A, Id> {
   /// 1: CompleteReport::forward_id of the forward that wrote these outputs, 0 while it writes.
