@@ -26,6 +26,7 @@ Contest prepare(const Shape& shape) {
   gatepro();
   contest.add("gatepro", gatepro);
   contest.add("gatepro_bf16", ours::gate_bf16(job_into(new_logits())));
+  contest.add("gatepro_half", ours::gate_half(job_into(new_logits())));
   if (ours::has_openmp()) contest.add("gatepro_openmp", ours::gate(job_into(new_logits()), 2));
 
   const auto add_peer = [&](const std::string& name, const Peer& peer) {
@@ -74,8 +75,9 @@ void summarise(Figures& figures) {
     }
   }
   const Samples samples =
-      measure(prepare(e128), {"gatepro", "gatepro_bf16", "fma_peak"}, most_rounds);
+      measure(prepare(e128), {"gatepro", "gatepro_bf16", "gatepro_half", "fma_peak"}, most_rounds);
   figures.add(over("bf16_vs_f32_E128", samples, "gatepro", "gatepro_bf16", e128.tokens));
+  figures.add(over("half_vs_f32_E128", samples, "gatepro", "gatepro_half", e128.tokens));
   const double peak = fma_peak_operations() / *samples.seconds("fma_peak");
   figures.remark("FMA peak " + std::to_string(static_cast<int>(peak / 1e9)) + " GF/s\n\n");
 }
@@ -83,12 +85,12 @@ void summarise(Figures& figures) {
 }  // namespace
 
 Stage gate_stage() {
-  return {
-      "gate",
-      all_shapes(),
-      {"gatepro", "gatepro_openmp", "gatepro_bf16", "eigen", "openblas", "onednn", "onednn_sgemm"},
-      prepare,
-      summarise};
+  return {"gate",
+          all_shapes(),
+          {"gatepro", "gatepro_openmp", "gatepro_bf16", "gatepro_half", "eigen", "openblas",
+           "onednn", "onednn_sgemm"},
+          prepare,
+          summarise};
 }
 
 }  // namespace bench

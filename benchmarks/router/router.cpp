@@ -64,7 +64,7 @@ Contest prepare(const Shape& shape) {
   contest.add("gatepro", ours::route(job, penalty));
   contest.add("gatepro_off", off);
   contest.add("gatepro_eliminate", ours::route(job, gatepro::Competition::eliminate()));
-  contest.add("gatepro_native_flags", ours::route_native(job, penalty));
+  contest.add("gatepro_native_flags", ours_native::route(job, penalty));
   contest.add("gatepro_gate_only", gate);
   if (ours::has_openmp()) contest.add("gatepro_openmp", ours::route(job, penalty, 2));
   return contest;
@@ -104,6 +104,10 @@ void summarise(Figures& figures) {
         over("penalty_overhead_" + shape.name, near_one, "gatepro", "gatepro_off", shape.tokens));
     figures.add(over("baseline_flags_over_native_" + shape.name, near_one, "gatepro",
                      "gatepro_native_flags", shape.tokens));
+    if (shape.name == e128.name) {
+      figures.add(over("native_over_baseline_forward", near_one, "gatepro_native_flags", "gatepro",
+                       shape.tokens));
+    }
     const Samples peers = measure(contest, {"gatepro", "torch", "eigen_partial_sort"}, many_rounds);
     for (const char* peer : {"torch", "eigen_partial_sort"}) {
       figures.add(versus("router_vs_" + std::string(peer) + "_" + shape.name, peers, "gatepro",

@@ -10,9 +10,10 @@
 namespace bench {
 namespace {
 
-Bar at_least(double value) { return {Bar::Kind::at_least, value}; }
-Bar at_most(double value) { return {Bar::Kind::at_most, value}; }
-Bar reported() { return {Bar::Kind::reported, 0}; }
+Bar at_least(double value) { return {Bar::Kind::at_least, value, 0}; }
+Bar at_most(double value) { return {Bar::Kind::at_most, value, 0}; }
+Bar within(double least, double most) { return {Bar::Kind::within, least, most}; }
+Bar reported() { return {Bar::Kind::reported, 0, 0}; }
 
 std::string format(const char* pattern, double value) {
   char text[32];
@@ -35,14 +36,19 @@ bool is_key(const std::string& name) {
 
 std::string format_bar(const Bar& bar) {
   if (bar.kind == Bar::Kind::reported) return "";
+  if (bar.kind == Bar::Kind::within) {
+    return format("%.4g", bar.value) + " - " + format("%.4g", bar.most);
+  }
   return (bar.kind == Bar::Kind::at_least ? ">= " : "<= ") + format("%.4g", bar.value);
 }
 
 const char* verdict(const Bar& bar, const std::optional<double>& value) {
   if (!value) return "none";
   if (bar.kind == Bar::Kind::reported) return "";
-  const bool met = bar.kind == Bar::Kind::at_least ? *value >= bar.value : *value <= bar.value;
-  return met ? "met" : "MISSED";
+  const bool high_enough = bar.kind == Bar::Kind::at_most || *value >= bar.value;
+  const double most = bar.kind == Bar::Kind::within ? bar.most : bar.value;
+  const bool low_enough = bar.kind == Bar::Kind::at_least || *value <= most;
+  return high_enough && low_enough ? "met" : "MISSED";
 }
 
 void print_line(std::ostream& out, const std::string& name, const std::array<std::string, 6>& cells,
@@ -97,6 +103,7 @@ const std::vector<Key>& summary_keys() {
       {"gemm_vs_eigen_E128", at_least(1.5)},
       {"gemm_vs_eigen_E256", at_least(1.5)},
       {"bf16_vs_f32_E128", at_least(0.95)},
+      {"half_vs_f32_E128", at_least(0.93)},
       {"router_over_gemm_E8", at_most(1.12)},
       {"router_over_gemm_E64", at_most(1.04)},
       {"router_over_gemm_E128", at_most(1.03)},
@@ -149,6 +156,8 @@ const std::vector<Key>& summary_keys() {
       {"backward_dense_vs_openblas_E128", at_least(1.1)},
       {"openmp_2_threads_E128", at_least(1.8)},
       {"baseline_flags_over_native_E128", at_most(1.05)},
+      {"native_over_baseline_forward", within(0.93, 1.07)},
+      {"native_over_baseline_backward", within(0.93, 1.07)},
       {"include_over_eigen", at_most(2)},
       {"hello_over_eigen", at_most(2.5)},
   };

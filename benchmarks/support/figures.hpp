@@ -14,9 +14,10 @@ namespace bench {
 
 /// What a figure should be.
 struct Bar {
-  enum class Kind { at_least, at_most, reported };
+  enum class Kind { at_least, at_most, within, reported };
   Kind kind;
   double value;
+  double most = 0;  ///< Of `within`, whose least is `value`.
 };
 
 /// A key of the summary.

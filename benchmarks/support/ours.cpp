@@ -59,6 +59,15 @@ Run refresh_by(const gatepro::RefreshSchedule& schedule, const RefreshJob& job, 
   };
 }
 
+/// With tokens rounded to Narrow.
+template <class Narrow>
+Run gate_narrow(const GateJob& job) {
+  const std::size_t count = area(job.shape.tokens, job.shape.hidden);
+  const auto x_TH = std::make_shared<std::vector<Narrow>>();
+  for (std::size_t i = 0; i < count; ++i) x_TH->push_back(static_cast<Narrow>(job.x_TH[i]));
+  return gate_tokens(job, x_TH->data(), x_TH, 1);
+}
+
 }  // namespace
 
 bool has_openmp() {
@@ -73,11 +82,9 @@ const char* instruction_set() { return gatepro::instruction_set(); }
 
 Run gate(const GateJob& job, int threads) { return gate_tokens(job, job.x_TH, nullptr, threads); }
 
-Run gate_bf16(const GateJob& job) {
-  const std::size_t count = area(job.shape.tokens, job.shape.hidden);
-  const auto x_TH = std::make_shared<std::vector<gatepro::bfloat16>>(job.x_TH, job.x_TH + count);
-  return gate_tokens(job, x_TH->data(), x_TH, 1);
-}
+Run gate_bf16(const GateJob& job) { return gate_narrow<gatepro::bfloat16>(job); }
+
+Run gate_half(const GateJob& job) { return gate_narrow<gatepro::half>(job); }
 
 Run select(const SelectJob& job, const gatepro::Competition& competition, int threads) {
   const Shape& s = job.shape;
@@ -134,27 +141,6 @@ Run route_backward(const RouteBackwardJob& job, int threads) {
     with_executor(threads, [&](const auto& executor) {
       routed->router.backward(x_TH, w_EH, routed->buffers, {dweights_TK}, {dx_TH, dw_EH}, executor);
     });
-  };
-}
-
-Run gate_backward(const GateBackwardJob& job, const Ids& ids, const Floats& dselected) {
-  const Shape& s = job.shape;
-  const MatrixView<const float> x_TH(job.x_TH, s.tokens, s.hidden);
-  const MatrixView<const float> w_EH(job.w_EH, s.experts, s.hidden);
-  const StridedView<const std::int32_t> ids_TK(ids.data(), s.tokens, s.top_k);
-  const StridedView<const float> dselected_TK(dselected.data(), s.tokens, s.top_k);
-  MatrixView<const float> dlogits_TE;
-  if (job.dlogits_TE != nullptr) dlogits_TE = {job.dlogits_TE, s.tokens, s.experts};
-  const MatrixView<float> dx_TH(job.dx_TH, s.tokens, s.hidden);
-  const MatrixView<float> dw_EH(job.dw_EH, s.experts, s.hidden);
-  const auto scratch = memory(std::max(
-      gatepro::gate_backward_tokens_workspace_bytes<float>(s.experts),
-      gatepro::gate_backward_weights_workspace_bytes<float>(s.tokens, s.experts, s.top_k)));
-  return [=] {
-    gatepro::gate_backward_tokens(gatepro::Choices{ids_TK}, {dselected_TK, dlogits_TE}, w_EH, dx_TH,
-                                  *scratch);
-    gatepro::gate_backward_weights(gatepro::Choices{ids_TK}, {dselected_TK, dlogits_TE}, x_TH,
-                                   dw_EH, *scratch);
   };
 }
 

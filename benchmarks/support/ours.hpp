@@ -19,13 +19,13 @@ const char* instruction_set();
 Run gate(const GateJob& job, int threads = 1);
 /// The same with tokens in bfloat16.
 Run gate_bf16(const GateJob& job);
+/// The same with tokens in half.
+Run gate_half(const GateJob& job);
 
 /// Router::forward_logits, with random partners.
 Run select(const SelectJob& job, const gatepro::Competition& competition, int threads = 1);
 /// Router::forward, with the partners of w_EH.
 Run route(const RouteJob& job, const gatepro::Competition& competition, int threads = 1);
-/// The same, built with -O3 -march=native.
-Run route_native(const RouteJob& job, const gatepro::Competition& competition, int threads = 1);
 
 /// apply_competition: the penalty of the job, or elimination, as a stage of its own.
 Run compete(const CompeteJob& job, gatepro::CompetitionMode mode);
@@ -41,6 +41,14 @@ Run route_backward(const RouteBackwardJob& job, int threads = 1);
 Run gate_backward(const GateBackwardJob& job, const Ids& ids_TK, const Floats& dselected_TK);
 
 }  // namespace ours
+
+/// The same functions, built with -O3 -march=native.
+namespace ours_native {
+
+Run route(const RouteJob& job, const gatepro::Competition& competition, int threads = 1);
+Run gate_backward(const GateBackwardJob& job, const Ids& ids_TK, const Floats& dselected_TK);
+
+}  // namespace ours_native
 }  // namespace bench
 
 #endif  // GATEPRO_BENCHMARKS_SUPPORT_OURS_HPP

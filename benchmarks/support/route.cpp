@@ -1,21 +1,23 @@
 // SPDX-License-Identifier: MIT
-// The whole router, alone in its unit: it is built twice, the second time with the compiler's best
-// flags and ROUTE set to another name.
+// The router and the gradients of its gate, in a unit of their own: it is built twice, the second
+// time with the compiler's best flags, for another namespace.
+#include <algorithm>
 #include <cstddef>
 #include <memory>
 
+#include "gatepro/gate/gradient.hpp"
 #include "gatepro/router/router.hpp"
 #include "support/executors.hpp"
 #include "support/ours.hpp"
 
-#ifndef ROUTE
-#define ROUTE route
+#ifndef OURS
+#define OURS ours
 #endif
 
 namespace bench {
-namespace ours {
+namespace OURS {
 
-Run ROUTE(const RouteJob& job, const gatepro::Competition& competition, int threads) {
+Run route(const RouteJob& job, const gatepro::Competition& competition, int threads) {
   struct State {
     gatepro::Router<float> router;
     std::vector<std::int64_t> tokens_per_expert;
@@ -41,5 +43,26 @@ Run ROUTE(const RouteJob& job, const gatepro::Competition& competition, int thre
   };
 }
 
-}  // namespace ours
+Run gate_backward(const GateBackwardJob& job, const Ids& ids, const Floats& dselected) {
+  const Shape& s = job.shape;
+  const gatepro::MatrixView<const float> x_TH(job.x_TH, s.tokens, s.hidden);
+  const gatepro::MatrixView<const float> w_EH(job.w_EH, s.experts, s.hidden);
+  const gatepro::StridedView<const std::int32_t> ids_TK(ids.data(), s.tokens, s.top_k);
+  const gatepro::StridedView<const float> dselected_TK(dselected.data(), s.tokens, s.top_k);
+  gatepro::MatrixView<const float> dlogits_TE;
+  if (job.dlogits_TE != nullptr) dlogits_TE = {job.dlogits_TE, s.tokens, s.experts};
+  const gatepro::MatrixView<float> dx_TH(job.dx_TH, s.tokens, s.hidden);
+  const gatepro::MatrixView<float> dw_EH(job.dw_EH, s.experts, s.hidden);
+  const auto scratch = std::make_shared<std::vector<std::byte>>(std::max(
+      gatepro::gate_backward_tokens_workspace_bytes<float>(s.experts),
+      gatepro::gate_backward_weights_workspace_bytes<float>(s.tokens, s.experts, s.top_k)));
+  return [=] {
+    gatepro::gate_backward_tokens(gatepro::Choices{ids_TK}, {dselected_TK, dlogits_TE}, w_EH, dx_TH,
+                                  *scratch);
+    gatepro::gate_backward_weights(gatepro::Choices{ids_TK}, {dselected_TK, dlogits_TE}, x_TH,
+                                   dw_EH, *scratch);
+  };
+}
+
+}  // namespace OURS
 }  // namespace bench
