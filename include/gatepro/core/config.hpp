@@ -49,6 +49,12 @@
 #define GATEPRO_X86_TARGETS 0
 #endif
 
+#if GATEPRO_VECTOR_EXTENSIONS && defined(__aarch64__)
+#define GATEPRO_NEON 1
+#else
+#define GATEPRO_NEON 0
+#endif
+
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
 #define GATEPRO_LITTLE_ENDIAN 0
 #else

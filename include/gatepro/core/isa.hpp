@@ -15,13 +15,16 @@
 namespace gatepro {
 namespace detail {
 
-/// The instruction sets, each with all that those before it have.
+/// The instruction sets, each with all that those before it have. The first is what a compiler may
+/// use unasked: on 64-bit ARM, Neon.
 enum class Isa { portable, avx2, avx512 };
 
 inline namespace GATEPRO_ABI {
 
 inline const char* name_of(Isa isa) {
-  return isa == Isa::avx512 ? "avx512" : isa == Isa::avx2 ? "avx2" : "portable";
+  if (isa == Isa::avx512) return "avx512";
+  if (isa == Isa::avx2) return "avx2";
+  return GATEPRO_NEON ? "neon" : "portable";
 }
 
 #if GATEPRO_X86_TARGETS
@@ -54,8 +57,11 @@ inline Isa isa_from_environment(Isa best) {
   for (Isa isa : {Isa::portable, Isa::avx2, Isa::avx512}) {
     if (name == name_of(isa)) return isa < best ? isa : best;
   }
+  if (name == "portable") return Isa::portable;  // the first, whatever it is called here
   fail("GATEPRO_ISA",
-       "one of portable, avx2, avx512 in the environment variable; it is \"" + name + "\"", {});
+       std::string("one of portable, avx2, avx512") + (GATEPRO_NEON ? ", neon" : "") +
+           " in the environment variable; it is \"" + name + "\"",
+       {});
 }
 
 /// The set in use. Throws an Error if GATEPRO_ISA names none.
@@ -69,10 +75,11 @@ inline Isa chosen_isa() {
 
 inline namespace GATEPRO_ABI {
 
-/// The instruction set that this process uses: "avx512", "avx2" or "portable". It is the best one
-/// that the machine has, lowered by the environment variable GATEPRO_ISA, and chosen at first use;
-/// an Error if that variable names none of the three. Results are the same bits for a given set,
-/// whatever the number of threads or the way the work is cut.
+/// The instruction set that this process uses: "avx512", "avx2" or "portable"; on 64-bit ARM
+/// "neon". It is the best one that the machine has, lowered by the environment variable
+/// GATEPRO_ISA, and chosen at first use; an Error if that variable names none of them. "portable"
+/// asks for the lowest on any machine. Results are the same bits for a given set, whatever the
+/// number of threads or the way the work is cut.
 inline const char* instruction_set() { return detail::name_of(detail::chosen_isa()); }
 
 }  // namespace GATEPRO_ABI

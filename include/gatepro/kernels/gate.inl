@@ -36,11 +36,13 @@ GATEPRO_FN void gate_block(const A* x, Index x_stride, const A* w, Index depth, 
       V weights[std::size_t(C)];
       GATEPRO_UNROLL
       for (int c = 0; c < C; ++c) weights[c] = loaded_once(V::load(w + (h * C + c) * L));
+      const A* column = x + h;
       GATEPRO_UNROLL
       for (int r = 0; r < R; ++r) {
-        const V token = loaded_once(V::splat(x[r * x_stride + h]));
+        const V token = loaded_once(V::splat(column[r * x_stride]));
         GATEPRO_UNROLL
         for (int c = 0; c < C; ++c) sum[r][c] = mul_add(token, weights[c], sum[r][c]);
+        column = known_after(sum[r][C - 1], column);
       }
     }
   }

@@ -30,6 +30,17 @@ GATEPRO_FN Vec<T, N> loaded_once(Vec<T, N> v) {
   return v;
 }
 
+/// The same pointer, which g++ for Neon takes for a result of what made v. It orders instructions
+/// before it allocates registers there, and would load all tokens of a gate block ahead of the
+/// first sum: too many for the registers. clang counts registers, and needs to see through.
+template <class A, int N>
+GATEPRO_FN const A* known_after([[maybe_unused]] Vec<A, N>& v, const A* pointer) {
+#if GATEPRO_NEON && !defined(__clang__)
+  __asm__("" : "+w"(v.raw), "+r"(pointer));
+#endif
+  return pointer;
+}
+
 /// The 16-bit patterns at `from` as lanes of 32 bits.
 GATEPRO_FN Lanes<std::int32_t> load_16_bits(const void* from) {
 #if GATEPRO_VECTOR_EXTENSIONS

@@ -37,7 +37,7 @@ GATEPRO_FN Vec<double, 4> mul_add(Vec<double, 4> a, Vec<double, 4> b, Vec<double
   return {__builtin_ia32_vfmaddpd256(a.raw, b.raw, c.raw)};
 }
 
-#elif GATEPRO_VECTOR_EXTENSIONS && defined(__aarch64__)
+#elif GATEPRO_NEON
 
 GATEPRO_FN Vec<float, 4> mul_add(Vec<float, 4> a, Vec<float, 4> b, Vec<float, 4> c) {
   return {reinterpret_cast<Vec<float, 4>::Raw>(vfmaq_f32(reinterpret_cast<float32x4_t>(c.raw),

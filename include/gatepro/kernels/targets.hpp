@@ -18,7 +18,7 @@
 #include "gatepro/core/scalar.hpp"
 #include "gatepro/kernels/table.hpp"
 
-#if GATEPRO_VECTOR_EXTENSIONS && defined(__aarch64__)
+#if GATEPRO_NEON
 #include <arm_neon.h>
 #endif
 
@@ -110,7 +110,11 @@ namespace avx2 {
 
 #define GATEPRO_TARGET
 #define GATEPRO_BYTES 16
+#if GATEPRO_NEON  // has 32 registers, as AVX-512 has
+#define GATEPRO_PANEL_VECTORS 4
+#else
 #define GATEPRO_PANEL_VECTORS 2
+#endif
 namespace gatepro {
 namespace detail {
 inline namespace GATEPRO_ABI {
