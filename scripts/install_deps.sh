@@ -6,31 +6,33 @@
 # Installs the Debian or Ubuntu packages of the named sets that are still missing:
 #   core   build with the library      test   core, and what the tests need
 #   demo   core, and train_moe         ci     everything that .ci/run needs
+#   arm    test, and what builds and runs tests for 64-bit ARM
 #   bench  core, Google Benchmark and the libraries that the benchmarks compare with
 set -euo pipefail
 
 core=(g++ cmake ninja-build libeigen3-dev)
 test=("${core[@]}" libgtest-dev libcli11-dev pkg-config)
 demo=("${core[@]}" libcli11-dev gnuplot-nox)
-ci=("${test[@]}" "${demo[@]}" git clang clang-format clang-tidy libclang-rt-dev
+arm=("${test[@]}" googletest g++-aarch64-linux-gnu qemu-user-static)
+ci=("${test[@]}" "${demo[@]}" "${arm[@]}" git clang clang-format clang-tidy libclang-rt-dev
     libomp-dev llvm doxygen libbenchmark-dev)
 bench=("${core[@]}" libbenchmark-dev nlohmann-json3-dev libopenblas-dev libdnnl-dev libtorch-dev)
 
 wanted=()
 for set in "$@"; do
   case $set in
-    core | test | demo | ci | bench)
+    core | test | demo | arm | ci | bench)
       declare -n packages=$set
       wanted+=("${packages[@]}")
       ;;
     *)
-      echo "install_deps: unknown set '$set'; choose from core, test, demo, ci, bench" >&2
+      echo "install_deps: unknown set '$set'; choose from core, test, demo, arm, ci, bench" >&2
       exit 2
       ;;
   esac
 done
 if [[ ${#wanted[@]} -eq 0 ]]; then
-  echo "usage: install_deps.sh core|test|demo|ci|bench..." >&2
+  echo "usage: install_deps.sh core|test|demo|arm|ci|bench..." >&2
   exit 2
 fi
 

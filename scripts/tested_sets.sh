@@ -8,14 +8,14 @@
 set -euo pipefail
 
 awk '
-  $2 == "Test" && $4 ~ /\.(portable|avx2|avx512)$/ {
+  $2 == "Test" && $4 ~ /\.(portable|neon|avx2|avx512)$/ {
     set = $4
     sub(/.*\./, "", set)
     if (/\*\*\*Skipped/) skipped[set]++
     else ran[set]++
   }
   END {
-    count = split("portable avx2 avx512", sets, " ")
+    count = split("portable neon avx2 avx512", sets, " ")
     line = "instruction sets tested:"
     for (i = 1; i <= count; ++i) {
       set = sets[i]

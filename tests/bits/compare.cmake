@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
-# GATEPRO_ISA=<set> cmake -DEXPECTED=<program> -DACTUAL=<program> -P compare.cmake: both print the same and succeed.
+# GATEPRO_ISA=<set> cmake [-DEMULATOR=<command>] -DEXPECTED=<program> -DACTUAL=<program> -P compare.cmake
+# Both print the same and succeed.
 foreach(role IN ITEMS EXPECTED ACTUAL)
-  execute_process(COMMAND "${${role}}" OUTPUT_VARIABLE ${role}_lines RESULT_VARIABLE result)
+  execute_process(COMMAND ${EMULATOR} "${${role}}" OUTPUT_VARIABLE ${role}_lines RESULT_VARIABLE result)
   if(NOT result EQUAL 0)
     message(FATAL_ERROR "${${role}} failed: ${result}\n${${role}_lines}")
   endif()
