@@ -55,12 +55,6 @@
 #define GATEPRO_NEON 0
 #endif
 
-#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
-#define GATEPRO_LITTLE_ENDIAN 0
-#else
-#define GATEPRO_LITTLE_ENDIAN 1
-#endif
-
 // For functions that are called from many places, none of them in a hurry: inlined, each place
 // would cost compile time.
 #if defined(__GNUC__)
