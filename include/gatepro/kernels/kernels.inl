@@ -33,20 +33,10 @@ template <class Table>
 inline constexpr Table table{};
 
 template <class A>
-inline constexpr Kernels<A> table<Kernels<A>>{lanes_v<A>,
-                                              GATEPRO_PANEL_VECTORS,
-                                              load_keys<A>,
-                                              store_lanes<A>,
-                                              count_ids<A>,
-                                              compete<A>,
-                                              mark_losers<A>,
-                                              top_k<A>,
-                                              softmax<A>,
-                                              largest_magnitude<A>,
-                                              scale<A>,
-                                              normalise<A>,
-                                              row_products<A>,
-                                              pair_products<A>};
+inline constexpr Kernels<A> table<Kernels<A>>{
+    lanes_v<A>, GATEPRO_PANEL_VECTORS, load_keys<A>,    store_lanes<A>,  count_ids<A>,
+    compete<A>, mark_losers<A>,        top_k<A>,        softmax<A>,      largest_magnitude<A>,
+    scale<A>,   normalise<A>,          row_products<A>, pair_products<A>};
 
 template <class A>
 inline constexpr ScoreKernels<A> table<ScoreKernels<A>>{scores<A>, slopes<A>, shares<A>,
