@@ -13,7 +13,7 @@ class FunctionRef<Result(Args...)> {
   template <class Callable>
   FunctionRef(const Callable& callable)  // NOLINT(google-explicit-constructor)
       : callable_(&callable), call_([](const void* object, Args... args) -> Result {
-          return (*static_cast<const Callable*>(object))(args...);
+          return static_cast<Result>((*static_cast<const Callable*>(object))(args...));
         }) {}
   Result operator()(Args... args) const { return call_(callable_, args...); }
 

@@ -31,7 +31,8 @@ template <class A>
 double cosine_rounding(Index hidden) {
   const Index lanes = kernels<A>().lanes;
   const double unit = static_cast<double>(std::numeric_limits<A>::epsilon()) / 2;
-  const double n = static_cast<double>(hidden + hidden / lanes + lanes + 64) * unit;
+  const Index roundings = hidden + hidden / lanes + lanes + 64;
+  const double n = static_cast<double>(roundings) * unit;
   return n < 0.5 ? n / (1 - n) : no_direction;
 }
 
@@ -41,7 +42,8 @@ template <class A>
 double turn_rounding(Index hidden) {
   const Index lanes = kernels<A>().lanes;
   const double unit = std::numeric_limits<double>::epsilon() / 2;
-  return static_cast<double>(4 * (hidden / lanes + lanes) + 96) * unit;
+  const Index roundings = 4 * (hidden / lanes + lanes) + 96;
+  return static_cast<double>(roundings) * unit;
 }
 
 /// A bound on |u - v| from products of rows with these directions, of which `a` is any row and `b`
