@@ -243,7 +243,8 @@ TEST_F(BadCall, ForwardInput) {
   expect_bad_forward([](auto& f) { f.x.row_stride = -10; }, {where, "row_stride=-10"});
   expect_bad_forward([](auto& f) { f.x.row_stride = most; }, {where, "address space"});
   expect_bad_forward([](auto& f) { f.x.data = nullptr; }, {where, "not null", "rows=5"});
-  expect_bad_forward([](auto& f) { f.w.rows = 5; }, {"Router", "w_EH", "rows=5", "rows needed=6"});
+  expect_bad_forward([](auto& f) { f.w.rows = 5; },
+                     {"Router::forward", "w_EH", "rows=5", "rows needed=6"});
   expect_bad_forward([](auto& f) { f.w.cols = 11; }, {"Router", "w_EH", "cols=11"});
   expect_bad_forward([](auto& f) { f.w.row_stride = 2; }, {"Router", "w_EH", "row_stride=2"});
   expect_bad_forward([](auto& f) { f.w.data = nullptr; }, {"Router", "w_EH", "not null"});

@@ -1144,7 +1144,7 @@ TEST(CompleteRouter, PackedWeightsGiveTheSameBits) {
                         complete_data::outcome_of(want).weights_TK));
   const gatepro::PackedWeights<float> wrong(gatepro::view(data.x_TH));
   expect_error([&] { other.forward(data.x_TH, wrong, {}, got.view(), got.workspace()); },
-               {"packed weights of num_experts x hidden_size"});
+               {"CompleteRouter::forward", "packed weights of num_experts x hidden_size"});
 }
 
 }  // namespace

@@ -113,7 +113,8 @@ class CompleteRouter : public PartneredRouter<accumulator_t<X, W>, W, CompleteCo
   }
 
   /// The same for logits that the trainer computed: they stand in out.logits_TE, where noise is
-  /// added to them. Jitter is then the trainer's: backward takes the tokens that made the logits.
+  /// added to them: write them again to repeat a call that threw. Jitter is then the trainer's:
+  /// backward takes the tokens that made the logits.
   template <class Reduce = NoReduce, class Executor = SerialExecutor>
   CompleteReport forward_logits(const Inputs& in, const Routing& out, Workspace workspace,
                                 const Reduce& reduce = {}, const Executor& executor = {}) {
@@ -308,7 +309,7 @@ class CompleteRouter : public PartneredRouter<accumulator_t<X, W>, W, CompleteCo
                               const Reduce& reduce, const Executor& executor, const More&... more) {
     const detail::Checks checks("CompleteRouter::forward");
     checks.matrix("x_TH", x_TH, x_TH.rows, config().hidden_size);
-    Base::check_weights(weights);
+    Base::check_weights(checks, weights);
     const bool jittered = detail::draws_jitter(config().noise, in.pass);
     begin_forward(in, out, x_TH.rows, jittered, workspace, executor, detail::input("x_TH", x_TH),
                   more...);

@@ -58,7 +58,7 @@ class PartneredRouter {
   /// Call it after each optimizer step. Throws and allocates as SimilarityCache::refresh does.
   template <class Executor = SerialExecutor>
   bool refresh(MatrixView<const W> w_EH, std::int64_t step, const Executor& executor = {}) {
-    check_weights(w_EH);
+    check_weights("Router::refresh", w_EH);
     return cache_.refresh(w_EH, step, executor);
   }
 
@@ -66,7 +66,7 @@ class PartneredRouter {
   /// SimilarityCache::refresh_now does.
   template <class Executor = SerialExecutor>
   void refresh_now(MatrixView<const W> w_EH, std::int64_t step, const Executor& executor = {}) {
-    check_weights(w_EH);
+    check_weights("Router::refresh", w_EH);
     cache_.refresh_now(w_EH, step, executor);
   }
 
@@ -84,14 +84,14 @@ class PartneredRouter {
       : config_(config), cache_(config.num_experts, config.pairing, config.refresh) {}
 
   /// Throws Error unless they are E x H.
-  void check_weights(const MatrixView<const W>& w_EH) const {
-    detail::Checks("Router").matrix("w_EH", w_EH, config_.num_experts, config_.hidden_size);
+  void check_weights(const detail::Checks& checks, const MatrixView<const W>& w_EH) const {
+    checks.matrix("w_EH", w_EH, config_.num_experts, config_.hidden_size);
   }
   /// The same for weights packed before.
-  void check_weights(const PackedWeights<A>& weights) const {
+  void check_weights(const detail::Checks& checks, const PackedWeights<A>& weights) const {
     detail::need(weights.num_experts() == config_.num_experts &&
                      weights.hidden_size() == config_.hidden_size,
-                 "Router::forward", "packed weights of num_experts x hidden_size",
+                 checks.where(), "packed weights of num_experts x hidden_size",
                  {{"rows", weights.num_experts()}, {"cols", weights.hidden_size()}});
   }
 

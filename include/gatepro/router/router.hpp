@@ -124,9 +124,9 @@ class Router : public PartneredRouter<accumulator_t<X, W>, W, RouterConfig> {
   /// if given, logits. gradients: added to; either may be not given. The penalty is piecewise
   /// constant, so no gradient reaches the similarity. A token with NaN weights gives NaN gradients.
   ///
-  /// Throws Error for shapes, ids outside [0, E), outputs that overlap other memory, a workspace
-  /// below backward_workspace_bytes(T, executor.workers()), or top_k = 1 without dlogits_TE (see
-  /// RouterConfig::allow_zero_gradient), before any write.
+  /// Throws Error for shapes, ids that are neither in [0, E) nor -1, outputs that overlap other
+  /// memory, a workspace below backward_workspace_bytes(T, executor.workers()), or top_k = 1
+  /// without dlogits_TE (see RouterConfig::allow_zero_gradient), before any write.
   template <class Executor = SerialExecutor>
   void backward(MatrixView<const X> x_TH, MatrixView<const W> w_EH,
                 const RoutedChoices<Accumulator, Id>& routed,
@@ -216,7 +216,7 @@ class Router : public PartneredRouter<accumulator_t<X, W>, W, RouterConfig> {
                              const Routing& out, Workspace workspace, const Executor& executor,
                              const Inputs&... more) const {
     const detail::Checks checks("Router::forward");
-    check_weights(weights);
+    check_weights(checks, weights);
     checks.matrix("x_TH", x_TH, x_TH.rows, config().hidden_size);
     const Layout plan = checked_layout(checks, out, x_TH.rows, workspace, executor,
                                        detail::input("x_TH", x_TH), more...);
@@ -239,7 +239,7 @@ class Router : public PartneredRouter<accumulator_t<X, W>, W, RouterConfig> {
         "top_k > 1, a dlogits_TE, or allow_zero_gradient: softmax over one expert is constant, the "
         "router would learn nothing",
         {{"top_k", top_k}});
-    check_weights(w_EH);
+    check_weights(checks, w_EH);
     checks.matrix("x_TH", x_TH, tokens, hidden);
     checks.strided("weights_TK", routed.weights_TK, tokens, top_k);
     checks.strided("dweights_TK", incoming.dweights_TK, tokens, top_k);
