@@ -1127,6 +1127,39 @@ TEST(CompleteRouter, RecordsNeedMarksOfWhoLost) {
   EXPECT_TRUE(gatepro::RoutingBuffers(sigmoid, 1).view().penalised_TK.given());
 }
 
+// Nobody loses among choices that are made up.
+TEST(CompleteRouter, ForcedChoicesHaveNoLosers) {
+  const Observed data;
+  CompleteConfig config{{Observed::H, Observed::E, Observed::K}};
+  config.noise.forced = gatepro::ForcedRouting::round_robin;
+  CompleteRouter<float> router(config);
+  router.refresh(data.w_EH, 0);
+  gatepro::RoutingBuffers buffers(router, gatepro::BufferShape{Observed::T, 1, 1, true, true});
+  const auto marks_TK = buffers.view().penalised_TK;
+  for (Index t = 0; t < Observed::T; ++t) {
+    for (Index j = 0; j < Observed::K; ++j) marks_TK(t, j) = 77;
+  }
+  router.forward(data.x_TH, data.w_EH, {}, buffers);
+  for (Index t = 0; t < Observed::T; ++t) {
+    for (Index j = 0; j < Observed::K; ++j) ASSERT_EQ(int{marks_TK(t, j)}, 0);
+  }
+}
+
+// What a record says of drops is of the forward that filled it last.
+TEST(CompleteRouter, RecordsOfDroplessForwardsHaveNoCapacity) {
+  const Observed data;
+  CompleteConfig config{{Observed::H, Observed::E, Observed::K}};
+  CompleteRouter<float> router(config);
+  router.refresh(data.w_EH, 0);
+  gatepro::RoutingBuffers buffers(router, gatepro::BufferShape{Observed::T, 1, 1, true, true});
+  gatepro::RoutingRecord<> record;
+  record.capacity = 5;
+  ForwardInputs<> in;
+  in.record = &record;
+  router.forward(data.x_TH, data.w_EH, in, buffers);
+  EXPECT_FALSE(record.capacity.has_value());
+}
+
 TEST(CompleteRouter, PackedWeightsGiveTheSameBits) {
   const Observed data;
   CompleteConfig config{{Observed::H, Observed::E, Observed::K}};

@@ -435,6 +435,22 @@ TYPED_TEST(RouteLogitsTest, TakesEveryLayoutAndIdType) {
   EXPECT_TRUE(guarded.intact());
 }
 
+// A NaN in the last slot does not hide the losers before it: they stand in order of their logits.
+TYPED_TEST(RouteLogitsTest, LosersAreOrderedBeforeNans) {
+  using A = TypeParam;
+  RowMatrix<A> logits_TE(1, 4);
+  logits_TE << 5, 1, 2, std::numeric_limits<A>::quiet_NaN();
+  const std::vector<std::int32_t> partners{0, 0, 0, 3};
+  const gatepro::RivalTable rivals({partners.data(), 4, 1}, false);
+  SelectionRule rule{4, {}, {}, Competition::eliminate()};
+  Outcome<A, std::int32_t> got(1, 4, 4);
+  auto memory = data::scratch(gatepro::route_logits_workspace_bytes<A>(4, rule));
+  const auto report = gatepro::route_logits({logits_TE}, rivals, rule, got.view(), memory);
+  EXPECT_EQ(std::vector<std::int32_t>(got.ids_TK.data(), got.ids_TK.data() + 4),
+            (std::vector<std::int32_t>{0, 2, 1, 3}));
+  EXPECT_EQ(report.tokens_short_of_survivors, 1);
+}
+
 TYPED_TEST(RouteLogitsTest, NoTokensCountNothing) {
   using A = TypeParam;
   const RowMatrix<A> logits_TE(0, 4);
