@@ -122,14 +122,16 @@ GATEPRO_FN Vec<double, 8> load_first(const double* from, int count) {
 GATEPRO_FN Vec<float, 8> load_first(const float* from, int count) {
   using Word = Vec<std::int32_t, 8>;
   const Word lanes = Word{{0, 1, 2, 3, 4, 5, 6, 7}} < Word::splat(count);
+  const void* unaligned = from;
   return {
-      __builtin_ia32_maskloadps256(reinterpret_cast<const Vec<float, 8>::Raw*>(from), lanes.raw)};
+      __builtin_ia32_maskloadps256(static_cast<const Vec<float, 8>::Raw*>(unaligned), lanes.raw)};
 }
 GATEPRO_FN Vec<double, 4> load_first(const double* from, int count) {
   using Word = Vec<std::int64_t, 4>;
   const Word lanes = Word{{0, 1, 2, 3}} < Word::splat(count);
   typedef long long Mask __attribute__((vector_size(32)));
-  return {__builtin_ia32_maskloadpd256(reinterpret_cast<const Vec<double, 4>::Raw*>(from),
+  const void* unaligned = from;
+  return {__builtin_ia32_maskloadpd256(static_cast<const Vec<double, 4>::Raw*>(unaligned),
                                        reinterpret_cast<Mask>(lanes.raw))};
 }
 

@@ -8,6 +8,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "gatepro/core/checks.hpp"
 #include "gatepro/core/workspace.hpp"
 #include "gatepro/router/config.hpp"
 #include "gatepro/routing/view.hpp"

@@ -268,10 +268,11 @@ class CompleteRouter : public PartneredRouter<accumulator_t<X, W>, W, CompleteCo
                                                  const Others&... others) const {
     const auto& [in, out, report] = forward;
     const detail::Checks checks("CompleteRouter::backward");
-    checks.need(ids_.knows(report.forward_id),
+    const std::uint64_t forward_id = report.forward_id;
+    checks.need(ids_.knows(forward_id),
                 "a report that a forward of this router has returned: a copy or a restored router "
                 "is another one",
-                {{"forward_id", report.forward_id}});
+                {{"forward_id", forward_id}});
     detail::check_complete_backward(config(), similarity_cache().rivals(), in, out, report,
                                     incoming);
     detail::check_complete_overlaps(checks, detail::Access::read, in, out,
