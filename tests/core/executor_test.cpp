@@ -25,20 +25,6 @@ using TestedRouter = gatepro::Router<float>;
 
 constexpr Index hidden = 40, experts = 20, top_k = 3;
 
-/// Seven workers on one thread, for `least` multiply-adds each; notes how many were started at
-/// once.
-struct NotingExecutor {
-  double least;
-  int* most;
-  int workers() const { return 7; }
-  double least_work() const { return least; }
-  template <class Body>
-  void run(int count, Body body) const {
-    *most = std::max(*most, count);
-    for (int worker = 0; worker < count; ++worker) body(worker);
-  }
-};
-
 /// All that a trainer does with a router, and the most workers that any part of it started.
 template <class Executor>
 int most_started(Executor executor, Index tokens, bool dense) {

@@ -3,6 +3,7 @@
 #ifndef GATEPRO_TESTS_SUPPORT_EXECUTORS_HPP
 #define GATEPRO_TESTS_SUPPORT_EXECUTORS_HPP
 
+#include <algorithm>
 #include <atomic>
 #include <stdexcept>
 #include <thread>
@@ -50,6 +51,20 @@ class LastWorkerFirst {
 
  private:
   int workers_;
+};
+
+/// Seven workers on one thread, for `least` multiply-adds each; notes how many were started at
+/// once.
+struct NotingExecutor {
+  double least;
+  int* most;
+  int workers() const { return 7; }
+  double least_work() const { return least; }
+  template <class Body>
+  void run(int count, Body body) const {
+    *most = std::max(*most, count);
+    for (int worker = 0; worker < count; ++worker) body(worker);
+  }
 };
 
 /// Runs so many bodies, over all its runs, and throws at the next: as when no thread can be

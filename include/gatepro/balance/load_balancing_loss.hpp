@@ -193,6 +193,9 @@ inline std::int64_t count_sequences(const VectorView<const std::uint8_t>& is_pad
   return sequences;
 }
 
+/// What it takes to count a choice, in multiply-adds of the gate.
+inline constexpr Index count_work = 256;
+
 /// The prices of sequence s, by the choices of its own tokens; zeros if it has none.
 template <class A, class Id>
 void price_sequence(const Choices<Id>& choices, const VectorView<const std::int64_t>& begin_S1,
@@ -342,7 +345,9 @@ double sequence_load_balancing_loss(const LossLogits<A>& logits, const SequenceC
   if (sequences_here == 0) return 0;
   const auto mean_over =
       static_cast<double>(weight.mean_over != 0 ? weight.mean_over : sequences_here);
-  detail::for_each_block(executor, workers, sequences, [&](int worker, Index s) {
+  const int busy = detail::useful_workers(executor, workers,
+                                          {detail::count_work, tokens, counted.expert_ids_TK.cols});
+  detail::for_each_block(executor, busy, sequences, [&](int worker, Index s) {
     detail::price_sequence(counted, begin_S1, s, experts, mean_over, scratch.counts(worker),
                            scratch);
   });

@@ -44,6 +44,10 @@ struct LossGroup {
 
 inline namespace GATEPRO_ABI {
 
+/// What the cheapest loss takes of a logit for its value, in multiply-adds of the gate. The
+/// gradient takes as much again.
+inline constexpr Index loss_work = 128;
+
 template <class A>
 LossGroup<A> carve_loss_group(Arena& arena, Index experts) {
   const Index lanes = kernels<A>().lanes;
@@ -98,7 +102,10 @@ class LossLayout {
   double run(const LossLogits<A>& logits, const Executor& executor, const Body& body) const {
     std::fill(sums_, sums_ + blocks_, 0.0);
     const Index tokens = logits.logits_TE.rows;
-    for_each_group<A>(tokens, executor, workers_, [&](int worker, const TokenRange& range) {
+    const Index passes = logits.dlogits_TE.given() ? 2 : 1;
+    const int busy =
+        useful_workers(executor, workers_, {loss_work, passes, tokens, logits.logits_TE.cols});
+    for_each_group<A>(tokens, executor, busy, [&](int worker, const TokenRange& range) {
       const LossGroup<A> group = groups_(worker);
       load(logits, group, range);
       body(group, range.first, range.count);

@@ -29,7 +29,7 @@ namespace gatepro {
 /// ```cpp
 /// double least_work() const;             // multiply-adds that are worth starting a worker for
 /// ```
-/// Then the gate, the similarity and the backward leave workers idle where there is less for each.
+/// Then stages leave workers idle where there is less for each.
 struct SerialExecutor {
   /// One.
   GATEPRO_ALWAYS_INLINE constexpr int workers() const noexcept { return 1; }
@@ -62,7 +62,8 @@ struct has_least_work<E, std::void_t<decltype(double(std::declval<const E&>().le
 inline namespace GATEPRO_ABI {
 
 /// Of `workers`, as many as get work that is worth starting them for, but at least one. The work
-/// is a product, in multiply-adds.
+/// is a product, in multiply-adds as the gate does them: some 140 a nanosecond. What stages take of
+/// an element was measured where caches hold it.
 template <class Executor>
 int useful_workers([[maybe_unused]] const Executor& executor, int workers,
                    [[maybe_unused]] std::initializer_list<std::ptrdiff_t> factors) {

@@ -166,6 +166,9 @@ void gather_candidates(const Choices<Id>& choices, const StridedView<A>& weights
   });
 }
 
+/// What a choice takes where the candidates of an expert are parted, in multiply-adds of the gate.
+inline constexpr Index part_work = 256;
+
 /// The heaviest come first. Experts are independent.
 template <class Id, class A, class Executor>
 void drop_light(const Choices<Id>& choices, Index capacity, const DropScratch<A>& scratch,
@@ -175,7 +178,9 @@ void drop_light(const Choices<Id>& choices, Index capacity, const DropScratch<A>
   const auto heavier = [](const SlotCandidate<A>& a, const SlotCandidate<A>& b) {
     return a.key != b.key ? a.key > b.key : a.token < b.token;
   };
-  for_each_block(executor, workers, experts, [&](int, Index e) {
+  const StridedView<Id>& ids_TK = choices.expert_ids_TK;
+  const int busy = useful_workers(executor, workers, {part_work, ids_TK.rows, ids_TK.cols});
+  for_each_block(executor, busy, experts, [&](int, Index e) {
     SlotCandidate<A>* first = scratch.candidates + scratch.begin_E1[e];
     SlotCandidate<A>* last = scratch.candidates + scratch.begin_E1[e + 1];
     if (last - first <= capacity) return;

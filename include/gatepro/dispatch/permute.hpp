@@ -20,6 +20,10 @@ namespace gatepro {
 namespace detail {
 inline namespace GATEPRO_ABI {
 
+/// What an element that is copied or added takes, in multiply-adds of the gate, while caches hold
+/// it.
+inline constexpr Index row_work = 16;
+
 /// Every element of a plan's table is "none" or in [0, limit).
 template <class Id>
 void check_plan_table(const Checks& checks, const char* name, const StridedView<Id>& table,
@@ -74,9 +78,10 @@ void permute(VectorView<Id> token_of_row_N, detail::non_deduced_t<MatrixView<con
   checks.overlaps(detail::output("rows_NH", rows_NH), detail::input("x_TH", x_TH),
                   detail::input("token_of_row_N", token_of_row_N));
   detail::check_plan_list(checks, "token_of_row_N", token_of_row_N, rows, x_TH.rows);
-  const int workers = checks.workers(executor);
+  const int busy = detail::useful_workers(executor, checks.workers(executor),
+                                          {detail::row_work, rows, x_TH.cols});
 
-  detail::for_each_row(rows, executor, workers, [&](Index r) {
+  detail::for_each_row(rows, executor, busy, [&](Index r) {
     const auto token = token_of_row_N[r];
     if (detail::is_some(token)) {
       std::copy_n(x_TH.row(static_cast<Index>(token)), x_TH.cols, rows_NH.row(r));
@@ -104,9 +109,10 @@ void permute_backward(StridedView<Id> row_TK, detail::non_deduced_t<MatrixView<c
   checks.overlaps(detail::output("dx_TH", dx_TH), detail::input("drows_NH", drows_NH),
                   detail::input("row_TK", row_TK));
   detail::check_plan_table(checks, "row_TK", row_TK, drows_NH.rows);
-  const int workers = checks.workers(executor);
+  const int busy = detail::useful_workers(executor, checks.workers(executor),
+                                          {detail::row_work, dx_TH.rows, row_TK.cols, dx_TH.cols});
 
-  detail::for_each_row(dx_TH.rows, executor, workers, [&](Index t) {
+  detail::for_each_row(dx_TH.rows, executor, busy, [&](Index t) {
     for (Index j = 0; j < row_TK.cols; ++j) {
       if (!detail::is_some(row_TK(t, j))) continue;
       detail::add_row(A(1), drows_NH.row(static_cast<Index>(row_TK(t, j))), dx_TH.cols,
@@ -137,9 +143,10 @@ void combine(StridedView<Id> row_TK, detail::non_deduced_t<StridedView<const A>>
   checks.overlaps(detail::output("y_TH", y_TH), detail::input("rows_NH", rows_NH),
                   detail::input("row_TK", row_TK), detail::input("weights_TK", weights_TK));
   detail::check_plan_table(checks, "row_TK", row_TK, rows_NH.rows);
-  const int workers = checks.workers(executor);
+  const int busy = detail::useful_workers(executor, checks.workers(executor),
+                                          {detail::row_work, y_TH.rows, row_TK.cols, y_TH.cols});
 
-  detail::for_each_row(y_TH.rows, executor, workers, [&](Index t) {
+  detail::for_each_row(y_TH.rows, executor, busy, [&](Index t) {
     for (Index j = 0; j < row_TK.cols; ++j) {
       const A weight = weights_TK(t, j);
       if (!detail::is_some(row_TK(t, j)) || detail::key_of(weight) == 0) continue;
@@ -172,9 +179,10 @@ void combine_backward_rows(VectorView<Id> choice_of_row_N,
   checks.overlaps(detail::output("drows_NH", drows_NH),
                   detail::input("choice_of_row_N", choice_of_row_N),
                   detail::input("weights_TK", weights_TK), detail::input("dy_TH", dy_TH));
-  const int workers = checks.workers(executor);
+  const int busy = detail::useful_workers(executor, checks.workers(executor),
+                                          {detail::row_work, drows_NH.rows, drows_NH.cols});
 
-  detail::for_each_row(drows_NH.rows, executor, workers, [&](Index r) {
+  detail::for_each_row(drows_NH.rows, executor, busy, [&](Index r) {
     if (!detail::is_some(choice_of_row_N[r])) return;
     const auto choice = static_cast<Index>(choice_of_row_N[r]);
     const Index t = choice / top_k;
@@ -205,10 +213,11 @@ void combine_backward_weights(StridedView<Id> row_TK, MatrixView<R> rows_NH,
   checks.overlaps(detail::output("dweights_TK", dweights_TK), detail::input("rows_NH", rows_NH),
                   detail::input("row_TK", row_TK), detail::input("dy_TH", dy_TH));
   detail::check_plan_table(checks, "row_TK", row_TK, rows_NH.rows);
-  const int workers = checks.workers(executor);
+  const int busy = detail::useful_workers(executor, checks.workers(executor),
+                                          {detail::row_work, dy_TH.rows, row_TK.cols, dy_TH.cols});
 
   const auto dot = detail::gradient_kernels<A, Source>().dot;
-  detail::for_each_row(dy_TH.rows, executor, workers, [&](Index t) {
+  detail::for_each_row(dy_TH.rows, executor, busy, [&](Index t) {
     for (Index j = 0; j < row_TK.cols; ++j) {
       if (!detail::is_some(row_TK(t, j))) continue;
       const Source* row = rows_NH.row(static_cast<Index>(row_TK(t, j)));

@@ -33,6 +33,9 @@ namespace detail {
 /// What noise is for. Uses have streams of their own.
 enum class NoiseUse : std::uint32_t { jitter = 1, logits = 2, routing = 3 };
 
+/// What a value of noise takes, in multiply-adds of the gate: uniform, or normal.
+inline constexpr Index uniform_work = 512, normal_work = 2048;
+
 /// Four columns' worth of noise.
 struct FourValues {
   double value[4];
@@ -89,12 +92,13 @@ inline FourValues normals_of(const PhiloxBlock& bits) {
 }
 
 /// Calls `visit(t, c, value)` for all elements of a T x cols matrix; `shape` makes four values of a
-/// block of bits.
+/// block of bits, which takes `work` for each.
 template <class Shape, class Executor, class Visit>
-void for_each_noise(const NoiseKey& noise, NoiseUse use, Index tokens, Index cols,
+void for_each_noise(const NoiseKey& noise, NoiseUse use, Index tokens, Index cols, Index work,
                     const Shape& shape, const Executor& executor, int workers, const Visit& visit) {
   const std::uint64_t key = stream_key(noise, use);
-  for_each_row(tokens, executor, workers, [&](Index t) {
+  const int busy = useful_workers(executor, workers, {work, tokens, cols});
+  for_each_row(tokens, executor, busy, [&](Index t) {
     for (Index c = 0; c < cols; c += 4) {
       const FourValues four = shape(noise_bits(key, noise.first_token + t, c / 4));
       const Index count = (std::min)(Index{4}, cols - c);
@@ -143,8 +147,9 @@ void jitter_tokens(detail::non_deduced_t<MatrixView<const X>> x_TH, double epsil
   checks.overlaps(detail::output("out_TH", out_TH), detail::in_place("x_TH", x_TH));
   const int workers = checks.workers(executor);
 
-  detail::for_each_noise(noise, detail::NoiseUse::jitter, x_TH.rows, x_TH.cols, detail::uniforms_of,
-                         executor, workers, [&](Index t, Index c, double uniform) {
+  detail::for_each_noise(noise, detail::NoiseUse::jitter, x_TH.rows, x_TH.cols,
+                         detail::uniform_work, detail::uniforms_of, executor, workers,
+                         [&](Index t, Index c, double uniform) {
                            const A factor = static_cast<A>(detail::jitter_factor(epsilon, uniform));
                            out_TH(t, c) = static_cast<X>(static_cast<A>(x_TH(t, c)) * factor);
                          });
@@ -167,7 +172,7 @@ void jitter_backward(detail::non_deduced_t<MatrixView<const A>> dout_TH, double 
   const int workers = checks.workers(executor);
 
   detail::for_each_noise(noise, detail::NoiseUse::jitter, dout_TH.rows, dout_TH.cols,
-                         detail::uniforms_of, executor, workers,
+                         detail::uniform_work, detail::uniforms_of, executor, workers,
                          [&](Index t, Index c, double uniform) {
                            const A factor = static_cast<A>(detail::jitter_factor(epsilon, uniform));
                            dx_TH(t, c) += detail::product(dout_TH(t, c), factor);
@@ -192,7 +197,7 @@ void add_logit_noise(double sigma, const NoiseKey& noise, MatrixView<A> logits_T
   if (detail::key_of(sigma) == 0) return;
 
   detail::for_each_noise(noise, detail::NoiseUse::logits, logits_TE.rows, logits_TE.cols,
-                         detail::normals_of, executor, workers,
+                         detail::normal_work, detail::normals_of, executor, workers,
                          [&](Index t, Index c, double normal) {
                            logits_TE(t, c) += static_cast<A>(detail::product(sigma, normal));
                          });

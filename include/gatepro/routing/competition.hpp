@@ -82,7 +82,9 @@ EliminatedExperts apply_competition(detail::non_deduced_t<MatrixView<const A>> l
 
   const auto carve = [&](detail::Arena& a) { return detail::carve_group<A>(a, experts, 1); };
   const detail::PerWorker scratch(arena, workers, carve);
-  detail::for_each_group<A>(tokens, executor, workers, [&](int worker, const auto& range) {
+  const int busy =
+      detail::useful_workers(executor, workers, {detail::routing_work, tokens, experts});
+  detail::for_each_group<A>(tokens, executor, busy, [&](int worker, const auto& range) {
     const auto group = scratch(worker);
     // penalised_TE may be logits_TE.
     const auto rows = detail::logit_rows(logits_TE, range, /*others_write=*/true);

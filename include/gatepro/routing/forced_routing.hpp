@@ -85,8 +85,8 @@ void random_logits(const NoiseKey& noise, MatrixView<A> logits_TE, const Executo
   const int workers = checks.workers(executor);
 
   detail::for_each_noise(
-      noise, detail::NoiseUse::routing, logits_TE.rows, logits_TE.cols, detail::normals_of,
-      executor, workers,
+      noise, detail::NoiseUse::routing, logits_TE.rows, logits_TE.cols, detail::normal_work,
+      detail::normals_of, executor, workers,
       [&](Index t, Index c, double normal) { logits_TE(t, c) = static_cast<A>(normal); });
 }
 

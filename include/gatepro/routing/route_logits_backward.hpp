@@ -287,7 +287,11 @@ void route_logits_backward(const RoutingInputs<A>& in, const RivalTable& rivals,
 
   const detail::PassLayout<detail::RuledSelection<A>> layout(arena, experts, rule, workers);
   const detail::ScoreGradientInput<A> scored{gradients.scores_TK, gradients.dweights_TK};
-  detail::for_each_group<A>(tokens, executor, workers, [&](int worker, const auto& range) {
+  const int busy =
+      detail::gradient_needs_logits(rule)
+          ? detail::useful_workers(executor, workers, {detail::routing_work, tokens, experts})
+          : detail::useful_workers(executor, workers, {detail::softmax_work, tokens, top_k});
+  detail::for_each_group<A>(tokens, executor, busy, [&](int worker, const auto& range) {
     const detail::RuledGroup<A> group = layout.scratch(worker).group;
     detail::load_recorded_ids(group, choices, range);
     const auto* ranked_EL = detail::prepare_scores_backward<A>(

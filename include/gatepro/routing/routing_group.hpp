@@ -56,6 +56,10 @@ struct EveryLane {
 
 inline namespace GATEPRO_ABI {
 
+/// What a routing takes of a logit, comparisons mostly, and what softmax takes of one or its
+/// gradient, in multiply-adds of the gate.
+inline constexpr Index routing_work = 32, softmax_work = 256;
+
 /// A group whose selected are chosen by ranked key and weighed by score: both have one memory.
 template <class A>
 RoutingGroup<A> carve_group(Arena& arena, Index experts, Index top_k) {

@@ -118,9 +118,9 @@ class RoutingPass {
   void route_all(const MatrixView<const A>& logits_TE, const Executor& executor,
                  const Change& change) const {
     constexpr Index tile_tokens = 48;  // a multiple of every lane count
-    constexpr Index work = 32;         // comparisons, mostly
     const Index rows = logits_TE.rows;
-    const int busy = useful_workers(executor, layout_.workers, {work, rows, layout_.experts});
+    const int busy =
+        useful_workers(executor, layout_.workers, {routing_work, rows, layout_.experts});
     for_each_block(executor, busy, blocks_of(rows, tile_tokens), [&](int worker, Index block) {
       const Index first = block * tile_tokens;
       const TokenRange tile{first, (std::min)(tile_tokens, rows - first)};

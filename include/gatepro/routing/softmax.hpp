@@ -85,7 +85,8 @@ Index softmax_selected(detail::non_deduced_t<StridedView<const A>> selected_logi
   const auto carve = [&](detail::Arena& a) { return detail::carve_group<A>(a, 1, top_k); };
   const detail::PerWorker scratch(arena, workers, carve);
   std::atomic<Index> nonfinite_rows{0};
-  detail::for_each_group<A>(tokens, executor, workers, [&](int worker, const auto& range) {
+  const int busy = detail::useful_workers(executor, workers, {detail::softmax_work, tokens, top_k});
+  detail::for_each_group<A>(tokens, executor, busy, [&](int worker, const auto& range) {
     const auto group = scratch(worker);
     detail::load_selected<A>(selected_logits_TK.middle_rows(range.first, range.count),
                              group.selected_KL);

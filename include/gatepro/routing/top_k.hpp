@@ -98,7 +98,9 @@ Index select_top_k(detail::non_deduced_t<MatrixView<const A>> logits_TE,
   const auto carve = [&](detail::Arena& a) { return detail::carve_group<A>(a, experts, top_k); };
   const detail::PerWorker scratch(arena, workers, carve);
   std::atomic<Index> short_tokens{0};
-  detail::for_each_group<A>(tokens, executor, workers, [&](int worker, const auto& range) {
+  const int busy =
+      detail::useful_workers(executor, workers, {detail::routing_work, tokens, experts});
+  detail::for_each_group<A>(tokens, executor, busy, [&](int worker, const auto& range) {
     const auto group = scratch(worker);
     detail::load_keys(detail::logit_rows(logits_TE, range), range.count, experts, group.keys_EL);
     if (loser_TE.given()) detail::rank_marked_losers(group, loser_TE, range);
