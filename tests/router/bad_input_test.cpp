@@ -490,7 +490,7 @@ TEST_F(BadCall, BackwardInput) {
   expect_bad_backward([](auto& b) { b.ids.data = nullptr; }, {where, "expert_ids_TK", "not null"});
   expect_bad_backward([](auto& b) { b.weights.cols = 3; }, {where, "weights_TK", "cols=3"});
   expect_bad_backward([](auto& b) { b.weights.data = nullptr; }, {where, "weights_TK", "not null"});
-  expect_bad_backward([](auto& b) { b.weights.col_stride = 0; }, {where, "weights_TK", "strides"});
+  expect_bad_backward([](auto& b) { b.weights.col_stride = 2; }, {where, "weights_TK", "strides"});
   expect_bad_backward([](auto& b) { b.dweights = {}; }, {where, "dweights_TK", "shape"});
   expect_bad_backward([](auto& b) { b.dweights.rows = 1; }, {where, "dweights_TK", "rows=1"});
   expect_bad_backward([](auto& b) { b.dlogits.cols = 5; }, {where, "dlogits_TE", "cols=5"});
@@ -564,7 +564,7 @@ TEST_F(BadCall, RefreshAndSetPartners) {
   expect_error([&] { set({table.data(), 5, 1}); }, {"SimilarityCache", "partners_EM", "rows=5"});
   expect_error([&] { set({table.data(), 3, 2}); }, {"partners_EM", "cols=2", "cols needed=1"});
   expect_error([&] { set({nullptr, 6, 1}); }, {"partners_EM", "not null"});
-  expect_error([&] { set({table.data(), 6, 1, 0, 1}); }, {"partners_EM", "strides"});
+  expect_error([&] { set({table.data(), 6, 1, -1, 1}); }, {"partners_EM", "strides"});
   for (std::int32_t id : {-2, 6, std::numeric_limits<std::int32_t>::min()}) {
     table[3] = id;
     const std::string value = "id=" + std::to_string(id);

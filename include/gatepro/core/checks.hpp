@@ -8,6 +8,7 @@
 #include <initializer_list>
 #include <limits>
 #include <string>
+#include <type_traits>
 
 #include "gatepro/core/error.hpp"
 #include "gatepro/core/executor.hpp"
@@ -79,12 +80,15 @@ class Checks {
     return checked_product(where_, rule, a, b);
   }
 
-  /// A given matrix of the expected shape whose elements all have addresses.
+  /// A given matrix of the expected shape whose elements all have addresses, and stand apart but
+  /// for one row that is read again and again.
   template <class T>
   void matrix(const char* name, const MatrixView<T>& m, Index rows, Index cols) const {
     shape(name, m.rows, m.cols, rows, cols);
-    if (m.rows > 1 && m.row_stride < m.cols) {
-      fail_view(where_, name, "row_stride >= cols",
+    if (m.rows == 0 || m.cols == 0) return;
+    if (m.rows > 1 && m.row_stride < m.cols && !repeats<T>(m.row_stride)) {
+      fail_view(where_, name,
+                std::is_const_v<T> ? "row_stride >= cols, or 0" : "row_stride >= cols",
                 {{"row_stride", m.row_stride}, {"cols", m.cols}});
     }
     elements(name, m);
@@ -102,14 +106,16 @@ class Checks {
     if (!absent) matrix(name, m, rows, cols);
   }
 
-  /// A given [T, K] matrix of the expected shape whose elements do not overlap.
+  /// A given [T, K] matrix of the expected shape whose elements do not overlap, but for rows or
+  /// columns that are all the same one.
   template <class T>
   void strided(const char* name, const StridedView<T>& m, Index rows, Index cols) const {
     shape(name, m.rows, m.cols, rows, cols);
+    if (m.rows == 0 || m.cols == 0) return;
     elements(name, m);
     constexpr Index most = (std::numeric_limits<Index>::max)() / static_cast<Index>(sizeof(T)) / 2;
-    const Index row_gaps = m.rows > 1 ? m.rows - 1 : 0;
-    const Index col_gaps = m.cols > 1 ? m.cols - 1 : 0;
+    const Index row_gaps = repeats<T>(m.row_stride) ? 0 : m.rows - 1;
+    const Index col_gaps = repeats<T>(m.col_stride) ? 0 : m.cols - 1;
     const bool positive =
         (row_gaps == 0 || m.row_stride > 0) && (col_gaps == 0 || m.col_stride > 0);
     const bool addressable = positive && (row_gaps == 0 || m.row_stride <= most / row_gaps) &&
@@ -213,10 +219,15 @@ class Checks {
     }
   }
 
+  /// What is only read may have one row, or column, in the place of all.
+  template <class T>
+  static constexpr bool repeats(Index stride) {
+    return std::is_const_v<T> && stride == 0;
+  }
+
   /// A matrix that has elements points to them.
   template <class View>
   void elements(const char* name, const View& m) const {
-    if (m.rows <= 0 || m.cols <= 0) return;
     if (m.data == nullptr) {
       fail_view(where_, name, "data that is not null", {{"rows", m.rows}, {"cols", m.cols}});
     }

@@ -22,7 +22,8 @@ struct Repetition {
   std::uintptr_t count = 1;
 };
 
-/// The bytes of an argument: elements that repeat inside of rows that repeat. No two share a byte.
+/// The bytes of an argument: elements that repeat inside of rows that repeat. No two share a byte:
+/// what a stride of 0 shows again counts once.
 struct Region {
   std::uintptr_t begin = 0;
   std::uintptr_t element_bytes = 0;  ///< 0 if there are no elements.
@@ -50,7 +51,7 @@ inline namespace GATEPRO_ABI {
 
 template <class T>
 Repetition repetition(Index stride, Index count) {
-  if (count <= 1) return {};
+  if (count <= 1 || stride == 0) return {};
   return {static_cast<std::uintptr_t>(stride) * sizeof(T), static_cast<std::uintptr_t>(count)};
 }
 

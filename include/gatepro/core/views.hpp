@@ -120,14 +120,16 @@ struct is_std_vector<std::vector<std::remove_const_t<T>, A>, T> : std::true_type
 /// need a copy (a column-major matrix, an expression, a temporary matrix) does not compile.
 ///
 /// Elements stand where their type may stand, at a multiple of alignof(T); no more is asked. What a
-/// file holds at an odd offset has to be copied out. Strides, alignment and null pointers are
-/// checked by the functions that take views, not here.
+/// file holds at an odd offset has to be copied out. Where T is const, a row stride of 0 shows one
+/// row in the place of all, as frameworks expand gradients. Without elements, strides do not
+/// matter. Strides, alignment and null pointers are checked by the functions that take views, not
+/// here.
 template <class T>
 struct MatrixView {
   T* data = nullptr;     ///< Element (0, 0).
   Index rows = 0;        ///< Number of rows.
   Index cols = 0;        ///< Number of columns.
-  Index row_stride = 0;  ///< Elements from one row to the next; at least cols.
+  Index row_stride = 0;  ///< Elements from one row to the next; at least cols, or 0 to read.
 
   GATEPRO_ALWAYS_INLINE constexpr MatrixView() = default;
   /// `rows` x `cols` elements without gaps.
@@ -166,6 +168,8 @@ struct MatrixView {
 ///
 /// Holds the [T, K] results, so that consumers get token-major rows ({K, 1}) or one plane per
 /// choice ({1, T}) without a conversion. Any Eigen object with memory of its own order converts.
+/// Elements to write stand apart; to read (const T), a stride may be 0: {0, 0} is one value for
+/// all.
 template <class T>
 struct StridedView {
   T* data = nullptr;     ///< Element (0, 0).
