@@ -1,20 +1,22 @@
 // SPDX-License-Identifier: MIT
-// summary <file>: measures all figures that have bars, prints them in one table, and writes them to
-// a flat JSON object.
+// summary <file>: measures all figures that have keys, prints them in one table, judged by the bars
+// of the instruction set in use, and writes them to a flat JSON object.
 #include <exception>
 #include <fstream>
 #include <iostream>
 #include <nlohmann/json.hpp>
 #include <stdexcept>
 
+#include "support/bars.hpp"
 #include "support/machine.hpp"
+#include "support/ours.hpp"
 #include "support/stages.hpp"
 
 namespace {
 
-/// All keys of the summary; null for what could not be measured.
+/// The instruction set and all keys of the summary; null for what could not be measured.
 nlohmann::ordered_json to_json(const bench::Figures& figures) {
-  nlohmann::ordered_json object = nlohmann::ordered_json::object();
+  nlohmann::ordered_json object = {{"instruction_set", bench::ours::instruction_set()}};
   for (const bench::Key& key : bench::summary_keys()) {
     const bench::Figure* figure = figures.find(key.name);
     object[key.name] = nullptr;
@@ -23,7 +25,7 @@ nlohmann::ordered_json to_json(const bench::Figures& figures) {
   return object;
 }
 
-/// Names what is missing; what waits for an idle machine is excused.
+/// Names what is missing. False if any of it has no excuse.
 bool is_complete(const bench::Figures& figures) {
   bool complete = true;
   for (const bench::Key& key : bench::summary_keys()) {
@@ -31,7 +33,7 @@ bool is_complete(const bench::Figures& figures) {
     if (figure != nullptr && figure->value) continue;
     std::cout << "no " << key.name << ": " << (figure != nullptr ? figure->note : "not measured")
               << '\n';
-    complete = complete && figure != nullptr && figure->needs_idle_machine;
+    complete = complete && figure != nullptr && figure->excused;
   }
   return complete;
 }
@@ -45,7 +47,7 @@ int summarise(const char* path) {
     stage.summarise(figures);
   }
   std::cout << '\n';
-  figures.print(std::cout);
+  figures.print(std::cout, bench::ours::instruction_set());
   std::ofstream file(path);
   file << to_json(figures).dump(2) << '\n';
   if (!file.flush()) throw std::runtime_error(std::string("cannot write ") + path);

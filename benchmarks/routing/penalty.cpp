@@ -79,7 +79,7 @@ std::string cost_lines(const Shape& shape, const Samples& samples) {
   std::string lines;
   const auto add = [&](const char* what, double cost) {
     char line[128];
-    std::snprintf(line, sizeof line, "%5td  %-20s %9.2f %12.1f %9.3f\n", shape.experts, what,
+    std::snprintf(line, sizeof line, "%-7s %-20s %9.2f %12.1f %9.3f\n", shape.name.c_str(), what,
                   cost * 1e9, 100 * cost / selection, 100 * cost / router);
     lines += line;
   };
@@ -95,7 +95,7 @@ std::string cost_lines(const Shape& shape, const Samples& samples) {
 void summarise(Figures& figures) {
   figures.remark(
       "cost of competition, per token\n"
-      "    E                              ns  % selection  % router\n");
+      "                                  ns  % selection  % router\n");
   for (const Shape& shape : expert_sweep()) {
     const Index tokens = resident(shape).tokens;
     const Samples samples = measure(prepare(shape), contestants(), most_rounds);
@@ -105,6 +105,8 @@ void summarise(Figures& figures) {
       figures.add(
           nanoseconds(mode + "_ns_" + shape.name, samples.difference(fused, "fused_off"), tokens));
     }
+    figures.add(versus("separate_penalty_vs_naive_" + shape.name, samples, "separate_penalty",
+                       "naive_penalty", shape.tokens));
     figures.add(nanoseconds("select_ns_" + shape.name, samples.seconds("fused_penalty"), tokens));
     figures.remark(cost_lines(shape, samples));
   }

@@ -1,33 +1,17 @@
 // SPDX-License-Identifier: MIT
-// The figures of the summary, their bars, and the table.
+// The figures of the summary, and the table that judges them.
 #ifndef GATEPRO_BENCHMARKS_SUPPORT_FIGURES_HPP
 #define GATEPRO_BENCHMARKS_SUPPORT_FIGURES_HPP
 
 #include <iosfwd>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "support/rounds.hpp"
 
 namespace bench {
-
-/// What a figure should be.
-struct Bar {
-  enum class Kind { at_least, at_most, within, reported };
-  Kind kind;
-  double value;
-  double most = 0;  ///< Of `within`, whose least is `value`.
-};
-
-/// A key of the summary.
-struct Key {
-  const char* name;
-  Bar bar;
-};
-
-/// All keys of the summary, in order.
-const std::vector<Key>& summary_keys();
 
 /// A measured figure. What is not known is left out.
 struct Figure {
@@ -37,7 +21,7 @@ struct Figure {
   std::optional<double> against{};  ///< Seconds for one item of what ours is compared with.
   std::optional<double> fraction_of_peak{};
   std::string note{};
-  bool needs_idle_machine = false;  ///< No value is no fault.
+  bool excused = false;  ///< No value is no fault; the note says why.
 };
 
 /// `against` is how many times as slow as `ours`; times are given per item.
@@ -59,8 +43,9 @@ class Figures {
 
   /// Null for a figure that was not added.
   const Figure* find(const std::string& name) const;
-  /// One line per key, then the other figures and the remarks.
-  void print(std::ostream& out) const;
+  /// One line per key, judged by the bars of the instruction set, then the other figures and the
+  /// remarks.
+  void print(std::ostream& out, const std::string& instruction_set) const;
 
  private:
   std::vector<Figure> figures_;

@@ -9,7 +9,7 @@
 
 namespace bench {
 
-/// Multiplications and additions in registers, nothing else.
+/// Multiplications and additions in registers of the instruction set in use, nothing else.
 Run fma_peak();
 /// Floating-point operations of one such run.
 double fma_peak_operations();

@@ -11,6 +11,7 @@ namespace bench {
 namespace {
 
 constexpr double shortest_sample = 0.5e-3;  // seconds
+constexpr double long_run = 0.2;            // seconds: a run that warms its caches itself
 
 double median(std::vector<double> values) {
   const auto middle = values.begin() + static_cast<Index>(values.size() / 2);
@@ -28,20 +29,22 @@ double seconds_per_run(const Run& run, int repeats) {
 /// A contestant and how many runs make a sample.
 struct Entrant {
   Entrant(const std::string& name_, const Run& run_) : name(name_), run(&run_) {
-    run_();
-    const double estimate = std::max(seconds_per_run(run_, 1), 1e-8);
+    double estimate = seconds_per_run(run_, 1);
+    needs_warming = estimate < long_run;
+    if (needs_warming) estimate = std::max(seconds_per_run(run_, 1), 1e-8);
     repeats = std::max(1, static_cast<int>(std::ceil(shortest_sample / estimate)));
   }
   std::string name;
   const Run* run;
   int repeats;
+  bool needs_warming;
 };
 
 }  // namespace
 
 int rounds_to_run(int wanted) {
   const char* text = std::getenv("BENCH_ROUNDS");
-  return text == nullptr ? wanted : std::max(1, std::atoi(text));
+  return text == nullptr ? wanted : std::min(wanted, std::max(1, std::atoi(text)));
 }
 
 std::optional<double> Samples::seconds(const std::string& name) const {
@@ -84,7 +87,7 @@ Samples measure(const Contest& contest, const std::vector<std::string>& names, i
   for (int round = rounds_to_run(rounds); round > 0; --round) {
     std::shuffle(entrants.begin(), entrants.end(), random);
     for (const Entrant& entrant : entrants) {
-      (*entrant.run)();
+      if (entrant.needs_warming) (*entrant.run)();
       samples.append(entrant.name, seconds_per_run(*entrant.run, entrant.repeats));
     }
   }

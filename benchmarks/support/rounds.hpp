@@ -12,7 +12,7 @@
 
 namespace bench {
 
-/// Rounds for ratios, and for ratios near 1. The environment variable BENCH_ROUNDS overrides both.
+/// Rounds for ratios, and for ratios near 1. The environment variable BENCH_ROUNDS lowers both.
 inline constexpr int many_rounds = 25;
 inline constexpr int most_rounds = 41;
 int rounds_to_run(int wanted);
@@ -40,8 +40,8 @@ class Samples {
 };
 
 /// Times the named contestants; one that is missing is left out. Each sample is at least half a
-/// millisecond long and follows an untimed run of the same contestant, so that every contestant
-/// finds the caches as it left them, whoever ran before.
+/// millisecond long and, unless it is very long, follows an untimed run of the same contestant, so
+/// that every contestant finds the caches as it left them, whoever ran before.
 Samples measure(const Contest& contest, const std::vector<std::string>& names, int rounds);
 
 }  // namespace bench

@@ -37,12 +37,15 @@ inline std::vector<Shape> all_shapes() {
   return shapes;
 }
 
-/// Routers of 8 to 512 experts, for what depends on E alone.
+/// Routers of 8 to 512 experts, for what depends on E and K alone. With half of all experts
+/// selected, many tokens run out of survivors.
 inline std::vector<Shape> expert_sweep() {
   std::vector<Shape> shapes;
   for (Index experts = 8; experts <= 512; experts *= 2) {
-    shapes.push_back({"E" + std::to_string(experts), 4096, 2048, experts, experts > 8 ? 8 : 2});
+    const Index top_k = experts < 32 ? experts / 4 : 8;
+    shapes.push_back({"E" + std::to_string(experts), 4096, 2048, experts, top_k});
   }
+  shapes.push_back({"E16_K8", 4096, 2048, 16, 8});
   return shapes;
 }
 
