@@ -13,6 +13,8 @@ namespace bench {
 struct Peer {
   Run (*gate)(const GateJob&) = nullptr;
   Run (*select)(const SelectJob&) = nullptr;
+  Run (*select_after_softmax)(const SelectJob&) = nullptr;  ///< Weights: softmax over all experts.
+  Run (*select_deepseek)(const DeepSeekJob&) = nullptr;
   Run (*route)(const RouteJob&) = nullptr;
   Run (*compete)(const CompeteJob&) = nullptr;
   Run (*refresh)(const RefreshJob&) = nullptr;
@@ -30,6 +32,8 @@ extern const Peer onednn_sgemm;  ///< dnnl_sgemm.
 extern const Peer torch;         ///< LibTorch's tensors.
 extern const Peer partial_sort;  ///< std::partial_sort of ids.
 extern const Peer full_sort;     ///< std::sort of ids.
+extern const Peer scans;         ///< K searches for the largest.
+extern const Peer published;     ///< Selections that others publish, in plain loops.
 extern const Peer naive;         ///< A loop over the rows.
 }  // namespace peers
 

@@ -89,8 +89,6 @@ Contest prepare(const Shape& shape) {
   const Floats& dense_dlogits = contest.keep(merged(dense, shape, ids, dselected));
   add_gate("gatepro_sparse", nullptr, sparse_dlogits);
   add_gate("gatepro_dense", dense.data(), dense_dlogits);
-  contest.add("gatepro_native_flags",
-              ours_native::gate_backward(gate_job(dense.data(), new_gradients()), ids, dselected));
   return contest;
 }
 
@@ -106,10 +104,6 @@ void summarise(Figures& figures) {
     add("backward_vs_dense_openblas_", "gatepro_sparse", "openblas");
     add("backward_dense_vs_openblas_", "gatepro_dense", "openblas");
   }
-  const Samples flags =
-      measure(prepare(e128), {"gatepro_dense", "gatepro_native_flags"}, most_rounds);
-  figures.add(over("native_over_baseline_backward", flags, "gatepro_native_flags", "gatepro_dense",
-                   e128.tokens));
 }
 
 }  // namespace
@@ -117,8 +111,7 @@ void summarise(Figures& figures) {
 Stage backward_stage() {
   return {"backward",
           all_shapes(),
-          {"gatepro", "gatepro_openmp", "torch", "gatepro_sparse", "gatepro_dense",
-           "gatepro_native_flags", "openblas"},
+          {"gatepro", "gatepro_openmp", "torch", "gatepro_sparse", "gatepro_dense", "openblas"},
           prepare,
           summarise};
 }

@@ -31,6 +31,12 @@ const std::vector<Feature>& features() {
        [](Config& c) {
          c.groups = {8, 4, gatepro::GroupScore::top_2};
        }},
+      {"deepseek",
+       [](Config& c) {
+         c.scores = {gatepro::ScoreFunction::sigmoid, /*renormalise=*/true, 2.5};
+         c.bias.enabled = true;
+         c.groups = {8, 4, gatepro::GroupScore::top_2};
+       }},
       {"batch_loss", [](Config& c) { c.losses.batch = 0.01; }},
       {"z_loss", [](Config& c) { c.losses.z = 0.001; }},
       {"capacity", [](Config& c) { c.capacity = gatepro::CapacityRule{}; }},
@@ -128,9 +134,12 @@ const std::vector<Shape>& shapes() {
 
 void summarise(Figures& figures) {
   for (const Shape& shape : shapes()) {
-    const Samples samples = measure(prepare(shape), {"router", "complete"}, many_rounds);
-    figures.add(over("complete_off_over_router_select_" + shape.name, samples, "complete", "router",
-                     shape.tokens));
+    const Samples samples = measure(prepare(shape), contestants(), many_rounds);
+    for (const Feature& feature : features()) {
+      const std::string figure = feature.name == "complete" ? "complete_off_over_router_select_"
+                                                            : feature.name + "_over_select_";
+      figures.add(over(figure + shape.name, samples, feature.name, "router", shape.tokens));
+    }
   }
 }
 

@@ -64,7 +64,6 @@ Contest prepare(const Shape& shape) {
   contest.add("gatepro", ours::route(job, penalty));
   contest.add("gatepro_off", off);
   contest.add("gatepro_eliminate", ours::route(job, gatepro::Competition::eliminate()));
-  contest.add("gatepro_native_flags", ours_native::route(job, penalty));
   contest.add("gatepro_gate_only", gate);
   if (ours::has_openmp()) contest.add("gatepro_openmp", ours::route(job, penalty, 2));
   return contest;
@@ -96,18 +95,12 @@ void summarise(Figures& figures) {
   for (const Shape& shape : shapes_with_bars()) {
     const Contest contest = prepare(shape);
     const Samples near_one =
-        measure(contest, {"gatepro", "gatepro_off", "gatepro_gate_only", "gatepro_native_flags"},
-                most_rounds);
+        measure(contest, {"gatepro", "gatepro_off", "gatepro_gate_only"}, most_rounds);
     figures.add(over("router_over_gemm_" + shape.name, near_one, "gatepro", "gatepro_gate_only",
                      shape.tokens));
     figures.add(
         over("penalty_overhead_" + shape.name, near_one, "gatepro", "gatepro_off", shape.tokens));
-    figures.add(over("baseline_flags_over_native_" + shape.name, near_one, "gatepro",
-                     "gatepro_native_flags", shape.tokens));
-    if (shape.name == e128.name) {
-      figures.add(over("native_over_baseline_forward", near_one, "gatepro_native_flags", "gatepro",
-                       shape.tokens));
-    }
+    figures.add(nanoseconds("router_ns_" + shape.name, near_one.seconds("gatepro"), shape.tokens));
     const Samples peers = measure(contest, {"gatepro", "torch", "eigen_partial_sort"}, many_rounds);
     for (const char* peer : {"torch", "eigen_partial_sort"}) {
       figures.add(versus("router_vs_" + std::string(peer) + "_" + shape.name, peers, "gatepro",
@@ -123,7 +116,7 @@ Stage router_stage() {
   return {"router",
           all_shapes(),
           {"gatepro", "gatepro_openmp", "gatepro_off", "gatepro_eliminate", "gatepro_gate_only",
-           "gatepro_native_flags", "torch", "eigen_partial_sort", "openblas_full_sort"},
+           "torch", "eigen_partial_sort", "openblas_full_sort"},
           prepare,
           summarise};
 }

@@ -42,6 +42,7 @@ Contest prepare(const Shape& shape) {
   };
   add_peer("partial_sort", peers::partial_sort);
   add_peer("full_sort", peers::full_sort);
+  add_peer("k_scans", peers::scans);
   add_peer("torch", peers::torch);
 
   const gatepro::Competition penalty{};
@@ -58,8 +59,9 @@ Contest prepare(const Shape& shape) {
 void summarise(Figures& figures) {
   for (const Shape& shape : {e64, e128, e256}) {
     const Contest contest = prepare(shape);
-    const Samples peers = measure(contest, {"gatepro", "partial_sort", "torch"}, many_rounds);
-    for (const char* peer : {"partial_sort", "torch"}) {
+    const Samples peers =
+        measure(contest, {"gatepro", "partial_sort", "k_scans", "torch"}, many_rounds);
+    for (const char* peer : {"partial_sort", "k_scans", "torch"}) {
       figures.add(versus("select_vs_" + std::string(peer) + "_" + shape.name, peers, "gatepro",
                          peer, shape.tokens));
     }
@@ -82,8 +84,8 @@ void summarise(Figures& figures) {
 }  // namespace
 
 Stage selection_stage() {
-  std::vector<std::string> contestants{"gatepro", "gatepro_openmp", "partial_sort", "full_sort",
-                                       "torch"};
+  std::vector<std::string> contestants{"gatepro",   "gatepro_openmp", "partial_sort",
+                                       "full_sort", "k_scans",        "torch"};
   for (const auto& pattern : hard_patterns()) contestants.push_back(pattern.first);
   return {"selection", shapes_with_bars(), contestants, prepare, summarise};
 }

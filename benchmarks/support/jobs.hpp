@@ -30,7 +30,16 @@ struct SelectJob {
   float* weights_TK;
 };
 
-/// Both.
+/// The selection of DeepSeek-V3: scores are sigmoids; of the groups with the largest sums of two,
+/// the best K by score plus bias; weights are their scores by the sum of these, times the scale.
+struct DeepSeekJob : SelectJob {
+  const float* bias_E;
+  static constexpr Index groups = 8;
+  static constexpr Index groups_per_token = 4;
+  static constexpr float scale = 2.5f;
+};
+
+/// GateJob, then SelectJob.
 struct RouteJob {
   Shape shape;
   const float* x_TH;

@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "gatepro/gatepro.hpp"
+#include "support/build.hpp"
 #include "support/executors.hpp"
 
 namespace bench {
@@ -59,6 +60,23 @@ Run refresh_by(const gatepro::RefreshSchedule& schedule, const RefreshJob& job, 
   };
 }
 
+/// route_logits by a rule; bias_E may be null.
+Run select_by_rule(const SelectJob& job, const gatepro::SelectionRule& rule, const float* bias_E) {
+  const Shape& s = job.shape;
+  const auto scratch = memory(gatepro::route_logits_workspace_bytes<float>(s.experts, rule));
+  const auto tokens_per_expert =
+      std::make_shared<std::vector<std::int64_t>>(static_cast<std::size_t>(s.experts));
+  gatepro::RoutingInputs<float> in{{job.logits_TE, s.tokens, s.experts}};
+  if (bias_E != nullptr) in.expert_bias_E = {bias_E, s.experts};
+  gatepro::RoutingView<float> out;
+  out.expert_ids_TK = {job.ids_TK, s.tokens, s.top_k};
+  out.weights_TK = {job.weights_TK, s.tokens, s.top_k};
+  out.tokens_per_expert_E = *tokens_per_expert;
+  return [rule, scratch, tokens_per_expert, in, out] {
+    gatepro::route_logits(in, gatepro::RivalTable{}, rule, out, *scratch);
+  };
+}
+
 /// With tokens rounded to Narrow.
 template <class Narrow>
 Run gate_narrow(const GateJob& job) {
@@ -102,6 +120,25 @@ Run select(const SelectJob& job, const gatepro::Competition& competition, int th
   };
 }
 
+Run select_after_softmax(const SelectJob& job) {
+  gatepro::SelectionRule rule{job.shape.top_k};
+  rule.scores.function = gatepro::ScoreFunction::softmax_before_top_k;
+  rule.competition = gatepro::Competition::off();
+  return select_by_rule(job, rule, nullptr);
+}
+
+Run select_deepseek(const DeepSeekJob& job) {
+  gatepro::SelectionRule rule{job.shape.top_k};
+  rule.scores = {gatepro::ScoreFunction::sigmoid, /*renormalise=*/true, DeepSeekJob::scale};
+  rule.groups = {DeepSeekJob::groups, DeepSeekJob::groups_per_token, gatepro::GroupScore::top_2};
+  rule.competition = gatepro::Competition::off();
+  return select_by_rule(job, rule, job.bias_E);
+}
+
+Run route(const RouteJob& job, const gatepro::Competition& competition, int threads) {
+  return builds::ours.route(job, competition, threads);
+}
+
 Run compete(const CompeteJob& job, gatepro::CompetitionMode mode) {
   const Shape& s = job.shape;
   const gatepro::RivalTable rivals(StridedView<const std::int32_t>(job.partners_E, s.experts, 1),
@@ -142,6 +179,10 @@ Run route_backward(const RouteBackwardJob& job, int threads) {
       routed->router.backward(x_TH, w_EH, routed->buffers, {dweights_TK}, {dx_TH, dw_EH}, executor);
     });
   };
+}
+
+Run gate_backward(const GateBackwardJob& job, const Ids& ids_TK, const Floats& dselected_TK) {
+  return builds::ours.gate_backward(job, ids_TK, dselected_TK);
 }
 
 }  // namespace ours

@@ -24,6 +24,9 @@ Run gate_half(const GateJob& job);
 
 /// Router::forward_logits, with random partners.
 Run select(const SelectJob& job, const gatepro::Competition& competition, int threads = 1);
+/// route_logits without competition: softmax over all experts before the choice, and DeepSeek-V3's.
+Run select_after_softmax(const SelectJob& job);
+Run select_deepseek(const DeepSeekJob& job);
 /// Router::forward, with the partners of w_EH.
 Run route(const RouteJob& job, const gatepro::Competition& competition, int threads = 1);
 
@@ -41,14 +44,6 @@ Run route_backward(const RouteBackwardJob& job, int threads = 1);
 Run gate_backward(const GateBackwardJob& job, const Ids& ids_TK, const Floats& dselected_TK);
 
 }  // namespace ours
-
-/// The same functions, built with -O3 -march=native.
-namespace ours_native {
-
-Run route(const RouteJob& job, const gatepro::Competition& competition, int threads = 1);
-Run gate_backward(const GateBackwardJob& job, const Ids& ids_TK, const Floats& dselected_TK);
-
-}  // namespace ours_native
 }  // namespace bench
 
 #endif  // GATEPRO_BENCHMARKS_SUPPORT_OURS_HPP

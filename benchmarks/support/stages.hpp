@@ -22,20 +22,23 @@ struct Stage {
 
 Stage gate_stage();
 Stage selection_stage();
+Stage published_stage();
 Stage penalty_stage();
 Stage router_stage();
 Stage refresh_stage();
 Stage lazy_refresh_stage();
 Stage backward_stage();
+Stage builds_stage();
 Stage compile_time_stage();
 Stage complete_stage();
 Stage limits_stage();
 Stage small_batches_stage();
 
 inline std::vector<Stage> all_stages() {
-  return {gate_stage(),     selection_stage(),    penalty_stage(),      router_stage(),
-          refresh_stage(),  lazy_refresh_stage(), backward_stage(),     compile_time_stage(),
-          complete_stage(), limits_stage(),       small_batches_stage()};
+  return {gate_stage(),         selection_stage(),    published_stage(),    penalty_stage(),
+          router_stage(),       refresh_stage(),      lazy_refresh_stage(), backward_stage(),
+          builds_stage(),       compile_time_stage(), complete_stage(),     limits_stage(),
+          small_batches_stage()};
 }
 
 }  // namespace bench

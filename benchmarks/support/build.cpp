@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
-// The router and the gradients of its gate, in a unit of their own: it is built twice, the second
-// time with the compiler's best flags, for another namespace.
+// The router and the gradients of its gate, in a unit of their own, which is built several times.
+// BUILD is the name of the build.
+#include "support/build.hpp"
+
 #include <algorithm>
 #include <cstddef>
 #include <memory>
@@ -8,14 +10,10 @@
 #include "gatepro/gate/gradient.hpp"
 #include "gatepro/router/router.hpp"
 #include "support/executors.hpp"
-#include "support/ours.hpp"
-
-#ifndef OURS
-#define OURS ours
-#endif
 
 namespace bench {
-namespace OURS {
+namespace builds {
+namespace {
 
 Run route(const RouteJob& job, const gatepro::Competition& competition, int threads) {
   struct State {
@@ -64,5 +62,11 @@ Run gate_backward(const GateBackwardJob& job, const Ids& ids, const Floats& dsel
   };
 }
 
-}  // namespace OURS
+}  // namespace
+
+#pragma GCC visibility push(default)
+const Build BUILD{route, gate_backward};
+#pragma GCC visibility pop
+
+}  // namespace builds
 }  // namespace bench
