@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
-// What if the logits come from my own GEMM, or a GPU? They are routed as they are. Results go where
-// the consumer wants them: int64 ids, one plane of T elements per choice.
+// What if the logits come from my own GEMM, or a GPU? They are routed as they are, and their
+// gradient goes back to the GEMM. Results go where the consumer wants them: int64 ids, one plane of
+// T elements per choice.
 #include <cstdint>
 #include <gatepro/gatepro.hpp>
 #include <iostream>
@@ -35,6 +36,14 @@ int main() {
     }
     std::cout << '\n';
   }
-  std::cout << statistics.tokens_changed << " of " << statistics.tokens
+  const std::vector<float> dweights = weights;  // of a loss: here half the sum of squares
+  gatepro::RowMatrix<float> dlogits_TE = gatepro::RowMatrix<float>::Zero(tokens, experts);
+  scratch.resize(router.backward_logits_workspace_bytes(tokens));
+  router.backward_logits({out.expert_ids_TK, out.weights_TK},
+                         {{dweights.data(), tokens, top_k, 1, tokens}}, dlogits_TE, scratch);
+  const gatepro::RowMatrix<float> dw_EH = dlogits_TE.transpose() * x_TH;
+
+  std::cout << "largest gradient of a router weight: " << dw_EH.cwiseAbs().maxCoeff() << '\n'
+            << statistics.tokens_changed << " of " << statistics.tokens
             << " tokens are routed differently than without competition\n";
 }

@@ -14,6 +14,7 @@
 #define GATEPRO_GATE_HPP
 
 #include "gatepro/gate/gradient.hpp"
+#include "gatepro/gate/logit_gradients.hpp"
 #include "gatepro/gate/logits.hpp"
 #include "gatepro/gate/noise.hpp"
 

@@ -75,6 +75,8 @@ TEST_F(UnknownInstructionSet, IsRefusedByStages) {
   EXPECT_REFUSED(gate_backward_weights(Choices{strided_view(ids_TK)}, {strided_view(a_TK)},
                                        view(x_TH), view(out_EH), memory));
   EXPECT_REFUSED(
+      merge_logit_gradients(Choices{strided_view(ids_TK)}, {strided_view(a_TK)}, view(out_TE)));
+  EXPECT_REFUSED(
       route_logits_backward<float>({logits_TE}, rivals, rule, chosen, {a_TK, b_TK, c_TK}, memory));
 }
 

@@ -43,6 +43,9 @@ void route() {
   const RowMatrix<A> logits_TE = zeros<A>(tokens, experts);
   router.forward_logits(logits_TE, buffers.view(), buffers.workspace(), executor);
   router.backward(x_TH, w_EH, buffers, {dweights_TK, logits_TE}, {dx_TH, dw_EH}, executor);
+  RowMatrix<A> dlogits_TE = zeros<A>(tokens, experts);
+  router.backward_logits({buffers.expert_ids_TK(), buffers.weights_TK()}, {dweights_TK}, dlogits_TE,
+                         buffers.workspace(), executor);
 }
 
 template <class X, class W>

@@ -356,6 +356,38 @@ TEST(Overlap, RouterBackward) {
       });
 }
 
+TEST(Overlap, RouterBackwardOfLogits) {
+  const gatepro::Router<float> router({hidden, experts, top_k, gatepro::Competition::off()});
+  const std::size_t needed = router.backward_logits_workspace_bytes(tokens);
+  expect_overlaps_refused(
+      {{"dlogits_TE", bytes_of_TE, true, 4},
+       {"expert_ids_TK", bytes_of_TK, false, 4},
+       {"weights_TK", bytes_of_TK, false, 4},
+       {"dweights_TK", bytes_of_TK, false, 4},
+       {"incoming.dlogits_TE", bytes_of_TE, false, 4},
+       {"workspace", needed, true, 1}},
+      [&](const auto& at) {
+        router.backward_logits(
+            {{as<std::int32_t>(at[1]), tokens, top_k}, {as<float>(at[2]), tokens, top_k}},
+            {{as<float>(at[3]), tokens, top_k}, {as<float>(at[4]), tokens, experts}},
+            {as<float>(at[0]), tokens, experts}, Workspace(at[5], needed));
+      });
+}
+
+TEST(Overlap, MergedLogitGradients) {
+  expect_overlaps_refused(
+      {{"dlogits_TE", bytes_of_TE, true, 4},
+       {"expert_ids_TK", bytes_of_TK, false, 4},
+       {"dselected_logits_TK", bytes_of_TK, false, 4},
+       {"gradients.dlogits_TE", bytes_of_TE, false, 4}},
+      [&](const auto& at) {
+        gatepro::merge_logit_gradients(
+            gatepro::Choices{StridedView(as<std::int32_t>(at[1]), tokens, top_k)},
+            {StridedView(as<float>(at[2]), tokens, top_k), {as<float>(at[3]), tokens, experts}},
+            MatrixView(as<float>(at[0]), tokens, experts));
+      });
+}
+
 TEST(Overlap, RouteLogits) {
   gatepro::SelectionRule rule;
   rule.top_k = top_k;

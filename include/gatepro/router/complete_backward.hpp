@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "gatepro/gate/gradient.hpp"
+#include "gatepro/gate/logit_gradients.hpp"
 #include "gatepro/router/complete_checks.hpp"
 #include "gatepro/router/complete_forward.hpp"
 #include "gatepro/routing/route_logits_backward.hpp"
@@ -203,22 +204,6 @@ void backward_to_tokens(const CompleteConfig& config, const ForwardInputs<Id>& i
     jitter_backward(seen_TH, config.noise.jitter,
                     NoiseKey{config.noise.seed, 0, index_of(report.noise_position)}, dx_TH,
                     executor);
-  }
-}
-
-/// dlogits_TE += both kinds of gradients of the logits, but those of padding.
-template <class A, class Id>
-void add_logit_gradients(const Choices<Id>& choices, const StridedView<A>& dselected_TK,
-                         const MatrixView<const A>& dense_TE, const MatrixView<A>& dlogits_TE) {
-  for (Index t = 0; t < dlogits_TE.rows; ++t) {
-    if (is_masked(choices.is_padding_T, t)) continue;
-    if (dense_TE.given()) {
-      for (Index e = 0; e < dlogits_TE.cols; ++e) dlogits_TE(t, e) += dense_TE(t, e);
-    }
-    for (Index j = 0; j < dselected_TK.cols; ++j) {
-      if (!counts(choices, t, j)) continue;
-      dlogits_TE(t, static_cast<Index>(choices.expert_ids_TK(t, j))) += dselected_TK(t, j);
-    }
   }
 }
 

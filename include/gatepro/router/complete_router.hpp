@@ -191,8 +191,9 @@ class CompleteRouter : public PartneredRouter<accumulator_t<X, W>, W, CompleteCo
                                            detail::output("dlogits_TE", dlogits_TE));
     const auto dense_TE = detail::logit_gradients(config(), similarity_cache().rivals(), in, out,
                                                   report, incoming, scratch, executor);
-    detail::add_logit_gradients<Accumulator>(detail::choices_of(in, out), scratch.dselected_TK,
-                                             dense_TE, dlogits_TE);
+    detail::add_logit_gradients<Id, A>(detail::choices_of(in, out),
+                                       {scratch.dselected_TK, dense_TE}, dlogits_TE, executor,
+                                       executor.workers());
   }
 
   /// The same with outputs, report and workspace of the buffers that the forward wrote.

@@ -8,6 +8,7 @@
 
 #include "gatepro/core/overlap.hpp"
 #include "gatepro/gate/gradient.hpp"
+#include "gatepro/gate/logit_gradients.hpp"
 #include "gatepro/router/buffers.hpp"
 #include "gatepro/router/forward_pass.hpp"
 #include "gatepro/router/gradients.hpp"
@@ -136,7 +137,11 @@ class Router : public PartneredRouter<accumulator_t<X, W>, W, RouterConfig> {
     const detail::Checks checks("Router::backward");
     const Index tokens = x_TH.rows;
     const Choices<const Id> choices{routed.expert_ids_TK};
-    check_backward(checks, x_TH, w_EH, routed, incoming, gradients);
+    check_weights(checks, w_EH);
+    checks.matrix("x_TH", x_TH, tokens, config().hidden_size);
+    check_routed(checks, tokens, routed, incoming);
+    checks.optional_matrix("dx_TH", gradients.dx_TH, tokens, config().hidden_size);
+    checks.optional_matrix("dw_EH", gradients.dw_EH, config().num_experts, config().hidden_size);
     checks.overlaps(
         detail::output("dx_TH", gradients.dx_TH), detail::output("dw_EH", gradients.dw_EH),
         detail::output("workspace", workspace), detail::input("x_TH", x_TH),
@@ -159,6 +164,39 @@ class Router : public PartneredRouter<accumulator_t<X, W>, W, RouterConfig> {
     if (gradients.dw_EH.given()) {
       gate_backward_weights(choices, dlogits, x_TH, gradients.dw_EH, stages, executor);
     }
+  }
+
+  /// Bytes of workspace for backward_logits of T tokens.
+  std::size_t backward_logits_workspace_bytes(Index num_tokens) const {
+    return dselected_bytes(num_tokens);
+  }
+
+  /// The gradient of the raw logits alone, for trainers with a GEMM of their own: dlogits_TE
+  /// (T x E) is added to; it is other memory than incoming.dlogits_TE. The rest as in backward.
+  /// Throws Error for a workspace below backward_logits_workspace_bytes(T), too.
+  template <class Executor = SerialExecutor>
+  void backward_logits(const RoutedChoices<Accumulator, Id>& routed,
+                       const WeightGradients<Accumulator>& incoming,
+                       MatrixView<Accumulator> dlogits_TE, Workspace workspace,
+                       const Executor& executor = {}) const {
+    const detail::Checks checks("Router::backward_logits");
+    const Index tokens = dlogits_TE.rows;
+    check_routed(checks, tokens, routed, incoming);
+    checks.matrix("dlogits_TE", dlogits_TE, tokens, config().num_experts);
+    checks.overlaps(detail::output("dlogits_TE", dlogits_TE),
+                    detail::output("workspace", workspace),
+                    detail::input("expert_ids_TK", routed.expert_ids_TK),
+                    detail::input("weights_TK", routed.weights_TK),
+                    detail::input("dweights_TK", incoming.dweights_TK),
+                    detail::input("incoming.dlogits_TE", incoming.dlogits_TE));
+    const int workers = checks.workers(executor);
+    detail::Arena arena(checks.where(), workspace, dselected_bytes(tokens));
+    const StridedView<A> dselected_TK(arena.take<A>(tokens * config().top_k), tokens,
+                                      config().top_k);
+    softmax_backward(routed.weights_TK, incoming.dweights_TK, dselected_TK);
+    detail::add_logit_gradients<const Id, A>(Choices<const Id>{routed.expert_ids_TK},
+                                             {dselected_TK, incoming.dlogits_TE}, dlogits_TE,
+                                             executor, workers);
   }
 
   /// The same with ids, weights and workspace of the buffers that the forward wrote.
@@ -225,12 +263,10 @@ class Router : public PartneredRouter<accumulator_t<X, W>, W, RouterConfig> {
     return pass.finish();
   }
 
-  void check_backward(const detail::Checks& checks, const MatrixView<const X>& x_TH,
-                      const MatrixView<const W>& w_EH, const RoutedChoices<A, Id>& routed,
-                      const WeightGradients<A>& incoming, const GateGradients<A>& gradients) const {
-    const Index tokens = x_TH.rows;
+  /// What comes in from the forward and from behind it.
+  void check_routed(const detail::Checks& checks, Index tokens, const RoutedChoices<A, Id>& routed,
+                    const WeightGradients<A>& incoming) const {
     const Index experts = config().num_experts;
-    const Index hidden = config().hidden_size;
     const Index top_k = config().top_k;
     // An empty dlogits_TE may look like none.
     detail::need(
@@ -239,16 +275,12 @@ class Router : public PartneredRouter<accumulator_t<X, W>, W, RouterConfig> {
         "top_k > 1, a dlogits_TE, or allow_zero_gradient: softmax over one expert is constant, the "
         "router would learn nothing",
         {{"top_k", top_k}});
-    check_weights(checks, w_EH);
-    checks.matrix("x_TH", x_TH, tokens, hidden);
     checks.strided("weights_TK", routed.weights_TK, tokens, top_k);
     checks.strided("dweights_TK", incoming.dweights_TK, tokens, top_k);
     checks.strided("expert_ids_TK", routed.expert_ids_TK, tokens, top_k);
     detail::check_choices(checks, "expert_ids_TK", Choices<const Id>{routed.expert_ids_TK},
                           experts);
     checks.optional_matrix("dlogits_TE", incoming.dlogits_TE, tokens, experts);
-    checks.optional_matrix("dx_TH", gradients.dx_TH, tokens, hidden);
-    checks.optional_matrix("dw_EH", gradients.dw_EH, experts, hidden);
   }
 
   detail::ActiveCompetition<A> competition(const detail::Checks& checks) const {
