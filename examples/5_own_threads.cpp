@@ -26,7 +26,7 @@ int main() {
   gatepro::Router<float> router({hidden, experts, top_k});
   router.refresh(w_EH, /*step=*/0, executor);
   gatepro::RoutingBuffers serial(router, tokens);
-  gatepro::RoutingBuffers threaded(router, tokens, executor.workers());
+  gatepro::RoutingBuffers threaded(router, tokens, executor);
   router.forward(x_TH, w_EH, serial);
   router.forward(x_TH, w_EH, threaded, executor);
 

@@ -5,10 +5,13 @@
 
 #include <gtest/gtest.h>
 
+#include <string>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 #include "support/bits.hpp"
+#include "support/complete_data.hpp"
 #include "support/errors.hpp"
 #include "support/executors.hpp"
 #include "support/inputs.hpp"
@@ -157,6 +160,108 @@ TEST(RoutingBuffersTypes, NumbersOfWorkers) {
   using CompleteBuffers = gatepro::RoutingBuffers<Complete>;
   static_assert(std::is_constructible_v<CompleteBuffers, const Complete&, Index, unsigned>);
   static_assert(!std::is_constructible_v<CompleteBuffers, const Complete&, Index, bool>);
+}
+
+TEST(RoutingBuffersTypes, SizesForAnExecutor) {
+  const TestedRouter router({hidden, experts, top_k});
+  const ThreadExecutor three(3);
+  EXPECT_EQ(router.forward_workspace_bytes(three), router.forward_workspace_bytes(3));
+  EXPECT_EQ(router.forward_workspace_bytes(gatepro::SerialExecutor{}),
+            router.forward_workspace_bytes());
+  EXPECT_GT(router.forward_workspace_bytes(three), router.forward_workspace_bytes());
+  EXPECT_EQ(router.backward_workspace_bytes(50, three), router.backward_workspace_bytes(50, 3));
+  EXPECT_EQ(router.workspace_bytes({50, three}), router.workspace_bytes({50, 3}));
+  EXPECT_EQ(gatepro::z_loss_workspace_bytes<float>(50, experts, three),
+            gatepro::z_loss_workspace_bytes<float>(50, experts, 3));
+  gatepro::RoutingBuffers buffers(router, 50, three);
+  EXPECT_EQ(buffers.workspace().bytes, router.workspace_bytes({50, 3}));
+  expect_error([&] { (void)router.forward_workspace_bytes(ThreadExecutor(0)); },
+               {"workers >= 1", "workers=0"});
+  expect_error([&] { gatepro::RoutingBuffers(router, 50, ThreadExecutor(-1)); },
+               {"workers >= 1", "workers=-1"});
+  static_assert(!std::is_convertible_v<bool, gatepro::Workers>);
+  static_assert(!std::is_convertible_v<std::string, gatepro::Workers>);
+}
+
+// ---- Outputs in memory of the caller ------------------------------------------------------------
+
+/// Memory that holds what somebody left there, at an odd address.
+struct UsedMemory {
+  std::vector<std::byte> bytes;
+  explicit UsedMemory(std::size_t size) : bytes(size + 1, std::byte{0xA5}) {}
+  gatepro::Workspace view() { return {bytes.data() + 1, bytes.size() - 1}; }
+};
+
+// Two forwards in flight share a workspace, each with outputs in an arena of the trainer.
+TEST(CarvedOutputs, OfACompleteRouterAreThoseOfBuffers) {
+  using R = gatepro::CompleteRouter<float>;
+  const auto config = complete_data::full_config(hidden, 8, top_k);
+  const auto w = random_matrix<float>(8, hidden, 1);
+  const std::vector<std::int64_t> begin = {0, 20, 40};
+  gatepro::ForwardInputs<> in;
+  in.sequence_begin_S1 = begin;
+  const gatepro::BufferShape shape{40, 1, 2};
+  const auto run = [&](R& router, const auto& out_of, gatepro::Workspace scratch) {
+    router.refresh(w, 0);
+    std::vector<gatepro::CompleteReport> reports;
+    std::vector<RowMatrix<float>> results;
+    for (const int step : {0, 1}) {
+      const auto x = random_matrix<float>(40, hidden, 2 + std::uint64_t(step));
+      reports.push_back(router.forward(x, w, in, out_of(step), scratch));
+    }
+    for (const int step : {1, 0}) {
+      const auto x = random_matrix<float>(40, hidden, 2 + std::uint64_t(step));
+      const auto dweights = random_matrix<float>(40, top_k, 4);
+      RowMatrix<float> dx = RowMatrix<float>::Zero(40, hidden);
+      RowMatrix<float> dw = RowMatrix<float>::Zero(8, hidden);
+      const auto out = out_of(step);
+      router.backward(x, w, {in, out, reports[std::size_t(step)]}, {dweights}, {dx, dw}, scratch);
+      results.insert(results.end(), {data::copy<float>(out.weights_TK), dx, dw});
+    }
+    return results;
+  };
+  R router(config), other(config);
+  gatepro::RoutingBuffers first(router, shape), second(router, shape);
+  const auto want = run(
+      router, [&](int step) { return (step == 0 ? first : second).view(); }, first.workspace());
+  UsedMemory a(other.outputs_bytes(shape)), b(other.outputs_bytes(shape));
+  UsedMemory scratch(other.workspace_bytes(shape));
+  const auto got = run(
+      other, [&](int step) { return other.outputs(shape, (step == 0 ? a : b).view()); },
+      scratch.view());
+  ASSERT_EQ(got.size(), want.size());
+  for (std::size_t i = 0; i < got.size(); ++i) EXPECT_TRUE(same_bits(got[i], want[i])) << i;
+}
+
+TEST(CarvedOutputs, OfARouter) {
+  TestedRouter router({hidden, experts, top_k});
+  const auto w = random_matrix<float>(experts, hidden, 1), x = random_matrix<float>(9, hidden, 2);
+  router.refresh(w, 0);
+  const gatepro::BufferShape shape{9, 1, 1, true};
+  UsedMemory memory(router.outputs_bytes(shape)), scratch(router.forward_workspace_bytes());
+  const auto out = router.outputs(shape, memory.view());
+  router.forward(x, w, out, scratch.view());
+  const auto want = routing_data::forward(router, x, w);
+  EXPECT_TRUE(same_bits(data::copy<std::int32_t>(out.expert_ids_TK), want.ids_TK));
+  EXPECT_TRUE(same_bits(data::copy<float>(out.weights_TK), want.weights_TK));
+  EXPECT_TRUE(same_bits(copy(MatrixView<const float>(out.logits_TE)), want.logits_TE));
+  EXPECT_FALSE(router.outputs({9}, memory.view()).logits_TE.given());
+}
+
+TEST(CarvedOutputs, NeedAsMuchMemoryAsTheySay) {
+  const TestedRouter router({hidden, experts, top_k});
+  const gatepro::CompleteRouter<float> complete(complete_data::full_config(hidden, 8, top_k));
+  const auto expect_refused = [](const auto& of) {
+    UsedMemory memory(of.outputs_bytes({9}) - 1);
+    const auto before = memory.bytes;
+    expect_error([&] { (void)of.outputs({9}, memory.view()); },
+                 {"outputs", "workspace", "bytes needed"});
+    expect_error([&] { (void)of.outputs({9}, {}); }, {"outputs", "workspace"});
+    expect_error([&] { (void)of.outputs({-1}, memory.view()); }, {"max_tokens=-1"});
+    EXPECT_EQ(memory.bytes, before);
+  };
+  expect_refused(router);
+  expect_refused(complete);
 }
 
 TEST(RoutingBuffersTypes, OfACompleteRouterMoveAndCopy) {

@@ -220,7 +220,7 @@ inline namespace GATEPRO_ABI {
 /// Bytes of workspace for load_balancing_loss.
 template <class A>
 std::size_t load_balancing_loss_workspace_bytes(Index num_tokens, Index num_experts,
-                                                int workers = 1) {
+                                                Workers workers = 1) {
   detail::Checks("load_balancing_loss").query_experts(num_experts);
   return detail::measure([&](detail::Arena& arena) {
     detail::BatchLossScratch<A>(arena, num_tokens, num_experts, workers);
@@ -292,7 +292,7 @@ double load_balancing_loss(const LossLogits<A>& logits, const BalanceCounts& cou
 /// Bytes of workspace for sequence_load_balancing_loss.
 template <class A>
 std::size_t sequence_load_balancing_loss_workspace_bytes(Index num_tokens, Index num_experts,
-                                                         Index num_sequences, int workers = 1) {
+                                                         Index num_sequences, Workers workers = 1) {
   detail::Checks("sequence_load_balancing_loss").query_experts(num_experts);
   return detail::measure([&](detail::Arena& arena) {
     detail::SequenceLossScratch<A>(arena, num_tokens, num_experts, num_sequences, workers);

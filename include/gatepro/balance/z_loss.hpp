@@ -40,7 +40,7 @@ inline namespace GATEPRO_ABI {
 
 /// Bytes of workspace for z_loss.
 template <class A>
-std::size_t z_loss_workspace_bytes(Index num_tokens, Index num_experts, int workers = 1) {
+std::size_t z_loss_workspace_bytes(Index num_tokens, Index num_experts, Workers workers = 1) {
   detail::Checks("z_loss").query_experts(num_experts);
   return detail::measure([&](detail::Arena& arena) {
     detail::LossLayout<A>(arena, num_tokens, num_experts, workers);

@@ -110,6 +110,23 @@ void for_each_row(std::ptrdiff_t rows, const Executor& executor, int workers, co
 template <class E>
 inline constexpr bool is_executor_v = detail::is_executor<E>::value;
 
+/// How many workers memory is for: a number, or as many as an executor has. Whoever gives a size
+/// query the executor of the call need not see to it that the two agree. A bool does not convert.
+struct Workers {
+  int count = 1;  ///< >= 1; the queries check it.
+
+  GATEPRO_ALWAYS_INLINE constexpr Workers(int count_) : count(count_) {}
+  /// Those of `executor`.
+  template <class Executor, std::enable_if_t<is_executor_v<Executor>, int> = 0>
+  GATEPRO_ALWAYS_INLINE constexpr Workers(const Executor& executor)
+      : count(int(executor.workers())) {}
+  template <class Flag, std::enable_if_t<std::is_same_v<Flag, bool>, int> = 0>
+  Workers(Flag) = delete;
+
+  /// The number.
+  GATEPRO_ALWAYS_INLINE constexpr operator int() const { return count; }
+};
+
 }  // namespace gatepro
 
 #endif  // GATEPRO_CORE_EXECUTOR_HPP

@@ -14,7 +14,9 @@
 namespace gatepro {
 
 /// Scratch memory for one call: any alignment, any content, owned by the caller. Each function
-/// that takes one has a query for its size. Two calls that run at the same time need two.
+/// that takes one has a query for its size, for the executor of the call or for more workers than
+/// that has; a smaller one is refused, a larger one serves for any call that needs less. A size
+/// depends on T only where its query asks for T. Two calls that run at the same time need two.
 struct Workspace {
   void* data = nullptr;   ///< First byte.
   std::size_t bytes = 0;  ///< Size.

@@ -25,7 +25,7 @@ inline namespace GATEPRO_ABI {
 
 /// Bytes of workspace for gate_backward_tokens.
 template <class A>
-std::size_t gate_backward_tokens_workspace_bytes(Index num_experts, int workers = 1) {
+std::size_t gate_backward_tokens_workspace_bytes(Index num_experts, Workers workers = 1) {
   detail::Checks("gate_backward_tokens").query_experts(num_experts);
   const auto bytes = [&](const auto& carve) {
     return detail::measure([&](detail::Arena& arena) { detail::PerWorker(arena, workers, carve); });
@@ -38,7 +38,7 @@ std::size_t gate_backward_tokens_workspace_bytes(Index num_experts, int workers 
 /// Bytes of workspace for gate_backward_weights.
 template <class A>
 std::size_t gate_backward_weights_workspace_bytes(Index num_tokens, Index num_experts, Index top_k,
-                                                  int workers = 1) {
+                                                  Workers workers = 1) {
   detail::Checks("gate_backward_weights").query_experts(num_experts);
   return (std::max)(detail::measure([&](detail::Arena& arena) {
                       detail::carve_sorted<A>(arena, num_tokens, num_experts, top_k);

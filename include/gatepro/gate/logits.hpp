@@ -148,7 +148,7 @@ class PackedWeights {
 
 /// Bytes of workspace for gate_logits with unpacked weights of E x H, or with PackedWeights.
 template <class X, class W>
-std::size_t gate_logits_workspace_bytes(Index num_experts, Index hidden_size, int workers = 1) {
+std::size_t gate_logits_workspace_bytes(Index num_experts, Index hidden_size, Workers workers = 1) {
   detail::Checks("gate_logits").query_experts(num_experts);
   using A = accumulator_t<X, W>;
   return detail::measure([&](detail::Arena& arena) {

@@ -82,7 +82,7 @@ inline namespace GATEPRO_ABI {
 /// Bytes of workspace for cosine_similarity of E x H weights.
 template <class W>
 std::size_t cosine_similarity_workspace_bytes(Index num_experts, Index hidden_size,
-                                              int workers = 1) {
+                                              Workers workers = 1) {
   detail::Checks("cosine_similarity").query_experts(num_experts);
   using A = accumulator_t<W>;
   return detail::measure([&](detail::Arena& arena) {

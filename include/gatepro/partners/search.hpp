@@ -130,7 +130,7 @@ inline namespace GATEPRO_ABI {
 /// Bytes of workspace for find_partners of E x H weights and m partners per expert.
 template <class W>
 std::size_t find_partners_workspace_bytes(Index num_experts, Index hidden_size, Index m,
-                                          int workers = 1) {
+                                          Workers workers = 1) {
   detail::Checks("find_partners").query_experts(num_experts);
   using A = accumulator_t<W>;
   return detail::measure([&](detail::Arena& arena) {

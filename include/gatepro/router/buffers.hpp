@@ -18,7 +18,7 @@ namespace gatepro {
 /// What sizes outputs and workspaces besides the settings.
 struct BufferShape {
   Index tokens = 0;     ///< The most tokens of a forward.
-  int workers = 1;      ///< The most workers of an executor.
+  Workers workers = 1;  ///< The most workers of an executor, or the executor.
   Index sequences = 1;  ///< The most sequences of a forward; read where a sequence loss is on.
   /// Router: T x E logits among the outputs. CompleteRouter always has them.
   bool keep_logits = false;
@@ -32,7 +32,7 @@ inline namespace GATEPRO_ABI {
 
 inline void check_buffer_shape(const Checks& checks, const BufferShape& shape) {
   checks.need(shape.tokens >= 0, "max_tokens >= 0", {{"max_tokens", shape.tokens}});
-  checks.need(shape.workers >= 1, "workers >= 1", {{"workers", shape.workers}});
+  checks.need(shape.workers >= 1, "workers >= 1", {{"workers", shape.workers.count}});
   checks.need(shape.sequences >= 1, "sequences >= 1", {{"sequences", shape.sequences}});
 }
 
@@ -56,6 +56,25 @@ void carve_outputs(Arena& arena, const RouterConfig& config, const BufferShape& 
   if (shape.keep_penalised) {
     out.penalised_TK = take_rows<std::uint8_t>(arena, shape, tokens, config.top_k);
   }
+}
+
+/// Bytes of the outputs of shape.tokens tokens, at any alignment.
+template <class Routing, class Config>
+std::size_t outputs_bytes(const Config& config, const BufferShape& shape) {
+  check_buffer_shape("RoutingBuffers", shape);
+  return measure([&](Arena& arena) {
+    Routing out;
+    carve_outputs(arena, config, shape, shape.tokens, out);
+  });
+}
+
+/// These outputs, in `memory`.
+template <class Routing, class Config>
+Routing outputs_in(const Config& config, const BufferShape& shape, Workspace memory) {
+  Arena arena("outputs", memory, outputs_bytes<Routing>(config, shape));
+  Routing out;
+  carve_outputs(arena, config, shape, shape.tokens, out);
+  return out;
 }
 
 }  // namespace GATEPRO_ABI
@@ -89,13 +108,10 @@ class RoutingBuffers {
     workspace_.resize(scratch);
     resize(shape.tokens);
   }
-  /// The same for up to `max_tokens` tokens and `workers` workers of an executor. A bool is no
-  /// number of workers: that does not compile.
-  RoutingBuffers(const R& router, Index max_tokens, int workers = 1)
+  /// The same for up to `max_tokens` tokens and the workers of an executor, or a number of workers.
+  /// A bool is none: that does not compile.
+  RoutingBuffers(const R& router, Index max_tokens, Workers workers = 1)
       : RoutingBuffers(router, BufferShape{max_tokens, workers}) {}
-
-  template <class Flag, std::enable_if_t<std::is_same_v<Flag, bool>, int> = 0>
-  RoutingBuffers(const R& router, Index max_tokens, Flag) = delete;
 
   /// Sets T for the calls that follow; an Error above max_tokens. Allocates nothing.
   void resize(Index tokens) {

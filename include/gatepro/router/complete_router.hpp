@@ -69,11 +69,14 @@ class CompleteRouter : public PartneredRouter<accumulator_t<X, W>, W, CompleteCo
 
   /// Bytes of the outputs of shape.tokens tokens.
   std::size_t outputs_bytes(const BufferShape& shape) const {
-    detail::check_buffer_shape("RoutingBuffers", shape);
-    return detail::measure([&](detail::Arena& arena) {
-      Routing out;
-      detail::carve_outputs(arena, config(), shape, shape.tokens, out);
-    });
+    return detail::outputs_bytes<Routing>(config(), shape);
+  }
+  /// The outputs of shape.tokens tokens in memory of the caller: what RoutingBuffers does with its
+  /// own. `memory` may hold anything; it is not written here. The same shape and memory give the
+  /// same views, so that a backward may ask again. Throws Error for negative sizes or a memory
+  /// below outputs_bytes(shape). No allocation.
+  Routing outputs(const BufferShape& shape, Workspace memory) const {
+    return detail::outputs_in<Routing>(config(), shape, memory);
   }
   /// Bytes of workspace for forward and backward.
   std::size_t workspace_bytes(const BufferShape& shape) const {
@@ -85,10 +88,10 @@ class CompleteRouter : public PartneredRouter<accumulator_t<X, W>, W, CompleteCo
   /// Routes T tokens.
   ///
   /// x_TH: T x H. w_EH: E x H. `in`: mask, sequences, pass, record. `out`: T rows, from
-  /// `RoutingBuffers::view` or with members of one's own. `reduce` sums int64 counts over ranks,
-  /// see NoReduce; a forward calls it once or not at all: for losses in Pass::training, for
-  /// CapacityRule::over_ranks in all passes but Pass::recompute, unless it follows the drops of a
-  /// record. Returns what backward must know.
+  /// `outputs`, `RoutingBuffers::view` or with members of one's own. `reduce` sums int64 counts
+  /// over ranks, see NoReduce; a forward calls it once or not at all: for losses in Pass::training,
+  /// for CapacityRule::over_ranks in all passes but Pass::recompute, unless it follows the drops of
+  /// a record. Returns what backward must know.
   ///
   /// A token's results do not depend on T, padding or the executor, nor, without noise, on its
   /// position; through a bias, a capacity or losses tokens meet in integers only. Throws Error for

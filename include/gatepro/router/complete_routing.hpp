@@ -43,8 +43,9 @@ struct CompleteReport : RoutingReport {
   std::uint64_t forward_id = 0;
 };
 
-/// Where a forward of T tokens writes and its backward reads. RoutingBuffers::view divides memory
-/// into all that the settings need; members may then be replaced by the caller's own memory with
+/// Where a forward of T tokens writes and its backward reads. `CompleteRouter::outputs` divides
+/// memory of the caller into all that the settings need, and RoutingBuffers::view its own; members
+/// may then be replaced by the caller's own memory with
 /// other strides. Of the members of RoutingView all but `statistics` are required, `penalised_TK`
 /// where gradients or a record need it: ids also of dropped choices, logits with their noise,
 /// weights of 0 for dropped choices, too, counts before drops.

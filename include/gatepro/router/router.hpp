@@ -48,13 +48,16 @@ class Router : public PartneredRouter<accumulator_t<X, W>, W, RouterConfig> {
 
   using Base::config;
 
-  /// Bytes of the outputs that RoutingBuffers has.
+  /// Bytes of the outputs of shape.tokens tokens, as RoutingBuffers has them.
   std::size_t outputs_bytes(const BufferShape& shape) const {
-    detail::check_buffer_shape("RoutingBuffers", shape);
-    return detail::measure([&](detail::Arena& arena) {
-      Routing out;
-      detail::carve_outputs(arena, config(), shape, shape.tokens, out);
-    });
+    return detail::outputs_bytes<Routing>(config(), shape);
+  }
+  /// The outputs of shape.tokens tokens in memory of the caller: what RoutingBuffers does with its
+  /// own. `memory` may hold anything; it is not written here. The same shape and memory give the
+  /// same views, so that a backward may ask again. Throws Error for negative sizes or a memory
+  /// below outputs_bytes(shape). No allocation.
+  Routing outputs(const BufferShape& shape, Workspace memory) const {
+    return detail::outputs_in<Routing>(config(), shape, memory);
   }
   /// Bytes of workspace for forward and backward.
   std::size_t workspace_bytes(const BufferShape& shape) const {
@@ -63,7 +66,7 @@ class Router : public PartneredRouter<accumulator_t<X, W>, W, RouterConfig> {
                       backward_workspace_bytes(shape.tokens, shape.workers));
   }
   /// Bytes of workspace for any forward with up to `workers` workers. It does not depend on T.
-  std::size_t forward_workspace_bytes(int workers = 1) const {
+  std::size_t forward_workspace_bytes(Workers workers = 1) const {
     return detail::measure([&](detail::Arena& arena) { layout(arena, workers); });
   }
 
@@ -115,7 +118,7 @@ class Router : public PartneredRouter<accumulator_t<X, W>, W, RouterConfig> {
   }
 
   /// Bytes of workspace for backward of T tokens with up to `workers` workers.
-  std::size_t backward_workspace_bytes(Index num_tokens, int workers = 1) const {
+  std::size_t backward_workspace_bytes(Index num_tokens, Workers workers = 1) const {
     return dselected_bytes(num_tokens) + stage_bytes(num_tokens, workers);
   }
 

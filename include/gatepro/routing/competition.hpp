@@ -34,7 +34,7 @@ inline namespace GATEPRO_ABI {
 
 /// Bytes of workspace for apply_competition.
 template <class A>
-std::size_t apply_competition_workspace_bytes(Index num_experts, int workers = 1) {
+std::size_t apply_competition_workspace_bytes(Index num_experts, Workers workers = 1) {
   detail::Checks("apply_competition").query_experts(num_experts);
   return detail::measure([&](detail::Arena& arena) {
     const auto carve = [&](detail::Arena& a) { return detail::carve_group<A>(a, num_experts, 1); };

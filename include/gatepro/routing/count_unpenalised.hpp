@@ -28,7 +28,7 @@ inline namespace GATEPRO_ABI {
 
 /// Bytes of workspace for count_unpenalised, whatever T is.
 template <class A>
-std::size_t count_unpenalised_workspace_bytes(Index num_experts, Index top_k, int workers = 1) {
+std::size_t count_unpenalised_workspace_bytes(Index num_experts, Index top_k, Workers workers = 1) {
   return route_logits_workspace_bytes<A>(
       num_experts, detail::plain_selection(ScoreFunction::softmax_after_top_k, top_k), workers);
 }

@@ -59,7 +59,7 @@ inline namespace GATEPRO_ABI {
 /// Bytes of workspace for route_logits, whatever T is. Throws Error for a rule that does not fit.
 template <class A>
 std::size_t route_logits_workspace_bytes(Index num_experts, const SelectionRule& rule,
-                                         int workers = 1) {
+                                         Workers workers = 1) {
   detail::check_selection<A>("route_logits", rule, num_experts);
   return detail::pass_bytes<detail::RuledSelection<A>>(num_experts, rule, workers);
 }

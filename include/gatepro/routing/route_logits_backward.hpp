@@ -214,7 +214,7 @@ inline namespace GATEPRO_ABI {
 /// Bytes of workspace for route_logits_backward, whatever T is.
 template <class A>
 std::size_t route_logits_backward_workspace_bytes(Index num_experts, const SelectionRule& rule,
-                                                  int workers = 1) {
+                                                  Workers workers = 1) {
   detail::check_selection<A>("route_logits_backward", rule, num_experts);
   return detail::pass_bytes<detail::RuledSelection<A>>(num_experts, rule, workers);
 }

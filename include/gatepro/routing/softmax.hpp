@@ -49,7 +49,7 @@ inline namespace GATEPRO_ABI {
 
 /// Bytes of workspace for softmax_selected.
 template <class A>
-std::size_t softmax_selected_workspace_bytes(Index top_k, int workers = 1) {
+std::size_t softmax_selected_workspace_bytes(Index top_k, Workers workers = 1) {
   return detail::measure([&](detail::Arena& arena) {
     const auto carve = [&](detail::Arena& a) { return detail::carve_group<A>(a, 1, top_k); };
     detail::PerWorker(arena, workers, carve);

@@ -48,7 +48,7 @@ inline namespace GATEPRO_ABI {
 
 /// Bytes of workspace for select_top_k.
 template <class A>
-std::size_t select_top_k_workspace_bytes(Index num_experts, Index top_k, int workers = 1) {
+std::size_t select_top_k_workspace_bytes(Index num_experts, Index top_k, Workers workers = 1) {
   detail::Checks("select_top_k").query_experts(num_experts);
   return detail::measure([&](detail::Arena& arena) {
     const auto carve = [&](detail::Arena& a) {

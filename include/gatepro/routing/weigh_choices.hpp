@@ -25,7 +25,7 @@ inline namespace GATEPRO_ABI {
 /// Bytes of workspace for weigh_choices, whatever T is.
 template <class A>
 std::size_t weigh_choices_workspace_bytes(Index num_experts, const SelectionRule& rule,
-                                          int workers = 1) {
+                                          Workers workers = 1) {
   detail::check_selection<A>("weigh_choices", rule, num_experts);
   return detail::measure([&](detail::Arena& arena) {
     arena.take<Index>(num_experts);
