@@ -30,9 +30,10 @@ Contest prepare(const Shape&) {
 }
 
 void summarise(Figures& figures) {
-  constexpr int rounds = 5;  // of many seconds each
-  const Samples samples = measure(
-      prepare({}), {"include_gatepro", "include_eigen", "hello_gatepro", "hello_eigen"}, rounds);
+  constexpr int rounds = 3;  // of many seconds each
+  const Samples samples =
+      measure(prepare({}), {"include_gatepro", "include_eigen", "hello_gatepro", "hello_eigen"},
+              rounds, Clock::children);
   figures.add(over("include_over_eigen", samples, "include_gatepro", "include_eigen", 1));
   figures.add(over("hello_over_eigen", samples, "hello_gatepro", "hello_eigen", 1));
 }

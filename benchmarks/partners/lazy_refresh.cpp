@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: MIT
 // A lazy refresh beside a full one, while the router weights walk at random.
-#include <chrono>
 #include <memory>
 #include <stdexcept>
 
@@ -62,9 +61,9 @@ Contest prepare(const Shape& shape) {
 }
 
 double seconds_of(const Run& run) {
-  const auto start = std::chrono::steady_clock::now();
+  const double start = seconds_now(Clock::thread);
   run();
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return seconds_now(Clock::thread) - start;
 }
 
 /// Seconds of a refresh, without the steps. A sample is the mean over so many steps that the rare

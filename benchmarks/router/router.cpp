@@ -75,7 +75,7 @@ Figure two_threads() {
   Figure figure{"openmp_2_threads_E128"};
   const Contest contest = prepare(e128);
   const double busy_before = processors_busy_elsewhere();
-  const Samples samples = measure(contest, {"gatepro", "gatepro_openmp"}, many_rounds);
+  const Samples samples = measure(contest, {"gatepro", "gatepro_openmp"}, many_rounds, Clock::wall);
   const double busy_after = processors_busy_elsewhere();
   if (!samples.best("gatepro_openmp")) {
     figure.note = "OpenMP is missing";

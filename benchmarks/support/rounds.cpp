@@ -2,7 +2,6 @@
 #include "support/rounds.hpp"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <cstdlib>
 #include <random>
@@ -19,19 +18,18 @@ double median(std::vector<double> values) {
   return *middle;
 }
 
-double seconds_per_run(const Run& run, int repeats) {
-  const auto start = std::chrono::steady_clock::now();
+double seconds_per_run(const Run& run, int repeats, Clock clock) {
+  const double start = seconds_now(clock);
   for (int i = 0; i < repeats; ++i) run();
-  const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
-  return elapsed.count() / repeats;
+  return (seconds_now(clock) - start) / repeats;
 }
 
 /// A contestant and how many runs make a sample.
 struct Entrant {
-  Entrant(const std::string& name_, const Run& run_) : name(name_), run(&run_) {
-    double estimate = seconds_per_run(run_, 1);
+  Entrant(const std::string& name_, const Run& run_, Clock clock) : name(name_), run(&run_) {
+    double estimate = seconds_per_run(run_, 1, clock);
     needs_warming = estimate < long_run;
-    if (needs_warming) estimate = std::max(seconds_per_run(run_, 1), 1e-8);
+    if (needs_warming) estimate = std::max(seconds_per_run(run_, 1, clock), 1e-8);
     repeats = std::max(1, static_cast<int>(std::ceil(shortest_sample / estimate)));
   }
   std::string name;
@@ -77,10 +75,11 @@ std::optional<double> Samples::median_of(const std::string& a, const std::string
   return median(joined);
 }
 
-Samples measure(const Contest& contest, const std::vector<std::string>& names, int rounds) {
+Samples measure(const Contest& contest, const std::vector<std::string>& names, int rounds,
+                Clock clock) {
   std::vector<Entrant> entrants;
   for (const std::string& name : names) {
-    if (const Run* run = contest.find(name)) entrants.emplace_back(name, *run);
+    if (const Run* run = contest.find(name)) entrants.emplace_back(name, *run, clock);
   }
   Samples samples;
   std::mt19937 random(5);
@@ -88,7 +87,7 @@ Samples measure(const Contest& contest, const std::vector<std::string>& names, i
     std::shuffle(entrants.begin(), entrants.end(), random);
     for (const Entrant& entrant : entrants) {
       if (entrant.needs_warming) (*entrant.run)();
-      samples.append(entrant.name, seconds_per_run(*entrant.run, entrant.repeats));
+      samples.append(entrant.name, seconds_per_run(*entrant.run, entrant.repeats, clock));
     }
   }
   return samples;

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "support/clock.hpp"
 #include "support/contest.hpp"
 
 namespace bench {
@@ -42,7 +43,8 @@ class Samples {
 /// Times the named contestants; one that is missing is left out. Each sample is at least half a
 /// millisecond long and, unless it is very long, follows an untimed run of the same contestant, so
 /// that every contestant finds the caches as it left them, whoever ran before.
-Samples measure(const Contest& contest, const std::vector<std::string>& names, int rounds);
+Samples measure(const Contest& contest, const std::vector<std::string>& names, int rounds,
+                Clock clock = Clock::thread);
 
 }  // namespace bench
 
