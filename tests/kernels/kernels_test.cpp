@@ -17,6 +17,7 @@ namespace {
 using data::at;
 using gatepro::Index;
 using gatepro::RowMatrix;
+using gatepro::detail::CompetitionRule;
 using gatepro::detail::GateKernels;
 using gatepro::detail::GradientKernels;
 using gatepro::detail::Isa;
@@ -267,7 +268,7 @@ void expect_top_k(const Kernels<A>& kernel, const RowMatrix<KeyOf<A>>& keys_EL,
   for (Index k : ks) {
     RowMatrix<KeyOf<A>> top_keys_KL = RowMatrix<KeyOf<A>>::Constant(k + 1, lanes, 77);
     RowMatrix<KeyOf<A>> top_ids_KL = RowMatrix<KeyOf<A>>::Constant(k + 1, lanes, 77);
-    kernel.top_k(keys_EL.data(), experts, k, top_keys_KL.data(), top_ids_KL.data());
+    kernel.top_k(keys_EL.data(), experts, k, {top_keys_KL.data(), top_ids_KL.data()});
     for (Index lane = 0; lane < lanes; ++lane) {
       for (Index j = 0; j < k; ++j) {
         const Index id = at(sorted, lane, j);
@@ -277,6 +278,69 @@ void expect_top_k(const Kernels<A>& kernel, const RowMatrix<KeyOf<A>>& keys_EL,
       ASSERT_EQ(top_keys_KL(k, lane), 77);
       ASSERT_EQ(top_ids_KL(k, lane), 77);
     }
+  }
+}
+
+/// Ids in the order of a competition: survivors, losers, NaNs; then by ranked key; then by id.
+template <class A>
+std::vector<Index> ids_after_competition(const RowMatrix<KeyOf<A>>& keys_EL, Index lane,
+                                         const std::vector<std::int32_t>& rivals,
+                                         const CompetitionRule<A>& rule,
+                                         std::vector<KeyOf<A>>& ranked) {
+  using O = Order<A>;
+  std::vector<std::pair<int, KeyOf<A>>> places;
+  ranked.clear();
+  for (Index e = 0; e < keys_EL.rows(); ++e) {
+    const KeyOf<A> own = keys_EL(e, lane);
+    const bool loses = own != O::nan && own < keys_EL(rivals[static_cast<std::size_t>(e)], lane);
+    const bool is_loser = loses && rule.eliminate;
+    const KeyOf<A> paid = loses ? key_of(static_cast<A>(value_of<A>(own) - rule.lambda)) : own;
+    places.push_back({own == O::nan ? 0 : is_loser ? 1 : 2, rule.eliminate ? own : paid});
+    ranked.push_back(is_loser ? O::loser : rule.eliminate ? own : paid);
+  }
+  std::vector<Index> ids(places.size());
+  std::iota(ids.begin(), ids.end(), Index{0});
+  std::stable_sort(ids.begin(), ids.end(), [&](Index a, Index b) {
+    return places[static_cast<std::size_t>(a)] > places[static_cast<std::size_t>(b)];
+  });
+  return ids;
+}
+
+template <class A>
+void expect_top_k_after_competition(const Kernels<A>& kernel, const RowMatrix<KeyOf<A>>& keys_EL,
+                                    Index k, A lambda, bool eliminate) {
+  using Keys = RowMatrix<KeyOf<A>>;
+  const Index lanes = kernel.lanes, experts = keys_EL.rows();
+  std::vector<std::int32_t> rivals;
+  for (Index e = 0; e < experts; ++e) {
+    rivals.push_back(
+        static_cast<std::int32_t>(data::random_below(experts, 11, static_cast<std::uint64_t>(e))));
+  }
+  CompetitionRule<A> rule;
+  rule.rivals.only = rivals.data();
+  rule.eliminate = eliminate;
+  rule.lambda = lambda;
+  Keys ranked_EL(experts, lanes), other_keys(k, lanes), other_ids(k, lanes);
+  Keys top_keys = Keys::Constant(k + 1, lanes, 77), top_ids = top_keys;
+  kernel.compete(keys_EL.data(), experts, rule, ranked_EL.data());
+  const gatepro::detail::SelectedKeys<KeyOf<A>> top{top_keys.data(), top_ids.data()};
+  if (eliminate) {
+    kernel.top_k_of_survivors(keys_EL.data(), experts, k, ranked_EL.data(),
+                              {other_keys.data(), other_ids.data()}, top);
+  } else {
+    kernel.top_k(ranked_EL.data(), experts, k, top);
+  }
+  std::vector<KeyOf<A>> ranked;
+  for (Index lane = 0; lane < lanes; ++lane) {
+    const auto ids = ids_after_competition<A>(keys_EL, lane, rivals, rule, ranked);
+    for (Index j = 0; j < k; ++j) {
+      const Index id = ids[static_cast<std::size_t>(j)];
+      ASSERT_EQ(top_ids(j, lane), id) << "E " << experts << " k " << k << " slot " << j
+                                      << " eliminate " << eliminate << " lambda " << lambda;
+      ASSERT_EQ(top_keys(j, lane), ranked[static_cast<std::size_t>(id)]);
+    }
+    ASSERT_EQ(top_keys(k, lane), 77);
+    ASSERT_EQ(top_ids(k, lane), 77);
   }
 }
 
@@ -313,6 +377,27 @@ std::vector<RowMatrix<KeyOf<A>>> hard_keys(Index experts, Index lanes) {
     return static_cast<Key>(one + (e % 2 == 0 ? 1 : -1) * (e + 1) * 4096);
   });
   return kinds;
+}
+
+TYPED_TEST(KernelsTest, TopKAfterCompetitionIsAStableSort) {
+  using A = TypeParam;
+  this->for_each_isa([](const Kernels<A>& kernel, Isa) {
+    for (Index experts : {1, 2, 3, 8, 9, 16, 17, 33, 64, 200}) {
+      for (const auto& any_keys_EL : hard_keys<A>(experts, kernel.lanes)) {
+        // Of logits: none below -inf but for NaN.
+        const RowMatrix<KeyOf<A>> keys_EL = any_keys_EL.unaryExpr([](KeyOf<A> key) {
+          return key < -Order<A>::infinity ? Order<A>::nan : (std::min)(key, Order<A>::infinity);
+        });
+        for (Index k : {1, 2, 3, 4, 5, 8, 9, 16, 40, 70, 200}) {
+          if (k > experts) continue;
+          for (double lambda : {0.0, 1e-4, 0.5, 1e4}) {
+            expect_top_k_after_competition<A>(kernel, keys_EL, k, static_cast<A>(lambda), false);
+          }
+          expect_top_k_after_competition<A>(kernel, keys_EL, k, A(0), true);
+        }
+      }
+    }
+  });
 }
 
 TYPED_TEST(KernelsTest, TopKIsAStableSort) {

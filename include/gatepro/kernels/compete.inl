@@ -40,21 +40,22 @@ GATEPRO_FN void compete_as(const BitsOf<A>* keys_EL, Index experts, RivalView ri
 /// to Order::loser. An expert loses if its key is strictly below that of any rival, or with
 /// `ties_lose` equal to that of a rival of lower id; NaNs never do.
 template <class A>
-GATEPRO_KERNEL void compete(const BitsOf<A>* keys_EL, Index experts, const RivalView& rivals,
-                            bool eliminate, bool ties_lose, A lambda, BitsOf<A>* ranked_EL) {
+GATEPRO_KERNEL void compete(const BitsOf<A>* keys_EL, Index experts, const CompetitionRule<A>& rule,
+                            BitsOf<A>* ranked_EL) {
+  const RivalView& rivals = rule.rivals;
   const bool several = rivals.only == nullptr;
-  if (ties_lose && eliminate) {
-    compete_as<A, true, true, true>(keys_EL, experts, rivals, lambda, ranked_EL);
-  } else if (ties_lose) {
-    compete_as<A, false, true, true>(keys_EL, experts, rivals, lambda, ranked_EL);
-  } else if (eliminate && several) {
-    compete_as<A, true, true, false>(keys_EL, experts, rivals, lambda, ranked_EL);
-  } else if (eliminate) {
-    compete_as<A, true, false, false>(keys_EL, experts, rivals, lambda, ranked_EL);
+  if (rule.ties_lose && rule.eliminate) {
+    compete_as<A, true, true, true>(keys_EL, experts, rivals, rule.lambda, ranked_EL);
+  } else if (rule.ties_lose) {
+    compete_as<A, false, true, true>(keys_EL, experts, rivals, rule.lambda, ranked_EL);
+  } else if (rule.eliminate && several) {
+    compete_as<A, true, true, false>(keys_EL, experts, rivals, rule.lambda, ranked_EL);
+  } else if (rule.eliminate) {
+    compete_as<A, true, false, false>(keys_EL, experts, rivals, rule.lambda, ranked_EL);
   } else if (several) {
-    compete_as<A, false, true, false>(keys_EL, experts, rivals, lambda, ranked_EL);
+    compete_as<A, false, true, false>(keys_EL, experts, rivals, rule.lambda, ranked_EL);
   } else {
-    compete_as<A, false, false, false>(keys_EL, experts, rivals, lambda, ranked_EL);
+    compete_as<A, false, false, false>(keys_EL, experts, rivals, rule.lambda, ranked_EL);
   }
 }
 

@@ -16,6 +16,8 @@
 
 #include "gatepro/kernels/top_k.inl"
 
+#include "gatepro/kernels/losers.inl"
+
 #include "gatepro/kernels/softmax.inl"
 
 #include "gatepro/kernels/logarithm.inl"
@@ -34,9 +36,10 @@ inline constexpr Table table{};
 
 template <class A>
 inline constexpr Kernels<A> table<Kernels<A>>{
-    lanes_v<A>, GATEPRO_PANEL_VECTORS, load_keys<A>,    store_lanes<A>,  count_ids<A>,
-    compete<A>, mark_losers<A>,        top_k<A>,        softmax<A>,      largest_magnitude<A>,
-    scale<A>,   normalise<A>,          row_products<A>, pair_products<A>};
+    lanes_v<A>,      GATEPRO_PANEL_VECTORS, load_keys<A>, store_lanes<A>, count_ids<A>,
+    compete<A>,      mark_losers<A>,        top_k<A>,     refill<A>,      top_k_of_survivors<A>,
+    softmax<A>,      largest_magnitude<A>,  scale<A>,     normalise<A>,   row_products<A>,
+    pair_products<A>};
 
 template <class A>
 inline constexpr ScoreKernels<A> table<ScoreKernels<A>>{scores<A>, slopes<A>, shares<A>,

@@ -22,6 +22,22 @@ struct RivalView {
   const std::int32_t* only = nullptr;
 };
 
+/// Who loses, and what it pays.
+template <class A>
+struct CompetitionRule {
+  RivalView rivals;
+  bool eliminate = false;
+  bool ties_lose = false;  ///< The higher id loses where logits are equal.
+  A lambda = 0;
+};
+
+/// Keys and ids of K experts for each lane.
+template <class Key>
+struct SelectedKeys {
+  Key* keys_KL;
+  Key* ids_KL;
+};
+
 /// True if the gate kernel for few experts takes tokens of X as they are, which it reads once, a
 /// vector at a time. Others, and those of the kernel for many, are widened into a buffer first.
 template <class X, class A>
@@ -60,12 +76,16 @@ struct Kernels {
                     Key* keys_EL);
   void (*store_lanes)(const void* values_CL, Index cols, Index tokens, void* to, Index row_stride);
   void (*count_ids)(const Key* ids_KL, Index k, Index tokens, std::int64_t* tokens_per_expert_E);
-  void (*compete)(const Key* keys_EL, Index experts, const RivalView& rivals, bool eliminate,
-                  bool ties_lose, A lambda, Key* ranked_EL);
+  void (*compete)(const Key* keys_EL, Index experts, const CompetitionRule<A>& rule,
+                  Key* ranked_EL);
   void (*mark_losers)(const Key* keys_EL, const Key* ids_KL, Index k, const RivalView& rivals,
                       bool ties_lose, Index tokens, std::uint8_t* lost_TK, Index row_stride,
                       Index col_stride);
-  void (*top_k)(const Key* keys_EL, Index experts, Index k, Key* top_keys_KL, Key* top_ids_KL);
+  void (*top_k)(const Key* keys_EL, Index experts, Index k, const SelectedKeys<Key>& top);
+  void (*refill)(const Key* order_EL, Index experts, Index k, Key* ranked_EL,
+                 const SelectedKeys<Key>& scratch, const SelectedKeys<Key>& top);
+  void (*top_k_of_survivors)(const Key* keys_EL, Index experts, Index k, Key* ranked_EL,
+                             const SelectedKeys<Key>& scratch, const SelectedKeys<Key>& top);
   void (*softmax)(const Key* keys_KL, Index k, A* weights_KL, Key* nonfinite_L);
   Key (*largest_magnitude)(const A* row, Index count);
   A (*scale)(A* row, Index count, A first, A second);

@@ -1,22 +1,21 @@
 // SPDX-License-Identifier: MIT
-// Selection kernels: the k largest keys of each lane, by one of four ways that give the same.
+// Selection kernels: the k largest keys of each lane, by one of three ways that give the same.
 
-/// Inserts one expert per lane into descending lists of `k`. Only a strictly larger key moves
-/// ahead, so equal keys stay in ascending order of id. All comparisons are with the candidate:
-/// there is no chain from slot to slot.
+/// What experts rank by. In elimination all survivors rank before all losers, whose keys decide
+/// among themselves: half of the integers are for either, so that keys lose their lowest bit.
 template <class A>
-GATEPRO_FN void insert(Keys<A> key, Keys<A> id, int k, Keys<A>* top_keys, Keys<A>* top_ids) {
-  auto ahead = key > top_keys[k - 1];
-  GATEPRO_UNROLL
-  for (int j = k - 1; j > 0; --j) {
-    const auto ahead_of_next = key > top_keys[j - 1];
-    top_keys[j] = select(ahead, select(ahead_of_next, top_keys[j - 1], key), top_keys[j]);
-    top_ids[j] = select(ahead, select(ahead_of_next, top_ids[j - 1], id), top_ids[j]);
-    ahead = ahead_of_next;
+struct RankedKeys {
+  const BitsOf<A>* order_EL;  ///< Which ranks first, but for its lowest bits.
+  const BitsOf<A>* exact_EL;  ///< What decides between those that rank the same; may be order_EL.
+
+  static constexpr BitsOf<A> half = BitsOf<A>(1) << (8 * int(sizeof(A)) - 2);
+
+  GATEPRO_FN bool splits_losers() const { return order_EL != exact_EL; }
+  /// The bits of exact keys that are lost where `order` loses `low_bits`.
+  GATEPRO_FN Keys<A> lost_bits(Keys<A> low_bits) const {
+    return splits_losers() ? low_bits << 1 | Keys<A>::splat(1) : low_bits;
   }
-  top_keys[0] = select(ahead, key, top_keys[0]);
-  top_ids[0] = select(ahead, id, top_ids[0]);
-}
+};
 
 /// Puts the larger of two keys first.
 template <class A>
@@ -151,99 +150,128 @@ GATEPRO_FN typename Keys<A>::Mask lanes_using(Keys<A> bits, const BitsOf<A>* key
   return (used & bits) > Keys<A>::splat(0);
 }
 
-/// Puts k keys in descending order. Only neighbours change places, and only if the second is
-/// larger, so equal keys keep theirs.
+/// The expert of the largest exact key among those that tie with `last`, in the lanes of `which`.
 template <class A>
-GATEPRO_FN void settle_order(Index k, BitsOf<A>* keys_KL, BitsOf<A>* ids_KL) {
+GATEPRO_FN void settle_last(const PackedKeys<A>& packed, const RankedKeys<A>& keys, Index experts,
+                            Keys<A> last, typename Keys<A>::Mask which, BitsOf<A>* ids_L) {
   constexpr int L = lanes_v<A>;
-  for (Index last = L; last < k * L; last += L) {
-    for (Index second = last; second > 0; second -= L) {
-      const Index first = second - L;
-      const Keys<A> key = Keys<A>::load(keys_KL + first), next = Keys<A>::load(keys_KL + second);
-      const Keys<A> id = Keys<A>::load(ids_KL + first), next_id = Keys<A>::load(ids_KL + second);
-      const auto ahead = next > key;
-      larger(key, next).store(keys_KL + first);
-      smaller(key, next).store(keys_KL + second);
-      select(ahead, next_id, id).store(ids_KL + first);
-      select(ahead, id, next_id).store(ids_KL + second);
+  const Keys<A> packed_id = Keys<A>::load(ids_L);
+  Keys<A> best = Keys<A>::splat(Order<A>::empty);
+  Keys<A> best_id = packed_id;
+  for (Index e = 0; e < experts; ++e) {
+    const Keys<A> exact = Keys<A>::load(keys.exact_EL + e * L);
+    const auto ties = packed.tie(Keys<A>::load(keys.order_EL + e * L), last);
+    const auto ahead = ties & (exact > best);
+    best = select(ahead, exact, best);
+    best_id = select(ahead, Keys<A>::splat(BitsOf<A>(e)), best_id);
+  }
+  select(which, best_id, packed_id).store(ids_L);
+}
+
+/// Puts exact keys that tie in descending order. Only neighbours change places, and only if the
+/// second is larger, so equal keys keep theirs.
+template <class A>
+GATEPRO_FN void settle_order(const PackedKeys<A>& packed, const Keys<A>* top, Index k,
+                             const SelectedKeys<BitsOf<A>>& to) {
+  constexpr int L = lanes_v<A>;
+  for (Index last = 1; last < k; ++last) {
+    for (Index second = last; second > 0; --second) {
+      BitsOf<A>* keys = to.keys_KL + (second - 1) * L;
+      BitsOf<A>* ids = to.ids_KL + (second - 1) * L;
+      const Keys<A> key = Keys<A>::load(keys), next = Keys<A>::load(keys + L);
+      const Keys<A> id = Keys<A>::load(ids), next_id = Keys<A>::load(ids + L);
+      const auto ahead = packed.tie(top[second - 1], top[second]) & (next > key);
+      select(ahead, next, key).store(keys);
+      select(ahead, key, next).store(keys + L);
+      select(ahead, next_id, id).store(ids);
+      select(ahead, id, next_id).store(ids + L);
     }
+  }
+}
+
+/// Keys of the selected that rank among losers become Order::loser; a NaN keeps its own, which is
+/// lower.
+template <class A>
+GATEPRO_FN void mark_losers_of(const Keys<A>* top, Index k, BitsOf<A>* keys_KL) {
+  for (Index j = 0; j < k; ++j) {
+    const Keys<A> exact = Keys<A>::load(keys_KL + j * lanes_v<A>);
+    const Keys<A> lowered = smaller(Keys<A>::splat(Order<A>::loser), exact);
+    select(top[j] < Keys<A>::splat(0), lowered, exact).store(keys_KL + j * lanes_v<A>);
   }
 }
 
 /// Writes the first k of k + 1 packed keys: exact keys and ids. Neighbours that differ in the
 /// replaced bits at most may be in the wrong order, unless their lane's keys use none of these.
 /// (Logits rounded to bfloat16 do not; their ties are true ties.) Among the selected, that is put
-/// right. If it may have cost the last its place, returns false, with nothing written.
+/// right, and so is who takes the last place. If it may have cost others theirs, returns false.
 template <class A>
-GATEPRO_SHARED bool store_packed(const PackedKeys<A>& packed, const Keys<A>* top,
-                                 const BitsOf<A>* keys_EL, Index experts, Index k,
-                                 BitsOf<A>* top_keys_KL, BitsOf<A>* top_ids_KL) {
+GATEPRO_SHARED bool store_packed(const PackedKeys<A>& packed, const RankedKeys<A>& keys,
+                                 const Keys<A>* top, Index experts, Index k,
+                                 const SelectedKeys<BitsOf<A>>& to) {
   constexpr int L = lanes_v<A>;
-  const auto last_in_doubt = packed.tie(top[k - 1], top[k]);
-  if (any_lane(last_in_doubt) &&
-      any_lane(last_in_doubt & lanes_using<A>(packed.low_bits, keys_EL, experts))) {
-    return false;
+  for (Index j = 0; j < k; ++j) packed.id(top[j]).store(to.ids_KL + j * L);
+  auto last_in_doubt = packed.tie(top[k - 1], top[k]);
+  if (any_lane(last_in_doubt)) {
+    const Keys<A> lost_bits = keys.lost_bits(packed.low_bits);
+    last_in_doubt = last_in_doubt & lanes_using<A>(lost_bits, keys.exact_EL, experts);
+    if (k > 1 && any_lane(last_in_doubt & packed.tie(top[k - 2], top[k - 1]))) return false;
+    if (any_lane(last_in_doubt)) {
+      settle_last<A>(packed, keys, experts, top[k - 1], last_in_doubt, to.ids_KL + (k - 1) * L);
+    }
   }
   Keys<A> order_in_doubt = Keys<A>::splat(0);
   for (Index j = 0; j < k; ++j) {
     if (j > 0) order_in_doubt = order_in_doubt | packed.tie(top[j - 1], top[j]);
-    BitsOf<A>* ids = top_ids_KL + j * L;
-    packed.id(top[j]).store(ids);
     GATEPRO_UNROLL
     for (int lane = 0; lane < L; ++lane) {
-      top_keys_KL[j * L + lane] = keys_EL[Index(ids[lane]) * L + lane];
+      to.keys_KL[j * L + lane] = keys.exact_EL[Index(to.ids_KL[j * L + lane]) * L + lane];
     }
   }
-  if (any_lane(order_in_doubt)) settle_order<A>(k, top_keys_KL, top_ids_KL);
+  if (any_lane(order_in_doubt)) settle_order<A>(packed, top, k, to);
+  if (keys.splits_losers()) mark_losers_of<A>(top, k, to.keys_KL);
   return true;
 }
 
-/// The k <= Slots largest keys of each lane by maxima and minima alone, less than half the work of
-/// `insert`. False, with nothing written, if that may have cost an expert its place.
+/// The k <= Slots largest keys of each lane by maxima and minima alone. False if that may have cost
+/// an expert its place.
 template <class A, int Slots>
-GATEPRO_FN bool top_k_packed(const BitsOf<A>* keys_EL, Index experts, Index k,
-                             BitsOf<A>* top_keys_KL, BitsOf<A>* top_ids_KL) {
+GATEPRO_FN bool top_k_packed(const RankedKeys<A>& keys, Index experts, Index k,
+                             const SelectedKeys<BitsOf<A>>& to) {
   PackedKeys<A> packed(experts);
   Keys<A> top[std::size_t(Slots + 1)];
   const int blocks = Slots <= 8 ? 1 : int(k + 7) / 8;
   const int used_slots = Slots <= 8 ? Slots : 8 * blocks;
   for (int j = 0; j <= used_slots; ++j) top[j] = Keys<A>::splat(Order<A>::lowest);
   if constexpr (Slots < 8) {
-    insert_packed<A, Slots>(packed, keys_EL, experts, top);
+    insert_packed<A, Slots>(packed, keys.order_EL, experts, top);
   } else {
-    merge_packed<A>(packed, keys_EL, experts, blocks, top);
+    merge_packed<A>(packed, keys.order_EL, experts, blocks, top);
   }
   // Copies have addresses, so that what the loops above change may stay in registers.
   const PackedKeys<A> ids = packed;
   Keys<A> selected[std::size_t(Slots + 1)];
   for (Index j = 0; j <= k; ++j) selected[j] = top[j];
-  return store_packed<A>(ids, selected, keys_EL, experts, k, top_keys_KL, top_ids_KL);
+  return store_packed<A>(ids, keys, selected, experts, k, to);
 }
 
-/// The same, exactly, by insertion into lists that stay in registers.
-template <class A, int Slots>
-GATEPRO_FN void top_k_inserted(const BitsOf<A>* keys_EL, Index experts, Index k,
-                               BitsOf<A>* top_keys_KL, BitsOf<A>* top_ids_KL) {
-  constexpr int L = lanes_v<A>;
-  Keys<A> top_keys[std::size_t(Slots)], top_ids[std::size_t(Slots)];
-  GATEPRO_UNROLL
-  for (int j = 0; j < Slots; ++j) {
-    top_keys[j] = Keys<A>::splat(Order<A>::empty);
-    top_ids[j] = Keys<A>::splat(0);
+/// The same for any k that is worth it.
+template <class A>
+GATEPRO_SHARED bool top_k_packed(const RankedKeys<A>& keys, Index experts, Index k,
+                                 const SelectedKeys<BitsOf<A>>& to) {
+  // Where registers are short, the code for longer lists serves lists of 8 as well.
+  constexpr bool lists_of_8_fit = GATEPRO_BYTES > 16;
+  // With more experts, a float has too few bits for key and id: a lane is in doubt too often.
+  const Index most = experts <= 1024 || sizeof(A) == 8 ? 64 : 32;
+  if (k <= 2) return top_k_packed<A, 2>(keys, experts, k, to);
+  if (k <= 4) return top_k_packed<A, 4>(keys, experts, k, to);
+  if (k <= 8 && lists_of_8_fit) {
+    return top_k_packed < A, lists_of_8_fit ? 8 : 64 > (keys, experts, k, to);
   }
-  for (Index e = 0; e < experts; ++e) {
-    insert<A>(Keys<A>::load(keys_EL + e * L), Keys<A>::splat(BitsOf<A>(e)), Slots, top_keys,
-              top_ids);
-  }
-  GATEPRO_UNROLL
-  for (int j = 0; j < Slots; ++j) {
-    if (j >= k) break;
-    top_keys[j].store(top_keys_KL + j * L);
-    top_ids[j].store(top_ids_KL + j * L);
-  }
+  return k <= most && top_k_packed<A, 64>(keys, experts, k, to);
 }
 
-/// The same for any k: the lists stand in memory. Most of many keys are behind all of a short list.
+/// The same by insertion, which is exact. Only a strictly larger key moves ahead, so equal keys
+/// stay in ascending order of id. Most of many keys are behind all of a short list.
 template <class A>
 GATEPRO_FN void top_k_in_memory(const BitsOf<A>* keys_EL, Index experts, Index k,
                                 BitsOf<A>* top_keys_KL, BitsOf<A>* top_ids_KL) {
@@ -366,33 +394,13 @@ GATEPRO_FN void top_k_by_bits(const BitsOf<A>* keys_EL, Index experts, Index k,
 }
 
 /// The k largest keys of each lane, in descending order, with their ids.
-template <class A, int Slots>
-GATEPRO_FN void top_k_in_registers(const BitsOf<A>* keys_EL, Index experts, Index k,
-                                   BitsOf<A>* top_keys_KL, BitsOf<A>* top_ids_KL) {
-  if (!top_k_packed<A, Slots>(keys_EL, experts, k, top_keys_KL, top_ids_KL)) {
-    top_k_inserted<A, Slots>(keys_EL, experts, k, top_keys_KL, top_ids_KL);
-  }
-}
-
 template <class A>
-GATEPRO_KERNEL void top_k(const BitsOf<A>* keys_EL, Index experts, Index k, BitsOf<A>* top_keys_KL,
-                          BitsOf<A>* top_ids_KL) {
-  // Where registers are short, the code for longer lists serves lists of 8 as well.
-  constexpr bool lists_of_8_fit = GATEPRO_BYTES > 16;
-  // With more experts, a float has too few bits for key and id: a lane is in doubt too often.
-  const Index most_packed = experts <= 1024 || sizeof(A) == 8 ? 64 : 32;
-  if (k <= 2) {
-    top_k_in_registers<A, 2>(keys_EL, experts, k, top_keys_KL, top_ids_KL);
-  } else if (k <= 4) {
-    top_k_in_registers<A, 4>(keys_EL, experts, k, top_keys_KL, top_ids_KL);
-  } else if (k <= 8 && lists_of_8_fit) {
-    top_k_in_registers<A, 8>(keys_EL, experts, k, top_keys_KL, top_ids_KL);
-  } else if (k <= most_packed &&
-             top_k_packed<A, 64>(keys_EL, experts, k, top_keys_KL, top_ids_KL)) {
-    return;
-  } else if (k <= 32 || k * k <= experts) {
-    top_k_in_memory<A>(keys_EL, experts, k, top_keys_KL, top_ids_KL);
+GATEPRO_KERNEL void top_k(const BitsOf<A>* keys_EL, Index experts, Index k,
+                          const SelectedKeys<BitsOf<A>>& top) {
+  if (top_k_packed<A>({keys_EL, keys_EL}, experts, k, top)) return;
+  if (k <= 32 || k * k <= experts) {
+    top_k_in_memory<A>(keys_EL, experts, k, top.keys_KL, top.ids_KL);
   } else {
-    top_k_by_bits<A>(keys_EL, experts, k, top_keys_KL, top_ids_KL);
+    top_k_by_bits<A>(keys_EL, experts, k, top.keys_KL, top.ids_KL);
   }
 }

@@ -14,14 +14,10 @@
 namespace gatepro {
 namespace detail {
 
-/// The competition as the kernels take it.
+/// The competition of a call.
 template <class A>
-struct ActiveCompetition {
+struct ActiveCompetition : CompetitionRule<A> {
   bool active = false;
-  bool eliminate = false;
-  bool ties_lose = false;  ///< The higher id loses where logits are equal.
-  A lambda = 0;
-  RivalView rivals;
 };
 
 inline namespace GATEPRO_ABI {
@@ -59,8 +55,7 @@ template <class A>
 const typename Order<A>::Key* compete(const RoutingGroup<A>& group, Index experts,
                                       const ActiveCompetition<A>& competition) {
   if (!competition.active) return group.keys_EL;
-  kernels<A>().compete(group.keys_EL, experts, competition.rivals, competition.eliminate,
-                       competition.ties_lose, competition.lambda, group.ranked_EL);
+  kernels<A>().compete(group.keys_EL, experts, competition, group.ranked_EL);
   return group.ranked_EL;
 }
 

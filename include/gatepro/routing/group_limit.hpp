@@ -74,8 +74,8 @@ void rank_groups(const GroupLimitScratch<A>& scratch, const SelectionRule& rule,
   const Index group_size = experts / rule.groups.num_groups;
   const Index count = experts_per_group_score(rule);
   for (Index g = 0; g < rule.groups.num_groups; ++g) {
-    kernels<A>().top_k(choice_EL + g * group_size * lanes, group_size, count, scratch.best_keys_NL,
-                       scratch.best_ids_NL);
+    kernels<A>().top_k(choice_EL + g * group_size * lanes, group_size, count,
+                       {scratch.best_keys_NL, scratch.best_ids_NL});
     for (Index lane = 0; lane < lanes; ++lane) {
       scratch.ranks_GL[g * lanes + lane] =
           rank_of_best<A>(scratch.best_keys_NL + lane, count, lanes);

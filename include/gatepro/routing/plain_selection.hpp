@@ -20,38 +20,12 @@ bool holds_losers(const RoutingGroup<A>& group, Index tokens, Index top_k) {
                      [](auto key) { return key <= Order<A>::loser; });
 }
 
-/// Gives the slots that survivors could not fill to the losers, in order of order_EL, then id. The
-/// selection left them to the losers in order of id, because all losers share one key. Overwrites
-/// ranked_EL.
+/// Selects the best K of ranked_EL, the logits' keys with losers. True if losers were selected.
 template <class A>
-void refill_from_losers(const RoutingGroup<A>& group, const typename Order<A>::Key* order_EL,
-                        typename Order<A>::Key* ranked_EL, Index tokens, Index experts,
-                        Index top_k) {
-  using O = Order<A>;
-  const Index lanes = kernels<A>().lanes;
-  for (Index i = 0; i < experts * lanes; ++i) {
-    ranked_EL[i] = ranked_EL[i] == O::loser ? order_EL[i] : O::empty;
-  }
-  kernels<A>().top_k(ranked_EL, experts, top_k, group.other_keys_KL, group.other_ids_KL);
-  for (Index lane = 0; lane < tokens; ++lane) {
-    Index next_loser = lane;
-    for (Index i = lane; i < top_k * lanes; i += lanes) {
-      if (group.top_keys_KL[i] != O::loser) continue;
-      group.ids_KL[i] = group.other_ids_KL[next_loser];
-      next_loser += lanes;
-    }
-  }
-}
-
-/// Selects the best K of the ranked keys, which stand in group.ranked_EL if some may be
-/// `eliminated`. True if losers were selected.
-template <class A>
-bool select_ranked(const RoutingGroup<A>& group, const typename Order<A>::Key* ranked_EL,
-                   bool eliminated, Index tokens, Index experts, Index top_k) {
-  kernels<A>().top_k(ranked_EL, experts, top_k, group.top_keys_KL, group.ids_KL);
-  if (!eliminated || !holds_losers(group, tokens, top_k)) return false;
-  refill_from_losers(group, group.keys_EL, group.ranked_EL, tokens, experts, top_k);
-  return true;
+bool select_survivors(const RoutingGroup<A>& group, Index tokens, Index experts, Index top_k) {
+  kernels<A>().top_k_of_survivors(group.keys_EL, experts, top_k, group.ranked_EL, group.other(),
+                                  group.top());
+  return holds_losers(group, tokens, top_k);
 }
 
 /// What RoutingPass does with a group.
@@ -67,18 +41,18 @@ struct PlainSelection {
   static Group carve(Arena& arena, Index experts, const SelectionRule& rule) {
     return carve_group<A>(arena, experts, rule.top_k);
   }
-  /// The keys by which experts rank.
-  const Key* rank(const Group& group, const TokenRange&, Index experts) const {
-    return compete(group, experts, competition);
-  }
   /// ids_KL and selected_KL. True if losers were selected.
-  bool choose(const Group& group, const Key* ranked_EL, const TokenRange& tokens,
-              Index experts) const {
-    return select_ranked(group, ranked_EL, competition.eliminate, tokens.count, experts, top_k);
+  bool choose(const Group& group, const TokenRange& tokens, Index experts) const {
+    const Key* ranked_EL = compete(group, experts, competition);
+    if (!competition.eliminate) {
+      kernels<A>().top_k(ranked_EL, experts, top_k, group.top());
+      return false;
+    }
+    return select_survivors(group, tokens.count, experts, top_k);
   }
   /// other_ids_KL: who would be chosen if nobody competed.
   void choose_unpenalised(const Group& group, Index experts) const {
-    kernels<A>().top_k(group.keys_EL, experts, top_k, group.other_keys_KL, group.other_ids_KL);
+    kernels<A>().top_k(group.keys_EL, experts, top_k, group.other());
   }
   /// weights_KL, scores_KL and nonfinite_L of the selected.
   void weigh(const Group& group, const TokenRange&) const {

@@ -95,12 +95,10 @@ struct RecordedSelection {
   static Group carve(Arena& arena, Index experts, const SelectionRule& rule) {
     return carve_ruled_group<A>(arena, experts, rule);
   }
-  const Key* rank(const Group& group, const TokenRange& tokens, Index experts) const {
+  bool choose(const Group& group, const TokenRange& tokens, Index experts) const {
     load_recorded_ids(group, choices, tokens);
-    return rank_by_record(group, experts, competition, choices, penalised_TK, tokens);
-  }
-  bool choose(const Group& group, const Key* ranked_EL, const TokenRange& tokens,
-              Index experts) const {
+    const Key* ranked_EL =
+        rank_by_record(group, experts, competition, choices, penalised_TK, tokens);
     if (!scores_after_top_k(rule)) {
       score_kernels<A>().scores(ranked_EL, experts, rule.scores.function, group.scores_EL,
                                 group.sum_L, nullptr);

@@ -33,6 +33,9 @@ struct RoutingGroup {
   A* scores_KL = nullptr;       ///< Scores of the selected.
   A* weights_KL = nullptr;      ///< Their weights.
   Key* nonfinite_L = nullptr;   ///< All ones where the weights are NaN.
+
+  SelectedKeys<Key> top() const { return {top_keys_KL, ids_KL}; }
+  SelectedKeys<Key> other() const { return {other_keys_KL, other_ids_KL}; }
 };
 
 /// The tokens of a group: `count` <= L of the caller's T, from `first`.
@@ -141,7 +144,7 @@ Index count_short(const RoutingGroup<A>& group, Index tokens, Index top_k, const
   for (Index lane = 0; lane < tokens; ++lane) {
     bool is_short = false;
     for (Index i = lane; i < top_k * lanes; i += lanes) {
-      is_short = is_short || group.selected_KL[i] == Order<A>::loser;
+      is_short |= group.selected_KL[i] == Order<A>::loser;
     }
     count += is_short && which(lane) ? 1 : 0;
   }

@@ -154,8 +154,7 @@ class RoutingPass {
   void route_group(const Scratch& mine, const TokenRange& tokens) const {
     const Group& group = mine.group;
     mine.report->tokens += tokens.count;
-    const auto* ranked_EL = selection_.rank(group, tokens, layout_.experts);
-    const bool lost_some = selection_.choose(group, ranked_EL, tokens, layout_.experts);
+    const bool lost_some = selection_.choose(group, tokens, layout_.experts);
     // The ids first: the softmax would wait for the keys, which were stored one by one.
     if constexpr (!Selection::is_recorded) store_if_given(group.ids_KL, out_.expert_ids_TK, tokens);
     count_choices_of(mine, tokens);

@@ -155,18 +155,14 @@ struct RuledSelection {
   static Group carve(Arena& arena, Index experts, const SelectionRule& rule) {
     return carve_ruled_group<A>(arena, experts, rule);
   }
-  const Key* rank(const Group& group, const TokenRange&, Index experts) const {
-    return compete(group, experts, competition);
-  }
-
   /// Losers that fill the slots of missing survivors rank by the choice value that they had if
   /// nobody competed.
-  bool choose(const Group& group, const Key* ranked_EL, const TokenRange& tokens,
-              Index experts) const {
+  bool choose(const Group& group, const TokenRange& tokens, Index experts) const {
+    const Key* ranked_EL = compete(group, experts, competition);
     const Key* choice_EL = limited(
         group, experts, choice_of(group, ranked_EL, experts, group.scores_EL, group.choice_EL),
         group.choice_EL);
-    kernels<A>().top_k(choice_EL, experts, top_k, group.top_keys_KL, group.ids_KL);
+    kernels<A>().top_k(choice_EL, experts, top_k, group.top());
     if (choice_EL == ranked_EL) {
       std::copy_n(group.top_keys_KL, top_k * kernels<A>().lanes, group.selected_KL);
     } else {
@@ -176,7 +172,7 @@ struct RuledSelection {
     const Key* order_EL =
         choice_of(group, group.keys_EL, experts, group.other_scores_EL, group.other_EL);
     Key* writable_EL = choice_EL == group.choice_EL ? group.choice_EL : group.ranked_EL;
-    refill_from_losers(group, order_EL, writable_EL, tokens.count, experts, top_k);
+    kernels<A>().refill(order_EL, experts, top_k, writable_EL, group.other(), group.top());
     return true;
   }
 
@@ -185,7 +181,7 @@ struct RuledSelection {
         limited(group, experts,
                 choice_of(group, group.keys_EL, experts, group.other_scores_EL, group.other_EL),
                 group.other_EL);
-    kernels<A>().top_k(choice_EL, experts, top_k, group.other_keys_KL, group.other_ids_KL);
+    kernels<A>().top_k(choice_EL, experts, top_k, group.other());
   }
 
   void weigh(const Group& group, const TokenRange&) const { weigh_group(group, rule); }

@@ -103,9 +103,11 @@ Index select_top_k(detail::non_deduced_t<MatrixView<const A>> logits_TE,
   detail::for_each_group<A>(tokens, executor, busy, [&](int worker, const auto& range) {
     const auto group = scratch(worker);
     detail::load_keys(detail::logit_rows(logits_TE, range), range.count, experts, group.keys_EL);
-    if (loser_TE.given()) detail::rank_marked_losers(group, loser_TE, range);
-    const auto* ranked_EL = loser_TE.given() ? group.ranked_EL : group.keys_EL;
-    if (detail::select_ranked(group, ranked_EL, loser_TE.given(), range.count, experts, top_k)) {
+    if (!loser_TE.given()) {
+      detail::kernels<A>().top_k(group.keys_EL, experts, top_k, group.top());
+    } else {
+      detail::rank_marked_losers(group, loser_TE, range);
+      detail::select_survivors(group, range.count, experts, top_k);
       short_tokens += detail::count_short(group, range.count, top_k, detail::EveryLane{});
     }
     detail::store_if_given(group.ids_KL, expert_ids_TK, range);
