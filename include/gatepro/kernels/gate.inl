@@ -12,36 +12,51 @@ GATEPRO_FN void prefetch_rows([[maybe_unused]] const char* rows, [[maybe_unused]
 #endif
 }
 
-/// R tokens against C vectors of experts, over `depth` columns: out += x * w, or out = x * w.
-/// Each logit is one chain of additions in ascending column order, wherever its token stands.
-template <class A, int R, int C>
-GATEPRO_FN void gate_block(const A* x, Index x_stride, const A* w, Index depth, A* out,
+/// What a gate block sums in each step: the product of a column, in A.
+template <class A>
+struct Products {
+  using Sum = A;
+  using Token = A;
+  static constexpr int columns = 1;  ///< Of X, in each step.
+
+  GATEPRO_FN static Lanes<A> token(const A* x) { return Lanes<A>::splat(*x); }
+  GATEPRO_FN static Lanes<A> weights(const A* w) { return Lanes<A>::load(w); }
+  GATEPRO_FN static void add(const Lanes<A>& token, const Lanes<A>& weights, Lanes<A>& sum) {
+    sum = mul_add(token, weights, sum);
+  }
+};
+
+/// R tokens against C vectors of experts, over `depth` steps: out += x * w, or out = x * w.
+/// Each logit is one chain of additions in ascending order of steps, wherever its token stands.
+template <class Step, int R, int C>
+GATEPRO_FN void gate_block(const typename Step::Token* x, Index x_stride,
+                           const typename Step::Sum* w, Index depth, typename Step::Sum* out,
                            Index out_stride, bool first, NextRows next) {
-  using V = Lanes<A>;
-  constexpr int L = lanes_v<A>;
-  constexpr Index line = 64 / Index(sizeof(A));
+  using V = Lanes<typename Step::Sum>;
+  constexpr int L = lanes_v<typename Step::Sum>;
+  constexpr Index line = 64 / Index(sizeof(typename Step::Token)) / Step::columns;
   V sum[std::size_t(R)][std::size_t(C)];
   GATEPRO_UNROLL
   for (int r = 0; r < R; ++r) {
     GATEPRO_UNROLL
     for (int c = 0; c < C; ++c) {
-      sum[r][c] = first ? V::splat(A(0)) : V::load(out + r * out_stride + c * L);
+      sum[r][c] = first ? V::splat(0) : V::load(out + r * out_stride + c * L);
     }
   }
   for (Index start = 0; start < depth; start += line) {
     prefetch_rows<R>(next.data, next.stride);
-    next = next.after(line);
+    next = next.after(line * Step::columns);
     const Index end = depth - start < line ? depth : start + line;
     for (Index h = start; h < end; ++h) {
-      V weights[std::size_t(C)];
+      decltype(Step::weights(w)) weights[std::size_t(C)];
       GATEPRO_UNROLL
-      for (int c = 0; c < C; ++c) weights[c] = loaded_once(V::load(w + (h * C + c) * L));
-      const A* column = x + h;
+      for (int c = 0; c < C; ++c) weights[c] = loaded_once(Step::weights(w + (h * C + c) * L));
+      const auto* column = x + h * Step::columns;
       GATEPRO_UNROLL
       for (int r = 0; r < R; ++r) {
-        const V token = loaded_once(V::splat(column[r * x_stride]));
+        const auto token = loaded_once(Step::token(column + r * x_stride));
         GATEPRO_UNROLL
-        for (int c = 0; c < C; ++c) sum[r][c] = mul_add(token, weights[c], sum[r][c]);
+        for (int c = 0; c < C; ++c) Step::add(token, weights[c], sum[r][c]);
         column = known_after(sum[r][C - 1], column);
       }
     }
@@ -54,44 +69,47 @@ GATEPRO_FN void gate_block(const A* x, Index x_stride, const A* w, Index depth, 
 }
 
 /// One panel of C vectors of experts against all tokens of the tile.
-template <class A, int C>
-GATEPRO_FN void gate_panel(const A* x, Index x_stride, Index tokens, const A* w, Index depth,
-                           A* out, Index out_stride, bool first, const NextRows& next) {
+template <class Step, int C>
+GATEPRO_FN void gate_panel(const typename Step::Token* x, Index x_stride, Index tokens,
+                           const typename Step::Sum* w, Index depth, typename Step::Sum* out,
+                           Index out_stride, bool first, const NextRows& next) {
   Index t = 0;
   for (; t + 6 <= tokens; t += 6) {
-    gate_block<A, 6, C>(x + t * x_stride, x_stride, w, depth, out + t * out_stride, out_stride,
-                        first, next.from_row(t));
+    gate_block<Step, 6, C>(x + t * x_stride, x_stride, w, depth, out + t * out_stride, out_stride,
+                           first, next.from_row(t));
   }
   for (; t < tokens; t += 2) {
     // A single token is a pair with itself: code for one alone would hardly be faster.
     const Index pair = t + 1 < tokens ? 1 : 0;
-    gate_block<A, 2, C>(x + t * x_stride, pair * x_stride, w, depth, out + t * out_stride,
-                        pair * out_stride, first, NextRows{});
+    gate_block<Step, 2, C>(x + t * x_stride, pair * x_stride, w, depth, out + t * out_stride,
+                           pair * out_stride, first, NextRows{});
   }
 }
 
-/// A tile of tokens against one depth block of packed weights (layout: gate/packing.hpp).
-template <class A>
-GATEPRO_KERNEL void gate(const A* x, Index x_stride, Index tokens, const A* packed, Index depth,
-                         Index expert_vectors, A* out, Index out_stride, bool first,
+/// A tile of tokens against one depth block of packed weights (layout: gate/packing.hpp), in
+/// `depth` steps.
+template <class Step>
+GATEPRO_KERNEL void gate(const typename Step::Token* x, Index x_stride, Index tokens,
+                         const typename Step::Sum* packed, Index depth, Index expert_vectors,
+                         typename Step::Sum* out, Index out_stride, bool first,
                          const NextRows& next) {
-  constexpr int L = lanes_v<A>;
+  constexpr int L = lanes_v<typename Step::Sum>;
   constexpr int C = GATEPRO_PANEL_VECTORS;
   Index v = 0;
   const auto next_of = [&] { return v == 0 ? next : NextRows{}; };
   for (; v + C <= expert_vectors; v += C) {
-    gate_panel<A, C>(x, x_stride, tokens, packed + v * L * depth, depth, out + v * L, out_stride,
-                     first, next_of());
+    gate_panel<Step, C>(x, x_stride, tokens, packed + v * L * depth, depth, out + v * L, out_stride,
+                        first, next_of());
   }
   if constexpr (C > 2) {
     for (; v + 2 <= expert_vectors; v += 2) {
-      gate_panel<A, 2>(x, x_stride, tokens, packed + v * L * depth, depth, out + v * L, out_stride,
-                       first, next_of());
+      gate_panel<Step, 2>(x, x_stride, tokens, packed + v * L * depth, depth, out + v * L,
+                          out_stride, first, next_of());
     }
   }
   for (; v < expert_vectors; ++v) {
-    gate_panel<A, 1>(x, x_stride, tokens, packed + v * L * depth, depth, out + v * L, out_stride,
-                     first, next_of());
+    gate_panel<Step, 1>(x, x_stride, tokens, packed + v * L * depth, depth, out + v * L, out_stride,
+                        first, next_of());
   }
 }
 

@@ -51,7 +51,7 @@ inline constexpr PenaltyKernels<A> table<PenaltyKernels<A>>{store_penalised<A>};
 template <class A, class Source>
 constexpr GateKernels<A, Source> gate_table() {
   GateKernels<A, Source> table{widen<A, Source>, pack<A, Source>};
-  if constexpr (std::is_same_v<Source, A>) table.gate = gate<A>;
+  if constexpr (std::is_same_v<Source, A>) table.gate = gate<Products<A>>;
   if constexpr (reads_directly_v<Source, A>) table.gate_few = gate_few<A, Source>;
   return table;
 }

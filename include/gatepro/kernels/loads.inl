@@ -33,8 +33,8 @@ GATEPRO_FN Vec<T, N> loaded_once(Vec<T, N> v) {
 /// The same pointer, which g++ for Neon takes for a result of what made v. It orders instructions
 /// before it allocates registers there, and would load all tokens of a gate block ahead of the
 /// first sum: too many for the registers. clang counts registers, and needs to see through.
-template <class A, int N>
-GATEPRO_FN const A* known_after([[maybe_unused]] Vec<A, N>& v, const A* pointer) {
+template <class A, int N, class T>
+GATEPRO_FN const T* known_after([[maybe_unused]] Vec<A, N>& v, const T* pointer) {
 #if GATEPRO_NEON && !defined(__clang__)
   __asm__("" : "+w"(v.raw), "+r"(pointer));
 #endif
