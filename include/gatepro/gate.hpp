@@ -13,9 +13,11 @@
 #ifndef GATEPRO_GATE_HPP
 #define GATEPRO_GATE_HPP
 
+#include "gatepro/gate/arithmetic.hpp"
 #include "gatepro/gate/gradient.hpp"
 #include "gatepro/gate/logit_gradients.hpp"
 #include "gatepro/gate/logits.hpp"
 #include "gatepro/gate/noise.hpp"
+#include "gatepro/gate/pairs.hpp"
 
 #endif  // GATEPRO_GATE_HPP

@@ -70,6 +70,15 @@ inline Isa chosen_isa() {
   return isa;
 }
 
+/// True if the set in use has products of bfloat16 pairs besides: AVX512_BF16.
+inline bool has_bf16_dot() {
+#if GATEPRO_X86_TARGETS
+  return chosen_isa() == Isa::avx512 && __builtin_cpu_supports("avx512bf16");
+#else
+  return false;
+#endif
+}
+
 }  // namespace GATEPRO_ABI
 }  // namespace detail
 

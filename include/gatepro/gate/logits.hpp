@@ -4,11 +4,14 @@
 #define GATEPRO_GATE_LOGITS_HPP
 
 #include <algorithm>
+#include <type_traits>
 #include <vector>
 
 #include "gatepro/core/checks.hpp"
 #include "gatepro/core/workspace.hpp"
+#include "gatepro/gate/arithmetic.hpp"
 #include "gatepro/gate/packing.hpp"
+#include "gatepro/gate/pairs.hpp"
 
 namespace gatepro {
 namespace detail {
@@ -71,8 +74,8 @@ void for_each_gated_tile(const MatrixView<const X>& x_TH, const PackedView<A>& p
     const Index first = tile * rows;
     const Index count = (std::min)(rows, x_TH.rows - first);
     const GateScratch<A> mine = scratch(worker);
-    gate_tile<X, A>(x_TH.middle_rows(first, x_TH.rows - first), count, packed, mine.widened,
-                    mine.logits_TE, stride);
+    gate_packed_tile<X, A>(x_TH.middle_rows(first, x_TH.rows - first), count, packed, mine.widened,
+                           mine.logits_TE, stride);
     finish(worker, first, count, static_cast<const A*>(mine.logits_TE));
   });
 }
@@ -102,37 +105,46 @@ template <class A>
 class PackedWeights {
  public:
   /// Packs `w_EH` (E x H). Allocates E * H elements, E rounded up to a vector. An Error for a view
-  /// without data or with rows that overlap.
+  /// without data or with rows that overlap, and for a `wanted` that the scalars do not allow.
   template <class W>
-  explicit PackedWeights(MatrixView<W> w_EH) {
-    pack(w_EH);
+  explicit PackedWeights(MatrixView<W> w_EH, GateArithmetic wanted = GateArithmetic::widened) {
+    pack(w_EH, wanted);
   }
 
   /// Packs again, for weights of any shape; allocates only if they are larger. On an Error the old
   /// weights stay.
   template <class W>
-  void pack(MatrixView<W> w_EH) {
+  void pack(MatrixView<W> w_EH, GateArithmetic wanted = GateArithmetic::widened) {
     using Weight = detail::value_t<W>;
+    using Token = std::conditional_t<std::is_same_v<A, float>, Weight, A>;  // the narrowest yet
     detail::check_input_scalars<Weight, Weight>();
     static_assert(std::is_same_v<accumulator_t<Weight, A>, A>,
                   "gatepro: packed weights must hold W without loss");
     const detail::Checks checks("PackedWeights");
+    detail::check_gate_arithmetic<Token, Weight>(checks, wanted);
     checks.num_experts(w_EH.rows);
     checks.matrix("w_EH", w_EH, w_EH.rows, w_EH.cols);
     const auto size = static_cast<std::size_t>(detail::packed_size<A>(w_EH.rows, w_EH.cols));
     lines_.resize((std::max<std::size_t>)(1, (size + per_line - 1) / per_line));
-    detail::pack<Weight>(MatrixView<const Weight>(w_EH), lines_.data()->values, SerialExecutor{},
-                         1);
+    const auto packed = detail::pack_for<Token>(wanted, MatrixView<const Weight>(w_EH),
+                                                lines_.data()->values, SerialExecutor{}, 1);
     experts_ = w_EH.rows;
     hidden_ = w_EH.cols;
+    pair_gate_ = packed.pair_gate;
   }
 
   /// E.
   Index num_experts() const { return lines_.empty() ? 0 : experts_; }
   /// H.
   Index hidden_size() const { return lines_.empty() ? 0 : hidden_; }
+  /// The arithmetic that they are packed for: as far as the machine has it, the one wanted.
+  GateArithmetic arithmetic() const {
+    return pair_gate_ == nullptr ? GateArithmetic::widened : GateArithmetic::bf16_dot;
+  }
   /// The packed elements, for the library's own stages; num_experts() >= 1.
-  detail::PackedView<A> packed() const { return {lines_.data()->values, experts_, hidden_}; }
+  detail::PackedView<A> packed() const {
+    return {lines_.data()->values, experts_, hidden_, pair_gate_};
+  }
 
  private:
   static constexpr std::size_t per_line = 64 / sizeof(A);
@@ -144,6 +156,7 @@ class PackedWeights {
   std::vector<Line> lines_;  // at least one, unless moved from
   Index experts_ = 0;
   Index hidden_ = 0;
+  detail::PairGate<A> pair_gate_ = nullptr;
 };
 
 /// Bytes of workspace for gate_logits with unpacked weights of E x H, or with PackedWeights.
@@ -163,8 +176,9 @@ std::size_t gate_logits_workspace_bytes(Index num_experts, Index hidden_size, Wo
 /// x_TH: T x H tokens of float, double, bfloat16 or half. logits_TE: T x E in A, overwritten; zeros
 /// if H = 0.
 /// Each logit is one chain of fused multiply-adds over ascending h where the instruction set has
-/// them: its bits depend on the token and the expert only, not on T, threads or position. 16-bit
-/// input gives the bits of its widened float. Error |logit - exact| <= c sqrt(H) eps |x| |w|.
+/// them; GateArithmetic has another. Its bits depend on the token and the expert only, not on T,
+/// threads or position, and 16-bit input gives those of its widened float. Error
+/// |logit - exact| <= c sqrt(H) eps |x| |w|.
 ///
 /// Throws Error on a shape, stride, null or workspace that does not fit, before any write. Cost:
 /// 2 T E H operations, no allocation. Concurrent calls need workspaces of their own.
@@ -175,6 +189,8 @@ void gate_logits(MatrixView<X> x_TH, const PackedWeights<A>& weights, MatrixView
   detail::check_input_scalars<Token, A>();
   const detail::Checks checks("gate_logits");
   checks.need(weights.num_experts() >= 1, "packed weights that were not moved from");
+  checks.need(weights.arithmetic() == GateArithmetic::widened || std::is_same_v<Token, bfloat16>,
+              "bfloat16 tokens for weights that are packed for GateArithmetic::bf16_dot");
   checks.matrix("x_TH", x_TH, x_TH.rows, weights.hidden_size());
   checks.matrix("logits_TE", logits_TE, x_TH.rows, weights.num_experts());
   checks.overlaps(detail::output("logits_TE", logits_TE), detail::output("workspace", workspace),
@@ -187,15 +203,18 @@ void gate_logits(MatrixView<X> x_TH, const PackedWeights<A>& weights, MatrixView
 }
 
 /// logits_TE = x_TH w_EH^T (GatePro eq. 1): packs w_EH (E x H) into the workspace, then as above.
+/// `wanted` is an Error if it does not fit the scalars.
 template <class X, class W, class A, class Executor = SerialExecutor>
 void gate_logits(MatrixView<X> x_TH, MatrixView<W> w_EH, MatrixView<A> logits_TE,
-                 Workspace workspace, const Executor& executor = {}) {
+                 Workspace workspace, const Executor& executor = {},
+                 GateArithmetic wanted = GateArithmetic::widened) {
   using Token = detail::value_t<X>;
   using Weight = detail::value_t<W>;
   detail::check_input_scalars<Token, Weight>();
   static_assert(std::is_same_v<A, accumulator_t<Token, Weight>>,
                 "gatepro: logits are double if X or W is, else float");
   const detail::Checks checks("gate_logits");
+  detail::check_gate_arithmetic<Token, Weight>(checks, wanted);
   checks.num_experts(w_EH.rows);
   checks.matrix("x_TH", x_TH, x_TH.rows, x_TH.cols);
   checks.matrix("w_EH", w_EH, w_EH.rows, x_TH.cols);
@@ -207,7 +226,8 @@ void gate_logits(MatrixView<X> x_TH, MatrixView<W> w_EH, MatrixView<A> logits_TE
                       gate_logits_workspace_bytes<Token, Weight>(w_EH.rows, w_EH.cols, workers));
   A* memory = arena.take<A>(detail::packed_size<A>(w_EH.rows, w_EH.cols));
   const int busy = detail::gate_workers(executor, workers, x_TH.rows, w_EH.rows, w_EH.cols);
-  const auto packed = detail::pack<Weight>(MatrixView<const Weight>(w_EH), memory, executor, busy);
+  const auto packed =
+      detail::pack_for<Token>(wanted, MatrixView<const Weight>(w_EH), memory, executor, busy);
   detail::gate_into<Token, A>(x_TH, packed, logits_TE, arena, executor, workers);
 }
 

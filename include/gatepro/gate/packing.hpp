@@ -31,6 +31,7 @@ struct PackedView {
   const A* data;
   Index experts;
   Index hidden;
+  PairGate<A> pair_gate = nullptr;  ///< Given if they are packed as pairs, see pairs.hpp.
 };
 
 inline namespace GATEPRO_ABI {

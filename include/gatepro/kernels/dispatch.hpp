@@ -42,6 +42,12 @@ const GateKernels<A, Source>& gate_kernels() {
 }
 
 /// Likewise.
+template <class A>
+const PairKernels<A>& pair_kernels() {
+  return kernels_for<PairKernels<A>>(chosen_isa());
+}
+
+/// Likewise.
 template <class A, class Source>
 const GradientKernels<A, Source>& gradient_kernels() {
   return kernels_for<GradientKernels<A, Source>>(chosen_isa());

@@ -26,6 +26,37 @@ struct Products {
   }
 };
 
+/// The same for the products of two neighbouring columns, two bfloat16 in 32 bits. `Dot::add` adds
+/// both, the second one first.
+template <class Dot>
+struct PairProducts : Dot {
+  using Sum = float;
+  using Token = bfloat16;
+  using Pairs = Lanes<std::int32_t>;
+  static constexpr int columns = 2;
+
+  GATEPRO_FN static Pairs token(const bfloat16* x) {
+    std::int32_t pair;
+    std::memcpy(&pair, static_cast<const void*>(x), sizeof pair);
+    return Pairs::splat(pair);
+  }
+  GATEPRO_FN static Pairs weights(const float* w) { return Pairs::load(w); }
+};
+
+#if GATEPRO_VECTOR_EXTENSIONS && GATEPRO_BYTES == 64
+
+/// The instruction of AVX512_BF16: two fused multiply-adds that round to nearest even, take
+/// denormals for zeros and flush those that they make. As text, because the arguments of the
+/// compilers' functions for it change their type from version to version.
+struct Vdpbf16ps {
+  GATEPRO_FN static void add(const Lanes<std::int32_t>& token, const Lanes<std::int32_t>& weights,
+                             Lanes<float>& sum) {
+    __asm__("vdpbf16ps {%2, %1, %0|%0, %1, %2}" : "+v"(sum.raw) : "v"(weights.raw), "v"(token.raw));
+  }
+};
+
+#endif
+
 /// R tokens against C vectors of experts, over `depth` steps: out += x * w, or out = x * w.
 /// Each logit is one chain of additions in ascending order of steps, wherever its token stands.
 template <class Step, int R, int C>

@@ -59,6 +59,11 @@ constexpr GateKernels<A, Source> gate_table() {
 template <class A, class Source>
 inline constexpr GateKernels<A, Source> table<GateKernels<A, Source>> = gate_table<A, Source>();
 
+#if GATEPRO_VECTOR_EXTENSIONS && GATEPRO_BYTES == 64
+template <class A>
+inline constexpr PairKernels<A> table<PairKernels<A>>{gate<PairProducts<Vdpbf16ps>>};
+#endif
+
 template <class A, class Source>
 inline constexpr GradientKernels<A, Source> table<GradientKernels<A, Source>>{add_rows<A, Source>,
                                                                               dot<A, Source>};

@@ -121,6 +121,18 @@ struct GateKernels {
                    A* out, Index out_stride, bool first) = nullptr;
 };
 
+/// A tile of bfloat16 tokens against packed pairs of columns; see gate/pairs.hpp.
+template <class A>
+using PairGate = void (*)(const bfloat16* x, Index x_stride, Index tokens, const A* packed,
+                          Index pairs, Index expert_vectors, A* out, Index out_stride, bool first,
+                          const NextRows& next);
+
+/// What GateArithmetic::bf16_dot needs; null without has_bf16_dot.
+template <class A>
+struct PairKernels {
+  PairGate<A> gate = nullptr;
+};
+
 /// What gradients and permuted rows of Source need.
 template <class A, class Source>
 struct GradientKernels {
@@ -150,7 +162,8 @@ const Table& kernels_for(Isa isa);
   apply(Kernels<A>) apply(ScoreKernels<A>) apply(PenaltyKernels<A>)                  \
       GATEPRO_SOURCE_TABLES(apply, A, float) GATEPRO_SOURCE_TABLES(apply, A, double) \
           GATEPRO_SOURCE_TABLES(apply, A, bfloat16) GATEPRO_SOURCE_TABLES(apply, A, half)
-#define GATEPRO_TABLES(apply) GATEPRO_TABLES_OF(apply, float) GATEPRO_TABLES_OF(apply, double)
+#define GATEPRO_TABLES(apply) \
+  GATEPRO_TABLES_OF(apply, float) GATEPRO_TABLES_OF(apply, double) apply(PairKernels<float>)
 
 #if defined(GATEPRO_EXTERN_KERNELS)
 #define GATEPRO_DECLARE_TABLE(...) extern template const __VA_ARGS__& kernels_for<__VA_ARGS__>(Isa);

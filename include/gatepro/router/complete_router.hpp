@@ -233,6 +233,7 @@ class CompleteRouter : public PartneredRouter<accumulator_t<X, W>, W, CompleteCo
     detail::check_input_scalars<X, W>();
     detail::check_id_type<Id>();
     detail::check_router_config<A>("Router", settings);
+    detail::check_gate_arithmetic<X, W>("Router", settings.gate_arithmetic);
     return detail::checked_complete<A>(settings);
   }
 

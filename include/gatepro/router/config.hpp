@@ -4,6 +4,7 @@
 #define GATEPRO_ROUTER_CONFIG_HPP
 
 #include "gatepro/core/views.hpp"
+#include "gatepro/gate/arithmetic.hpp"
 #include "gatepro/partners/settings.hpp"
 #include "gatepro/routing/rules.hpp"
 
@@ -21,6 +22,8 @@ struct RouterConfig {
   /// nothing from the weights. Router::backward without a gradient on the logits refuses that,
   /// unless this says it is meant.
   bool allow_zero_gradient = false;
+  /// How forwards multiply X with W; gradients and similarities are always `widened`.
+  GateArithmetic gate_arithmetic = GateArithmetic::widened;
 };
 
 }  // namespace gatepro

@@ -22,23 +22,26 @@ struct CarveGate {
 template <class X, class A, class Selection>
 struct ForwardLayout {
   ForwardLayout(Arena& arena, const RouterConfig& config, const SelectionRule& rule, int workers)
-      : packed(arena.take<A>(packed_size<A>(config.num_experts, config.hidden_size))),
+      : arithmetic(config.gate_arithmetic),
+        packed(arena.take<A>(packed_size<A>(config.num_experts, config.hidden_size))),
         gates(arena, workers, CarveGate<X, A>{config.num_experts}),
         pass(arena, config.num_experts, rule, workers) {}
 
-  A* packed;  ///< Room for W.
+  GateArithmetic arithmetic;  ///< The one wanted.
+  A* packed;                  ///< Room for W.
   PerWorker<CarveGate<X, A>> gates;
   PassLayout<Selection> pass;
 };
 
-/// The weights as the gate reads them, packed into `room` unless they are.
-template <class A, class W, class Executor>
-PackedView<A> packed_weights(const MatrixView<const W>& w_EH, A* room, const Executor& executor,
-                             int workers) {
-  return pack<W>(w_EH, room, executor, workers);
+/// The weights as the gate of tokens of X reads them, packed into the layout's room unless they
+/// are.
+template <class X, class A, class Layout, class W, class Executor>
+PackedView<A> packed_weights(const MatrixView<const W>& w_EH, const Layout& layout,
+                             const Executor& executor, int workers) {
+  return pack_for<X>(layout.arithmetic, w_EH, layout.packed, executor, workers);
 }
-template <class A, class Executor>
-PackedView<A> packed_weights(const PackedWeights<A>& weights, A*, const Executor&, int) {
+template <class X, class A, class Layout, class Executor>
+PackedView<A> packed_weights(const PackedWeights<A>& weights, const Layout&, const Executor&, int) {
   return weights.packed();
 }
 
@@ -50,7 +53,7 @@ void gate_and_route(const MatrixView<const X>& x_TH, const Weights& weights, con
                     const Executor& executor) {
   const Index experts = layout.pass.experts;
   const int busy = gate_workers(executor, layout.pass.workers, x_TH.rows, experts, x_TH.cols);
-  const PackedView<A> packed = packed_weights<A>(weights, layout.packed, executor, busy);
+  const PackedView<A> packed = packed_weights<X, A>(weights, layout, executor, busy);
   const Index stride = padded_experts<A>(experts);
   for_each_gated_tile(x_TH, packed, layout.gates, executor, busy,
                       [&](int worker, Index first, Index count, const A* tile_TE) {

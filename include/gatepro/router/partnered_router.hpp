@@ -40,6 +40,11 @@ class PartneredRouter {
   /// The settings.
   const Config& config() const { return config_; }
 
+  /// The arithmetic of forwards from tokens: the one wanted, as far as the machine has it.
+  GateArithmetic gate_arithmetic() const {
+    return gatepro::gate_arithmetic(config_.gate_arithmetic, config_.num_experts);
+  }
+
   /// Changes the competition for all later forwards: on, off, lambda, elimination. Off, or lambda =
   /// 0, routes bit for bit like a router without partners. Throws Error for a lambda that is
   /// negative or not finite.
@@ -93,6 +98,8 @@ class PartneredRouter {
                      weights.hidden_size() == config_.hidden_size,
                  checks.where(), "packed weights of num_experts x hidden_size",
                  {{"rows", weights.num_experts()}, {"cols", weights.hidden_size()}});
+    checks.need(weights.arithmetic() == gate_arithmetic(),
+                "weights packed for the router's gate_arithmetic");
   }
 
  private:

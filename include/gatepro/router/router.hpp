@@ -223,6 +223,7 @@ class Router : public PartneredRouter<accumulator_t<X, W>, W, RouterConfig> {
     detail::check_input_scalars<X, W>();
     detail::check_id_type<Id>();
     detail::check_router_config<A>(checks, config);
+    detail::check_gate_arithmetic<X, W>(checks, config.gate_arithmetic);
     return config;
   }
 
