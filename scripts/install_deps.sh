@@ -16,7 +16,8 @@ demo=("${core[@]}" libcli11-dev gnuplot-nox)
 arm=("${test[@]}" googletest g++-aarch64-linux-gnu qemu-user-static)
 ci=("${test[@]}" "${demo[@]}" "${arm[@]}" git clang clang-format clang-tidy libclang-rt-dev
     libomp-dev llvm doxygen libbenchmark-dev)
-bench=("${core[@]}" libbenchmark-dev nlohmann-json3-dev libopenblas-dev libdnnl-dev libtorch-dev)
+bench=("${core[@]}" libbenchmark-dev nlohmann-json3-dev libopenblas-dev libdnnl-dev libtorch-dev
+       gnuplot-nox)
 
 wanted=()
 for set in "$@"; do

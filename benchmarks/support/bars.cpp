@@ -44,8 +44,7 @@ std::vector<Family> families() {
       {"router_over_gemm", {"E8"}, at_most(1.12)},
       {"router_over_gemm", selections, at_most(1.02, 1.015)},
       {"router_vs_torch", selections, at_least(1.15)},
-      {"penalty_overhead", {"E8"}, at_most(1.03)},
-      {"penalty_overhead", selections, at_most(1.006, 1.005)},
+      {"penalty_overhead", routers, at_most(1.006, 1.005)},
       {"openmp_2_threads", {"E128"}, at_least(1.8)},
       // Competition
       {"penalty_ns", routers, reported()},
