@@ -27,7 +27,7 @@ void run(benchmark::State& state, const bench::Stage& stage, const bench::Shape&
          const std::string& contestant) {
   const bench::Run* contestant_run = contest_of(stage, shape).find(contestant);
   if (contestant_run == nullptr) {
-    state.SkipWithError("not found at configure time");
+    state.SkipWithError("missing: not found at configure time, or not in this instruction set");
     return;
   }
   (*contestant_run)();

@@ -13,6 +13,7 @@ Bars at_least(double avx2, double avx512) { return {{least, avx2}, {least, avx51
 Bars at_least(double value) { return at_least(value, value); }
 Bars at_most(double avx2, double avx512) { return {{most, avx2}, {most, avx512}}; }
 Bars at_most(double value) { return at_most(value, value); }
+Bars avx512_at_least(double value) { return {{}, {least, value}}; }
 Bars within(double low, double high) {
   const Bar bar{Bar::Kind::within, low, high};
   return {bar, bar};
@@ -38,6 +39,7 @@ std::vector<Family> families() {
       {"gemm_vs_onednn", selections, at_least(1.15, 1.03)},
       {"gemm_vs_eigen", routers, at_least(1.5)},
       {"bf16_vs_f32", {"E128"}, at_least(0.95, 0.97)},
+      {"bf16_dot_vs_f32", {"E128"}, avx512_at_least(1.6)},
       {"half_vs_f32", {"E128"}, at_least(0.93, 0.95)},
       // The whole router
       {"router_ns", routers, reported()},

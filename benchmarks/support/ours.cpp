@@ -34,19 +34,29 @@ struct Routed {
   gatepro::RoutingBuffers<Router> buffers;
 };
 
-template <class X>
-Run gate_tokens(const GateJob& job, const X* x, std::shared_ptr<const void> keep, int threads) {
+/// What `keep` owns must outlive the run.
+template <class X, class W>
+Run gate_of(const GateJob& job, const X* x, const W* w, std::shared_ptr<const void> keep,
+            int threads, gatepro::GateArithmetic arithmetic = gatepro::GateArithmetic::widened) {
   const Shape& s = job.shape;
   const MatrixView<const X> x_TH(x, s.tokens, s.hidden);
-  const MatrixView<const float> w_EH(job.w_EH, s.experts, s.hidden);
+  const MatrixView<const W> w_EH(w, s.experts, s.hidden);
   const MatrixView<float> logits_TE(job.logits_TE, s.tokens, s.experts);
   const auto scratch =
-      memory(gatepro::gate_logits_workspace_bytes<X, float>(s.experts, s.hidden, threads));
-  return [x_TH, w_EH, logits_TE, scratch, threads, keep = std::move(keep)] {
+      memory(gatepro::gate_logits_workspace_bytes<X, W>(s.experts, s.hidden, threads));
+  return [=] {
+    static_cast<void>(keep);
     with_executor(threads, [&](const auto& executor) {
-      gatepro::gate_logits(x_TH, w_EH, logits_TE, *scratch, executor);
+      gatepro::gate_logits(x_TH, w_EH, logits_TE, *scratch, executor, arithmetic);
     });
   };
+}
+
+template <class To>
+std::vector<To> rounded(const float* values, std::size_t count) {
+  std::vector<To> result;
+  for (std::size_t i = 0; i < count; ++i) result.push_back(static_cast<To>(values[i]));
+  return result;
 }
 
 Run refresh_by(const gatepro::RefreshSchedule& schedule, const RefreshJob& job, int threads) {
@@ -80,10 +90,9 @@ Run select_by_rule(const SelectJob& job, const gatepro::SelectionRule& rule, con
 /// With tokens rounded to Narrow.
 template <class Narrow>
 Run gate_narrow(const GateJob& job) {
-  const std::size_t count = area(job.shape.tokens, job.shape.hidden);
-  const auto x_TH = std::make_shared<std::vector<Narrow>>();
-  for (std::size_t i = 0; i < count; ++i) x_TH->push_back(static_cast<Narrow>(job.x_TH[i]));
-  return gate_tokens(job, x_TH->data(), x_TH, 1);
+  const auto x_TH = std::make_shared<std::vector<Narrow>>(
+      rounded<Narrow>(job.x_TH, area(job.shape.tokens, job.shape.hidden)));
+  return gate_of(job, x_TH->data(), job.w_EH, x_TH, 1);
 }
 
 }  // namespace
@@ -98,9 +107,25 @@ bool has_openmp() {
 
 const char* instruction_set() { return gatepro::instruction_set(); }
 
-Run gate(const GateJob& job, int threads) { return gate_tokens(job, job.x_TH, nullptr, threads); }
+Run gate(const GateJob& job, int threads) {
+  return gate_of(job, job.x_TH, job.w_EH, nullptr, threads);
+}
 
 Run gate_bf16(const GateJob& job) { return gate_narrow<gatepro::bfloat16>(job); }
+
+Run gate_bf16_dot(const GateJob& job) {
+  using gatepro::bfloat16;
+  const Shape& s = job.shape;
+  const auto wanted = gatepro::GateArithmetic::bf16_dot;
+  if (gatepro::gate_arithmetic(wanted, s.experts) != wanted) return nullptr;
+  struct Rounded {
+    std::vector<bfloat16> x_TH, w_EH;
+  };
+  const auto inputs =
+      std::make_shared<Rounded>(Rounded{rounded<bfloat16>(job.x_TH, area(s.tokens, s.hidden)),
+                                        rounded<bfloat16>(job.w_EH, area(s.experts, s.hidden))});
+  return gate_of(job, inputs->x_TH.data(), inputs->w_EH.data(), inputs, 1, wanted);
+}
 
 Run gate_half(const GateJob& job) { return gate_narrow<gatepro::half>(job); }
 

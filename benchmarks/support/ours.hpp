@@ -19,6 +19,9 @@ const char* instruction_set();
 Run gate(const GateJob& job, int threads = 1);
 /// The same with tokens in bfloat16.
 Run gate_bf16(const GateJob& job);
+/// The same with tokens and weights in bfloat16, by dot products of pairs; null where the machine
+/// or the instruction set has none.
+Run gate_bf16_dot(const GateJob& job);
 /// The same with tokens in half.
 Run gate_half(const GateJob& job);
 
