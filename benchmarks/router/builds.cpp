@@ -90,15 +90,14 @@ std::vector<std::string> contestants() {
 }
 
 void summarise(Figures& figures) {
+  const std::string no_compiler = "no such compiler";
   const Samples samples = measure(prepare(e128), contestants(), most_rounds);
   for (const Compiler& compiler : compilers()) {
     for (const std::string direction : {"forward", "backward"}) {
-      Figure figure = over("native_over_baseline_" + compiler.name + "_" + direction, samples,
-                           contestant(compiler, "native", direction),
-                           contestant(compiler, "baseline", direction), e128.tokens);
-      figure.excused = compiler.native.route == nullptr;
-      if (figure.excused) figure.note = "not measured: no such compiler";
-      figures.add(figure);
+      figures.add(excused(over("native_over_baseline_" + compiler.name + "_" + direction, samples,
+                               contestant(compiler, "native", direction),
+                               contestant(compiler, "baseline", direction), e128.tokens),
+                          no_compiler));
     }
   }
 #if defined(__clang__)
@@ -106,9 +105,10 @@ void summarise(Figures& figures) {
 #else
   const Compiler& builder = compilers()[0];
 #endif
-  figures.add(over("baseline_flags_over_native_E128", samples,
-                   contestant(builder, "baseline", "forward"),
-                   contestant(builder, "native", "forward"), e128.tokens));
+  figures.add(excused(
+      over("baseline_flags_over_native_E128", samples, contestant(builder, "baseline", "forward"),
+           contestant(builder, "native", "forward"), e128.tokens),
+      no_compiler));
 }
 
 }  // namespace

@@ -91,6 +91,12 @@ Figure nanoseconds(const std::string& name, std::optional<double> seconds, Index
   return figure;
 }
 
+Figure excused(Figure figure, const std::string& reason) {
+  figure.excused = !figure.value;
+  if (figure.excused) figure.note = "not measured: " + reason;
+  return figure;
+}
+
 const Figure* Figures::find(const std::string& name) const {
   const auto found = std::find_if(figures_.begin(), figures_.end(),
                                   [&](const Figure& figure) { return figure.name == name; });

@@ -33,6 +33,9 @@ Figure over(const std::string& name, const Samples& samples, const std::string& 
 /// Nanoseconds of one item.
 Figure nanoseconds(const std::string& name, std::optional<double> seconds, Index items);
 
+/// The figure; if it has no value, that is no fault, for the reason given.
+Figure excused(Figure figure, const std::string& reason);
+
 /// The figures of a run.
 class Figures {
  public:
