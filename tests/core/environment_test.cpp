@@ -98,6 +98,8 @@ TEST_F(UnknownInstructionSet, IsRefusedByTheWayToTheExperts) {
       Choices{strided_view(ids_TK)}, {1, DropPolicy::position},
       KeptRouting{strided_view(a_TK), strided_view(bytes_TK), all(counts_E)}, memory));
   EXPECT_REFUSED(permute<float>(all(token_N), view(x_TH), view(out_NH)));
+  EXPECT_REFUSED(
+      dense_routing(Choices{strided_view(ids_TK)}, E, a_TK, DenseRouting<float>{out_TE}));
   EXPECT_REFUSED(permute_backward(strided_view(row_TK), view(rows_NH), view(out_TH)));
   EXPECT_REFUSED(combine(strided_view(row_TK), strided_view(a_TK), view(rows_NH), view(out_TH)));
   EXPECT_REFUSED(

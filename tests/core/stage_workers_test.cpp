@@ -123,6 +123,12 @@ TEST(StageWorkers, Dispatch) {
                                       strided_view(out), executor);
     return bytes_of(out);
   });
+  expect_as_many_as_pay("dense_routing", [](Batch& in, const auto& executor) {
+    RowMatrix<float> out(tokens, experts);
+    gatepro::dense_routing(gatepro::Choices{Ids(strided_view(in.ids_TK))}, experts, in.weights_TK,
+                           gatepro::DenseRouting<float>{out}, executor);
+    return bytes_of(out);
+  });
   expect_as_many_as_pay("drop_over_capacity", [](Batch& in, const auto& executor) {
     RowMatrix<float> out = in.weights_TK;
     RowMatrix<std::uint8_t> kept(tokens, top_k);
@@ -188,6 +194,19 @@ TEST(StageWorkers, Noise) {
     gatepro::random_logits({}, view(out), executor);
     return bytes_of(out);
   });
+}
+
+TEST(StageWorkers, GradientOfLogits) {
+  for (const bool dense : {false, true}) {
+    expect_as_many_as_pay("merge_logit_gradients", [&](Batch& in, const auto& executor) {
+      RowMatrix<float> out = zeros(tokens, experts);
+      gatepro::LogitGradients<float> gradients{strided_view(in.dweights_TK)};
+      if (dense) gradients.dlogits_TE = view(in.logits_TE);
+      gatepro::merge_logit_gradients(gatepro::Choices{Ids(strided_view(in.ids_TK))}, gradients,
+                                     view(out), executor);
+      return bytes_of(out);
+    });
+  }
 }
 
 TEST(StageWorkers, Routing) {

@@ -6,6 +6,7 @@
 #include <tuple>
 #include <vector>
 
+#include "support/errors.hpp"
 #include "support/ids.hpp"
 #include "support/inputs.hpp"
 #include "support/memory.hpp"
@@ -69,6 +70,7 @@ struct OwnedPlan {
         offsets(static_cast<std::size_t>(experts + 1), 77),
         choice_of_row(static_cast<std::size_t>(list_size), Id(77)),
         token_of_row(static_cast<std::size_t>(list_size), Id(77)),
+        flat_index_of_row(static_cast<std::size_t>(list_size), Id(77)),
         row_TK(RowMatrix<Id>::Constant(tokens, top_k, Id(77))),
         position_TK(RowMatrix<Id>::Constant(tokens, top_k, Id(77))) {}
 
@@ -78,6 +80,7 @@ struct OwnedPlan {
     plan.offsets_E1 = offsets;
     plan.choice_of_row_N = choice_of_row;
     plan.token_of_row_N = token_of_row;
+    plan.flat_index_of_row_N = flat_index_of_row;
     plan.row_TK = strided_view(row_TK);
     plan.position_TK = strided_view(position_TK);
     return plan;
@@ -85,11 +88,12 @@ struct OwnedPlan {
   bool operator==(const OwnedPlan& other) const {
     return counts == other.counts && offsets == other.offsets &&
            choice_of_row == other.choice_of_row && token_of_row == other.token_of_row &&
-           row_TK == other.row_TK && position_TK == other.position_TK && rows == other.rows;
+           flat_index_of_row == other.flat_index_of_row && row_TK == other.row_TK &&
+           position_TK == other.position_TK && rows == other.rows;
   }
 
   Counts counts, offsets;
-  std::vector<Id> choice_of_row, token_of_row;
+  std::vector<Id> choice_of_row, token_of_row, flat_index_of_row;
   RowMatrix<Id> row_TK, position_TK;
   Index rows = -1;
 };
@@ -134,6 +138,7 @@ OwnedPlan<Id> reference_plan(const Routed<In>& routed, const DispatchRule& rule,
   OwnedPlan<Id> want(tokens, top_k, routed.experts, list_size);
   std::fill(want.choice_of_row.begin(), want.choice_of_row.end(), Id(-1));
   std::fill(want.token_of_row.begin(), want.token_of_row.end(), Id(-1));
+  std::fill(want.flat_index_of_row.begin(), want.flat_index_of_row.end(), Id(-1));
   want.row_TK.setConstant(Id(-1));
   want.position_TK.setConstant(dropped);
   Index row = 0;
@@ -145,6 +150,8 @@ OwnedPlan<Id> reference_plan(const Routed<In>& routed, const DispatchRule& rule,
       if (c.e != e) continue;
       want.choice_of_row[static_cast<std::size_t>(row + position)] = Id(c.t * top_k + c.j);
       want.token_of_row[static_cast<std::size_t>(row + position)] = Id(c.t);
+      want.flat_index_of_row[static_cast<std::size_t>(row + position)] =
+          Id(c.t * routed.experts + e);
       want.row_TK(c.t, c.j) = Id(row + position);
       want.position_TK(c.t, c.j) = Id(position);
       ++position;
@@ -276,7 +283,7 @@ TYPED_TEST(DispatchPlanTest, EveryOutputIsOptionalAndTakesAnyStrides) {
   const DispatchRule rule{DispatchOrder::choice_major, 4};
   const auto want = make_plan<TypeParam>(routed, rule);
   EXPECT_EQ(plan(routed, rule, DispatchPlan<TypeParam>()), want.rows);
-  for (int wanted = 0; wanted < 6; ++wanted) {
+  for (int wanted = 0; wanted < 7; ++wanted) {
     OwnedPlan<TypeParam> owned(tokens, top_k, routed.experts, Index(want.choice_of_row.size()));
     const OwnedPlan<TypeParam> untouched = owned;
     const DispatchPlan<TypeParam> all = owned.view();
@@ -287,6 +294,7 @@ TYPED_TEST(DispatchPlanTest, EveryOutputIsOptionalAndTakesAnyStrides) {
     if (wanted == 3) one.token_of_row_N = all.token_of_row_N;
     if (wanted == 4) one.row_TK = all.row_TK;
     if (wanted == 5) one.position_TK = all.position_TK;
+    if (wanted == 6) one.flat_index_of_row_N = all.flat_index_of_row_N;
     plan(routed, rule, one);
     EXPECT_EQ(owned.counts, wanted == 0 ? want.counts : untouched.counts);
     EXPECT_EQ(owned.offsets, wanted == 1 ? want.offsets : untouched.offsets);
@@ -294,6 +302,8 @@ TYPED_TEST(DispatchPlanTest, EveryOutputIsOptionalAndTakesAnyStrides) {
     EXPECT_EQ(owned.token_of_row, wanted == 3 ? want.token_of_row : untouched.token_of_row);
     EXPECT_EQ(owned.row_TK, wanted == 4 ? want.row_TK : untouched.row_TK);
     EXPECT_EQ(owned.position_TK, wanted == 5 ? want.position_TK : untouched.position_TK);
+    EXPECT_EQ(owned.flat_index_of_row,
+              wanted == 6 ? want.flat_index_of_row : untouched.flat_index_of_row);
   }
   Eigen::Matrix<TypeParam, Eigen::Dynamic, Eigen::Dynamic> row_planes(tokens, top_k);
   DispatchPlan<TypeParam> planes;
@@ -362,6 +372,9 @@ TYPED_TEST(DispatchPlanTest, BadInputWritesNothing) {
   out.token_of_row_N.size = rows - 1;
   expect_bad_plan(out);
   out = owned.view();
+  out.flat_index_of_row_N.size = rows - 1;
+  expect_bad_plan(out);
+  out = owned.view();
   out.row_TK.rows = tokens - 1;
   expect_bad_plan(out);
   out = owned.view();
@@ -392,6 +405,26 @@ TEST(DispatchPlan, RowsMustFitTheIdType) {
   const DispatchRule rule{DispatchOrder::token_major, Index{1} << 31};
   EXPECT_THROW(plan(routed, rule, DispatchPlan<std::int32_t>()), gatepro::Error);
   EXPECT_EQ(plan(routed, rule, DispatchPlan<std::int64_t>()), Index{1} << 31);
+}
+
+// t * E + e is more than rows and choices where experts are many.
+TEST(DispatchPlan, FlatIndicesMustFitTheIdType) {
+  constexpr Index tokens = 70000;
+  Routed<std::int32_t> routed;
+  routed.experts = 40000;
+  routed.ids_TK = RowMatrix<std::int32_t>::Constant(tokens, 1, 39999);
+  std::vector<std::int32_t> narrow(tokens, 77);
+  DispatchPlan<std::int32_t> out;
+  out.flat_index_of_row_N = narrow;
+  expect_error([&] { plan(routed, {}, out); },
+               {"plan_dispatch", "within the id type", "largest number=2800000000"});
+  EXPECT_EQ(narrow, std::vector<std::int32_t>(tokens, 77));
+  EXPECT_EQ(plan(routed, {}, DispatchPlan<std::int32_t>()), tokens);
+  std::vector<std::int64_t> wide(tokens);
+  DispatchPlan<std::int64_t> wide_out;
+  wide_out.flat_index_of_row_N = wide;
+  EXPECT_EQ(plan(routed, {}, wide_out), tokens);
+  EXPECT_EQ(wide.back(), 2799999999);
 }
 
 // ---- What other stacks read ---------------------------------------------------------------------
@@ -465,19 +498,26 @@ TEST(Consumers, FastMoeReadsPosAndCounts) {
   EXPECT_EQ(visits, std::vector<int>(120, 1));
 }
 
-// ktransformers: uint64 ids (qlen, k); its m_local_pos counts token after token.
-TEST(Consumers, KtransformersLocalPositionsAreOurs) {
+// ktransformers: int64 ids (qlen, k), uint64 in its former interface; its m_local_pos counts token
+// after token.
+template <class Id>
+void expect_ktransformers_positions() {
   const Routed<std::int32_t> routed = consumers_routing();
-  Routed<std::uint64_t> wide;
+  Routed<Id> wide;
   wide.experts = routed.experts;
-  wide.ids_TK = routed.ids_TK.cast<std::uint64_t>();
-  const auto made = make_plan<std::uint64_t>(wide, {});
-  std::vector<std::uint64_t> local_num(6, 0);
+  wide.ids_TK = routed.ids_TK.cast<Id>();
+  const auto made = make_plan<Id>(wide, {});
+  std::vector<Id> local_num(6, 0);
   for (Index i = 0; i < 40; ++i) {
     for (Index j = 0; j < 3; ++j) {
-      EXPECT_EQ(made.position_TK(i, j), local_num[wide.ids_TK(i, j)]++);
+      EXPECT_EQ(made.position_TK(i, j), local_num[std::size_t(wide.ids_TK(i, j))]++);
     }
   }
+}
+
+TEST(Consumers, KtransformersLocalPositionsAreOurs) {
+  expect_ktransformers_positions<std::int64_t>();
+  expect_ktransformers_positions<std::uint64_t>();
 }
 
 // TransformerEngine: int row_id_map[top_k][tokens]: the row that choice j of token t goes to, or

@@ -9,6 +9,7 @@
 #include "gatepro/dispatch/plan.hpp"
 #include "support/bits.hpp"
 #include "support/conversions.hpp"
+#include "support/errors.hpp"
 #include "support/executors.hpp"
 #include "support/ids.hpp"
 #include "support/inputs.hpp"
@@ -329,6 +330,69 @@ TEST(PermuteGradient, AgainstFiniteDifferences) {
   };
   for (Index i = 0; i < x.size(); ++i) expect_slope(x.data()[i], dx.data()[i]);
   for (Index i = 0; i < weights.size(); ++i) expect_slope(weights.data()[i], dweights.data()[i]);
+}
+
+TYPED_TEST(PermuteTest, WeightsInTheOrderOfRowsAndTheirGradient) {
+  using A = typename TypeParam::A;
+  using Id = typename TypeParam::Id;
+  constexpr Index tokens = 21, top_k = 3;
+  const Plan<Id> plan(tokens, 5, top_k, 40);
+  const auto weights = data::random_matrix<A>(tokens, top_k, 41);
+  std::vector<A> row_weights(static_cast<std::size_t>(plan.rows), A(77));
+  gatepro::permute_weights(VectorView<const Id>(plan.choice_of_row), strided_view(weights),
+                           VectorView<A>(row_weights));
+  std::vector<A> want(row_weights.size(), A(0));
+  for (Index t = 0; t < tokens; ++t) {
+    for (Index j = 0; j < top_k; ++j) {
+      if (plan.row(t, j) != none) want[static_cast<std::size_t>(plan.row(t, j))] = weights(t, j);
+    }
+  }
+  EXPECT_EQ(row_weights, want);
+
+  const auto start = data::random_matrix<A>(tokens, top_k, 42);
+  RowMatrix<A> dweights = start;
+  gatepro::permute_weights_backward(strided_view(plan.row_TK), VectorView<const A>(row_weights),
+                                    strided_view(dweights));
+  for (Index t = 0; t < tokens; ++t) {
+    for (Index j = 0; j < top_k; ++j) {
+      const A added = plan.row(t, j) != none ? weights(t, j) : A(0);
+      EXPECT_EQ(dweights(t, j), start(t, j) + added);
+    }
+  }
+}
+
+TYPED_TEST(PermuteTest, BadWeightsOfRowsWriteNothing) {
+  using A = typename TypeParam::A;
+  using Id = typename TypeParam::Id;
+  std::vector<Id> choices = {0, 1, 2, 3};
+  RowMatrix<Id> row_TK = RowMatrix<Id>::Zero(2, 2);
+  RowMatrix<A> weights = RowMatrix<A>::Ones(2, 2);
+  std::vector<A> row_weights(4, A(1));
+  const auto expect_refused = [&](VectorView<const Id> list, StridedView<const Id> table,
+                                  Index rows, std::initializer_list<const char*> forth,
+                                  std::initializer_list<const char*> back) {
+    const VectorView<A> of_rows(row_weights.data(), rows);
+    expect_error([&] { gatepro::permute_weights(list, strided_view(weights), of_rows); }, forth);
+    expect_error([&] { gatepro::permute_weights_backward(table, of_rows, strided_view(weights)); },
+                 back);
+    EXPECT_EQ(weights, (RowMatrix<A>::Ones(2, 2)));
+    EXPECT_EQ(row_weights, std::vector<A>(4, A(1)));
+  };
+  const VectorView<const Id> list(choices);
+  const auto table = strided_view(row_TK);
+  row_TK(1, 0) = 3;
+  expect_refused(list, table, 3, {"permute_weights", "choice_of_row_N", "size=4", "size needed=3"},
+                 {"permute_weights_backward", "row_TK", "element=3", "row=1", "limit=3"});
+  choices[2] = 4;
+  row_TK(1, 0) = 4;
+  expect_refused(list, table, 4, {"permute_weights", "choice_of_row_N", "element=4", "limit=4"},
+                 {"permute_weights_backward", "row_TK", "element=4", "limit=4"});
+  choices[2] = 0;
+  expect_error(
+      [&] {
+        gatepro::permute_weights(list, strided_view(weights), VectorView<A>(weights.data(), 4));
+      },
+      {"permute_weights", "row_weights_N", "weights_TK", "overlap"});
 }
 
 TYPED_TEST(PermuteTest, BadInputWritesNothing) {

@@ -266,43 +266,55 @@ void expect_no_cost_of_dispatch() {
   plan.row_TK = row_of_choice;
   const auto row_TK = gatepro::strided_view(row_of_choice);
   const auto weights_TK = gatepro::strided_view(weights);
+  constexpr int received[] = {1, 2, 0, 3, 0, 4};
+  gatepro::DispatchPlan<> regrouped;
+  regrouped.choice_of_row_N = choice_of_row;
   auto memory = data::scratch(std::size_t{1} << 20);
   for (const auto policy : {gatepro::DropPolicy::probability, gatepro::DropPolicy::choice_major}) {
-    EXPECT_EQ(cost_of([&] {
-                gatepro::jitter_tokens(gatepro::view(x), 0.1, {1, 2}, gatepro::view(y));
-                gatepro::jitter_backward(gatepro::view(y), 0.1, {1, 2}, gatepro::view(x));
-                gatepro::add_logit_noise(0.1, {1, 2}, gatepro::view(logits));
-                gatepro::random_logits({1, 2}, gatepro::view(logits));
-                gatepro::round_robin_logits(0, top_k, gatepro::view(logits));
-                gatepro::round_robin_ids(0, experts, gatepro::strided_view(ids));
-                const Index capacity = gatepro::expert_capacity(tokens, experts, top_k, {0.9});
-                gatepro::total_weights<A>(weights_TK, totals);
-                gatepro::drop_over_capacity(
-                    gatepro::Choices{gatepro::strided_view(ids)}, {capacity, policy},
-                    gatepro::KeptRouting{weights_TK, gatepro::strided_view(kept),
-                                         gatepro::VectorView<std::int64_t>(counts)},
-                    memory);
-                gatepro::renormalise_kept<A>(
-                    gatepro::Choices{gatepro::strided_view(ids), {}, gatepro::strided_view(kept)},
-                    totals, weights_TK, sums);
-                gatepro::plan_dispatch(
-                    gatepro::Choices{gatepro::strided_view(ids), {}, gatepro::strided_view(kept)},
-                    experts, {gatepro::DispatchOrder::token_major, 4}, plan, memory);
-                gatepro::permute(plan.token_of_row_N, gatepro::view(x), gatepro::view(sorted));
-                gatepro::combine(row_TK, weights_TK, gatepro::view(sorted), gatepro::view(y));
-                gatepro::combine_backward_weights(row_TK, gatepro::view(sorted), gatepro::view(y),
-                                                  gatepro::strided_view(dweights));
-                gatepro::combine_backward_rows(plan.choice_of_row_N, weights_TK, gatepro::view(y),
-                                               gatepro::view(sorted));
-                gatepro::permute_backward(row_TK, gatepro::view(sorted), gatepro::view(x));
-                gatepro::renormalise_kept_backward<A>(
-                    gatepro::Choices{gatepro::strided_view(ids), {}, gatepro::strided_view(kept)},
-                    totals, weights_TK, sums, gatepro::strided_view(dweights),
-                    gatepro::strided_view(dweights));
-                gatepro::drop_backward(gatepro::strided_view(kept), gatepro::strided_view(dweights),
-                                       gatepro::strided_view(dweights));
-              }),
-              0);
+    EXPECT_EQ(
+        cost_of([&] {
+          gatepro::jitter_tokens(gatepro::view(x), 0.1, {1, 2}, gatepro::view(y));
+          gatepro::jitter_backward(gatepro::view(y), 0.1, {1, 2}, gatepro::view(x));
+          gatepro::add_logit_noise(0.1, {1, 2}, gatepro::view(logits));
+          gatepro::random_logits({1, 2}, gatepro::view(logits));
+          gatepro::round_robin_logits(0, top_k, gatepro::view(logits));
+          gatepro::round_robin_ids(0, experts, gatepro::strided_view(ids));
+          const Index capacity = gatepro::expert_capacity(tokens, experts, top_k, {0.9});
+          gatepro::total_weights<A>(weights_TK, totals);
+          gatepro::drop_over_capacity(
+              gatepro::Choices{gatepro::strided_view(ids)}, {capacity, policy},
+              gatepro::KeptRouting{weights_TK, gatepro::strided_view(kept),
+                                   gatepro::VectorView<std::int64_t>(counts)},
+              memory);
+          gatepro::renormalise_kept<A>(
+              gatepro::Choices{gatepro::strided_view(ids), {}, gatepro::strided_view(kept)}, totals,
+              weights_TK, sums);
+          gatepro::plan_dispatch(
+              gatepro::Choices{gatepro::strided_view(ids), {}, gatepro::strided_view(kept)},
+              experts, {gatepro::DispatchOrder::token_major, 4}, plan, memory);
+          gatepro::permute(plan.token_of_row_N, gatepro::view(x), gatepro::view(sorted));
+          gatepro::combine(row_TK, weights_TK, gatepro::view(sorted), gatepro::view(y));
+          gatepro::combine_backward_weights(row_TK, gatepro::view(sorted), gatepro::view(y),
+                                            gatepro::strided_view(dweights));
+          gatepro::combine_backward_rows(plan.choice_of_row_N, weights_TK, gatepro::view(y),
+                                         gatepro::view(sorted));
+          gatepro::permute_backward(row_TK, gatepro::view(sorted), gatepro::view(x));
+          const gatepro::Choices chosen{
+              gatepro::strided_view(ids), {}, gatepro::strided_view(kept)};
+          gatepro::dense_routing(chosen, experts, weights_TK, gatepro::DenseRouting<A>{logits});
+          gatepro::dense_routing_backward(chosen, gatepro::view(logits),
+                                          gatepro::strided_view(dweights));
+          gatepro::merge_logit_gradients(chosen, {gatepro::strided_view(dweights)},
+                                         gatepro::view(logits));
+          gatepro::plan_regroup(gatepro::MatrixView<const int>(received, 2, 3), {}, regrouped,
+                                memory);
+          gatepro::renormalise_kept_backward<A>(
+              gatepro::Choices{gatepro::strided_view(ids), {}, gatepro::strided_view(kept)}, totals,
+              weights_TK, sums, gatepro::strided_view(dweights), gatepro::strided_view(dweights));
+          gatepro::drop_backward(gatepro::strided_view(kept), gatepro::strided_view(dweights),
+                                 gatepro::strided_view(dweights));
+        }),
+        0);
   }
 }
 

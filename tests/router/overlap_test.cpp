@@ -568,19 +568,38 @@ TEST(Overlap, CapacityAndDispatch) {
                            {"row_TK", tokens * 4, true, 4},
                            {"expert_ids_TK", tokens * 4, false, 4},
                            {"kept_TK", tokens, false, 1},
-                           {"workspace", plans, true, 1}},
+                           {"workspace", plans, true, 1},
+                           {"flat_index_of_row_N", tokens * 4, true, 4}},
                           [&](const auto& at) {
                             gatepro::DispatchPlan<> plan;
                             plan.tokens_per_expert_E = {as<std::int64_t>(at[0]), experts};
                             plan.offsets_E1 = {as<std::int64_t>(at[1]), experts + 1};
                             plan.choice_of_row_N = {as<std::int32_t>(at[2]), tokens};
                             plan.row_TK = {as<std::int32_t>(at[3]), tokens, 1};
+                            plan.flat_index_of_row_N = {as<std::int32_t>(at[7]), tokens};
                             gatepro::plan_dispatch(
                                 gatepro::Choices{StridedView(as<std::int32_t>(at[4]), tokens, 1),
                                                  {},
                                                  {as<std::uint8_t>(at[5]), tokens, 1}},
                                 experts, gatepro::DispatchRule{}, plan, Workspace(at[6], plans));
                           });
+}
+
+TEST(Overlap, DenseRouting) {
+  expect_overlaps_refused(
+      {{"probs_TE", bytes_of_TE, true, 4},
+       {"routing_map_TE", tokens * experts, true, 1},
+       {"routing_bits_TB", tokens, true, 1},
+       {"expert_ids_TK", tokens * 4, false, 4},
+       {"weights_TK", tokens * 4, false, 4}},
+      [&](const auto& at) {
+        gatepro::dense_routing(
+            gatepro::Choices{StridedView(as<std::int32_t>(at[3]), tokens, 1)}, experts,
+            StridedView<const float>(as<float>(at[4]), tokens, 1),
+            gatepro::DenseRouting<float>{{as<float>(at[0]), tokens, experts},
+                                         {as<std::uint8_t>(at[1]), tokens, experts},
+                                         {as<std::uint8_t>(at[2]), tokens, 1}});
+      });
 }
 
 TEST(Overlap, ARefusedPlanLeavesIdsAlone) {

@@ -121,6 +121,60 @@ void permute_backward(StridedView<Id> row_TK, detail::non_deduced_t<MatrixView<c
   });
 }
 
+/// row_weights_N[r] = weights_TK of the choice in row r: weights in the order of the rows, for
+/// experts that scale their rows themselves.
+///
+/// choice_of_row_N: N, t * K + j, from plan_dispatch; none gives 0. weights_TK: T x K.
+/// row_weights_N: N, overwritten. Throws Error for shapes or a choice outside [0, T K), before any
+/// write. Cost: O(N); no allocation. Thread-safe.
+template <class Id, class A>
+void permute_weights(VectorView<Id> choice_of_row_N,
+                     detail::non_deduced_t<StridedView<const A>> weights_TK,
+                     VectorView<A> row_weights_N) {
+  detail::check_id_type<detail::value_t<Id>>();
+  detail::check_accumulator<A>();
+  const detail::Checks checks("permute_weights");
+  const Index top_k = weights_TK.cols;
+  checks.strided("weights_TK", weights_TK, weights_TK.rows, top_k);
+  checks.vector("row_weights_N", row_weights_N, row_weights_N.size);
+  const Index choices = checks.product("T * K within the address space", weights_TK.rows, top_k);
+  detail::check_plan_list(checks, "choice_of_row_N", choice_of_row_N, row_weights_N.size, choices);
+  checks.overlaps(detail::output("row_weights_N", row_weights_N),
+                  detail::input("choice_of_row_N", choice_of_row_N),
+                  detail::input("weights_TK", weights_TK));
+  for (Index r = 0; r < row_weights_N.size; ++r) {
+    const auto choice = static_cast<Index>(choice_of_row_N[r]);
+    row_weights_N[r] =
+        detail::is_some(choice_of_row_N[r]) ? weights_TK(choice / top_k, choice % top_k) : A(0);
+  }
+}
+
+/// dweights_TK(t, j) += drow_weights_N[row_TK(t, j)]: the gradient of permute_weights.
+///
+/// row_TK: T x K, from plan_dispatch; none adds nothing. drow_weights_N: N. dweights_TK: T x K,
+/// added to. Throws Error for shapes or a row outside [0, N), before any write. Cost: O(T K); no
+/// allocation. Thread-safe.
+template <class Id, class A>
+void permute_weights_backward(StridedView<Id> row_TK,
+                              detail::non_deduced_t<VectorView<const A>> drow_weights_N,
+                              StridedView<A> dweights_TK) {
+  detail::check_id_type<detail::value_t<Id>>();
+  detail::check_accumulator<A>();
+  const detail::Checks checks("permute_weights_backward");
+  checks.strided("row_TK", row_TK, dweights_TK.rows, dweights_TK.cols);
+  checks.vector("drow_weights_N", drow_weights_N, drow_weights_N.size);
+  checks.strided("dweights_TK", dweights_TK, dweights_TK.rows, dweights_TK.cols);
+  checks.overlaps(detail::output("dweights_TK", dweights_TK), detail::input("row_TK", row_TK),
+                  detail::input("drow_weights_N", drow_weights_N));
+  detail::check_plan_table(checks, "row_TK", row_TK, drow_weights_N.size);
+  for (Index t = 0; t < row_TK.rows; ++t) {
+    for (Index j = 0; j < row_TK.cols; ++j) {
+      if (!detail::is_some(row_TK(t, j))) continue;
+      dweights_TK(t, j) += drow_weights_N[static_cast<Index>(row_TK(t, j))];
+    }
+  }
+}
+
 /// y_TH[t] += sum over j of weights_TK(t, j) rows_NH[row_TK(t, j)]: the experts' results, weighted.
 ///
 /// row_TK: T x K, from plan_dispatch; none adds nothing, nor does a weight of exactly 0, whatever

@@ -46,6 +46,8 @@ struct DispatchPlan {
   VectorView<Id> choice_of_row_N{};
   /// The same with the token t.
   VectorView<Id> token_of_row_N{};
+  /// The same with t * E + e: where the choice stands in a T x E matrix (see dense_routing).
+  VectorView<Id> flat_index_of_row_N{};
   /// T x K: the row of each choice; none if it was dropped or masked. Strides {1, T} make it the
   /// row_id_map of TransformerEngine.
   StridedView<Id> row_TK{};
@@ -60,6 +62,14 @@ namespace detail {
 struct PlanScratch {
   Index* count_E = nullptr;     ///< Choices of each expert.
   Index* next_row_E = nullptr;  ///< Where the next one goes.
+};
+
+/// The extents of a plan.
+struct PlanSizes {
+  Index tokens;
+  Index top_k;
+  Index experts;
+  Index rows;
 };
 
 inline namespace GATEPRO_ABI {
@@ -106,9 +116,16 @@ inline Index count_rows(const Checks& checks, const DispatchRule& rule, Index ex
   return rows;
 }
 
-/// Numbers up to `largest`, -1 and rule.dropped_position fit the id type.
+/// What the plan is to hold, -1 and rule.dropped_position fit the id type.
 template <class Id>
-void check_plan_numbers(const Checks& checks, const DispatchRule& rule, Index largest) {
+void check_plan_numbers(const Checks& checks, const DispatchRule& rule,
+                        const DispatchPlan<Id>& plan, const PlanSizes& sizes) {
+  Index largest = (std::max)(
+      sizes.rows, checks.product("T * K within the address space", sizes.tokens, sizes.top_k));
+  if (plan.flat_index_of_row_N.given()) {
+    largest = (std::max)(
+        largest, checks.product("T * E within the address space", sizes.tokens, sizes.experts));
+  }
   constexpr auto most = static_cast<std::uint64_t>((std::numeric_limits<Id>::max)());
   checks.need(static_cast<std::uint64_t>(largest) <= most, "rows and choices within the id type",
               {{"largest number", largest}, {"largest id", most}});
@@ -128,15 +145,31 @@ void check_row_list(const Checks& checks, const char* name, const VectorView<Id>
   }
 }
 
+/// The outputs that were asked for have room, and what they hold fits the id type.
 template <class Id>
-void check_plan(const Checks& checks, const DispatchPlan<Id>& plan, Index tokens, Index top_k,
-                Index experts, Index rows) {
+void check_plan(const Checks& checks, const DispatchRule& rule, const DispatchPlan<Id>& plan,
+                const PlanSizes& sizes) {
+  const auto& [tokens, top_k, experts, rows] = sizes;
+  check_plan_numbers(checks, rule, plan, sizes);
   checks.optional_vector("tokens_per_expert_E", plan.tokens_per_expert_E, experts);
   checks.optional_vector("offsets_E1", plan.offsets_E1, experts + 1);
   check_row_list(checks, "choice_of_row_N", plan.choice_of_row_N, rows);
   check_row_list(checks, "token_of_row_N", plan.token_of_row_N, rows);
+  check_row_list(checks, "flat_index_of_row_N", plan.flat_index_of_row_N, rows);
   checks.optional_strided("row_TK", plan.row_TK, tokens, top_k);
   checks.optional_strided("position_TK", plan.position_TK, tokens, top_k);
+}
+
+/// No output shares memory with another, nor with what `inputs` name.
+template <class Id, class... Inputs>
+void check_plan_overlaps(const Checks& checks, const DispatchPlan<Id>& plan,
+                         const Workspace& workspace, const Inputs&... inputs) {
+  checks.overlaps(
+      output("tokens_per_expert_E", plan.tokens_per_expert_E),
+      output("offsets_E1", plan.offsets_E1), output("choice_of_row_N", plan.choice_of_row_N),
+      output("token_of_row_N", plan.token_of_row_N),
+      output("flat_index_of_row_N", plan.flat_index_of_row_N), output("row_TK", plan.row_TK),
+      output("position_TK", plan.position_TK), output("workspace", workspace), inputs...);
 }
 
 /// Counts and offsets to the plan, first rows to the scratch.
@@ -167,25 +200,25 @@ void clear_plan(const DispatchRule& rule, const DispatchPlan<Id>& plan) {
   constexpr Id none = static_cast<Id>(-1);
   std::fill_n(plan.choice_of_row_N.data, plan.choice_of_row_N.size, none);
   std::fill_n(plan.token_of_row_N.data, plan.token_of_row_N.size, none);
+  std::fill_n(plan.flat_index_of_row_N.data, plan.flat_index_of_row_N.size, none);
   fill_choices(plan.row_TK, none);
   fill_choices(plan.position_TK, static_cast<Id>(rule.dropped_position));
 }
 
-/// Gives every choice the next row of its expert.
-template <class In, class Id>
-void place_choices(const Choices<In>& choices, const DispatchRule& rule, const PlanScratch& scratch,
-                   const DispatchPlan<Id>& plan) {
-  const Index top_k = choices.expert_ids_TK.cols;
-  const bool choice_major = rule.order == DispatchOrder::choice_major;
+/// Gives a choice the next row of its expert, in all outputs that were asked for.
+template <class Id>
+void place_choice(const DispatchPlan<Id>& plan, const PlanSizes& sizes, const PlanScratch& scratch,
+                  Index t, Index j, Index e) {
+  const Index row = scratch.next_row_E[e]++;
+  const Index choice = t * sizes.top_k + j;
+  if (plan.choice_of_row_N.given()) plan.choice_of_row_N[row] = static_cast<Id>(choice);
+  if (plan.token_of_row_N.given()) plan.token_of_row_N[row] = static_cast<Id>(t);
+  if (plan.flat_index_of_row_N.given()) {
+    plan.flat_index_of_row_N[row] = static_cast<Id>(t * sizes.experts + e);
+  }
+  if (plan.row_TK.given()) plan.row_TK(t, j) = static_cast<Id>(row);
   // Within an expert, rows follow each other: what was placed so far is the position.
-  Index* placed_E = scratch.count_E;
-  for_each_choice(choices, choice_major, [&](Index t, Index j, Index e) {
-    const Index row = scratch.next_row_E[e]++;
-    if (plan.choice_of_row_N.given()) plan.choice_of_row_N[row] = static_cast<Id>(t * top_k + j);
-    if (plan.token_of_row_N.given()) plan.token_of_row_N[row] = static_cast<Id>(t);
-    if (plan.row_TK.given()) plan.row_TK(t, j) = static_cast<Id>(row);
-    if (plan.position_TK.given()) plan.position_TK(t, j) = static_cast<Id>(placed_E[e]++);
-  });
+  if (plan.position_TK.given()) plan.position_TK(t, j) = static_cast<Id>(scratch.count_E[e]++);
 }
 
 }  // namespace GATEPRO_ABI
@@ -268,29 +301,27 @@ Index plan_dispatch(const Choices<In>& choices, Index num_experts, const Dispatc
   checks.top_k(top_k, num_experts);
   detail::check_dispatch_rule(checks, rule);
   detail::check_choice_views(checks, choices, tokens, top_k);
-  checks.overlaps(
-      detail::output("tokens_per_expert_E", plan.tokens_per_expert_E),
-      detail::output("offsets_E1", plan.offsets_E1),
-      detail::output("choice_of_row_N", plan.choice_of_row_N),
-      detail::output("token_of_row_N", plan.token_of_row_N), detail::output("row_TK", plan.row_TK),
-      detail::output("position_TK", plan.position_TK), detail::output("workspace", workspace),
-      detail::input("expert_ids_TK", choices.expert_ids_TK),
-      detail::input("kept_TK", choices.kept_TK),
-      detail::input("is_padding_T", choices.is_padding_T));
+  detail::check_plan_overlaps(checks, plan, workspace,
+                              detail::input("expert_ids_TK", choices.expert_ids_TK),
+                              detail::input("kept_TK", choices.kept_TK),
+                              detail::input("is_padding_T", choices.is_padding_T));
   detail::Arena arena(checks.where(), workspace, plan_dispatch_workspace_bytes(num_experts));
   const auto scratch = detail::carve_plan(arena, num_experts);
   detail::check_distinct_choices(checks, "expert_ids_TK", choices, num_experts, scratch.count_E);
 
   detail::count_choices(choices, num_experts, scratch.count_E);
   const Index rows = detail::count_rows(checks, rule, num_experts, scratch.count_E);
-  const Index all_choices = checks.product("T * K within the address space", tokens, top_k);
-  detail::check_plan_numbers<Id>(checks, rule, (std::max)(rows, all_choices));
-  detail::check_plan(checks, plan, tokens, top_k, num_experts, rows);
+  const detail::PlanSizes sizes{tokens, top_k, num_experts, rows};
+  detail::check_plan(checks, rule, plan, sizes);
 
   detail::place_experts(checks, rule, num_experts, scratch, plan);
   detail::clear_plan(rule, plan);
   std::fill_n(scratch.count_E, num_experts, Index{0});
-  detail::place_choices(choices, rule, scratch, plan);
+  const bool choice_major = rule.order == DispatchOrder::choice_major;
+  // By value: no write to an output could change them.
+  detail::for_each_choice(choices, choice_major, [=](Index t, Index j, Index e) {
+    detail::place_choice(plan, sizes, scratch, t, j, e);
+  });
   return rows;
 }
 
