@@ -32,7 +32,7 @@ extern const Peer onednn_sgemm;  ///< dnnl_sgemm.
 extern const Peer torch;         ///< LibTorch's tensors.
 extern const Peer partial_sort;  ///< std::partial_sort of ids.
 extern const Peer full_sort;     ///< std::sort of ids.
-extern const Peer scans;         ///< K searches for the largest.
+extern const Peer k_scans;       ///< K searches for the largest.
 extern const Peer published;     ///< Selections that others publish, in plain loops.
 extern const Peer naive;         ///< A loop over the rows.
 }  // namespace peers

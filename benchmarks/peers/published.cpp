@@ -146,7 +146,7 @@ Run select_deepseek(const DeepSeekJob& job) {
   return [selection = DeepSeek(job)]() mutable { selection.run(); };
 }
 
-Peer make_scans() {
+Peer make_k_scans() {
   Peer peer;
   peer.select = select_by_scans;
   return peer;
@@ -161,7 +161,7 @@ Peer make_published() {
 
 }  // namespace
 
-const Peer scans = make_scans();
+const Peer k_scans = make_k_scans();
 const Peer published = make_published();
 
 }  // namespace peers

@@ -42,7 +42,7 @@ Contest prepare(const Shape& shape) {
   };
   add_peer("partial_sort", peers::partial_sort);
   add_peer("full_sort", peers::full_sort);
-  add_peer("k_scans", peers::scans);
+  add_peer("k_scans", peers::k_scans);
   add_peer("torch", peers::torch);
 
   const gatepro::Competition penalty{};
