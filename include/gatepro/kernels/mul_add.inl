@@ -6,6 +6,15 @@
 // since <immintrin.h>, which wraps them, takes as long to compile as the rest of gatepro; 4 stands
 // for the current rounding mode.
 
+#if GATEPRO_VECTOR_EXTENSIONS && GATEPRO_BYTES == 64
+/// The mask of builtins that take one.
+#if defined(__clang__)
+inline constexpr std::uint16_t all_16_lanes = 0xffff;
+#else
+inline constexpr std::int16_t all_16_lanes = -1;
+#endif
+#endif
+
 #if GATEPRO_VECTOR_EXTENSIONS && GATEPRO_BYTES >= 32 && GATEPRO_ELEMENTWISE_FMA
 
 template <class T, int N>
@@ -14,12 +23,6 @@ GATEPRO_FN Vec<T, N> mul_add(Vec<T, N> a, Vec<T, N> b, Vec<T, N> c) {
 }
 
 #elif GATEPRO_VECTOR_EXTENSIONS && GATEPRO_BYTES == 64
-
-#if defined(__clang__)
-inline constexpr std::uint16_t all_16_lanes = 0xffff;
-#else
-inline constexpr std::int16_t all_16_lanes = -1;
-#endif
 
 GATEPRO_FN Vec<float, 16> mul_add(Vec<float, 16> a, Vec<float, 16> b, Vec<float, 16> c) {
   return {__builtin_ia32_vfmaddps512_mask(a.raw, b.raw, c.raw, all_16_lanes, 4)};
