@@ -18,7 +18,7 @@ template <class A>
 void z_loss_group(const LossGroup<A>& group, Index experts, A factor, bool gradient) {
   const Index lanes = kernels<A>().lanes;
   score_kernels<A>().scores(group.keys_EL, experts, ScoreFunction::softmax_before_top_k,
-                            group.scores_EL, group.sum_L, group.log_sum_exp_L);
+                            gradient ? group.scores_EL : nullptr, group.sum_L, group.log_sum_exp_L);
   for (Index lane = 0; lane < lanes; ++lane) {
     const double log_sum_exp = static_cast<double>(group.log_sum_exp_L[lane]);
     group.value_L[lane] = product(log_sum_exp, log_sum_exp);

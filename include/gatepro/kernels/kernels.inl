@@ -26,6 +26,8 @@
 
 #include "gatepro/kernels/scores.inl"
 
+#include "gatepro/kernels/group_limit.inl"
+
 #include "gatepro/kernels/gradient.inl"
 
 #include "gatepro/kernels/similarity.inl"
@@ -43,7 +45,7 @@ inline constexpr Kernels<A> table<Kernels<A>>{
 
 template <class A>
 inline constexpr ScoreKernels<A> table<ScoreKernels<A>>{scores<A>, slopes<A>, shares<A>,
-                                                        choice_keys<A>};
+                                                        choice_keys<A>, limit_groups<A>};
 
 template <class A>
 inline constexpr PenaltyKernels<A> table<PenaltyKernels<A>>{store_penalised<A>};

@@ -5,7 +5,7 @@
 /// -inf) or a NaN. All masks.
 template <class A>
 struct RowExtremes {
-  Keys<A> top;  ///< 0 in lanes without a softmax: 0 - 0 instead of a difference of infinities.
+  Keys<A> top;  ///< 0 in lanes without a softmax, instead of a difference of infinities.
   Keys<A> none;
   Keys<A> has_nan;
 };
@@ -14,24 +14,27 @@ GATEPRO_FN RowExtremes<A> row_extremes(const BitsOf<A>* keys_EL, Index experts) 
   using O = Order<A>;
   constexpr int L = lanes_v<A>;
   Keys<A> best = Keys<A>::splat(O::lowest);
-  Keys<A> has_nan = Keys<A>::splat(0);
+  Keys<A> least = Keys<A>::splat(O::infinity);
   for (Index e = 0; e < experts; ++e) {
     const Keys<A> key = Keys<A>::load(keys_EL + e * L);
     best = larger(best, key);
-    has_nan = has_nan | (key == Keys<A>::splat(O::nan));
+    least = smaller(least, key);
   }
+  const Keys<A> has_nan = least == Keys<A>::splat(O::nan);
   const Keys<A> none =
       (best == Keys<A>::splat(O::infinity)) | (best < Keys<A>::splat(-O::infinity + 1));
   return {select(none, Keys<A>::splat(0), best), none, has_nan};
 }
 
-/// exp(x - top) for a key; 0 for NaN, losers and -inf.
+/// NaN scores where the key is a NaN, or in lanes where `all` are to have one.
 template <class A>
-GATEPRO_FN Lanes<A> exp_below_top(Keys<A> key, const RowExtremes<A>& row) {
-  const Keys<A> alive =
-      (key > Keys<A>::splat(-Order<A>::infinity)) & (row.none == Keys<A>::splat(0));
-  const Lanes<A> below = to_values<A>(select(alive, key, row.top)) - to_values<A>(row.top);
-  return select(alive, exp_nonpositive<A>(below), Lanes<A>::splat(A(0)));
+GATEPRO_FN void spoil_scores(const BitsOf<A>* keys_EL, Index experts, Keys<A> all, A* scores_EL) {
+  constexpr int L = lanes_v<A>;
+  const Lanes<A> quiet_nan = bit_cast<A>(Keys<A>::splat(Order<A>::quiet_nan_bits));
+  for (Index i = 0; i < experts * L; i += L) {
+    const Keys<A> bad = all | (Keys<A>::load(keys_EL + i) == Keys<A>::splat(Order<A>::nan));
+    select(bad, quiet_nan, Lanes<A>::load(scores_EL + i)).store(scores_EL + i);
+  }
 }
 
 template <class A>
@@ -49,21 +52,16 @@ GATEPRO_FN void softmax_scores(const BitsOf<A>* keys_EL, Index experts, A* score
   const RowExtremes<A> row = row_extremes<A>(keys_EL, experts);
   const Lanes<A> one = Lanes<A>::splat(A(1));
   const Lanes<A> quiet_nan = bit_cast<A>(Keys<A>::splat(Order<A>::quiet_nan_bits));
-  Lanes<A> sum = Lanes<A>::splat(A(0));
-  for (Index e = 0; e < experts; ++e) {
-    const Lanes<A> score = exp_below_top<A>(Keys<A>::load(keys_EL + e * L), row);
-    score.store(scores_EL + e * L);
-    sum = sum + score;
-  }
-  const Lanes<A> scale = one / select(row.none, one, sum);
-  for (Index e = 0; e < experts; ++e) {
-    const Keys<A> bad =
-        row.none | (Keys<A>::load(keys_EL + e * L) == Keys<A>::splat(Order<A>::nan));
-    const Lanes<A> score = Lanes<A>::load(scores_EL + e * L) * scale;
-    select(bad, quiet_nan, score).store(scores_EL + e * L);
-  }
-  select(row.none | row.has_nan, quiet_nan, one).store(sum_L);
+  const Lanes<A> sum = sum_exps<A>(keys_EL, experts, to_values<A>(row.top), scores_EL);
   if (log_sum_exp_L != nullptr) store_log_sum_exp<A>(row, sum, log_sum_exp_L);
+  if (scores_EL == nullptr) return;
+  const Lanes<A> scale = one / select(row.none, one, sum);
+  for (Index i = 0; i < experts * L; i += L) {
+    (Lanes<A>::load(scores_EL + i) * scale).store(scores_EL + i);
+  }
+  const Keys<A> bad = row.none | row.has_nan;
+  if (any_lane(bad)) spoil_scores<A>(keys_EL, experts, row.none, scores_EL);
+  select(bad, quiet_nan, one).store(sum_L);
 }
 
 /// Scores that each follow from one logit.
@@ -75,25 +73,26 @@ struct SeparateScores {
     using O = Order<A>;
     constexpr int L = lanes_v<A>;
     const Lanes<A> zero = Lanes<A>::splat(A(0));
-    const Lanes<A> quiet_nan = bit_cast<A>(Keys<A>::splat(O::quiet_nan_bits));
     Lanes<A> sum = zero;
-    Keys<A> has_nan = Keys<A>::splat(0);
-    for (Index e = 0; e < experts; ++e) {
-      const Keys<A> key = Keys<A>::load(keys_EL + e * L);
-      const Keys<A> number = larger(key, Keys<A>::splat(-O::infinity));
-      const Lanes<A> score = SeparateScore<A, function>::template of<false>(number, zero).value;
-      const Keys<A> is_nan = key == Keys<A>::splat(O::nan);
-      select(is_nan, quiet_nan, score).store(scores_EL + e * L);
-      has_nan = has_nan | is_nan;
-      sum = sum + score;
+    Keys<A> least = Keys<A>::splat(O::infinity);
+    for (Index e = 0; e < experts; e += chains_v) {
+      Score<A> scores[std::size_t(chains_v)];
+      separate_scores<A, function, false>(keys_EL + e * L, experts - e, zero, scores);
+      GATEPRO_UNROLL
+      for (int u = 0; u < chains_v; ++u) {
+        if (e + u >= experts) break;
+        scores[u].value.store(scores_EL + (e + u) * L);
+        sum = sum + scores[u].value;
+        least = smaller(least, Keys<A>::load(keys_EL + (e + u) * L));
+      }
     }
-    select(has_nan, quiet_nan, sum).store(sum_L);
+    const auto has_nan = least == Keys<A>::splat(O::nan);
+    if (any_lane(has_nan)) spoil_scores<A>(keys_EL, experts, Keys<A>::splat(0), scores_EL);
+    select(has_nan, bit_cast<A>(Keys<A>::splat(O::quiet_nan_bits)), sum).store(sum_L);
     if (log_sum_exp_L == nullptr) return;
     const RowExtremes<A> row = row_extremes<A>(keys_EL, experts);
-    sum = zero;
-    for (Index e = 0; e < experts; ++e) {
-      sum = sum + exp_below_top<A>(Keys<A>::load(keys_EL + e * L), row);
-    }
+    A* no_terms = nullptr;
+    sum = sum_exps<A>(keys_EL, experts, to_values<A>(row.top), no_terms);
     store_log_sum_exp<A>(row, sum, log_sum_exp_L);
   }
 };
@@ -102,7 +101,8 @@ struct SeparateScores {
 /// 1; else unnormalised, and sum_L is their sum in order of e. A NaN scores NaN and is left out of
 /// the softmax of the others; losers and -inf score 0. A lane that holds +inf, or nothing above
 /// -inf, has no softmax: each expert's is NaN. sum_L is NaN if a score is. log_sum_exp_L, null if
-/// not wanted, is NaN for a lane that holds a NaN or has no softmax.
+/// not wanted, is NaN for a lane that holds a NaN or has no softmax. With null scores_EL, which a
+/// softmax may have, it is all that is written.
 template <class A>
 GATEPRO_KERNEL void scores(const BitsOf<A>* keys_EL, Index experts, ScoreFunction function,
                            A* scores_EL, A* sum_L, A* log_sum_exp_L) {
@@ -119,11 +119,14 @@ struct SeparateSlopes {
   template <ScoreFunction function>
   GATEPRO_FN static void run(const BitsOf<A>* keys_KL, Index k, A* slopes_KL) {
     constexpr int L = lanes_v<A>;
-    for (Index j = 0; j < k; ++j) {
-      const Keys<A> key = Keys<A>::load(keys_KL + j * L);
-      const Keys<A> number = larger(key, Keys<A>::splat(-Order<A>::infinity));
+    for (Index j = 0; j < k; j += chains_v) {
+      Score<A> scores[std::size_t(chains_v)];
       const Lanes<A> zero = Lanes<A>::splat(A(0));
-      SeparateScore<A, function>::template of<false>(number, zero).slope.store(slopes_KL + j * L);
+      separate_scores<A, function, false>(keys_KL + j * L, k - j, zero, scores);
+      GATEPRO_UNROLL
+      for (int u = 0; u < chains_v; ++u) {
+        if (j + u < k) scores[u].slope.store(slopes_KL + (j + u) * L);
+      }
     }
   }
 };
@@ -135,43 +138,42 @@ GATEPRO_KERNEL void slopes(const BitsOf<A>* keys_KL, Index k, ScoreFunction func
   run_separate<SeparateSlopes<A>>(SeparateScoreFunctions(), function, keys_KL, k, slopes_KL);
 }
 
+template <class A>
+GATEPRO_FN void softmax_shares(const BitsOf<A>* keys_EL, Index experts, A* shares_EL) {
+  const RowExtremes<A> row = row_extremes<A>(keys_EL, experts);
+  const Lanes<A> quiet_nan = bit_cast<A>(Keys<A>::splat(Order<A>::quiet_nan_bits));
+  const Lanes<A> sum = sum_exps<A>(keys_EL, experts, to_values<A>(row.top), shares_EL);
+  const Lanes<A> scale = Lanes<A>::splat(A(1)) / select(row.none | row.has_nan, quiet_nan, sum);
+  for (Index i = 0; i < experts * lanes_v<A>; i += lanes_v<A>) {
+    (Lanes<A>::load(shares_EL + i) * scale).store(shares_EL + i);
+  }
+}
+
 /// With `relative`, scores of each lane are relative to its largest, which may be too small for A.
 template <class A, ScoreFunction function, bool relative>
 GATEPRO_FN void shares_as(const BitsOf<A>* keys_EL, Index experts, const RowExtremes<A>& row,
                           A* shares_EL, A* slopes_EL) {
-  using O = Order<A>;
   constexpr int L = lanes_v<A>;
-  const Lanes<A> one = Lanes<A>::splat(A(1));
   const Lanes<A> top = to_values<A>(smaller(row.top, Keys<A>::splat(0)));
   Lanes<A> sum = Lanes<A>::splat(A(0));
-  for (Index e = 0; e < experts; ++e) {
-    const Keys<A> key = Keys<A>::load(keys_EL + e * L);
-    Score<A> score{};
-    if constexpr (function == ScoreFunction::softmax_before_top_k) {
-      score.value = exp_below_top<A>(key, row);
-    } else {
-      const Keys<A> number = larger(key, Keys<A>::splat(-O::infinity));
-      score = SeparateScore<A, function>::template of<relative>(number, top);
-      if (slopes_EL != nullptr) score.log_slope.store(slopes_EL + e * L);
+  for (Index e = 0; e < experts; e += chains_v) {
+    Score<A> scores[std::size_t(chains_v)];
+    separate_scores<A, function, relative>(keys_EL + e * L, experts - e, top, scores);
+    GATEPRO_UNROLL
+    for (int u = 0; u < chains_v; ++u) {
+      if (e + u >= experts) break;
+      scores[u].value.store(shares_EL + (e + u) * L);
+      sum = sum + scores[u].value;
+      if (slopes_EL != nullptr) scores[u].log_slope.store(slopes_EL + (e + u) * L);
     }
-    score.value.store(shares_EL + e * L);
-    sum = sum + score.value;
   }
-  const auto bad = row.none | row.has_nan;
-  const Lanes<A> quiet_nan = bit_cast<A>(Keys<A>::splat(O::quiet_nan_bits));
-  sum = select(bad, quiet_nan, sum);
-  const Lanes<A> scale = one / sum;
-  for (Index e = 0; e < experts; ++e) {
-    const Lanes<A> score = Lanes<A>::load(shares_EL + e * L);
-    if constexpr (function == ScoreFunction::softmax_before_top_k) {
-      (score * scale).store(shares_EL + e * L);
-    } else {
-      // Divided, so that one score has the share 1. A softmax has it anyway: its score is exp(0).
-      const Lanes<A> share = score / sum;
-      share.store(shares_EL + e * L);
-      if (slopes_EL == nullptr) continue;
-      (share * Lanes<A>::load(slopes_EL + e * L)).store(slopes_EL + e * L);
-    }
+  const Lanes<A> quiet_nan = bit_cast<A>(Keys<A>::splat(Order<A>::quiet_nan_bits));
+  sum = select(row.none | row.has_nan, quiet_nan, sum);
+  for (Index i = 0; i < experts * L; i += L) {
+    // Divided, so that one score has the share 1. A softmax has it anyway: its score is exp(0).
+    const Lanes<A> share = Lanes<A>::load(shares_EL + i) / sum;
+    share.store(shares_EL + i);
+    if (slopes_EL != nullptr) (share * Lanes<A>::load(slopes_EL + i)).store(slopes_EL + i);
   }
 }
 
@@ -197,8 +199,7 @@ template <class A>
 GATEPRO_KERNEL void shares(const BitsOf<A>* keys_EL, Index experts, ScoreFunction function,
                            A* shares_EL, A* slopes_EL) {
   if (is_softmax(function)) {
-    shares_as<A, ScoreFunction::softmax_before_top_k, false>(
-        keys_EL, experts, row_extremes<A>(keys_EL, experts), shares_EL, nullptr);
+    softmax_shares<A>(keys_EL, experts, shares_EL);
   } else {
     run_separate<SeparateShares<A>>(SeparateScoreFunctions(), function, keys_EL, experts, shares_EL,
                                     slopes_EL);

@@ -1,10 +1,46 @@
 // SPDX-License-Identifier: MIT
 // exp, and the softmax over the selected.
 
-/// exp(x) for x <= 0, -inf included: 2^n times a Taylor polynomial on |r| <= ln(2) / 2. The degree
-/// makes the truncation smaller than a tenth of an ulp. Below the smallest denormal it gives 0.
-template <class A>
-GATEPRO_FN Lanes<A> exp_nonpositive(Lanes<A> x) {
+/// Towards zero.
+template <class A, int N>
+GATEPRO_FN Vec<A, N> truncate(Vec<A, N> v) {
+  return convert<A>(convert<BitsOf<A>>(v));
+}
+
+/// v * 2^n for v from 1/2 to 2 and a whole n <= 1 whose 2^n may be denormal: with one rounding.
+template <class A, int N>
+GATEPRO_FN Vec<A, N> times_power_of_2(Vec<A, N> v, Vec<A, N> n) {
+  // Two factors; the first, 2^(n + shift), is normal.
+  constexpr bool single = sizeof(A) == 4;
+  constexpr BitsOf<A> shift = single ? 64 : 512;
+  constexpr A unshift = single ? A(0x1p-64) : A(0x1p-512);
+  const Keys<A> exponent = convert<BitsOf<A>>(n) + Keys<A>::splat(Order<A>::exponent_bias + shift);
+  const Lanes<A> power = bit_cast<A>(exponent << Order<A>::mantissa_bits);
+  return v * power * Lanes<A>::splat(unshift);
+}
+
+#if GATEPRO_VECTOR_EXTENSIONS && GATEPRO_BYTES == 64  // has instructions for both
+GATEPRO_FN Vec<float, 16> truncate(Vec<float, 16> v) {
+  return {__builtin_ia32_rndscaleps_mask(v.raw, 3, v.raw, all_16_lanes, 4)};
+}
+GATEPRO_FN Vec<float, 16> times_power_of_2(Vec<float, 16> v, Vec<float, 16> n) {
+  return {__builtin_ia32_scalefps512_mask(v.raw, n.raw, v.raw, all_16_lanes, 4)};
+}
+#endif
+
+/// Vectors whose exponentials are computed side by side: each is a long chain, and processors look
+/// ahead too little to find the next one. As many as there are registers for.
+#if GATEPRO_BYTES == 64 || GATEPRO_NEON
+inline constexpr int chains_v = 4;
+#else
+inline constexpr int chains_v = 2;
+#endif
+
+/// x = exp(x) for x <= 0, -inf included: 2^n times a Taylor polynomial on |r| <= ln(2) / 2. The
+/// degree makes the truncation smaller than a tenth of an ulp. Below the smallest denormal it
+/// gives 0.
+template <class A, std::size_t U>
+GATEPRO_FN void exp_nonpositive(Lanes<A> (&x)[U]) {
   using V = Lanes<A>;
   constexpr bool single = sizeof(A) == 4;
   constexpr int degree = single ? 7 : 13;
@@ -25,23 +61,70 @@ GATEPRO_FN Lanes<A> exp_nonpositive(Lanes<A> x) {
                                             1.0 / 39916800,
                                             1.0 / 479001600,
                                             1.0 / 6227020800};
-  // With the sign of 0 set, the bits of the smaller number are the larger integer.
-  const Keys<A> bits = bit_cast<BitsOf<A>>(x) | Keys<A>::splat(Order<A>::lowest);
-  x = bit_cast<A>(smaller(bits, bit_cast<BitsOf<A>>(V::splat(-most))));
-  const V scaled = mul_add(x, V::splat(A(1.44269504088896340736)), V::splat(A(-0.5)));
-  const Keys<A> n = convert<BitsOf<A>>(scaled);
-  const V whole = convert<A>(n);
-  V r = mul_add(whole, V::splat(-ln2_high), x);
-  r = mul_add(whole, V::splat(-ln2_low), r);
-  V sum = V::splat(A(inverse_factorial[degree]));
+  V n[U], sum[U];
   GATEPRO_UNROLL
-  for (int i = degree - 1; i >= 0; --i) sum = mul_add(sum, r, V::splat(A(inverse_factorial[i])));
-  // Two factors, because 2^n alone may be denormal. The first, 2^(n + shift), is normal.
-  constexpr BitsOf<A> shift = single ? 64 : 512;
-  constexpr A unshift = single ? A(0x1p-64) : A(0x1p-512);
-  const Keys<A> exponent = n + Keys<A>::splat(Order<A>::exponent_bias + shift);
-  const V power = bit_cast<A>(exponent << Order<A>::mantissa_bits);
-  return sum * power * V::splat(unshift);
+  for (std::size_t u = 0; u < U; ++u) {
+    // With the sign of 0 set, the bits of the smaller number are the larger integer.
+    const Keys<A> bits = bit_cast<BitsOf<A>>(x[u]) | Keys<A>::splat(Order<A>::lowest);
+    x[u] = bit_cast<A>(smaller(bits, bit_cast<BitsOf<A>>(V::splat(-most))));
+  }
+  GATEPRO_UNROLL
+  for (std::size_t u = 0; u < U; ++u) {
+    n[u] = truncate(mul_add(x[u], V::splat(A(1.44269504088896340736)), V::splat(A(-0.5))));
+  }
+  GATEPRO_UNROLL
+  for (std::size_t u = 0; u < U; ++u) x[u] = mul_add(n[u], V::splat(-ln2_high), x[u]);
+  GATEPRO_UNROLL
+  for (std::size_t u = 0; u < U; ++u) x[u] = mul_add(n[u], V::splat(-ln2_low), x[u]);
+  GATEPRO_UNROLL
+  for (std::size_t u = 0; u < U; ++u) sum[u] = V::splat(A(inverse_factorial[degree]));
+  GATEPRO_UNROLL
+  for (int i = degree - 1; i >= 0; --i) {
+    GATEPRO_UNROLL
+    for (std::size_t u = 0; u < U; ++u) {
+      sum[u] = mul_add(sum[u], x[u], V::splat(A(inverse_factorial[i])));
+    }
+  }
+  GATEPRO_UNROLL
+  for (std::size_t u = 0; u < U; ++u) x[u] = times_power_of_2(sum[u], n[u]);
+}
+template <class A>
+GATEPRO_FN Lanes<A> exp_nonpositive(Lanes<A> x) {
+  Lanes<A> alone[1] = {x};
+  exp_nonpositive<A>(alone);
+  return alone[0];
+}
+
+/// exp(x - top) for the keys of the next vectors, of which `count` are left: 0 for NaN, losers and
+/// -inf.
+template <class A>
+GATEPRO_FN void exp_below(const BitsOf<A>* keys_EL, Index count, Lanes<A> top,
+                          Lanes<A> (&exps)[std::size_t(chains_v)]) {
+  GATEPRO_UNROLL
+  for (int u = 0; u < chains_v; ++u) {
+    const Index here = u < count ? u : count - 1;
+    exps[u] = to_values<A>(Keys<A>::load(keys_EL + here * lanes_v<A>)) - top;
+  }
+  exp_nonpositive<A>(exps);
+}
+
+/// The sum of exp(x - top) over all keys, in their order; the terms go to exps_EL unless it is
+/// null.
+template <class A>
+GATEPRO_FN Lanes<A> sum_exps(const BitsOf<A>* keys_EL, Index experts, Lanes<A> top, A* exps_EL) {
+  constexpr int L = lanes_v<A>;
+  Lanes<A> sum = Lanes<A>::splat(A(0));
+  for (Index e = 0; e < experts; e += chains_v) {
+    Lanes<A> exps[std::size_t(chains_v)];
+    exp_below<A>(keys_EL + e * L, experts - e, top, exps);
+    GATEPRO_UNROLL
+    for (int u = 0; u < chains_v; ++u) {
+      if (e + u >= experts) break;
+      sum = sum + exps[u];
+      if (exps_EL != nullptr) exps[u].store(exps_EL + (e + u) * L);
+    }
+  }
+  return sum;
 }
 
 /// Softmax over the k keys of each lane. -inf and losers weigh exactly 0. A lane that holds a NaN
@@ -62,18 +145,9 @@ GATEPRO_KERNEL void softmax(const BitsOf<A>* keys_KL, Index k, A* weights_KL,
   nonfinite = nonfinite | (best == Keys<A>::splat(O::infinity)) |
               (best < minus_infinity + Keys<A>::splat(1));
   nonfinite.store(nonfinite_L);
-  // Lanes without a softmax take 0 - 0 instead of a difference of infinities.
+  // Lanes without a softmax take a difference from 0 instead of one of infinities.
   const Keys<A> top = select(nonfinite, Keys<A>::splat(0), best);
-  const Lanes<A> zero = Lanes<A>::splat(A(0));
-  Lanes<A> sum = zero;
-  for (Index j = 0; j < k; ++j) {
-    const Keys<A> key = Keys<A>::load(keys_KL + j * L);
-    const Keys<A> alive = (key > minus_infinity) & (nonfinite ^ Keys<A>::splat(-1));
-    const Lanes<A> below_top = to_values<A>(select(alive, key, top)) - to_values<A>(top);
-    const Lanes<A> weight = select(alive, exp_nonpositive<A>(below_top), zero);
-    weight.store(weights_KL + j * L);
-    sum = sum + weight;
-  }
+  const Lanes<A> sum = sum_exps<A>(keys_KL, k, to_values<A>(top), weights_KL);
   const Lanes<A> scale = Lanes<A>::splat(A(1)) / sum;
   const Lanes<A> quiet_nan = bit_cast<A>(Keys<A>::splat(O::quiet_nan_bits));
   for (Index j = 0; j < k; ++j) {

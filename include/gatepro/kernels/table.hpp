@@ -38,6 +38,19 @@ struct SelectedKeys {
   Key* ids_KL;
 };
 
+/// Experts stand in `groups` groups of one size, ranked by the sum of their `count` best.
+struct GroupsRule {
+  Index groups = 0;
+  Index allowed = 0;
+  Index count = 0;
+};
+template <class Key>
+struct GroupsScratch {
+  SelectedKeys<Key> best{};  ///< Of `count` experts.
+  Key* ranks_G2L = nullptr;
+  Key* places_GL = nullptr;
+};
+
 /// True if the gate kernel for few experts takes tokens of X as they are, which it reads once, a
 /// vector at a time. Others, and those of the kernel for many, are widened into a buffer first.
 template <class X, class A>
@@ -105,6 +118,8 @@ struct ScoreKernels {
                  A* slopes_EL);
   void (*choice_keys)(const Key* ranked_EL, Index experts, const A* scores_EL, const A* bias_E,
                       Key* choice_EL);
+  void (*limit_groups)(const Key* choice_EL, Index experts, const GroupsRule& rule,
+                       const GroupsScratch<Key>& scratch, Key* limited_EL);
 };
 
 /// What the gate does with tokens or router weights of Source.

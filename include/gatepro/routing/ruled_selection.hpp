@@ -21,7 +21,7 @@ namespace detail {
 template <class A>
 struct RuledGroup : RoutingGroup<A> {
   using Key = typename Order<A>::Key;
-  GroupLimitScratch<A> groups;
+  GroupsScratch<Key> groups;
   A* scores_EL = nullptr;
   Key* choice_EL = nullptr;  ///< Keys of score + bias, behind all others in a forbidden group.
   A* other_scores_EL = nullptr;
@@ -206,7 +206,7 @@ struct RuledSelection {
   const Key* limited(const Group& group, Index experts, const Key* choice_EL,
                      Key* limited_EL) const {
     if (!rule.groups.active()) return choice_EL;
-    limit_to_best_groups(group.groups, rule, choice_EL, experts, limited_EL);
+    limit_to_best_groups<A>(group.groups, rule, choice_EL, experts, limited_EL);
     return limited_EL;
   }
 };
