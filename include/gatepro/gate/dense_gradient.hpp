@@ -145,7 +145,7 @@ void for_each_valid_run(const VectorView<const std::uint8_t>& is_padding_T, Inde
 template <class Source, class Id, class A>
 void add_dense_to_tokens(const Choices<Id>& choices, const LogitGradients<A>& gradients,
                          const MatrixView<const Source>& w_EH, const MatrixView<A>& dx_TH,
-                         const DenseScratch<A>& scratch) {
+                         GradientMode mode, const DenseScratch<A>& scratch) {
   const Index experts = w_EH.rows;
   for (Index t = 0; t < dx_TH.rows; ++t) {
     if (is_masked(choices.is_padding_T, t)) continue;
@@ -154,6 +154,9 @@ void add_dense_to_tokens(const Choices<Id>& choices, const LogitGradients<A>& gr
   const Index most = most_panels * panel_cols<A>();
   for (Index c = 0; c < w_EH.cols; c += most) {
     const Index cols = (std::min)(most, w_EH.cols - c);
+    for (Index t = 0; mode == GradientMode::set && t < dx_TH.rows; ++t) {
+      std::fill_n(dx_TH.row(t) + c, cols, A(0));
+    }
     for (Index first = 0; first < experts; first += depth_block) {
       const Index depth = (std::min)(depth_block, experts - first);
       copy_to_panels<A>([&](Index e) { return w_EH.row(first + e) + c; }, depth, cols,

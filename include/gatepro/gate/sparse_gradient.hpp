@@ -26,6 +26,12 @@ struct LogitGradients {
   MatrixView<const A> dlogits_TE{};            ///< T x E, or not given: of all logits.
 };
 
+/// What a gradient does with the values that stand where it goes.
+enum class GradientMode {
+  add,  ///< It is added to them.
+  set,  ///< It takes their place: the bits of adding to zeros, and no pass to write zeros before.
+};
+
 namespace detail {
 
 /// Tokens whose gradients to W are sorted, and whose columns are copied, together.
@@ -179,7 +185,7 @@ struct CarveTokenLists {
 template <class Source, class Id, class A>
 void add_selected_to_tokens(const Choices<Id>& choices, const LogitGradients<A>& gradients,
                             const MatrixView<const Source>& w_EH, const MatrixView<A>& dx_TH,
-                            const TokenListScratch<A>& scratch) {
+                            GradientMode mode, const TokenListScratch<A>& scratch) {
   const StridedView<const A>& dselected_TK = gradients.dselected_logits_TK;
   const Index experts = w_EH.rows;
   Index lengths[most_gradient_tokens];
@@ -210,6 +216,7 @@ void add_selected_to_tokens(const Choices<Id>& choices, const LogitGradients<A>&
     for (Index t = 0; t < dx_TH.rows; ++t) {
       const RowList<A> list = list_of(t);
       if (t + 4 < dx_TH.rows) prefetch(dx_TH.row(t + 4) + c, cols);
+      if (mode == GradientMode::set) std::fill_n(dx_TH.row(t) + c, cols, A(0));
       add_rows(list.coefficients, list.rows, lengths[t], base, stride, cols, dx_TH.row(t) + c);
     }
   }

@@ -187,24 +187,22 @@ MatrixView<const A> logit_gradients(const CompleteConfig& config, const RivalTab
   return dense_TE.given() ? MatrixView<const A>(dense_TE) : more.dlogits_TE;
 }
 
-/// dx_TH += the gradient of the jittered tokens, jittered again.
+/// dx_TH += the gradient of the tokens, or in its place. Of jittered tokens: jittered again.
 template <class X, class A, class Id, class W, class Executor>
 void backward_to_tokens(const CompleteConfig& config, const ForwardInputs<Id>& in,
                         const CompleteReport& report, const CompleteRoutingView<X, A, Id>& out,
                         const MatrixView<const A>& dlogits_TE, const MatrixView<const W>& w_EH,
-                        const MatrixView<A>& dx_TH, const CompleteGradients<A>& gradients,
-                        const Executor& executor) {
+                        const MatrixView<A>& dx_TH, GradientMode mode,
+                        const CompleteGradients<A>& gradients, const Executor& executor) {
   const MatrixView<A> seen_TH = report.jittered ? gradients.djittered_TH : dx_TH;
-  if (report.jittered) {
-    for (Index t = 0; t < seen_TH.rows; ++t) std::fill_n(seen_TH.row(t), seen_TH.cols, A(0));
-  }
   gate_backward_tokens(choices_of(in, out), {gradients.dselected_TK, dlogits_TE}, w_EH, seen_TH,
-                       gradients.stages, executor);
-  if (report.jittered) {
-    jitter_backward(seen_TH, config.noise.jitter,
-                    NoiseKey{config.noise.seed, 0, index_of(report.noise_position)}, dx_TH,
-                    executor);
+                       gradients.stages, executor, report.jittered ? GradientMode::set : mode);
+  if (!report.jittered) return;
+  for (Index t = 0; mode == GradientMode::set && t < dx_TH.rows; ++t) {
+    std::fill_n(dx_TH.row(t), dx_TH.cols, A(0));
   }
+  jitter_backward(seen_TH, config.noise.jitter,
+                  NoiseKey{config.noise.seed, 0, index_of(report.noise_position)}, dx_TH, executor);
 }
 
 }  // namespace GATEPRO_ABI

@@ -158,7 +158,7 @@ class CompleteRouter : public PartneredRouter<accumulator_t<X, W>, W, CompleteCo
                 const GateGradients<Accumulator>& gradients, Workspace workspace,
                 const Executor& executor = {}) const {
     const auto& [in, out, report] = forward;
-    const auto& [dx_TH, dw_EH] = gradients;
+    const auto& [dx_TH, dw_EH, dx_mode] = gradients;
     const detail::Checks checks("CompleteRouter::backward");
     detail::check_complete_tokens(checks, config(), x_TH, w_EH);
     checks.matrix("logits_TE", out.logits_TE, x_TH.rows, config().num_experts);
@@ -171,8 +171,8 @@ class CompleteRouter : public PartneredRouter<accumulator_t<X, W>, W, CompleteCo
     const auto dlogits_TE = detail::logit_gradients(config(), similarity_cache().rivals(), in, out,
                                                     report, incoming, scratch, executor);
     if (dx_TH.given()) {
-      detail::backward_to_tokens(config(), in, report, out, dlogits_TE, w_EH, dx_TH, scratch,
-                                 executor);
+      detail::backward_to_tokens(config(), in, report, out, dlogits_TE, w_EH, dx_TH, dx_mode,
+                                 scratch, executor);
     }
     if (dw_EH.given()) {
       const auto seen_TH = report.jittered ? MatrixView<const X>(out.jittered_TH) : x_TH;

@@ -162,7 +162,8 @@ class Router : public PartneredRouter<accumulator_t<X, W>, W, RouterConfig> {
     softmax_backward(routed.weights_TK, incoming.dweights_TK, dselected_TK);
     const LogitGradients<A> dlogits{dselected_TK, incoming.dlogits_TE};
     if (gradients.dx_TH.given()) {
-      gate_backward_tokens(choices, dlogits, w_EH, gradients.dx_TH, stages, executor);
+      gate_backward_tokens(choices, dlogits, w_EH, gradients.dx_TH, stages, executor,
+                           gradients.dx_mode);
     }
     if (gradients.dw_EH.given()) {
       gate_backward_weights(choices, dlogits, x_TH, gradients.dw_EH, stages, executor);
