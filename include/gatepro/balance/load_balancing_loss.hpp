@@ -39,54 +39,20 @@ SequenceChoices(MatrixView<Id>, VectorView<const std::int64_t>) -> SequenceChoic
 namespace detail {
 inline namespace GATEPRO_ABI {
 
-/// The prices of the experts where all lanes have the same.
-template <class A>
-struct CommonPrices {
-  const A* price_E;
-  A operator()(Index e, Index /*lane*/) const { return price_E[e]; }
-};
-
-/// The prices of the experts for each lane.
-template <class A>
-struct LanePrices {
-  const A* prices_EL;
-  Index lanes;
-  A operator()(Index e, Index lane) const { return prices_EL[e * lanes + lane]; }
-};
-
-/// group.mean_L: the mean price of each lane's token, by its shares.
-template <class A, class Prices>
-void mean_prices(const LossGroup<A>& group, const Prices& prices, Index experts) {
-  const Index lanes = kernels<A>().lanes;
-  std::fill_n(group.mean_L, lanes, A(0));
-  for (Index e = 0; e < experts; ++e) {
-    const A* shares_L = group.scores_EL + e * lanes;
-    for (Index lane = 0; lane < lanes; ++lane) {
-      group.mean_L[lane] += product(shares_L[lane], prices(e, lane));
-    }
-  }
-}
-
 /// The mean price of each lane's token, and its gradient: factor * (price - mean price) * share *
 /// d log(score) / d logit.
-template <class A, class Prices>
+template <class A>
 void balance_group(const LossGroup<A>& group, Index experts, ScoreFunction function,
-                   const Prices& prices, A factor, bool gradient) {
-  const Index lanes = kernels<A>().lanes;
-  score_kernels<A>().shares(group.keys_EL, experts, function, group.scores_EL,
-                            gradient ? group.slopes_EL : nullptr);
-  mean_prices(group, prices, experts);
+                   const Prices<A>& prices, A factor, bool gradient) {
+  const ScoreKernels<A>& kernel = score_kernels<A>();
+  kernel.shares(group.keys_EL, experts, function, group.scores_EL,
+                gradient ? group.slopes_EL : nullptr);
+  kernel.mean_prices(group.scores_EL, experts, prices, group.mean_L);
   if (gradient) {
     const A* slopes_EL = is_softmax(function) ? group.scores_EL : group.slopes_EL;
-    for (Index e = 0; e < experts; ++e) {
-      const A* slopes_L = slopes_EL + e * lanes;
-      for (Index lane = 0; lane < lanes; ++lane) {
-        group.gradient_EL[e * lanes + lane] =
-            product(factor * slopes_L[lane], prices(e, lane) - group.mean_L[lane]);
-      }
-    }
+    kernel.price_gradient(slopes_EL, experts, prices, group.mean_L, factor, group.gradient_EL);
   }
-  for (Index lane = 0; lane < lanes; ++lane) {
+  for (Index lane = 0; lane < kernels<A>().lanes; ++lane) {
     group.value_L[lane] = static_cast<double>(group.mean_L[lane]);
   }
 }
@@ -127,11 +93,10 @@ double balance_pass(LossLogits<A> logits, ScoreFunction function, const LossWeig
   const auto body = [&](const LossGroup<A>& group, Index first, Index count) {
     const A* price_E = price_of(first);
     if (price_E == price_of(first + count - 1)) {
-      balance_group(group, experts, function, CommonPrices<A>{price_E}, factor, gradient);
+      balance_group(group, experts, function, {price_E, nullptr}, factor, gradient);
     } else {
       load_prices(group, experts, first, count, price_of);
-      balance_group(group, experts, function, LanePrices<A>{group.prices_EL, kernels<A>().lanes},
-                    factor, gradient);
+      balance_group(group, experts, function, {nullptr, group.prices_EL}, factor, gradient);
     }
   };
   return product(weight.coefficient, layout.run(logits, executor, body));

@@ -26,6 +26,8 @@
 
 #include "gatepro/kernels/scores.inl"
 
+#include "gatepro/kernels/prices.inl"
+
 #include "gatepro/kernels/group_limit.inl"
 
 #include "gatepro/kernels/gradient.inl"
@@ -44,8 +46,9 @@ inline constexpr Kernels<A> table<Kernels<A>>{
     pair_products<A>};
 
 template <class A>
-inline constexpr ScoreKernels<A> table<ScoreKernels<A>>{scores<A>, slopes<A>, shares<A>,
-                                                        choice_keys<A>, limit_groups<A>};
+inline constexpr ScoreKernels<A> table<ScoreKernels<A>>{
+    scores<A>,      slopes<A>,         shares<A>,      choice_keys<A>,
+    mean_prices<A>, price_gradient<A>, limit_groups<A>};
 
 template <class A>
 inline constexpr PenaltyKernels<A> table<PenaltyKernels<A>>{store_penalised<A>};

@@ -51,6 +51,13 @@ struct GroupsScratch {
   Key* places_GL = nullptr;
 };
 
+/// What shares of experts cost: the same for all lanes, or of each lane.
+template <class A>
+struct Prices {
+  const A* price_E;
+  const A* prices_EL;  ///< Or null.
+};
+
 /// True if the gate kernel for few experts takes tokens of X as they are, which it reads once, a
 /// vector at a time. Others, and those of the kernel for many, are widened into a buffer first.
 template <class X, class A>
@@ -118,6 +125,9 @@ struct ScoreKernels {
                  A* slopes_EL);
   void (*choice_keys)(const Key* ranked_EL, Index experts, const A* scores_EL, const A* bias_E,
                       Key* choice_EL);
+  void (*mean_prices)(const A* shares_EL, Index experts, const Prices<A>& prices, A* mean_L);
+  void (*price_gradient)(const A* slopes_EL, Index experts, const Prices<A>& prices,
+                         const A* mean_L, A factor, A* gradient_EL);
   void (*limit_groups)(const Key* choice_EL, Index experts, const GroupsRule& rule,
                        const GroupsScratch<Key>& scratch, Key* limited_EL);
 };
