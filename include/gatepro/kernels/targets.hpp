@@ -22,8 +22,9 @@
 #include <arm_neon.h>
 #endif
 
-// Newer clang has this instead of a function per instruction set.
-#if defined(__has_builtin)
+// Newer clang has this instead of a function per instruction set. Tests give it to other compilers.
+#if defined(GATEPRO_ELEMENTWISE_FMA)
+#elif defined(__has_builtin)
 #define GATEPRO_ELEMENTWISE_FMA __has_builtin(__builtin_elementwise_fma)
 #else
 #define GATEPRO_ELEMENTWISE_FMA 0
