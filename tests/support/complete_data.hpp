@@ -10,12 +10,20 @@
 #include <vector>
 
 #include "support/bits.hpp"
+#include "support/inputs.hpp"
 #include "support/memory.hpp"
 
 namespace complete_data {
 
 using gatepro::Index;
 using gatepro::RowMatrix;
+
+/// Tokens and router weights.
+struct Batch {
+  static constexpr Index T = 83, H = 6, E = 8, K = 3;
+  RowMatrix<float> x_TH = data::random_matrix<float>(T, H, 1);
+  RowMatrix<float> w_EH = data::random_matrix<float>(E, H, 2);
+};
 
 /// The results of a forward and a backward, copied out of the buffers.
 template <class R>
