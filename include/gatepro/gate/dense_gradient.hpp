@@ -24,14 +24,44 @@ struct DenseChunk {
 template <class A>
 struct DenseScratch {
   A* merged_TE = nullptr;  ///< Gradients of all logits of a block of tokens.
-  A* panels = nullptr;     ///< A depth block of rows of most_panels.
+  A* panels = nullptr;     ///< A depth block of rows of slab_cols.
   A* edge = nullptr;       ///< tile_tokens rows of panel_cols, for columns that fill no panel.
 };
 
 inline namespace GATEPRO_ABI {
 
-/// Panels that are copied in one go: longer runs of a row come faster from memory.
-inline constexpr Index most_panels = 8;
+/// Columns that are copied to panels in one go, at most: longer runs of a row come faster from
+/// memory, but two slabs should fit the second cache. A multiple of all panels.
+inline constexpr Index slab_cols = 256;
+
+/// Rows that will be read soon. The gate kernel fetches a part of them in each of its calls.
+class RowsAhead {
+ public:
+  RowsAhead() = default;
+  template <class T>
+  explicit RowsAhead(const MatrixView<T>& rows)
+      : rows_{reinterpret_cast<const char*>(rows.data), rows.row_stride * Index{sizeof(T)},
+              Index{sizeof(T)}},
+        count_(rows.rows),
+        cols_(rows.cols) {}
+
+  /// The part for a call with `rows` rows, 6 at a time, and `depth` columns: it fetches as many.
+  NextRows take(Index rows, Index depth) {
+    if (col_ >= cols_ || count_ < rows) return {};
+    const NextRows part = rows_.from_row((std::min)(row_, count_ - rows)).after(col_);
+    row_ += rows / 6 * 6;
+    if (row_ >= count_) {
+      row_ = 0;
+      col_ += depth;
+    }
+    return part;
+  }
+
+ private:
+  NextRows rows_;
+  Index count_ = 0, cols_ = 0;
+  Index row_ = 0, col_ = 0;  // where the next part begins
+};
 
 /// Columns of a panel: what the gate kernel takes at once.
 template <class A>
@@ -51,7 +81,7 @@ struct CarveDense {
     DenseScratch<A> scratch;
     scratch.merged_TE = arena.take<A>(checked_product(
         "gate_backward", "E * tokens within the address space", experts, merged_rows));
-    scratch.panels = arena.take<A>(depth_block * most_panels * panel_cols<A>());
+    scratch.panels = arena.take<A>(depth_block * slab_cols);
     scratch.edge = arena.take<A>(tile_tokens * panel_cols<A>());
     return scratch;
   }
@@ -98,33 +128,38 @@ void copy_to_panels(const Row& row, Index rows, Index cols, A* panels) {
 }
 
 /// out += x * panel for a tile of rows: each element is one chain over `depth`, in ascending order,
-/// that starts from the value in out.
+/// that starts from the value in out. Fetches `next`.
 template <class A>
 void add_tile(const A* x, Index x_stride, Index depth, const A* panel, const MatrixView<A>& out,
-              A* edge) {
+              A* edge, const NextRows& next) {
   const auto gate = gate_kernels<A, A>().gate;
   const Index vectors = kernels<A>().panel_vectors;
   if (out.cols == panel_cols<A>()) {
-    gate(x, x_stride, out.rows, panel, depth, vectors, out.data, out.row_stride, false, {});
+    gate(x, x_stride, out.rows, panel, depth, vectors, out.data, out.row_stride, false, next);
     return;
   }
   copy_to_panels<A>([&](Index r) { return out.row(r); }, out.rows, out.cols, edge);
-  gate(x, x_stride, out.rows, panel, depth, vectors, edge, panel_cols<A>(), false, {});
+  gate(x, x_stride, out.rows, panel, depth, vectors, edge, panel_cols<A>(), false, next);
   for (Index r = 0; r < out.rows; ++r) {
     std::copy_n(edge + r * panel_cols<A>(), out.cols, out.row(r));
   }
 }
 
-/// The same for any number of rows and panels.
+/// The same for any number of rows and panels. Fetches the sums of each tile during the one before,
+/// and then what is `ahead` of this product.
 template <class A>
 void add_product(const A* x, Index x_stride, Index depth, const A* panels, const MatrixView<A>& out,
-                 A* edge) {
+                 A* edge, RowsAhead ahead) {
   for (Index first = 0; first < out.rows; first += tile_tokens) {
     const Index rows = (std::min)(tile_tokens, out.rows - first);
+    const Index below = (std::min)(first + rows, out.rows - rows);
+    RowsAhead sums = below > first ? RowsAhead(out.middle_rows(below, rows)) : RowsAhead();
     for (Index c = 0; c < out.cols; c += panel_cols<A>()) {
       const Index cols = (std::min)(panel_cols<A>(), out.cols - c);
+      NextRows next = sums.take(rows, depth);
+      if (next.data == nullptr) next = ahead.take(rows, depth);
       add_tile(x + first * x_stride, x_stride, depth, panels + c * depth,
-               out.middle_rows(first, rows).middle_cols(c, cols), edge);
+               out.middle_rows(first, rows).middle_cols(c, cols), edge, next);
     }
   }
 }
@@ -151,9 +186,8 @@ void add_dense_to_tokens(const Choices<Id>& choices, const LogitGradients<A>& gr
     if (is_masked(choices.is_padding_T, t)) continue;
     merge_row(choices, gradients, t, scratch.merged_TE + t * experts);
   }
-  const Index most = most_panels * panel_cols<A>();
-  for (Index c = 0; c < w_EH.cols; c += most) {
-    const Index cols = (std::min)(most, w_EH.cols - c);
+  for (Index c = 0; c < w_EH.cols; c += slab_cols) {
+    const Index cols = (std::min)(slab_cols, w_EH.cols - c);
     for (Index t = 0; mode == GradientMode::set && t < dx_TH.rows; ++t) {
       std::fill_n(dx_TH.row(t) + c, cols, A(0));
     }
@@ -161,9 +195,12 @@ void add_dense_to_tokens(const Choices<Id>& choices, const LogitGradients<A>& gr
       const Index depth = (std::min)(depth_block, experts - first);
       copy_to_panels<A>([&](Index e) { return w_EH.row(first + e) + c; }, depth, cols,
                         scratch.panels);
+      const MatrixView<A> next =
+          dx_TH.middle_cols(c + cols, (std::min)(slab_cols, w_EH.cols - c - cols));
       for_each_valid_run(choices.is_padding_T, dx_TH.rows, [&](Index t, Index count) {
         add_product<A>(scratch.merged_TE + t * experts + first, experts, depth, scratch.panels,
-                       dx_TH.middle_rows(t, count).middle_cols(c, cols), scratch.edge);
+                       dx_TH.middle_rows(t, count).middle_cols(c, cols), scratch.edge,
+                       RowsAhead(next.middle_rows(t, (std::min)(tile_tokens, count))));
       });
     }
   }
@@ -201,16 +238,16 @@ void transpose_gradients(const Choices<Id>& choices, const LogitGradients<A>& gr
 }
 
 /// dw_EH += dlogits^T X for the experts of `range`, the tokens of a chunk, and the columns of x_TH
-/// and dw_EH, up to most_panels.
+/// and dw_EH, up to slab_cols.
 template <class Source, class A>
 void add_chunk_to_weights(const DenseChunk<A>& chunk, const MatrixView<const Source>& x_TH,
                           ExpertRange range, const MatrixView<A>& dw_EH,
-                          const DenseScratch<A>& scratch) {
+                          const DenseScratch<A>& scratch, const RowsAhead& ahead) {
   copy_to_panels<A>([&](Index i) { return x_TH.row(chunk.tokens[i]); }, chunk.count, x_TH.cols,
                     scratch.panels);
   add_product<A>(chunk.gradients_EC + range.begin * gradient_chunk, gradient_chunk, chunk.count,
                  scratch.panels, dw_EH.middle_rows(range.begin, range.end - range.begin),
-                 scratch.edge);
+                 scratch.edge, ahead);
 }
 
 /// dw_EH += dlogits^T X for the experts of `range`, chunk by chunk of tokens, so that each element
@@ -225,18 +262,26 @@ void add_dense_to_weights(const Choices<Id>& choices, const LogitGradients<A>& g
   const Index lanes = kernels<A>().lanes;
   const Index all_panels = (dw_EH.cols + panel_cols<A>() - 1) / panel_cols<A>();
   const int busy = useful_workers(executor, workers, {x_TH.rows, dw_EH.rows, dw_EH.cols});
-  const Index panels_each = std::clamp<Index>(all_panels / busy, 1, most_panels);
+  const Index panels_each = std::clamp<Index>(all_panels / busy, 1, slab_cols / panel_cols<A>());
   const Index most = panels_each * panel_cols<A>();
+  const Index slabs = (dw_EH.cols + most - 1) / most;
+  const auto slab = [&](const auto& rows, Index i) {
+    return rows.middle_cols(i * most, (std::min)(most, rows.cols - i * most));
+  };
   for (Index first = 0; first < x_TH.rows; first += gradient_chunk) {
-    list_tokens(choices, gradients, first, (std::min)(gradient_chunk, x_TH.rows - first), chunk);
+    const Index rows = (std::min)(gradient_chunk, x_TH.rows - first);
+    list_tokens(choices, gradients, first, rows, chunk);
     const Index groups = (chunk.count + lanes - 1) / lanes;
     for_each_block(executor, busy, groups, [&](int worker, Index i) {
       transpose_gradients(choices, gradients, i * lanes, chunk, scratch(worker).merged_TE);
     });
-    for_each_block(executor, busy, (dw_EH.cols + most - 1) / most, [&](int worker, Index i) {
-      const Index cols = (std::min)(most, dw_EH.cols - i * most);
-      add_chunk_to_weights(chunk, x_TH.middle_cols(i * most, cols), range,
-                           dw_EH.middle_cols(i * most, cols), scratch(worker));
+    for_each_block(executor, busy, slabs, [&](int worker, Index i) {
+      // What this worker is likely to take next, of this chunk or the one after.
+      const Index next = (i + busy) % slabs;
+      const Index skipped = next > i ? first : first + rows;
+      const Index count = (std::min)(gradient_chunk, x_TH.rows - skipped);
+      const RowsAhead ahead(slab(x_TH.middle_rows(skipped, count), next));
+      add_chunk_to_weights(chunk, slab(x_TH, i), range, slab(dw_EH, i), scratch(worker), ahead);
     });
   }
 }

@@ -146,8 +146,8 @@ RowList<A> sorted_entries(const SortedGradients<A>& sorted, Index experts, Index
   return {sorted.coefficients + begin[e], sorted.rows + begin[e], begin[e + 1] - begin[e]};
 }
 
-/// Tokens whose gradients are made together, at most: the copy of W serves them all.
-inline constexpr Index most_gradient_tokens = 512;
+/// Tokens whose gradients are made together, at most: the copy of W serves them all. Whole tiles.
+inline constexpr Index most_gradient_tokens = 480;
 
 /// Tokens whose gradients are made together, at least, if there are as many.
 inline constexpr Index least_gradient_tokens = 48;
