@@ -41,6 +41,24 @@ void store_upper_cosines(const CosineTile<A>& tile, const MatrixView<A>& similar
   }
 }
 
+/// Where tiles of S are kept while partners are searched in them: nowhere, if similarity_EE is not
+/// given; with diagonal_E in its upper triangle alone. A type, so that all searches are one piece
+/// of code.
+template <class A>
+struct TileStore {
+  MatrixView<A> similarity_EE{};
+  A* diagonal_E = nullptr;
+
+  void operator()(const CosineTile<A>& tile) const {
+    if (!similarity_EE.given()) return;
+    if (diagonal_E == nullptr) {
+      store_cosines(tile, similarity_EE);
+    } else {
+      store_upper_cosines(tile, similarity_EE, diagonal_E);
+    }
+  }
+};
+
 /// Copies the triangle i < j to the other one, or that one to this, some rows at a time: they stay
 /// in cache.
 template <class A>

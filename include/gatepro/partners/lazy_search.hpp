@@ -16,8 +16,7 @@
 #include <vector>
 
 #include "gatepro/partners/cosine_bounds.hpp"
-#include "gatepro/partners/cosine_similarity.hpp"
-#include "gatepro/partners/pairing.hpp"
+#include "gatepro/partners/search.hpp"
 
 namespace gatepro {
 namespace detail {
@@ -328,25 +327,15 @@ class LazySearch {
     forget();
     reserve(experts, hidden, partners_EM.cols);
     const FullSearch<A> now = full_search(experts, hidden, partners_EM.cols);
-    const auto carve = [&](Arena& arena) {
-      A* packed = arena.take<A>(packed_size<A>(experts, hidden));
-      return CosineRows<A>{now.scaled_EH, packed, arena.take<A>(experts)};
-    };
-    const std::size_t bytes = measure([&](Arena& dry) {
-      carve(dry);
-      PerWorker(dry, workers, [experts](Arena& a) { return carve_gate<A, A>(a, experts); });
-    });
-    Arena arena = arena_of(scratch, bytes);
-    const CosineRows<A> rows = carve(arena);
-    for_each_cosine_tile<W>(
-        w_EH, rows, arena, executor, workers,
-        [&](int, const CosineTile<A>& tile) { store_cosines(tile, now.similarity_EE); });
-    const int busy = useful_workers(executor, workers, {experts, experts});
-    for_each_row(experts, executor, busy, [&](Index i) {
-      pair_expert<A>(now.similarity_EE, i, -Order<A>::infinity, now.ranked_EM);
-      write_ranked(now, i, least_partner_key<A>(pairing), partners_EM);
-    });
-    const SimilarityReport report = similarity_report(rows);
+    Pairing one_more;
+    one_more.partners_per_expert = now.ranked_EM.cols;
+    Arena arena = arena_of(
+        scratch, find_partners_workspace_bytes<W>(experts, hidden, now.ranked_EM.cols, workers));
+    const SimilarityReport report =
+        find_partners_with<W, A>(w_EH, one_more, now.ranked_EM, arena, executor, workers,
+                                 TileStore<A>{now.similarity_EE}, now.scaled_EH);
+    const auto least = least_partner_key<A>(pairing);
+    for (Index i = 0; i < experts; ++i) write_ranked(now, i, least, partners_EM);
     if (report.degenerate_rows + report.nonfinite_rows == 0) hidden_ = hidden;
     return report;
   }

@@ -99,18 +99,21 @@ struct CarveLists {
   PartnerLists<A> operator()(Arena& arena) const { return PartnerLists<A>(arena, experts, m); }
 };
 
-/// The search, on checked arguments. `store(tile)` gets each tile of S. partners_EM is written
-/// last.
-template <class W, class A, class Executor, class Store>
+/// The search, on checked arguments. `store` gets each tile of S. Scaled rows stay in scaled_EH if
+/// it is given. partners_EM is written last.
+template <class W, class A, class Executor>
 SimilarityReport find_partners_with(const MatrixView<const W>& w_EH, const Pairing& pairing,
                                     const MatrixView<std::int32_t>& partners_EM, Arena& arena,
-                                    const Executor& executor, int workers, const Store& store) {
+                                    const Executor& executor, int workers,
+                                    const TileStore<A>& store,
+                                    const MatrixView<A>& scaled_EH = {}) {
   const Index experts = w_EH.rows;
   const Index m = pairing.partners_per_expert;
   const auto least = least_partner_key<A>(pairing);
   const PerWorker lists(arena, workers, CarveLists<A>{experts, m});
   for (int worker = 0; worker < workers; ++worker) lists(worker).clear(least);
-  const auto rows = carve_cosine_rows<A>(arena, experts, w_EH.cols);
+  auto rows = carve_cosine_rows<A>(arena, experts, w_EH.cols);
+  if (scaled_EH.given()) rows.scaled_EH = scaled_EH;
   for_each_cosine_tile<W>(w_EH, rows, arena, executor, workers,
                           [&](int worker, const CosineTile<A>& tile) {
                             store(tile);
@@ -170,10 +173,7 @@ SimilarityReport find_partners(MatrixView<W> w_EH, const Pairing& pairing,
                       find_partners_workspace_bytes<Weight>(experts, w_EH.cols, m, workers));
 
   return detail::find_partners_with<Weight, A>(w_EH, pairing, out.partners_EM, arena, executor,
-                                               workers, [&](const detail::CosineTile<A>& tile) {
-                                                 if (out.similarity_EE.given())
-                                                   detail::store_cosines(tile, out.similarity_EE);
-                                               });
+                                               workers, detail::TileStore<A>{out.similarity_EE});
 }
 
 }  // namespace GATEPRO_ABI

@@ -197,9 +197,6 @@ class SimilarityCache {
     UpperTriangle& operator=(const UpperTriangle&) = delete;
     ~UpperTriangle() { detail::mirror_triangle(cache_.kept(), committed_); }
 
-    void store(const detail::CosineTile<A>& tile) const {
-      detail::store_upper_cosines(tile, cache_.kept(), cache_.diagonal_.data());
-    }
     void commit() {
       for (Index i = 0; i < cache_.experts_; ++i) {
         cache_.kept()(i, i) = cache_.diagonal_[static_cast<std::size_t>(i)];
@@ -220,16 +217,14 @@ class SimilarityCache {
         find_partners_workspace_bytes<W>(experts_, w_EH.cols, partners_EM.cols, workers);
     scratch_.resize((std::max)(scratch_.size(), needed));
     detail::Arena arena("SimilarityCache", Workspace(scratch_), needed);
-    // One search for both cases, because compiling two takes a while.
     std::optional<UpperTriangle> upper;
+    detail::TileStore<A> store;
     spare_.has_similarity = !schedule_.lazy && pairing_.keeps_similarity(experts_);
     if (spare_.has_similarity) {
       reserve_similarity();
       upper.emplace(*this);
+      store = {kept(), diagonal_.data()};
     }
-    const auto store = [&upper](const detail::CosineTile<A>& tile) {
-      if (upper) upper->store(tile);
-    };
     spare_.found = {detail::find_partners_with<W, A>(w_EH, pairing_, partners_EM, arena, executor,
                                                      workers, store),
                     experts_};
