@@ -1,38 +1,48 @@
 // SPDX-License-Identifier: MIT
 // Competition kernels: who loses, and what it pays.
 
-/// The largest key of the rivals of expert `e`; one more for a rival of lower id if it wins ties.
-template <class A, bool several, bool ties_lose>
-GATEPRO_FN Keys<A> best_rival(const BitsOf<A>* keys_EL, RivalView rivals, Index e) {
-  constexpr int L = lanes_v<A>;
-  if constexpr (several) {
-    Keys<A> best = Keys<A>::splat(Order<A>::lowest);
-    for (std::int32_t i = rivals.begin[e]; i < rivals.begin[e + 1]; ++i) {
-      const Index rival = rivals.ids[i];
-      Keys<A> key = Keys<A>::load(keys_EL + rival * L);
-      if constexpr (ties_lose) key = key + Keys<A>::splat(rival < e ? 1 : 0);
-      best = larger(best, key);
-    }
-    return best;
-  } else {
-    return Keys<A>::load(keys_EL + Index(rivals.only[e]) * L);
-  }
+/// The keys after competition with a rival.
+template <class A, bool eliminate>
+GATEPRO_FN Keys<A> key_after(Keys<A> own, Keys<A> rival, Lanes<A> penalty) {
+  // A NaN, which ranks lower than all of these, keeps its key.
+  Keys<A> lowered = Keys<A>::splat(Order<A>::loser);
+  if constexpr (!eliminate) lowered = number_keys<A>(to_values<A>(own) - penalty);
+  return select(own < rival, smaller(lowered, own), own);
 }
 
-template <class A, bool eliminate, bool several, bool ties_lose>
-GATEPRO_FN void compete_as(const BitsOf<A>* keys_EL, Index experts, RivalView rivals, A lambda,
-                           BitsOf<A>* ranked_EL) {
-  using O = Order<A>;
+template <class A, bool eliminate>
+GATEPRO_FN void compete_with_one(const BitsOf<A>* keys_EL, Index experts,
+                                 const CompetitionRule<A>& rule, BitsOf<A>* ranked_EL) {
   constexpr int L = lanes_v<A>;
-  const Lanes<A> penalty = Lanes<A>::splat(lambda);
+  const std::int32_t* rival_E = rule.rivals.only;
+  const Lanes<A> penalty = Lanes<A>::splat(rule.lambda);
   GATEPRO_UNROLL_2
   for (Index e = 0; e < experts; ++e) {
     const Keys<A> own = Keys<A>::load(keys_EL + e * L);
-    // A NaN, which ranks lower than all of these, keeps its key.
-    Keys<A> lowered = Keys<A>::splat(O::loser);
-    if constexpr (!eliminate) lowered = number_keys<A>(to_values<A>(own) - penalty);
-    const auto loses = own < best_rival<A, several, ties_lose>(keys_EL, rivals, e);
-    select(loses, smaller(lowered, own), own).store(ranked_EL + e * L);
+    const Keys<A> rival = Keys<A>::load(keys_EL + Index(rival_E[e]) * L);
+    key_after<A, eliminate>(own, rival, penalty).store(ranked_EL + e * L);
+  }
+}
+
+/// The same with the best of several rivals, for any rule: one of lower id that wins ties has a key
+/// of one more.
+template <class A>
+GATEPRO_FN void compete_with_several(const BitsOf<A>* keys_EL, Index experts,
+                                     const CompetitionRule<A>& rule, BitsOf<A>* ranked_EL) {
+  constexpr int L = lanes_v<A>;
+  const RivalView& rivals = rule.rivals;
+  const Lanes<A> penalty = Lanes<A>::splat(rule.lambda);
+  for (Index e = 0; e < experts; ++e) {
+    const Keys<A> own = Keys<A>::load(keys_EL + e * L);
+    Keys<A> best = Keys<A>::splat(Order<A>::lowest);
+    for (std::int32_t i = rivals.begin[e]; i < rivals.begin[e + 1]; ++i) {
+      const Index rival = rivals.ids[i];
+      const Keys<A> wins_tie = Keys<A>::splat(rule.ties_lose & (rival < e));
+      best = larger(best, Keys<A>::load(keys_EL + rival * L) + wins_tie);
+    }
+    const Keys<A> ranked = rule.eliminate ? key_after<A, true>(own, best, penalty)
+                                          : key_after<A, false>(own, best, penalty);
+    ranked.store(ranked_EL + e * L);
   }
 }
 
@@ -42,20 +52,12 @@ GATEPRO_FN void compete_as(const BitsOf<A>* keys_EL, Index experts, RivalView ri
 template <class A>
 GATEPRO_KERNEL void compete(const BitsOf<A>* keys_EL, Index experts, const CompetitionRule<A>& rule,
                             BitsOf<A>* ranked_EL) {
-  const RivalView& rivals = rule.rivals;
-  const bool several = rivals.only == nullptr;
-  if (rule.ties_lose && rule.eliminate) {
-    compete_as<A, true, true, true>(keys_EL, experts, rivals, rule.lambda, ranked_EL);
-  } else if (rule.ties_lose) {
-    compete_as<A, false, true, true>(keys_EL, experts, rivals, rule.lambda, ranked_EL);
-  } else if (rule.eliminate && several) {
-    compete_as<A, true, true, false>(keys_EL, experts, rivals, rule.lambda, ranked_EL);
+  if (rule.rivals.only == nullptr || rule.ties_lose) {
+    compete_with_several<A>(keys_EL, experts, rule, ranked_EL);
   } else if (rule.eliminate) {
-    compete_as<A, true, false, false>(keys_EL, experts, rivals, rule.lambda, ranked_EL);
-  } else if (several) {
-    compete_as<A, false, true, false>(keys_EL, experts, rivals, rule.lambda, ranked_EL);
+    compete_with_one<A, true>(keys_EL, experts, rule, ranked_EL);
   } else {
-    compete_as<A, false, false, false>(keys_EL, experts, rivals, rule.lambda, ranked_EL);
+    compete_with_one<A, false>(keys_EL, experts, rule, ranked_EL);
   }
 }
 
