@@ -62,7 +62,7 @@ class BackwardLogits : public testing::Test {
   gatepro::RoutingBuffers<Router> buffers;
 };
 using Accumulators = testing::Types<float, double>;
-TYPED_TEST_SUITE(BackwardLogits, Accumulators);
+TYPED_TEST_SUITE(BackwardLogits, Accumulators, );
 
 using BackwardLogitsOfDouble = BackwardLogits<double>;
 

@@ -41,7 +41,7 @@ RowMatrix<T> copied(const RowMatrix<T>& row, Index rows) {
 template <class X>
 class ExpandedViews : public testing::Test {};
 using Scalars = testing::Types<float, double, gatepro::bfloat16>;
-TYPED_TEST_SUITE(ExpandedViews, Scalars);
+TYPED_TEST_SUITE(ExpandedViews, Scalars, );
 
 /// What a forward and a backward write.
 template <class R>
