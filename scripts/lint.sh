@@ -14,7 +14,7 @@ echo "== floors"
 scripts/check_floors.sh || status=1
 
 echo "== format"
-git ls-files '*.hpp' '*.inl' '*.cpp' '*.cu' | xargs clang-format --dry-run --Werror || status=1
+git ls-files '*.hpp' '*.inl' '*.cpp' '*.cu' '*.h' '*.c' | xargs clang-format --dry-run --Werror || status=1
 
 echo "== clang-tidy"
 read -ra eigen <<< "$(pkg-config --cflags-only-I eigen3)"
