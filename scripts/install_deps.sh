@@ -5,14 +5,14 @@
 #
 # Installs the Debian or Ubuntu packages of the named sets that are still missing:
 #   core   build with the library      test   core, and what the tests need
-#   demo   core, and train_moe         ci     everything that .ci/run needs
+#   demo   test, and train_moe         ci     everything that .ci/run needs
 #   arm    test, and what builds and runs tests for 64-bit ARM
 #   bench  core, Google Benchmark and the libraries that the benchmarks compare with
 set -euo pipefail
 
 core=(g++ cmake ninja-build libeigen3-dev)
 test=("${core[@]}" libgtest-dev libcli11-dev pkg-config)
-demo=("${core[@]}" libcli11-dev gnuplot-nox)
+demo=("${test[@]}" gnuplot-nox)
 arm=("${test[@]}" googletest g++-aarch64-linux-gnu qemu-user-static)
 ci=("${test[@]}" "${demo[@]}" "${arm[@]}" git clang clang-format clang-tidy libclang-rt-dev
     libomp-dev llvm doxygen libbenchmark-dev)

@@ -410,6 +410,82 @@ static void gradients_are_slopes(int32_t mode, double lambda) {
   gatepro_router_destroy(router);
 }
 
+static void settings_arrive(void) {
+  gatepro_config config = GATEPRO_CONFIG_INIT;
+  gatepro_router* router = NULL;
+  config.hidden_size = 1;
+  config.num_experts = 3;
+  config.top_k = 1;
+  config.scalar = GATEPRO_F64;
+  config.mode = GATEPRO_ELIMINATE;
+  config.partners_per_expert = 2;
+  config.refresh_every = 10;
+  const double twins[] = {1, 2, 2}, token[] = {1}, gradient[] = {1};
+  double weight[] = {0}, dlogits[] = {0.5, 0.25, 0}, sum[] = {1, 1, 1};
+  int32_t id[] = {-1}, partners[6], refreshed = 0;
+  char workspace[1 << 16];
+  gatepro_forward_args_f64 args = GATEPRO_FORWARD_ARGS_INIT_F64;
+  args.tokens = 1;
+  args.x_TH = token;
+  args.w_EH = twins;
+  args.expert_ids_TK = id;
+  args.weights_TK = weight;
+  args.workspace = workspace;
+  args.workspace_bytes = sizeof workspace;
+  gatepro_backward_args_f64 back = GATEPRO_BACKWARD_ARGS_INIT_F64;
+  back.tokens = 1;
+  back.expert_ids_TK = id;
+  back.weights_TK = weight;
+  back.dweights_TK = gradient;
+  back.dlogits_out_TE = sum;
+  back.workspace = workspace;
+  back.workspace_bytes = sizeof workspace;
+  for (int loses = 0; loses <= 1; ++loses) {
+    gatepro_statistics statistics = {0, 0, 0, 0, 0, 0, 0, 0};
+    config.higher_id_loses_ties = config.allow_zero_gradient = loses;
+    args.statistics = &statistics;
+    EXPECT_OK(gatepro_router_create(&config, &router));
+    EXPECT_OK(gatepro_refresh_f64(router, twins, 0, 5, 0, NULL));
+    EXPECT_OK(gatepro_refresh_f64(router, twins, 0, 14, 0, &refreshed));
+    EXPECT(refreshed == 0);
+    EXPECT_OK(gatepro_refresh_f64(router, twins, 0, 15, 0, &refreshed));
+    EXPECT(refreshed == 1);
+    EXPECT_OK(gatepro_get_partners(router, partners, 6, NULL)); /* two each, equally similar */
+    EXPECT(partners[0] == 1 && partners[1] == 2 && partners[4] == 0 && partners[5] == 1);
+    for (int again = 0; again <= 1; ++again) { /* a change of the competition keeps the rule */
+      EXPECT_OK(gatepro_forward_f64(router, &args));
+      EXPECT(id[0] == 1 && weight[0] == 1 && statistics.tied_pairs == 2);
+      EXPECT(statistics.penalised_pairs == 1 + loses);
+      EXPECT_OK(gatepro_set_competition(router, GATEPRO_ELIMINATE, 0));
+    }
+    if (loses == 0) {
+      EXPECT_ERROR(GATEPRO_INVALID_ARGUMENT, gatepro_backward_logits_f64(router, &back),
+                   "top_k > 1", "top_k=1", "backward_logits");
+    } else {
+      EXPECT_OK(gatepro_backward_logits_f64(router, &back));
+      EXPECT(sum[0] == 1 && sum[1] == 1 && sum[2] == 1); /* a softmax over one is constant */
+    }
+    gatepro_router_destroy(router);
+  }
+  EXPECT_OK(gatepro_router_create(&config, &router));
+  back.dlogits_TE = dlogits;
+  EXPECT_OK(gatepro_backward_logits_f64(router, &back));
+  EXPECT(sum[0] == 1.5 && sum[1] == 1.25 && sum[2] == 1);
+  gatepro_router_destroy(router);
+}
+
+static void nan_is_counted(void) {
+  results out;
+  gatepro_router* router = router_with(GATEPRO_F64, GATEPRO_OFF, 0);
+  const double value = x[4 * H];
+  x[4 * H] = NAN;
+  forward(router, forward_args(&out));
+  x[4 * H] = value;
+  EXPECT(out.nonfinite == 1);
+  for (int k = 0; k < K; ++k) EXPECT(out.ids[4 * K + k] == k); /* valid, by id */
+  gatepro_router_destroy(router);
+}
+
 static void wrong_configs(void) {
   gatepro_config config = GATEPRO_CONFIG_INIT;
   gatepro_router* router = NULL;
@@ -593,6 +669,8 @@ int main(void) {
   gradients_are_slopes(GATEPRO_PENALTY, 0.5);
   gradients_are_slopes(GATEPRO_ELIMINATE, 0);
   similarity_is_the_mean();
+  settings_arrive();
+  nan_is_counted();
   wrong_configs();
   wrong_calls();
   error_texts_are_of_their_thread();

@@ -33,7 +33,7 @@ typedef enum gatepro_status {
   GATEPRO_OK = 0,
   GATEPRO_INVALID_ARGUMENT = 1, /* a null, shape, stride, setting, id, or a workspace too small */
   GATEPRO_WRONG_VERSION = 2,    /* a struct of another version or size than this library's */
-  GATEPRO_OUT_OF_MEMORY = 3,    /* only from create, refresh and set_partners */
+  GATEPRO_OUT_OF_MEMORY = 3,    /* create, refresh and set_partners allocate; error texts do */
   GATEPRO_INTERNAL = 4          /* any other exception; a bug */
 } gatepro_status;
 
