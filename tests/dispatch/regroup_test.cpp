@@ -269,7 +269,7 @@ TEST(Regroup, BadInputWritesNothing) {
   out.token_of_row_N = out.choice_of_row_N;
   refused({}, out, memory, {"choice_of_row_N and token_of_row_N overlap"});
   counts(1, 0) = -3;
-  refused({}, plan.view(), memory, {"plan_regroup", "counts", "count=-3", "rank=1", "expert=0"});
+  refused({}, plan.view(), memory, {"plan_regroup", "counts_SE", "count=-3", "rank=1", "expert=0"});
   expect_error(
       [&] { gatepro::plan_regroup(MatrixView<int>(nullptr, 0, 0), {}, plan.view(), memory); },
       {"plan_regroup", "num_experts=0"});

@@ -29,16 +29,16 @@ inline namespace GATEPRO_ABI {
 
 /// Counts >= 0, of a type that MPI or a plan has. Returns their sum.
 template <class Count>
-Index check_exchange(const Checks& checks, const MatrixView<Count>& counts_RE) {
+Index check_exchange(const Checks& checks, const char* name, const MatrixView<Count>& counts_RE) {
   static_assert(std::is_integral_v<value_t<Count>> && !std::is_same_v<value_t<Count>, bool>,
                 "gatepro: counts of rows are integers");
-  checks.matrix("counts_RE", counts_RE, counts_RE.rows, counts_RE.cols);
+  checks.matrix(name, counts_RE, counts_RE.rows, counts_RE.cols);
   Index sum = 0;
   for (Index r = 0; r < counts_RE.rows; ++r) {
     for (Index e = 0; e < counts_RE.cols; ++e) {
       const auto count = static_cast<std::int64_t>(counts_RE(r, e));
       if (count < 0) {
-        checks.refuse("counts_RE", "counts >= 0", {{"count", count}, {"rank", r}, {"expert", e}});
+        checks.refuse(name, "counts >= 0", {{"count", count}, {"rank", r}, {"expert", e}});
       }
       sum = checked_sum(checks, sum, static_cast<Index>(count));
     }
@@ -82,7 +82,7 @@ void exchange_counts(MatrixView<Count> counts_RE, Index elements_per_row,
   const Index ranks = counts_RE.rows;
   checks.need(elements_per_row >= 1, "elements_per_row >= 1",
               {{"elements_per_row", elements_per_row}});
-  detail::check_exchange(checks, counts_RE);
+  detail::check_exchange(checks, "counts_RE", counts_RE);
   checks.optional_vector("counts_R", out.counts_R, ranks);
   checks.optional_vector("displacements_R", out.displacements_R, ranks);
   checks.overlaps(detail::output("counts_R", out.counts_R),
@@ -130,8 +130,8 @@ Index plan_regroup(MatrixView<Count> counts_SE, const DispatchRule& rule,
   const Index experts = counts_SE.cols;
   checks.num_experts(experts);
   detail::check_dispatch_rule(checks, rule);
-  const Index received = detail::check_exchange(checks, counts_SE);
-  detail::check_plan_overlaps(checks, plan, workspace, detail::input("counts_RE", counts_SE));
+  const Index received = detail::check_exchange(checks, "counts_SE", counts_SE);
+  detail::check_plan_overlaps(checks, plan, workspace, detail::input("counts_SE", counts_SE));
   detail::Arena arena(checks.where(), workspace, plan_regroup_workspace_bytes(experts));
   const auto scratch = detail::carve_plan(arena, experts);
   for (Index e = 0; e < experts; ++e) {
