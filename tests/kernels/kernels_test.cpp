@@ -324,11 +324,10 @@ void expect_top_k_after_competition(const Kernels<A>& kernel, const RowMatrix<Ke
   Keys top_keys = Keys::Constant(k + 1, lanes, 77), top_ids = top_keys;
   kernel.compete(keys_EL.data(), experts, rule, ranked_EL.data());
   const gatepro::detail::SelectedKeys<KeyOf<A>> top{top_keys.data(), top_ids.data()};
-  if (eliminate) {
-    kernel.top_k_of_survivors(keys_EL.data(), experts, k, ranked_EL.data(),
-                              {other_keys.data(), other_ids.data()}, top);
-  } else {
+  if (!eliminate || !kernel.top_k_with_losers(keys_EL.data(), experts, k, ranked_EL.data(), top)) {
     kernel.top_k(ranked_EL.data(), experts, k, top);
+    kernel.refill(keys_EL.data(), experts, k, ranked_EL.data(),
+                  {other_keys.data(), other_ids.data()}, top);
   }
   std::vector<KeyOf<A>> ranked;
   for (Index lane = 0; lane < lanes; ++lane) {
@@ -370,6 +369,11 @@ std::vector<RowMatrix<KeyOf<A>>> hard_keys(Index experts, Index lanes) {
   add([&](Index i) { return static_cast<Key>(one + below(2 * experts, 8, i)); });
   add([&](Index i) { return static_cast<Key>(-one - below(2 * experts, 8, i)); });
   add([&](Index i) { return static_cast<Key>((below(experts, 9, i)) * 1024 + below(2, 10, i)); });
+  add([&](Index i) {
+    const Key kind = below(6, 11, i);
+    if (kind == 0) return Order<A>::nan;
+    return kind == 1 ? static_cast<Key>(-Order<A>::infinity) : below(4, 12, i);
+  });
   // One pair of neighbours in value, with the larger key behind: the rest is far apart.
   add([&](Index i) {
     const Index e = i / lanes, pair = i % lanes % experts;

@@ -7,7 +7,7 @@ struct GroupRank {
   Keys<A> unusable;  ///< Losers and NaNs among its best experts; fewer is better.
   Keys<A> sum;       ///< Key of the sum of the others; larger is better.
 
-  /// Another of the group's best.
+  /// Of a group whose `count` best experts have these keys.
   GATEPRO_FN static GroupRank of_best(const BitsOf<A>* best_keys_NL, Index count) {
     const Keys<A> loser = Keys<A>::splat(Order<A>::loser);
     Keys<A> unusable = Keys<A>::splat(0);
@@ -63,9 +63,8 @@ GATEPRO_KERNEL void limit_groups(const BitsOf<A>* choice_EL, Index experts, cons
       top_k<A>(keys, size, rule.count, scratch.best);
     }
     GroupRank<A>::of_best(scratch.best.keys_KL, rule.count).store(scratch.ranks_G2L + 2 * g * L);
-    Keys<A>::splat(0).store(scratch.places_GL + g * L);
   }
-  for (Index g = 1; g < rule.groups; ++g) {
+  for (Index g = 0; g < rule.groups; ++g) {
     const auto rank = GroupRank<A>::load(scratch.ranks_G2L + 2 * g * L);
     Keys<A> place = Keys<A>::splat(BitsOf<A>(g));
     for (Index h = 0; h < g; ++h) {

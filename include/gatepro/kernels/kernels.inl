@@ -41,7 +41,7 @@ inline constexpr Table table{};
 template <class A>
 inline constexpr Kernels<A> table<Kernels<A>>{
     lanes_v<A>,      GATEPRO_PANEL_VECTORS, load_keys<A>, store_lanes<A>, count_ids<A>,
-    compete<A>,      mark_losers<A>,        top_k<A>,     refill<A>,      top_k_of_survivors<A>,
+    compete<A>,      mark_losers<A>,        top_k<A>,     refill<A>,      top_k_with_losers<A>,
     softmax<A>,      largest_magnitude<A>,  scale<A>,     normalise<A>,   row_products<A>,
     pair_products<A>};
 

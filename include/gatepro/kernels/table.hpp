@@ -104,8 +104,8 @@ struct Kernels {
   void (*top_k)(const Key* keys_EL, Index experts, Index k, const SelectedKeys<Key>& top);
   void (*refill)(const Key* order_EL, Index experts, Index k, Key* ranked_EL,
                  const SelectedKeys<Key>& scratch, const SelectedKeys<Key>& top);
-  void (*top_k_of_survivors)(const Key* keys_EL, Index experts, Index k, Key* ranked_EL,
-                             const SelectedKeys<Key>& scratch, const SelectedKeys<Key>& top);
+  bool (*top_k_with_losers)(const Key* keys_EL, Index experts, Index k, Key* ranked_EL,
+                            const SelectedKeys<Key>& top);
   void (*softmax)(const Key* keys_KL, Index k, A* weights_KL, Key* nonfinite_L);
   Key (*largest_magnitude)(const A* row, Index count);
   A (*scale)(A* row, Index count, A first, A second);

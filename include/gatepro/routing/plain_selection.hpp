@@ -23,9 +23,15 @@ bool holds_losers(const RoutingGroup<A>& group, Index tokens, Index top_k) {
 /// Selects the best K of ranked_EL, the logits' keys with losers. True if losers were selected.
 template <class A>
 bool select_survivors(const RoutingGroup<A>& group, Index tokens, Index experts, Index top_k) {
-  kernels<A>().top_k_of_survivors(group.keys_EL, experts, top_k, group.ranked_EL, group.other(),
-                                  group.top());
-  return holds_losers(group, tokens, top_k);
+  const Kernels<A>& kernel = kernels<A>();
+  const bool in_order =
+      kernel.top_k_with_losers(group.keys_EL, experts, top_k, group.ranked_EL, group.top());
+  if (!in_order) kernel.top_k(group.ranked_EL, experts, top_k, group.top());
+  const bool lost_some = holds_losers(group, tokens, top_k);
+  if (lost_some && !in_order) {
+    kernel.refill(group.keys_EL, experts, top_k, group.ranked_EL, group.other(), group.top());
+  }
+  return lost_some;
 }
 
 /// What RoutingPass does with a group.
