@@ -115,6 +115,7 @@ inline constexpr bool is_executor_v = detail::is_executor<E>::value;
 struct Workers {
   int count = 1;  ///< >= 1; the queries check it.
 
+  /// `count_` of them.
   GATEPRO_ALWAYS_INLINE constexpr Workers(int count_) : count(count_) {}
   /// Those of `executor`.
   template <class Executor, std::enable_if_t<is_executor_v<Executor>, int> = 0>
