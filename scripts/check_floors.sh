@@ -6,7 +6,7 @@
 # A folder of include/gatepro is a floor; the floors file has a line for each, from the ground up.
 # Folders of one line stand side by side and do not know each other. A header may include its own
 # folder, without circles, and the floors below. Pages, the headers outside folders, stand on top:
-# no header of a folder includes one. Only openmp.hpp may know OpenMP.
+# no header of a folder includes one. Only openmp.hpp may know OpenMP, and only torch.hpp LibTorch.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -46,6 +46,9 @@ awk -v floors="$floors" -v edges="$edges" '
 
   /^[ \t]*#[ \t]*pragma[ \t]+omp/ || /_Pragma[ \t]*\([ \t]*"omp/ || /^[ \t]*#[ \t]*include[ \t]*<omp\.h>/ {
     if (FILENAME != "openmp.hpp") complain(FILENAME ":" FNR ": only openmp.hpp may know OpenMP")
+  }
+  /^[ \t]*#[ \t]*include[ \t]*<(ATen|c10|torch)\// {
+    if (FILENAME != "torch.hpp") complain(FILENAME ":" FNR ": only torch.hpp may know LibTorch")
   }
 
   /^[ \t]*#[ \t]*include[ \t]*["<]/ {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// gatepro: the contents, in the order of the data. Include this, or openmp.hpp too.
+// gatepro: the contents, in the order of the data. Include this; openmp.hpp and torch.hpp are
+// extra.
 #ifndef GATEPRO_GATEPRO_HPP
 #define GATEPRO_GATEPRO_HPP
 

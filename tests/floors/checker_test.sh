@@ -17,6 +17,7 @@ plant_sound_tree() {
   echo '#include "gatepro/ground/stone.hpp"' > right/wall.inl
   printf '#include "gatepro/left/wall.hpp"\n#include "gatepro/right/wall.inl"\n' > page.hpp
   printf '#include <omp.h>\n#pragma omp parallel\n' > openmp.hpp
+  printf '#include <ATen/Parallel.h>\n' > torch.hpp
   printf 'ground\nleft right\n' > "$tree/floors.txt"
 }
 
@@ -81,4 +82,8 @@ plant_sound_tree
 echo '  # pragma omp simd' >> left/door.hpp
 expect_fault 'left/door.hpp:3: only openmp.hpp may know OpenMP'
 
-echo 'checker_test: the sound tree passes and all 11 faults are named'
+plant_sound_tree
+echo '#include <c10/core/Device.h>' >> right/wall.inl
+expect_fault 'right/wall.inl:2: only torch.hpp may know LibTorch'
+
+echo 'checker_test: the sound tree passes and all 12 faults are named'

@@ -4,7 +4,12 @@
 #include <cstdio>
 
 #if defined(EXPECT_OPENMP) != defined(_OPENMP)
-#error "OpenMP must be on with gatepro::openmp, and only then"
+#error "OpenMP must be on with gatepro::openmp and gatepro::torch, and only then"
+#endif
+#ifdef EXPECT_TORCH
+#include <gatepro/torch.hpp>
+
+const int threads = gatepro::ATenExecutor().workers();
 #endif
 
 int main() {
