@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: MIT
+// The operator library torch.ops.gatepro: schemas, and which code runs for which tensors.
+//
+//   CPU                         gatepro
+//   AutogradCPU                 the same, with its closed form as backward
+//   CompositeImplicitAutograd   plain ATen, for all else; autograd sees through it
+#include "ops.hpp"
+
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/library.h>
+
+#include <tuple>
+
+#include "autograd.hpp"
+#include "cpu.hpp"
+#include "fallback.hpp"
+#include "options.hpp"
+
+namespace gatepro_torch {
+namespace {
+
+using at::Tensor;
+using OptionalTensor = c10::optional<Tensor>;
+
+RouteOptions options(std::int64_t top_k, double penalty, bool eliminate, c10::string_view score,
+                     bool renormalise, const OptionalTensor& expert_bias,
+                     const OptionalTensor& is_padding) {
+  return {top_k,
+          penalty,
+          eliminate,
+          std::string(score.begin(), score.end()),
+          renormalise,
+          expert_bias.value_or(Tensor()),
+          is_padding.value_or(Tensor())};
+}
+
+Routing route_cpu(const Tensor& x, const Tensor& w, const Options& options) {
+  return cpu::route(x, w, options).out;
+}
+Routing route_logits_cpu(const Tensor& logits, const Options& options) {
+  return cpu::route_logits(logits, options).out;
+}
+
+/// What the dispatcher calls: checks, then `run`.
+template <Routing (*run)(const Tensor&, const Tensor&, const Options&)>
+std::tuple<Tensor, Tensor, Tensor> route_with(const Tensor& x, const Tensor& w,
+                                              const OptionalTensor& partners, std::int64_t top_k,
+                                              double penalty, bool eliminate,
+                                              c10::string_view score, bool renormalise,
+                                              const OptionalTensor& expert_bias,
+                                              const OptionalTensor& is_padding) {
+  const Checks checks("route");
+  checks.tokens(x, w);
+  const Routing out = run(x, w,
+                          checked_options(checks, partners.value_or(Tensor()),
+                                          options(top_k, penalty, eliminate, score, renormalise,
+                                                  expert_bias, is_padding),
+                                          x, w.size(0)));
+  return {out.weights, out.expert_ids, out.logits};
+}
+
+template <Routing (*run)(const Tensor&, const Options&)>
+std::tuple<Tensor, Tensor> route_logits_with(const Tensor& logits, const OptionalTensor& partners,
+                                             std::int64_t top_k, double penalty, bool eliminate,
+                                             c10::string_view score, bool renormalise,
+                                             const OptionalTensor& expert_bias,
+                                             const OptionalTensor& is_padding) {
+  const Checks checks("route_logits");
+  checks.logits(logits);
+  const Routing out = run(logits, checked_options(checks, partners.value_or(Tensor()),
+                                                  options(top_k, penalty, eliminate, score,
+                                                          renormalise, expert_bias, is_padding),
+                                                  logits, logits.size(1)));
+  return {out.weights, out.expert_ids};
+}
+
+Tensor find_partners_anywhere(const Tensor& w, std::int64_t partners_per_expert,
+                              double min_similarity) {
+  Checks("find_partners").weights(w);
+  if (w.is_meta()) return at::empty({w.size(0), partners_per_expert}, w.options().dtype(at::kInt));
+  gatepro::Pairing pairing;
+  pairing.partners_per_expert = partners_per_expert;
+  pairing.min_similarity = min_similarity;
+  const at::NoGradGuard no_graph;
+  return cpu::find_partners(w.cpu(), pairing).to(w.device());
+}
+
+using RouteSignature = std::tuple<Tensor, Tensor, Tensor>(const Tensor&, const Tensor&,
+                                                          const OptionalTensor&, std::int64_t,
+                                                          double, bool, c10::string_view, bool,
+                                                          const OptionalTensor&,
+                                                          const OptionalTensor&);
+using RouteLogitsSignature = std::tuple<Tensor, Tensor>(const Tensor&, const OptionalTensor&,
+                                                        std::int64_t, double, bool,
+                                                        c10::string_view, bool,
+                                                        const OptionalTensor&,
+                                                        const OptionalTensor&);
+
+template <class Signature>
+c10::TypedOperatorHandle<Signature> operator_of(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+}
+
+OptionalTensor optional(const Tensor& tensor) {
+  return tensor.defined() ? OptionalTensor(tensor) : c10::nullopt;
+}
+
+}  // namespace
+
+Routing route(const Tensor& x, const Tensor& w, const Tensor& partners, const RouteOptions& o) {
+  static const auto call = operator_of<RouteSignature>("gatepro::route");
+  const auto [weights, expert_ids, logits] =
+      call.call(x, w, optional(partners), o.top_k, o.penalty, o.eliminate, o.score, o.renormalise,
+                optional(o.expert_bias), optional(o.is_padding));
+  return {weights, expert_ids, logits};
+}
+
+Routing route_logits(const Tensor& logits, const Tensor& partners, const RouteOptions& o) {
+  static const auto call = operator_of<RouteLogitsSignature>("gatepro::route_logits");
+  const auto [weights, expert_ids] =
+      call.call(logits, optional(partners), o.top_k, o.penalty, o.eliminate, o.score, o.renormalise,
+                optional(o.expert_bias), optional(o.is_padding));
+  return {weights, expert_ids, logits};
+}
+
+Tensor find_partners(const Tensor& w, std::int64_t partners_per_expert, double min_similarity) {
+  static const auto call =
+      operator_of<Tensor(const Tensor&, std::int64_t, double)>("gatepro::find_partners");
+  return call.call(w, partners_per_expert, min_similarity);
+}
+
+TORCH_LIBRARY(gatepro, library) {
+  library.def(
+      "route(Tensor x, Tensor w, Tensor? partners, int top_k, *, float penalty=1e-4, "
+      "bool eliminate=False, str score='softmax_after_top_k', bool renormalise=False, "
+      "Tensor? expert_bias=None, Tensor? is_padding=None) "
+      "-> (Tensor weights, Tensor expert_ids, Tensor logits)");
+  library.def(
+      "route_logits(Tensor logits, Tensor? partners, int top_k, *, float penalty=1e-4, "
+      "bool eliminate=False, str score='softmax_after_top_k', bool renormalise=False, "
+      "Tensor? expert_bias=None, Tensor? is_padding=None) -> (Tensor weights, Tensor expert_ids)");
+  library.def(
+      "find_partners(Tensor w, int partners_per_expert=1, float min_similarity=-1.0) -> Tensor",
+      find_partners_anywhere);
+}
+
+TORCH_LIBRARY_IMPL(gatepro, CPU, library) {
+  library.impl("route", route_with<route_cpu>);
+  library.impl("route_logits", route_logits_with<route_logits_cpu>);
+}
+
+TORCH_LIBRARY_IMPL(gatepro, AutogradCPU, library) {
+  library.impl("route", route_with<autograd::route>);
+  library.impl("route_logits", route_logits_with<autograd::route_logits>);
+}
+
+TORCH_LIBRARY_IMPL(gatepro, CompositeImplicitAutograd, library) {
+  library.impl("route", route_with<fallback::route>);
+  library.impl("route_logits", route_logits_with<fallback::route_logits>);
+}
+
+}  // namespace gatepro_torch
