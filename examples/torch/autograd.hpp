@@ -17,17 +17,23 @@ using at::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-/// Passes a gradient on, which has none itself.
+/// Passes a gradient on, and refuses to be differentiated by whatever it was made of.
 struct Once : torch::autograd::Function<Once> {
-  static Tensor forward(AutogradContext*, const Tensor& gradient) { return gradient; }
+  static Tensor forward(AutogradContext*, const Tensor& gradient, const OptionalTensor&,
+                        const OptionalTensor&, const OptionalTensor&, const OptionalTensor&) {
+    return gradient;
+  }
   [[noreturn]] static variable_list backward(AutogradContext*, const variable_list&) {
     throw gatepro::Error(
         "gatepro::route: need gradients of first order (got a gradient of its gradient)");
   }
 };
-inline Tensor once(const Tensor& gradient) {
+/// Nothing changes unless gradients are recorded. Tensors may be undefined.
+inline Tensor once(const Tensor& gradient, const Tensor& input, const Tensor& other_input,
+                   const variable_list& incoming) {
   if (!gradient.defined() || !at::GradMode::is_enabled()) return gradient;
-  return Once::apply(gradient.detach().requires_grad_());
+  return Once::apply(gradient, optional(input), optional(other_input), optional(incoming.front()),
+                     optional(incoming.back()));
 }
 
 struct Rule : torch::CustomClassHolder {
@@ -72,19 +78,19 @@ struct Route : torch::autograd::Function<Route> {
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& gradients) {
-    variable_list dinputs(3);
+    const auto [routed, options, x, w] = saved(context);
+    Tensor dx, dw;
     {
       const at::AutoDispatchBelowADInplaceOrView below;
-      const auto [routed, options, x, w] = saved(context);
       const auto dlogits = cpu::route_logits_backward(routed, options, gradients[0], gradients[2]);
       if (context->needs_input_grad(0)) {
-        dinputs[0] = cpu::tokens_gradient(dlogits, routed, x, w);
+        dx = cpu::tokens_gradient(dlogits, routed, x, w);
       }
       if (context->needs_input_grad(1)) {
-        dinputs[1] = cpu::weights_gradient(dlogits, routed, x, w);
+        dw = cpu::weights_gradient(dlogits, routed, x, w);
       }
     }
-    return {once(dinputs[0]), once(dinputs[1]), {}};
+    return {once(dx, x, w, gradients), once(dw, x, w, gradients), {}};
   }
 };
 
@@ -98,14 +104,14 @@ struct RouteLogits : torch::autograd::Function<RouteLogits> {
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& gradients) {
+    const Saved s = saved(context);
     Tensor dlogits;
     {
       const at::AutoDispatchBelowADInplaceOrView below;
-      const Saved s = saved(context);
       dlogits =
           cpu::merged(cpu::route_logits_backward(s.routed, s.options, gradients[0], {}), s.routed);
     }
-    return {once(dlogits), {}};
+    return {once(dlogits, s.routed.out.logits, {}, gradients), {}};
   }
 };
 

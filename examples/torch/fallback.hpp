@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // The operators in plain ATen, for devices other than the CPU, for tensors without data and for
-// tracing. It keeps gatepro's order: allowed by number, survivor, choice value, lowest id.
+// tracing: of ATen's operators those that have shapes without data in C++, too.
 #ifndef GATEPRO_EXAMPLES_TORCH_FALLBACK_HPP
 #define GATEPRO_EXAMPLES_TORCH_FALLBACK_HPP
 
@@ -25,8 +25,8 @@ constexpr double nan = std::numeric_limits<double>::quiet_NaN();
 inline Tensor losers(const Tensor& logits, const Options& options) {
   Tensor lost = at::zeros_like(logits, at::kBool);
   if (!options.rule.competition.active()) return lost;
-  for (const Tensor& partner_E : options.partners.unbind(1)) {
-    lost = lost | (logits < logits.index_select(1, partner_E));
+  for (const Tensor& partner_E : options.partners.to(at::kLong).unbind(1)) {
+    lost = lost | (logits < logits.gather(1, partner_E.expand_as(logits)));
   }
   return lost;
 }
@@ -45,18 +45,19 @@ inline Tensor penalise(const Tensor& logits, const Tensor& lost, const Options& 
 /// Logarithms of scores that take each logit by itself, without underflow; of a softmax, up to what
 /// the row has in common.
 inline Tensor log_scores(const Tensor& logits, ScoreFunction function) {
-  if (function == ScoreFunction::sigmoid) return at::log_sigmoid(logits);
+  constexpr double high = 40;  // from where on softplus is the logit itself, in double, too
+  if (function == ScoreFunction::sigmoid) return -at::softplus(-logits, 1, high);
   if (function != ScoreFunction::sqrt_softplus) return logits;
-  constexpr double low = -20, high = 40;  // where softplus is exp(l), and where it is l
-  const Tensor softplus = at::softplus(logits.clamp_min(low), 1, high);
-  return at::where(logits < low, logits, softplus.log()) * 0.5;
+  const Tensor is_low = logits < -high;  // where it is exp(l), and may underflow
+  const Tensor log_softplus = at::softplus(logits.masked_fill(is_low, 0), 1, high).log();
+  return (log_softplus.masked_fill(is_low, 0) + logits.masked_fill(~is_low, 0)) * 0.5;
 }
 
 /// Scores that come before the choice. NaNs are left out of the softmax of the others.
 inline Tensor scores(const Tensor& logits, ScoreFunction function) {
   if (function == ScoreFunction::sigmoid) return at::sigmoid(logits);
   if (function == ScoreFunction::sqrt_softplus) return log_scores(logits, function).exp();
-  const Tensor is_nan = logits.isnan();
+  const Tensor is_nan = logits != logits;
   return at::softmax(logits.masked_fill(is_nan, -infinity), 1).masked_fill(is_nan, nan);
 }
 
@@ -78,11 +79,11 @@ inline Tensor choose(const Tensor& logits, const Tensor& lost, const Options& op
   Tensor is_out = at::zeros_like(lost);
   if (options.rule.competition.mode == gatepro::CompetitionMode::eliminate) {
     is_out = lost;
-    values = at::where(lost, choice_values(logits, options), values);
+    values = values.masked_fill(lost, 0) + choice_values(logits, options).masked_fill(~lost, 0);
   }
-  const Tensor last = at::add(is_out.to(at::kInt), values.isnan() & ~is_out, 2);
-  values =
-      values.masked_fill(values.isnan(), -infinity) + 0.0;  // +0 for -0, which radix sorts lower
+  const Tensor is_nan = values != values;
+  const Tensor last = at::add(is_out.to(at::kInt), is_nan & ~is_out, 2);
+  values = values.masked_fill(is_nan, -infinity) + 0.0;  // radix sorts rank -0 lower
   const Tensor by_value = std::get<1>(at::sort(values, /*stable=*/true, 1, /*descending=*/true));
   const Tensor order = std::get<1>(at::sort(last.gather(1, by_value), /*stable=*/true, 1, false));
   return by_value.gather(1, order.narrow(1, 0, options.rule.top_k));
@@ -108,7 +109,7 @@ inline Tensor weigh(Tensor logits, Tensor lost, const Tensor& expert_ids, const 
   } else {
     weights = scores(selected, rule.function);
   }
-  Tensor spoilt = (selected.isnan() | (selected == infinity)).any(1, true) |
+  Tensor spoilt = ((selected != selected) | (selected == infinity)).any(1, true) |
                   (selected == -infinity).all(1, true);
   if (rule.function == ScoreFunction::softmax_before_top_k) {
     spoilt = spoilt | (penalised == infinity).any(1, true);

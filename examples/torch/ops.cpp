@@ -20,7 +20,6 @@ namespace gatepro_torch {
 namespace {
 
 using at::Tensor;
-using OptionalTensor = c10::optional<Tensor>;
 
 RouteOptions options(std::int64_t top_k, double penalty, bool eliminate, c10::string_view score,
                      bool renormalise, const OptionalTensor& expert_bias,
@@ -99,10 +98,6 @@ using RouteLogitsSignature = std::tuple<Tensor, Tensor>(const Tensor&, const Opt
 template <class Signature>
 c10::TypedOperatorHandle<Signature> operator_of(const char* name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
-}
-
-OptionalTensor optional(const Tensor& tensor) {
-  return tensor.defined() ? OptionalTensor(tensor) : c10::nullopt;
 }
 
 }  // namespace

@@ -15,6 +15,13 @@
 
 namespace gatepro_torch {
 
+using OptionalTensor = c10::optional<at::Tensor>;
+
+/// The dispatcher's form of a tensor that may be undefined.
+inline OptionalTensor optional(const at::Tensor& tensor) {
+  return tensor.defined() ? OptionalTensor(tensor) : c10::nullopt;
+}
+
 /// Checked settings of a routing. Tensors are undefined where they are not given.
 struct Options {
   gatepro::SelectionRule rule;
