@@ -111,6 +111,16 @@ std::vector<Tensor> gradients(const Tensor& loss, const std::vector<Tensor>& inp
   return torch::autograd::grad({loss}, inputs, {}, /*retain_graph=*/true, create_graph);
 }
 
+/// A forward and its backward.
+struct Run {
+  Routing routing;
+  std::vector<Tensor> gradients;
+};
+bool same_bits(const Run& a, const Run& b) {
+  return same_bits(a.routing, b.routing) && same_bits(a.gradients[0], b.gradients[0]) &&
+         same_bits(a.gradients[1], b.gradients[1]);
+}
+
 class TorchOps : public testing::Test {
  protected:
   void SetUp() override {
@@ -245,24 +255,18 @@ TEST_F(TorchOps, GradientsAreSlopes) {
     const Tensor dweights = normal({9, 3});
     const Tensor dlogits = normal({9, 6});
     options.is_padding = at::arange(9) >= 7;
-    const std::vector<std::pair<Tensor, Tensor>> moved{
-        {normal({9, 5}), at::zeros({6, 5}, at::kDouble)},
-        {at::zeros({9, 5}, at::kDouble), normal({6, 5})}};
+    const Tensor dx = normal({9, 5});
+    const Tensor dw = normal({6, 5});
     for (const Tensor& of_logits : {Tensor(), dlogits}) {
-      const auto got =
-          gradients(loss_of(route(x, w, partners, options), dweights, of_logits), {x, w});
-      for (std::size_t i = 0; i < 2; ++i) {
-        const auto& [dx, dw] = moved[i];
-        const auto loss_at = [&](double s) {
-          const at::NoGradGuard no_graph;
-          return loss_of(route(x + s * dx, w + s * dw, partners, options), dweights, of_logits)
-              .item<double>();
-        };
-        const double slope =
-            (8 * (loss_at(step) - loss_at(-step)) - (loss_at(2 * step) - loss_at(-2 * step))) /
-            (12 * step);
-        EXPECT_NEAR((got[i] * (i == 0 ? dx : dw)).sum().item<double>(), slope, 1e-7);
-      }
+      const auto loss_at = [&](const Tensor& tokens, const Tensor& weights) {
+        return loss_of(route(tokens, weights, partners, options), dweights, of_logits);
+      };
+      const auto got = gradients(loss_at(x, w), {x, w});
+      const at::NoGradGuard no_graph;
+      const auto along_x = [&](double s) { return loss_at(x + s * dx, w).item<double>(); };
+      const auto along_w = [&](double s) { return loss_at(x, w + s * dw).item<double>(); };
+      EXPECT_NEAR((got[0] * dx).sum().item<double>(), reference::derivative(along_x, step), 1e-7);
+      EXPECT_NEAR((got[1] * dw).sum().item<double>(), reference::derivative(along_w, step), 1e-7);
     }
   }
 }
@@ -316,27 +320,22 @@ TEST_F(TorchOps, LayoutDoesNotMatter) {
   const auto strided = [](const Tensor& t) {  // every second column of something else
     return at::stack({t, at::ones_like(t)}, -1).select(-1, 0);
   };
-  RouteOptions options{3, 0.5, false, "sigmoid", true, bias, is_padding};
-  RouteOptions scattered = options;
-  scattered.expert_bias = strided(bias);
-  scattered.is_padding = strided(is_padding);
-  const auto run = [&](const Tensor& tokens, const Tensor& weights, const RouteOptions& o) {
+  const auto run = [](const Tensor& tokens, const Tensor& weights, const Tensor& rivals,
+                      const Tensor& expert_bias, const Tensor& mask) {
     const Tensor a = tokens.detach().requires_grad_();
     const Tensor b = weights.detach().requires_grad_();
-    const Routing routing = route(a, b, &o == &options ? partners : strided(partners), o);
-    const auto d =
-        gradients(routing.weights.square().sum() + routing.logits.square().sum(), {a, b});
-    return std::pair(routing, d);
+    const Routing routing =
+        route(a, b, rivals, {3, 0.5, false, "sigmoid", true, expert_bias, mask});
+    const Tensor loss = routing.weights.square().sum() + routing.logits.square().sum();
+    return Run{routing, gradients(loss, {a, b})};
   };
-  const auto [wanted, dwanted] = run(x, w, options);
+  const Run wanted = run(x, w, partners, bias, is_padding);
   const Tensor wide = at::cat({x, x}, 1).narrow(1, 10, 10);
   const Tensor tall = at::cat({x, x}, 0).narrow(0, 7, 7);
   for (const Tensor& tokens : {wide, tall, x.t().contiguous().t(), strided(x)}) {
     for (const Tensor& weights : {w, w.t().contiguous().t(), strided(w)}) {
-      const auto [got, dgot] = run(tokens, weights, scattered);
+      const Run got = run(tokens, weights, strided(partners), strided(bias), strided(is_padding));
       EXPECT_TRUE(same_bits(got, wanted));
-      EXPECT_TRUE(same_bits(dgot[0], dwanted[0]));
-      EXPECT_TRUE(same_bits(dgot[1], dwanted[1]));
     }
   }
 }
@@ -381,18 +380,15 @@ TEST_F(TorchOps, SixteenBitsAreThoseOfTheirFloats) {
     options.top_k = 3;
     const auto run = [&](const Tensor& a, const Tensor& b) {
       const Routing routing = route(a, b, partners, options);
-      return std::pair(routing, gradients(routing.weights.square().sum(), {a, b}));
+      return Run{routing, gradients(routing.weights.square().sum(), {a, b})};
     };
-    const auto [wanted, dwanted] = run(wide_x, wide_w);
-    const auto [got, dgot] = run(x, w);
-    EXPECT_TRUE(same_bits(got, wanted));
-    EXPECT_EQ(got.weights.scalar_type(), at::kFloat);
-    EXPECT_TRUE(same_bits(dgot[0], dwanted[0].to(dtype)));
-    EXPECT_TRUE(same_bits(dgot[1], dwanted[1].to(dtype)));
-    const auto [mixed, dmixed] = run(x, wide_w);  // tokens of 16 bits, a router of 32
-    EXPECT_TRUE(same_bits(mixed, wanted));
-    EXPECT_TRUE(same_bits(dmixed[0], dwanted[0].to(dtype)));
-    EXPECT_TRUE(same_bits(dmixed[1], dwanted[1]));
+    const Run wide = run(wide_x, wide_w);
+    EXPECT_EQ(wide.routing.weights.scalar_type(), at::kFloat);
+    const Tensor dx = wide.gradients[0];
+    const Tensor dw = wide.gradients[1];
+    EXPECT_TRUE(same_bits(run(x, w), {wide.routing, {dx.to(dtype), dw.to(dtype)}}));
+    // Tokens of 16 bits, a router of 32.
+    EXPECT_TRUE(same_bits(run(x, wide_w), {wide.routing, {dx.to(dtype), dw}}));
   }
 }
 
@@ -406,27 +402,21 @@ TEST_F(TorchOps, ThreadsDoNotChangeBits) {
   options.eliminate = true;
   const auto run = [&] {
     const Routing routing = route(x, w, find_partners(w), options);
-    return std::pair(routing, gradients(loss_of(routing, dweights, dlogits), {x, w}));
+    return Run{routing, gradients(loss_of(routing, dweights, dlogits), {x, w})};
   };
-  const auto [wanted, dwanted] = run();
-  const auto expect_same = [&](const auto& got) {
-    EXPECT_TRUE(same_bits(got.first, wanted));
-    EXPECT_TRUE(same_bits(got.second[0], dwanted[0]));
-    EXPECT_TRUE(same_bits(got.second[1], dwanted[1]));
-  };
+  const Run wanted = run();
   for (const int threads : {2, 3}) {
     at::set_num_threads(threads);
-    expect_same(run());
+    EXPECT_TRUE(same_bits(run(), wanted));
   }
   // Two at a time, on threads of somebody else's loop.
-  using Result = decltype(run());
-  std::vector<Result> results(2);
+  std::vector<Run> results(2);
   at::set_num_threads(2);
   at::parallel_for(0, 2, 1, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t i = begin; i < end; ++i) results[static_cast<std::size_t>(i)] = run();
   });
-  expect_same(results[0]);
-  expect_same(results[1]);
+  EXPECT_TRUE(same_bits(results[0], wanted));
+  EXPECT_TRUE(same_bits(results[1], wanted));
 }
 
 TEST_F(TorchOps, SecondDerivativesAreRefused) {
