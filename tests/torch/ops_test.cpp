@@ -112,11 +112,11 @@ std::vector<Tensor> gradients(const Tensor& loss, const std::vector<Tensor>& inp
 }
 
 /// A forward and its backward.
-struct Run {
+struct Outcome {
   Routing routing;
   std::vector<Tensor> gradients;
 };
-bool same_bits(const Run& a, const Run& b) {
+bool same_bits(const Outcome& a, const Outcome& b) {
   return same_bits(a.routing, b.routing) && same_bits(a.gradients[0], b.gradients[0]) &&
          same_bits(a.gradients[1], b.gradients[1]);
 }
@@ -327,14 +327,15 @@ TEST_F(TorchOps, LayoutDoesNotMatter) {
     const Routing routing =
         route(a, b, rivals, {3, 0.5, false, "sigmoid", true, expert_bias, mask});
     const Tensor loss = routing.weights.square().sum() + routing.logits.square().sum();
-    return Run{routing, gradients(loss, {a, b})};
+    return Outcome{routing, gradients(loss, {a, b})};
   };
-  const Run wanted = run(x, w, partners, bias, is_padding);
+  const Outcome wanted = run(x, w, partners, bias, is_padding);
   const Tensor wide = at::cat({x, x}, 1).narrow(1, 10, 10);
   const Tensor tall = at::cat({x, x}, 0).narrow(0, 7, 7);
   for (const Tensor& tokens : {wide, tall, x.t().contiguous().t(), strided(x)}) {
     for (const Tensor& weights : {w, w.t().contiguous().t(), strided(w)}) {
-      const Run got = run(tokens, weights, strided(partners), strided(bias), strided(is_padding));
+      const Outcome got =
+          run(tokens, weights, strided(partners), strided(bias), strided(is_padding));
       EXPECT_TRUE(same_bits(got, wanted));
     }
   }
@@ -380,9 +381,9 @@ TEST_F(TorchOps, SixteenBitsAreThoseOfTheirFloats) {
     options.top_k = 3;
     const auto run = [&](const Tensor& a, const Tensor& b) {
       const Routing routing = route(a, b, partners, options);
-      return Run{routing, gradients(routing.weights.square().sum(), {a, b})};
+      return Outcome{routing, gradients(routing.weights.square().sum(), {a, b})};
     };
-    const Run wide = run(wide_x, wide_w);
+    const Outcome wide = run(wide_x, wide_w);
     EXPECT_EQ(wide.routing.weights.scalar_type(), at::kFloat);
     const Tensor dx = wide.gradients[0];
     const Tensor dw = wide.gradients[1];
@@ -402,15 +403,15 @@ TEST_F(TorchOps, ThreadsDoNotChangeBits) {
   options.eliminate = true;
   const auto run = [&] {
     const Routing routing = route(x, w, find_partners(w), options);
-    return Run{routing, gradients(loss_of(routing, dweights, dlogits), {x, w})};
+    return Outcome{routing, gradients(loss_of(routing, dweights, dlogits), {x, w})};
   };
-  const Run wanted = run();
+  const Outcome wanted = run();
   for (const int threads : {2, 3}) {
     at::set_num_threads(threads);
     EXPECT_TRUE(same_bits(run(), wanted));
   }
   // Two at a time, on threads of somebody else's loop.
-  std::vector<Run> results(2);
+  std::vector<Outcome> results(2);
   at::set_num_threads(2);
   at::parallel_for(0, 2, 1, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t i = begin; i < end; ++i) results[static_cast<std::size_t>(i)] = run();
