@@ -56,6 +56,11 @@ void step(const Tokens& x_TH, const gatepro::RowMatrix<float>& w_EH,
   router.forward(x_TH, w_EH, buffers, OwnExecutor{});
 #endif
   router.backward(x_TH, w_EH, buffers, {dweights_TK}, {dx_TH, dw_EH});
+#if defined(FAULT_narrow_gradient)
+  gatepro::RowMatrix<gatepro::bfloat16> narrow_TH;
+  router.backward(x_TH, w_EH, buffers, {dweights_TK},
+                  gatepro::GateGradients<float, gatepro::bfloat16>{narrow_TH, dw_EH});
+#endif
   gatepro::RowMatrix<float> penalised_TE, selected_TK;
   gatepro::RowMatrix<std::uint8_t> loser_TE;
   gatepro::RowMatrix<std::int32_t> ids_TK;

@@ -177,6 +177,7 @@ void expect_no_cost() {
     const auto dlogits = random_matrix<A>(tokens, experts, 4);
     RowMatrix<A> dx = RowMatrix<A>::Zero(tokens, hidden);
     RowMatrix<A> dw = RowMatrix<A>::Zero(experts, hidden);
+    RowMatrix<X> dx_of_x = RowMatrix<X>::Zero(tokens, hidden);
     const gatepro::Workspace workspace = buffers.workspace();
 
     for (const Competition& competition :
@@ -193,6 +194,14 @@ void expect_no_cost() {
                 0);
       EXPECT_EQ(cost_of([&] { router.backward(x, w, buffers, {dweights}, {dx, dw}); }), 0);
       EXPECT_EQ(cost_of([&] { router.backward(x, w, buffers, {dweights, dlogits}, {dx, dw}); }), 0);
+      if constexpr (std::is_same_v<gatepro::accumulator_t<X>, A>) {
+        const gatepro::GateGradients<A, X> gradients{dx_of_x, dw};
+        EXPECT_EQ(cost_of([&] { router.backward(x, w, buffers, {dweights}, gradients); }), 0);
+        EXPECT_EQ(cost_of([&] {
+                    router.backward(x, w, buffers, {dweights, dlogits}, gradients);
+                  }),
+                  0);
+      }
       EXPECT_EQ(cost_of([&] { buffers.resize(0), buffers.resize(tokens); }), 0);
       EXPECT_EQ(cost_of([&] {
                   router.forward_workspace_bytes(4);

@@ -11,9 +11,9 @@
 
 namespace gatepro {
 
-/// 16-bit brain float: input only, widened to float exactly.
+/// 16-bit brain float: for input, widened to float exactly, and gradients of tokens.
 using bfloat16 = Eigen::bfloat16;
-/// 16-bit IEEE half: input only, widened to float exactly.
+/// 16-bit IEEE half: likewise.
 using half = Eigen::half;
 
 /// True for the types that tokens and router weights may have: float, double, bfloat16, half.
@@ -21,7 +21,7 @@ template <class T>
 inline constexpr bool is_input_scalar_v = std::is_same_v<T, float> || std::is_same_v<T, double> ||
                                           std::is_same_v<T, bfloat16> || std::is_same_v<T, half>;
 
-/// True for the types that results and gradients have: float, double.
+/// True for the types that results and sums have: float, double.
 template <class T>
 inline constexpr bool is_accumulator_v = std::is_same_v<T, float> || std::is_same_v<T, double>;
 

@@ -26,6 +26,7 @@ struct DenseScratch {
   A* merged_TE = nullptr;  ///< Gradients of all logits of a block of tokens.
   A* panels = nullptr;     ///< A depth block of rows of slab_cols.
   A* edge = nullptr;       ///< tile_tokens rows of panel_cols, for columns that fill no panel.
+  A* sums = nullptr;       ///< Rows of slab_cols, for gradients of 16 bits.
 };
 
 inline namespace GATEPRO_ABI {
@@ -73,6 +74,7 @@ template <class A>
 struct CarveDense {
   Index merged_rows;  ///< Tokens whose gradients are merged together.
   Index experts;
+  Index sum_rows = 0;  ///< As many if their gradients have 16 bits.
 
   /// As many tokens as are transposed together.
   static CarveDense of_lanes(Index experts) { return {kernels<A>().lanes, experts}; }
@@ -83,6 +85,7 @@ struct CarveDense {
         "gate_backward", "E * tokens within the address space", experts, merged_rows));
     scratch.panels = arena.take<A>(depth_block * slab_cols);
     scratch.edge = arena.take<A>(tile_tokens * panel_cols<A>());
+    scratch.sums = arena.take<A>(sum_rows * slab_cols);
     return scratch;
   }
 };
@@ -176,10 +179,33 @@ void for_each_valid_run(const VectorView<const std::uint8_t>& is_padding_T, Inde
   }
 }
 
+/// begin_sums for all rows of a block.
+template <class A, class D>
+MatrixView<A> begin_block(const MatrixView<D>& block, GradientMode mode, A* beside) {
+  for (Index t = 0; t < block.rows; ++t) {
+    begin_sums(block.row(t), block.cols, mode, beside + t * slab_cols);
+  }
+  if constexpr (std::is_same_v<A, D>) {
+    return block;
+  } else {
+    return {beside, block.rows, block.cols, slab_cols};
+  }
+}
+
+/// end_sums for all rows of a block, but for padding that nothing was added to.
+template <class A, class D>
+void end_block(const MatrixView<A>& sums, GradientMode mode,
+               const VectorView<const std::uint8_t>& is_padding_T, const MatrixView<D>& block) {
+  for (Index t = 0; t < block.rows; ++t) {
+    if (mode == GradientMode::add && is_masked(is_padding_T, t)) continue;
+    end_sums(sums.row(t), block.cols, block.row(t));
+  }
+}
+
 /// dx_TH += dlogits W for a block of tokens. Padding takes no part: zeros times W may be NaN.
-template <class Source, class Id, class A>
+template <class Source, class Id, class A, class D>
 void add_dense_to_tokens(const Choices<Id>& choices, const LogitGradients<A>& gradients,
-                         const MatrixView<const Source>& w_EH, const MatrixView<A>& dx_TH,
+                         const MatrixView<const Source>& w_EH, const MatrixView<D>& dx_TH,
                          GradientMode mode, const DenseScratch<A>& scratch) {
   const Index experts = w_EH.rows;
   for (Index t = 0; t < dx_TH.rows; ++t) {
@@ -188,21 +214,21 @@ void add_dense_to_tokens(const Choices<Id>& choices, const LogitGradients<A>& gr
   }
   for (Index c = 0; c < w_EH.cols; c += slab_cols) {
     const Index cols = (std::min)(slab_cols, w_EH.cols - c);
-    for (Index t = 0; mode == GradientMode::set && t < dx_TH.rows; ++t) {
-      std::fill_n(dx_TH.row(t) + c, cols, A(0));
-    }
+    const MatrixView<D> block = dx_TH.middle_cols(c, cols);
+    const MatrixView<A> sums = begin_block(block, mode, scratch.sums);
     for (Index first = 0; first < experts; first += depth_block) {
       const Index depth = (std::min)(depth_block, experts - first);
       copy_to_panels<A>([&](Index e) { return w_EH.row(first + e) + c; }, depth, cols,
                         scratch.panels);
-      const MatrixView<A> next =
+      const MatrixView<D> next =
           dx_TH.middle_cols(c + cols, (std::min)(slab_cols, w_EH.cols - c - cols));
       for_each_valid_run(choices.is_padding_T, dx_TH.rows, [&](Index t, Index count) {
         add_product<A>(scratch.merged_TE + t * experts + first, experts, depth, scratch.panels,
-                       dx_TH.middle_rows(t, count).middle_cols(c, cols), scratch.edge,
+                       sums.middle_rows(t, count), scratch.edge,
                        RowsAhead(next.middle_rows(t, (std::min)(tile_tokens, count))));
       });
     }
+    end_block(sums, mode, choices.is_padding_T, block);
   }
 }
 

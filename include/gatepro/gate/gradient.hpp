@@ -14,28 +14,53 @@
 
 namespace gatepro {
 
-/// What the gradients of the gate are added to; either may be not given.
-template <class A>
+/// What the gradients of the gate are added to; either may be not given. `D`: the type of dX, that
+/// of the sums or, for tokens of 16 bits, theirs: each element is then summed in float, starting
+/// from what is there, and rounded once.
+template <class A, class D = A>
 struct GateGradients {
-  MatrixView<A> dx_TH{};  ///< T x H: of the tokens.
+  MatrixView<D> dx_TH{};  ///< T x H: of the tokens.
   MatrixView<A> dw_EH{};  ///< E x H: of the router weights.
   /// Whether dX is added to what is there, or takes its place: zeros of T x H take a tenth of the
   /// time of a backward, those of E x H next to none.
   GradientMode dx_mode = GradientMode::add;
 };
 
+namespace detail {
+
+/// The smallest type that gradients of tokens X may have where sums are in A. It needs the most
+/// workspace.
+template <class X, class A>
+using smallest_gradient_t = std::conditional_t<std::is_same_v<accumulator_t<X>, A>, X, A>;
+
+template <class X, class A, class D>
+constexpr void check_token_gradient() {
+  static_assert(std::is_same_v<D, A> || std::is_same_v<D, smallest_gradient_t<X, A>>,
+                "gatepro: dX has the type of the sums or, where that is float, that of the tokens");
+}
+
+/// Rows of sums that stand beside `tokens` gradients of D.
+template <class D>
+constexpr Index sums_beside(Index tokens) {
+  return is_accumulator_v<D> ? 0 : tokens;
+}
+
+}  // namespace detail
+
 inline namespace GATEPRO_ABI {
 
-/// Bytes of workspace for gate_backward_tokens.
-template <class A>
+/// Bytes of workspace for gate_backward_tokens with a dX of D.
+template <class D>
 std::size_t gate_backward_tokens_workspace_bytes(Index num_experts, Workers workers = 1) {
+  using A = accumulator_t<D>;
   detail::Checks("gate_backward_tokens").query_experts(num_experts);
   const auto bytes = [&](const auto& carve) {
     return detail::measure([&](detail::Arena& arena) { detail::PerWorker(arena, workers, carve); });
   };
+  const Index tokens = detail::gradient_tokens(num_experts);
   return (std::max)(
       bytes(detail::CarveTokenLists<A>{num_experts}),
-      bytes(detail::CarveDense<A>{detail::gradient_tokens(num_experts), num_experts}));
+      bytes(detail::CarveDense<A>{tokens, num_experts, detail::sums_beside<D>(tokens)}));
 }
 
 /// Bytes of workspace for gate_backward_weights.
@@ -84,9 +109,9 @@ void check_gradient_overlaps(const Checks& checks, const Choices<Id>& choices,
 }
 
 /// dx_TH += dlogits W, on checked arguments.
-template <class Source, class Id, class A, class Executor>
+template <class Source, class Id, class A, class D, class Executor>
 void add_to_tokens(const Choices<Id>& choices, const LogitGradients<A>& gradients,
-                   const MatrixView<const Source>& w_EH, const MatrixView<A>& dx_TH,
+                   const MatrixView<const Source>& w_EH, const MatrixView<D>& dx_TH,
                    GradientMode mode, Arena& arena, const Executor& executor, int workers) {
   const Index tokens = dx_TH.rows;
   const Index experts = w_EH.rows;
@@ -106,7 +131,7 @@ void add_to_tokens(const Choices<Id>& choices, const LogitGradients<A>& gradient
     });
   };
   if (dense) {
-    for_each_token_block(CarveDense<A>{block_tokens, experts},
+    for_each_token_block(CarveDense<A>{block_tokens, experts, sums_beside<D>(block_tokens)},
                          [](const auto&... block) { add_dense_to_tokens(block...); });
   } else {
     for_each_token_block(CarveTokenLists<A>{experts},
@@ -136,22 +161,23 @@ inline namespace GATEPRO_ABI {
 ///
 /// choices: T x K. Those without an expert or of padding add nothing, nor do all logits of padding;
 /// kept_TK is not read, because the gate has chosen what was dropped later, too. gradients: see
-/// LogitGradients. w_EH: E x H. dx_TH: T x H, added to, or overwritten with GradientMode::set. Each
-/// element is one chain that starts from the value in dx_TH and goes through the selection (or,
-/// with dlogits_TE, through the experts in ascending order). Without dlogits_TE zero gradients are
-/// skipped; with it, they are multiplied like others. A range of tokens is `middle_rows` of all
-/// token matrices.
+/// LogitGradients, in float for a dX of 16 bits. w_EH: E x H. dx_TH: T x H, of any input scalar,
+/// added to, or overwritten with GradientMode::set. Each element is one chain in accumulator_t<D>,
+/// rounded once to a D of 16 bits (to nearest even; a NaN stays one), that starts from the value in
+/// dx_TH and goes through the selection (or, with dlogits_TE, through the experts in ascending
+/// order). Without dlogits_TE zero gradients are skipped; with it, they are multiplied like others.
+/// A range of tokens is `middle_rows` of all token matrices.
 ///
 /// Throws Error for shapes, an id that is neither in [0, E) nor -1, or a workspace that is too
 /// small, before any write. Cost: 2 T K H operations, 2 T E H with dlogits_TE; no allocation.
 /// Thread-safe.
-template <class Id, class A, class W, class Executor = SerialExecutor>
+template <class Id, class D, class W, class Executor = SerialExecutor>
 void gate_backward_tokens(const Choices<Id>& choices,
-                          const detail::non_deduced_t<LogitGradients<A>>& gradients,
-                          MatrixView<W> w_EH, MatrixView<A> dx_TH, Workspace workspace,
+                          const detail::non_deduced_t<LogitGradients<accumulator_t<D>>>& gradients,
+                          MatrixView<W> w_EH, MatrixView<D> dx_TH, Workspace workspace,
                           const Executor& executor = {}, GradientMode mode = GradientMode::add) {
   using Source = detail::value_t<W>;
-  detail::check_input_scalars<Source, Source>();
+  detail::check_input_scalars<D, Source>();
   const detail::Checks checks("gate_backward_tokens");
   const Choices<Id> chosen = detail::before_drops(choices);
   const Index tokens = dx_TH.rows;
@@ -164,7 +190,7 @@ void gate_backward_tokens(const Choices<Id>& choices,
                                   detail::input("w_EH", w_EH));
   const int workers = checks.workers(executor);
   detail::Arena arena(checks.where(), workspace,
-                      gate_backward_tokens_workspace_bytes<A>(experts, workers));
+                      gate_backward_tokens_workspace_bytes<D>(experts, workers));
   detail::add_to_tokens<Source>(chosen, gradients, w_EH, dx_TH, mode, arena, executor, workers);
 }
 

@@ -16,6 +16,7 @@
 #include "gatepro/core/order.hpp"
 #include "gatepro/core/philox.hpp"
 #include "gatepro/core/product.hpp"
+#include "gatepro/gate/rounding.hpp"
 
 namespace gatepro {
 
@@ -157,12 +158,14 @@ void jitter_tokens(detail::non_deduced_t<MatrixView<const X>> x_TH, double epsil
 
 /// dx_TH += dout_TH * factor, with the factors of jitter_tokens: its gradient.
 ///
-/// dout_TH, dx_TH: T x H; the other arguments as in the forward. Throws Error as jitter_tokens. No
-/// allocation. Thread-safe.
-template <class A, class Executor = SerialExecutor>
-void jitter_backward(detail::non_deduced_t<MatrixView<const A>> dout_TH, double epsilon,
-                     const NoiseKey& noise, MatrixView<A> dx_TH, const Executor& executor = {}) {
-  detail::check_accumulator<A>();
+/// dout_TH, dx_TH: T x H; to a dx_TH of 16 bits goes the sum in float, rounded once. The other
+/// arguments as in the forward. Throws Error as jitter_tokens. No allocation. Thread-safe.
+template <class D, class Executor = SerialExecutor>
+void jitter_backward(detail::non_deduced_t<MatrixView<const accumulator_t<D>>> dout_TH,
+                     double epsilon, const NoiseKey& noise, MatrixView<D> dx_TH,
+                     const Executor& executor = {}) {
+  using A = accumulator_t<D>;
+  detail::check_input_scalars<D, D>();
   const detail::Checks checks("jitter_backward");
   checks.matrix("dout_TH", dout_TH, dout_TH.rows, dout_TH.cols);
   detail::check_epsilon(checks, epsilon);
@@ -171,12 +174,13 @@ void jitter_backward(detail::non_deduced_t<MatrixView<const A>> dout_TH, double 
   checks.overlaps(detail::output("dx_TH", dx_TH), detail::input("dout_TH", dout_TH));
   const int workers = checks.workers(executor);
 
-  detail::for_each_noise(noise, detail::NoiseUse::jitter, dout_TH.rows, dout_TH.cols,
-                         detail::uniform_work, detail::uniforms_of, executor, workers,
-                         [&](Index t, Index c, double uniform) {
-                           const A factor = static_cast<A>(detail::jitter_factor(epsilon, uniform));
-                           dx_TH(t, c) += detail::product(dout_TH(t, c), factor);
-                         });
+  detail::for_each_noise(
+      noise, detail::NoiseUse::jitter, dout_TH.rows, dout_TH.cols, detail::uniform_work,
+      detail::uniforms_of, executor, workers, [&](Index t, Index c, double uniform) {
+        const A factor = static_cast<A>(detail::jitter_factor(epsilon, uniform));
+        const A sum = static_cast<A>(dx_TH(t, c)) + detail::product(dout_TH(t, c), factor);
+        dx_TH(t, c) = detail::rounded_to<D>(sum);
+      });
 }
 
 /// logits_TE += sigma N(0, 1), independently per element. The gradient passes through unchanged.

@@ -9,6 +9,7 @@
 #include "gatepro/core/choices.hpp"
 #include "gatepro/core/order.hpp"
 #include "gatepro/core/workspace.hpp"
+#include "gatepro/gate/rounding.hpp"
 #include "gatepro/kernels/dispatch.hpp"
 
 namespace gatepro {
@@ -95,6 +96,21 @@ void prefetch([[maybe_unused]] const T* from, [[maybe_unused]] Index count) {
 #endif
 }
 
+/// Where the sums of a row of a gradient are made: in the row, or `beside` it if it has 16 bits.
+/// They start from what is there, or from zeros.
+template <class A, class D>
+A* begin_sums(D* row, Index cols, GradientMode mode, [[maybe_unused]] A* beside) {
+  A* sums;
+  if constexpr (std::is_same_v<A, D>) {
+    sums = row;
+  } else {
+    sums = beside;
+    if (mode == GradientMode::add) gate_kernels<A, D>().widen(row, cols, sums);
+  }
+  if (mode == GradientMode::set) std::fill_n(sums, cols, A(0));
+  return sums;
+}
+
 /// Copies columns in slices: all rows of the first slice_cols next to each other, then those of the
 /// next. Rows a power of two apart would share a few sets of the cache; a slice does not.
 template <class Source, class A>
@@ -164,6 +180,7 @@ template <class A>
 struct TokenListScratch {
   RowList<A> lists;    ///< One list of up to E rows per token of a block.
   A* slice = nullptr;  ///< E x slice_cols.
+  A* sums = nullptr;   ///< slice_cols.
 };
 
 template <class A>
@@ -177,14 +194,15 @@ struct CarveTokenLists {
                                experts, gradient_tokens(experts)));
     scratch.slice = arena.take<A>(checked_product(
         "gate_backward_tokens", "E * columns within the address space", experts, slice_cols<A>()));
+    scratch.sums = arena.take<A>(slice_cols<A>());
     return scratch;
   }
 };
 
 /// dx_TH += dlogits W for a block of tokens: all tokens against one slice of W, then the next.
-template <class Source, class Id, class A>
+template <class Source, class Id, class A, class D>
 void add_selected_to_tokens(const Choices<Id>& choices, const LogitGradients<A>& gradients,
-                            const MatrixView<const Source>& w_EH, const MatrixView<A>& dx_TH,
+                            const MatrixView<const Source>& w_EH, const MatrixView<D>& dx_TH,
                             GradientMode mode, const TokenListScratch<A>& scratch) {
   const StridedView<const A>& dselected_TK = gradients.dselected_logits_TK;
   const Index experts = w_EH.rows;
@@ -205,19 +223,22 @@ void add_selected_to_tokens(const Choices<Id>& choices, const LogitGradients<A>&
   }
   // A slice pays off if its rows are used more than once. Bits do not depend on it.
   const bool slice_weights = entries >= 2 * experts;
-  const Index most = slice_weights ? slice_cols<A>() : w_EH.cols;
+  const bool sums_beside = !std::is_same_v<A, D>;
+  const Index most = slice_weights || sums_beside ? slice_cols<A>() : w_EH.cols;
   const auto add_rows =
       slice_weights ? gradient_kernels<A, A>().add_rows : gradient_kernels<A, Source>().add_rows;
   for (Index c = 0; c < w_EH.cols; c += most) {
     const Index cols = (std::min)(most, w_EH.cols - c);
     if (slice_weights) copy_slices(w_EH.middle_cols(c, cols), scratch.slice);
-    const void* base = slice_weights ? static_cast<const void*>(scratch.slice) : w_EH.data;
+    const void* base = slice_weights ? static_cast<const void*>(scratch.slice) : w_EH.data + c;
     const Index stride = slice_weights ? cols : w_EH.row_stride;
     for (Index t = 0; t < dx_TH.rows; ++t) {
       const RowList<A> list = list_of(t);
       if (t + 4 < dx_TH.rows) prefetch(dx_TH.row(t + 4) + c, cols);
-      if (mode == GradientMode::set) std::fill_n(dx_TH.row(t) + c, cols, A(0));
-      add_rows(list.coefficients, list.rows, lengths[t], base, stride, cols, dx_TH.row(t) + c);
+      if (mode == GradientMode::add && lengths[t] == 0) continue;
+      A* sums = begin_sums(dx_TH.row(t) + c, cols, mode, scratch.sums);
+      add_rows(list.coefficients, list.rows, lengths[t], base, stride, cols, sums);
+      end_sums(sums, cols, dx_TH.row(t) + c);
     }
   }
 }

@@ -48,6 +48,12 @@ const PairKernels<A>& pair_kernels() {
 }
 
 /// Likewise.
+template <class Target>
+const NarrowKernels<Target>& narrow_kernels() {
+  return kernels_for<NarrowKernels<Target>>(chosen_isa());
+}
+
+/// Likewise.
 template <class A, class Source>
 const GradientKernels<A, Source>& gradient_kernels() {
   return kernels_for<GradientKernels<A, Source>>(chosen_isa());

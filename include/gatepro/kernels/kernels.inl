@@ -8,6 +8,8 @@
 
 #include "gatepro/kernels/loads.inl"
 
+#include "gatepro/kernels/narrow.inl"
+
 #include "gatepro/kernels/gate.inl"
 
 #include "gatepro/kernels/keys.inl"
@@ -68,6 +70,9 @@ inline constexpr GateKernels<A, Source> table<GateKernels<A, Source>> = gate_tab
 template <class A>
 inline constexpr PairKernels<A> table<PairKernels<A>>{gate<PairProducts<Vdpbf16ps>>};
 #endif
+
+template <class Target>
+inline constexpr NarrowKernels<Target> table<NarrowKernels<Target>>{narrow<Target>};
 
 template <class A, class Source>
 inline constexpr GradientKernels<A, Source> table<GradientKernels<A, Source>>{add_rows<A, Source>,

@@ -166,6 +166,12 @@ struct GradientKernels {
   A (*dot)(const A* a, const void* b, Index width);
 };
 
+/// What results of 16 bits need.
+template <class Target>
+struct NarrowKernels {
+  void (*narrow)(const float* from, Index count, void* to);
+};
+
 /// What penalised logits need where they are written.
 template <class A>
 struct PenaltyKernels {
@@ -187,8 +193,10 @@ const Table& kernels_for(Isa isa);
   apply(Kernels<A>) apply(ScoreKernels<A>) apply(PenaltyKernels<A>)                  \
       GATEPRO_SOURCE_TABLES(apply, A, float) GATEPRO_SOURCE_TABLES(apply, A, double) \
           GATEPRO_SOURCE_TABLES(apply, A, bfloat16) GATEPRO_SOURCE_TABLES(apply, A, half)
-#define GATEPRO_TABLES(apply) \
-  GATEPRO_TABLES_OF(apply, float) GATEPRO_TABLES_OF(apply, double) apply(PairKernels<float>)
+#define GATEPRO_TABLES(apply)                                                               \
+  GATEPRO_TABLES_OF(apply, float)                                                           \
+  GATEPRO_TABLES_OF(apply, double) apply(PairKernels<float>) apply(NarrowKernels<bfloat16>) \
+      apply(NarrowKernels<half>)
 
 #if defined(GATEPRO_EXTERN_KERNELS)
 #define GATEPRO_DECLARE_TABLE(...) extern template const __VA_ARGS__& kernels_for<__VA_ARGS__>(Isa);

@@ -34,9 +34,10 @@ inline bool has_dense_gradients(const CompleteConfig& config) {
 }
 
 /// Bytes of workspace for any stage of a backward.
-template <class A>
+template <class X, class A>
 std::size_t backward_stage_bytes(const CompleteConfig& config, const BufferShape& shape) {
-  return (std::max)({gate_backward_tokens_workspace_bytes<A>(config.num_experts, shape.workers),
+  using D = smallest_gradient_t<X, A>;
+  return (std::max)({gate_backward_tokens_workspace_bytes<D>(config.num_experts, shape.workers),
                      gate_backward_weights_workspace_bytes<A>(shape.tokens, config.num_experts,
                                                               config.top_k, shape.workers),
                      route_logits_backward_workspace_bytes<A>(config.num_experts,
@@ -44,7 +45,7 @@ std::size_t backward_stage_bytes(const CompleteConfig& config, const BufferShape
                      complete_losses_workspace_bytes<A>(config, shape)});
 }
 
-template <class A>
+template <class X, class A>
 CompleteGradients<A> carve_gradients(Arena& arena, const CompleteConfig& config,
                                      const BufferShape& shape) {
   const auto matrix = [&](Index cols) {
@@ -57,14 +58,15 @@ CompleteGradients<A> carve_gradients(Arena& arena, const CompleteConfig& config,
   if (config.capacity) gradients.dkept_TK = matrix(config.top_k);
   if (has_dense_gradients(config)) gradients.dlogits_TE = matrix(config.num_experts);
   if (config.noise.jitter > 0) gradients.djittered_TH = matrix(config.hidden_size);
-  const std::size_t bytes = backward_stage_bytes<A>(config, shape);
+  const std::size_t bytes = backward_stage_bytes<X, A>(config, shape);
   gradients.stages = {arena.take<std::byte>(static_cast<Index>(bytes)), bytes};
   return gradients;
 }
 
 template <class X, class W>
 std::size_t backward_bytes(const CompleteConfig& config, const BufferShape& shape) {
-  return measure([&](Arena& arena) { carve_gradients<accumulator_t<X, W>>(arena, config, shape); });
+  return measure(
+      [&](Arena& arena) { carve_gradients<X, accumulator_t<X, W>>(arena, config, shape); });
 }
 
 /// The rule that the forward of the report chose and weighed by.
@@ -188,20 +190,25 @@ MatrixView<const A> logit_gradients(const CompleteConfig& config, const RivalTab
 }
 
 /// dx_TH += the gradient of the tokens, or in its place. Of jittered tokens: jittered again.
-template <class X, class A, class Id, class W, class Executor>
+template <class X, class A, class Id, class W, class D, class Executor>
 void backward_to_tokens(const CompleteConfig& config, const ForwardInputs<Id>& in,
                         const CompleteReport& report, const CompleteRoutingView<X, A, Id>& out,
                         const MatrixView<const A>& dlogits_TE, const MatrixView<const W>& w_EH,
-                        const MatrixView<A>& dx_TH, GradientMode mode,
+                        const MatrixView<D>& dx_TH, GradientMode mode,
                         const CompleteGradients<A>& gradients, const Executor& executor) {
-  const MatrixView<A> seen_TH = report.jittered ? gradients.djittered_TH : dx_TH;
-  gate_backward_tokens(choices_of(in, out), {gradients.dselected_TK, dlogits_TE}, w_EH, seen_TH,
-                       gradients.stages, executor, report.jittered ? GradientMode::set : mode);
-  if (!report.jittered) return;
-  for (Index t = 0; mode == GradientMode::set && t < dx_TH.rows; ++t) {
-    std::fill_n(dx_TH.row(t), dx_TH.cols, A(0));
+  const auto to = [&](const auto& seen_TH, GradientMode seen_mode) {
+    gate_backward_tokens(choices_of(in, out), {gradients.dselected_TK, dlogits_TE}, w_EH, seen_TH,
+                         gradients.stages, executor, seen_mode);
+  };
+  if (!report.jittered) {
+    to(dx_TH, mode);
+    return;
   }
-  jitter_backward(seen_TH, config.noise.jitter,
+  to(gradients.djittered_TH, GradientMode::set);
+  for (Index t = 0; mode == GradientMode::set && t < dx_TH.rows; ++t) {
+    std::fill_n(dx_TH.row(t), dx_TH.cols, D(0));
+  }
+  jitter_backward(gradients.djittered_TH, config.noise.jitter,
                   NoiseKey{config.noise.seed, 0, index_of(report.noise_position)}, dx_TH, executor);
 }
 

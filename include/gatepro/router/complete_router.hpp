@@ -146,17 +146,19 @@ class CompleteRouter : public PartneredRouter<accumulator_t<X, W>, W, CompleteCo
   /// since play no part; but with softmax_before_top_k that is not renormalised the gradient of all
   /// experts depends on who competes, so a backward after partners changed is refused there.
   /// incoming: the gradients that come in, and the loss scale; what dweights_TK holds for padding
-  /// and dropped choices does not matter. gradients: added to; either may be not given.
+  /// and dropped choices does not matter. gradients: added to; either may be not given; dX is of
+  /// Accumulator or, where that is float, of X (GateGradients<Accumulator, X>).
   ///
   /// Throws Error for shapes, ids that are neither in [0, E) nor -1, a workspace below
   /// workspace_bytes(...), a report that no forward of this router returned, inputs or outputs of
   /// another forward than the report's, or weights that are constant where nothing else has a
   /// gradient (see RouterConfig::allow_zero_gradient), before any write.
-  template <class Executor = SerialExecutor>
+  template <class Executor = SerialExecutor, class D = Accumulator>
   void backward(MatrixView<const X> x_TH, MatrixView<const W> w_EH, const Forward& forward,
                 const BackwardInputs<Accumulator>& incoming,
-                const GateGradients<Accumulator>& gradients, Workspace workspace,
+                const GateGradients<Accumulator, D>& gradients, Workspace workspace,
                 const Executor& executor = {}) const {
+    detail::check_token_gradient<X, Accumulator, D>();
     const auto& [in, out, report] = forward;
     const auto& [dx_TH, dw_EH, dx_mode] = gradients;
     const detail::Checks checks("CompleteRouter::backward");
@@ -200,11 +202,12 @@ class CompleteRouter : public PartneredRouter<accumulator_t<X, W>, W, CompleteCo
   }
 
   /// The same with outputs, report and workspace of the buffers that the forward wrote.
-  template <class Executor = SerialExecutor>
+  template <class Executor = SerialExecutor, class D = Accumulator>
   void backward(MatrixView<const X> x_TH, MatrixView<const W> w_EH, const Inputs& in,
                 RoutingBuffers<CompleteRouter>& buffers,
                 const BackwardInputs<Accumulator>& incoming,
-                const GateGradients<Accumulator>& gradients, const Executor& executor = {}) const {
+                const GateGradients<Accumulator, D>& gradients,
+                const Executor& executor = {}) const {
     backward(x_TH, w_EH, {in, buffers.view(), buffers.report()}, incoming, gradients,
              buffers.workspace(), executor);
   }
@@ -286,7 +289,7 @@ class CompleteRouter : public PartneredRouter<accumulator_t<X, W>, W, CompleteCo
                                     detail::input("incoming.dlogits_TE", incoming.dlogits_TE));
     const BufferShape shape = shape_of(in, out.logits_TE.rows, executor);
     detail::Arena arena(checks.where(), scratch, detail::backward_bytes<X, W>(config(), shape));
-    return detail::carve_gradients<A>(arena, config(), shape);
+    return detail::carve_gradients<X, A>(arena, config(), shape);
   }
 
   template <class Executor>

@@ -125,18 +125,20 @@ class Router : public PartneredRouter<accumulator_t<X, W>, W, RouterConfig> {
   /// Gradients of a forward: dx_TH += dlogits W, dw_EH += dlogits^T X.
   ///
   /// x_TH, w_EH: as in forward. routed: what forward wrote. incoming: the gradients of weights and,
-  /// if given, logits. gradients: added to; either may be not given. The penalty is piecewise
+  /// if given, logits. gradients: added to; either may be not given; dX is of Accumulator or, where
+  /// that is float, of X (GateGradients<Accumulator, X>). The penalty is piecewise
   /// constant, so no gradient reaches the similarity. A token with NaN weights gives NaN gradients.
   ///
   /// Throws Error for shapes, ids that are neither in [0, E) nor -1, outputs that overlap other
   /// memory, a workspace below backward_workspace_bytes(T, executor.workers()), or top_k = 1
   /// without dlogits_TE (see RouterConfig::allow_zero_gradient), before any write.
-  template <class Executor = SerialExecutor>
+  template <class Executor = SerialExecutor, class D = Accumulator>
   void backward(MatrixView<const X> x_TH, MatrixView<const W> w_EH,
                 const RoutedChoices<Accumulator, Id>& routed,
                 const WeightGradients<Accumulator>& incoming,
-                const GateGradients<Accumulator>& gradients, Workspace workspace,
+                const GateGradients<Accumulator, D>& gradients, Workspace workspace,
                 const Executor& executor = {}) const {
+    detail::check_token_gradient<X, Accumulator, D>();
     const detail::Checks checks("Router::backward");
     const Index tokens = x_TH.rows;
     const Choices<const Id> choices{routed.expert_ids_TK};
@@ -204,10 +206,11 @@ class Router : public PartneredRouter<accumulator_t<X, W>, W, RouterConfig> {
   }
 
   /// The same with ids, weights and workspace of the buffers that the forward wrote.
-  template <class Executor = SerialExecutor>
+  template <class Executor = SerialExecutor, class D = Accumulator>
   void backward(MatrixView<const X> x_TH, MatrixView<const W> w_EH, RoutingBuffers<Router>& buffers,
                 const WeightGradients<Accumulator>& incoming,
-                const GateGradients<Accumulator>& gradients, const Executor& executor = {}) const {
+                const GateGradients<Accumulator, D>& gradients,
+                const Executor& executor = {}) const {
     backward(x_TH, w_EH, {buffers.expert_ids_TK(), buffers.weights_TK()}, incoming, gradients,
              buffers.workspace(), executor);
   }
@@ -306,7 +309,8 @@ class Router : public PartneredRouter<accumulator_t<X, W>, W, RouterConfig> {
   }
 
   std::size_t stage_bytes(Index tokens, int workers) const {
-    return (std::max)(gate_backward_tokens_workspace_bytes<A>(config().num_experts, workers),
+    using D = detail::smallest_gradient_t<X, A>;
+    return (std::max)(gate_backward_tokens_workspace_bytes<D>(config().num_experts, workers),
                       gate_backward_weights_workspace_bytes<A>(tokens, config().num_experts,
                                                                config().top_k, workers));
   }
