@@ -5,18 +5,16 @@
 #include <exception>
 #include <filesystem>
 #include <new>
-#include <sstream>
 #include <string>
-#include <utility>
 
 #include "csv.hpp"
+#include "default_text.hpp"
 #include "history.hpp"
 #include "plots.hpp"
 #include "progress.hpp"
 #include "settings.hpp"
 #include "stop_signal.hpp"
 #include "table.hpp"
-#include "text.hpp"
 #include "training.hpp"
 #include "what_if.hpp"
 
@@ -24,25 +22,6 @@ namespace train_moe {
 namespace {
 
 enum ExitCode { finished = 0, failed = 1, bad_input = 2, interrupted = 130 };
-
-/// The include folder of the Eigen that this program was built with.
-std::filesystem::path eigen_folder() {
-  std::istringstream folders(TRAIN_MOE_EIGEN_FOLDERS);
-  for (std::string folder; std::getline(folders, folder, ':');) {
-    if (std::filesystem::exists(std::filesystem::path(folder) / "Eigen/Core")) return folder;
-  }
-  throw UserError(
-      "the Eigen headers that it was built with are gone: give another text with --text");
-}
-
-/// The text of --text, or the Eigen headers: real text that every build has.
-Text load_text(const std::string& path) {
-  if (!path.empty()) return Text(read_text(path));
-  const std::filesystem::path eigen = eigen_folder();
-  std::string bytes = read_text(eigen / "Eigen");
-  if (std::filesystem::exists(eigen / "unsupported")) bytes += read_text(eigen / "unsupported");
-  return Text(std::move(bytes));
-}
 
 /// All runs of a comparison, seed by seed, so that a table of the first seeds is complete early.
 class Comparison {
