@@ -47,8 +47,7 @@ struct Scores {
 
 /// The kernel on the keys of T tokens, E experts each. Memory is exactly as large as promised.
 template <class A>
-Scores<A> scores_of_keys(Isa isa, const RowMatrix<KeyOf<A>>& keys_TE, ScoreFunction function,
-                         bool log_sum_exp = true) {
+Scores<A> scores_of_keys(Isa isa, const RowMatrix<KeyOf<A>>& keys_TE, ScoreFunction function) {
   const Index lanes = kernels_for<Kernels<A>>(isa).lanes, tokens = keys_TE.rows(),
               experts = keys_TE.cols();
   Scores<A> result{RowMatrix<A>(tokens, experts), RowMatrix<A>(tokens, 1),
@@ -59,13 +58,14 @@ Scores<A> scores_of_keys(Isa isa, const RowMatrix<KeyOf<A>>& keys_TE, ScoreFunct
     for (Index lane = 0; lane < lanes; ++lane) {
       keys_EL.col(lane) = keys_TE.row(std::min(first + lane, tokens - 1)).transpose();
     }
-    kernels_for<ScoreKernels<A>>(isa).scores(keys_EL.data(), experts, function, scores_EL.data(),
-                                             sum_L.data(),
-                                             log_sum_exp ? log_sum_exp_L.data() : nullptr);
+    const auto& kernels = kernels_for<ScoreKernels<A>>(isa);
+    kernels.scores(keys_EL.data(), experts, function, scores_EL.data(), sum_L.data());
+    kernels.shares(keys_EL.data(), experts, ScoreFunction::softmax_before_top_k, nullptr, nullptr,
+                   log_sum_exp_L.data());
     for (Index lane = 0; lane < lanes && first + lane < tokens; ++lane) {
       result.scores_TE.row(first + lane) = scores_EL.col(lane).transpose();
       result.sums_T1(first + lane) = sum_L(lane);
-      if (log_sum_exp) result.log_sum_exps_T1(first + lane) = log_sum_exp_L(lane);
+      result.log_sum_exps_T1(first + lane) = log_sum_exp_L(lane);
     }
   }
   return result;
@@ -171,7 +171,8 @@ Slopes<A> slopes(Isa isa, const RowMatrix<A>& logits_TE, ScoreFunction function)
       keys_EL.col(lane) = keys_TE.row(std::min(first + lane, tokens - 1)).transpose();
     }
     if (!is_softmax(function)) kernels.slopes(keys_EL.data(), experts, function, slopes_EL.data());
-    kernels.shares(keys_EL.data(), experts, function, shares_EL.data(), share_slopes_EL.data());
+    kernels.shares(keys_EL.data(), experts, function, shares_EL.data(), share_slopes_EL.data(),
+                   nullptr);
     for (Index lane = 0; lane < lanes && first + lane < tokens; ++lane) {
       result.slopes_TE.row(first + lane) = slopes_EL.col(lane).transpose();
       result.shares_TE.row(first + lane) = shares_EL.col(lane).transpose();
@@ -410,16 +411,13 @@ TYPED_TEST(ScoreKernelsTest, LosersScoreZero) {
   });
 }
 
-// A lane sees neither its neighbours nor what else was asked for.
-TYPED_TEST(ScoreKernelsTest, LanesAndOutputsAreIndependent) {
+// A lane sees none of its neighbours.
+TYPED_TEST(ScoreKernelsTest, LanesAreIndependent) {
   using A = TypeParam;
   const RowMatrix<A> logits_TE = data::special_matrix<A>(67, 5, 4, 8);
   for_each_isa([&](Isa isa) {
     for (ScoreFunction function : data::score_functions) {
       const Scores<A> all = scores(isa, logits_TE, function);
-      const Scores<A> without_log = scores_of_keys<A>(isa, keys_of(logits_TE), function, false);
-      EXPECT_TRUE(data::same_bits(without_log.scores_TE, all.scores_TE));
-      EXPECT_TRUE(data::same_bits(without_log.sums_T1, all.sums_T1));
       for (Index t = 0; t < 67; ++t) {
         const RowMatrix<A> row = logits_TE.row(t);
         const Scores<A> alone = scores(isa, row, function);
@@ -428,6 +426,88 @@ TYPED_TEST(ScoreKernelsTest, LanesAndOutputsAreIndependent) {
         ASSERT_EQ(data::bits_of(alone.sums_T1(0)), data::bits_of(all.sums_T1(t)));
         ASSERT_EQ(data::bits_of(alone.log_sum_exps_T1(0)), data::bits_of(all.log_sum_exps_T1(t)));
       }
+    }
+  });
+}
+
+/// Keys of one group, a token per lane.
+template <class A>
+RowMatrix<KeyOf<A>> lanes_of(const RowMatrix<A>& logits_LE) {
+  return keys_of(logits_LE).transpose();
+}
+
+TYPED_TEST(ScoreKernelsTest, SharesAndLogSumExpDoNotSeeEachOther) {
+  using A = TypeParam;
+  for_each_isa([&](Isa isa) {
+    const auto& kernels = kernels_for<ScoreKernels<A>>(isa);
+    const Index lanes = kernels_for<Kernels<A>>(isa).lanes;
+    for (Index experts : {1, 3, 8, 33}) {
+      const auto keys_EL = lanes_of<A>(data::special_matrix<A>(lanes, experts, 5, 9));
+      RowMatrix<A> both_EL(experts, lanes), shares_EL(experts, lanes), both_L(1, lanes),
+          log_sum_exp_L(1, lanes);
+      const auto function = ScoreFunction::softmax_before_top_k;
+      kernels.shares(keys_EL.data(), experts, function, both_EL.data(), nullptr, both_L.data());
+      kernels.shares(keys_EL.data(), experts, function, shares_EL.data(), nullptr, nullptr);
+      kernels.shares(keys_EL.data(), experts, function, nullptr, nullptr, log_sum_exp_L.data());
+      EXPECT_TRUE(data::same_bits(both_EL, shares_EL));
+      EXPECT_TRUE(data::same_bits(both_L, log_sum_exp_L));
+    }
+  });
+}
+
+// Whole units to the nearest, in the lanes that count; the most groups there may be do not
+// overflow.
+TYPED_TEST(ScoreKernelsTest, AddSharesRoundsToUnits) {
+  using A = TypeParam;
+  using gatepro::detail::share_bits_v;
+  for_each_isa([&](Isa isa) {
+    const auto& kernels = kernels_for<ScoreKernels<A>>(isa);
+    const Index lanes = kernels_for<Kernels<A>>(isa).lanes, experts = 5;
+    RowMatrix<A> shares_EL = data::random_matrix<A>(experts, lanes, 3).cwiseAbs();
+    shares_EL = shares_EL.cwiseMin(A(1));
+    shares_EL.row(0).setConstant(A(1));
+    shares_EL(1, 0) = A(0);
+    shares_EL(2, 0) = std::numeric_limits<A>::denorm_min();
+    shares_EL(3, 0) = std::ldexp(A(1), -share_bits_v<A> - 1);  // half a unit
+    RowMatrix<KeyOf<A>> counted_L(1, lanes), totals_EL = RowMatrix<KeyOf<A>>::Zero(experts, lanes);
+    for (Index lane = 0; lane < lanes; ++lane) counted_L(lane) = lane % 3 == 1 ? 0 : -1;
+    const Index most = gatepro::detail::most_groups_per_total;
+    for (Index i = 0; i < most; ++i) {
+      ASSERT_TRUE(
+          kernels.add_shares(shares_EL.data(), experts, counted_L.data(), totals_EL.data()));
+    }
+    for (Index e = 0; e < experts; ++e) {
+      for (Index lane = 0; lane < lanes; ++lane) {
+        const Exact units = std::ldexp(static_cast<Exact>(shares_EL(e, lane)), share_bits_v<A>);
+        const Exact counts = counted_L(lane) != 0 ? 1 : 0;
+        EXPECT_LE(std::abs(static_cast<Exact>(totals_EL(e, lane)) / most - counts * units), 0.5L);
+        EXPECT_GE(totals_EL(e, lane), 0);
+      }
+    }
+  });
+}
+
+// A token without shares spoils only what counts it.
+TYPED_TEST(ScoreKernelsTest, AddSharesTellsOfTokensWithoutShares) {
+  using A = TypeParam;
+  for_each_isa([&](Isa isa) {
+    const auto& kernels = kernels_for<ScoreKernels<A>>(isa);
+    const Index lanes = kernels_for<Kernels<A>>(isa).lanes, experts = 3;
+    for (Index bad = 0; bad < lanes; ++bad) {
+      RowMatrix<A> shares_EL = RowMatrix<A>::Constant(experts, lanes, A(0.25));
+      shares_EL.col(bad).setConstant(data::marked_nan<A>());
+      RowMatrix<KeyOf<A>> counted_L = RowMatrix<KeyOf<A>>::Constant(1, lanes, -1),
+                          totals_EL = RowMatrix<KeyOf<A>>::Zero(experts, lanes), want_EL;
+      EXPECT_FALSE(
+          kernels.add_shares(shares_EL.data(), experts, counted_L.data(), totals_EL.data()));
+      want_EL = RowMatrix<KeyOf<A>>::Constant(
+          experts, lanes, KeyOf<A>(1) << (gatepro::detail::share_bits_v<A> - 2));
+      want_EL.col(bad).setZero();
+      EXPECT_EQ(totals_EL, want_EL);
+      counted_L(bad) = 0;
+      EXPECT_TRUE(
+          kernels.add_shares(shares_EL.data(), experts, counted_L.data(), totals_EL.data()));
+      EXPECT_EQ(totals_EL, 2 * want_EL);
     }
   });
 }

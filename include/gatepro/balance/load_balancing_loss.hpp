@@ -46,7 +46,7 @@ void balance_group(const LossGroup<A>& group, Index experts, ScoreFunction funct
                    const Prices<A>& prices, A factor, bool gradient) {
   const ScoreKernels<A>& kernel = score_kernels<A>();
   kernel.shares(group.keys_EL, experts, function, group.scores_EL,
-                gradient ? group.slopes_EL : nullptr);
+                gradient ? group.slopes_EL : nullptr, nullptr);
   kernel.mean_prices(group.scores_EL, experts, prices, group.mean_L);
   if (gradient) {
     const A* slopes_EL = is_softmax(function) ? group.scores_EL : group.slopes_EL;
@@ -57,13 +57,17 @@ void balance_group(const LossGroup<A>& group, Index experts, ScoreFunction funct
   }
 }
 
-/// What a unit of probability of each expert costs: E n_e / (K N M), for N tokens that made the
-/// choices n and a mean over M.
+/// E / (K N M): what a unit of probability costs for each of an expert's choices, of those that N
+/// tokens made, in a mean over M.
+inline double price_scale(Index experts, Index top_k, double tokens, double mean_over) {
+  return static_cast<double>(experts) / (static_cast<double>(top_k) * tokens * mean_over);
+}
+
+/// What a unit of probability of each expert costs, for its choices n_e.
 template <class A, class Count>
 void set_prices(const Count* tokens_per_expert_E, Index experts, Index top_k, double tokens,
                 double mean_over, A* price_E) {
-  const double scale =
-      static_cast<double>(experts) / (static_cast<double>(top_k) * tokens * mean_over);
+  const double scale = price_scale(experts, top_k, tokens, mean_over);
   for (Index e = 0; e < experts; ++e) {
     price_E[e] = static_cast<A>(scale * static_cast<double>(tokens_per_expert_E[e]));
   }
@@ -252,6 +256,33 @@ double load_balancing_loss(const LossLogits<A>& logits, const BalanceCounts& cou
                      scratch.price_E);
   return detail::balance_pass(logits, rule.function, weight, scratch.layout, executor,
                               [&](Index) { return scratch.price_E; });
+}
+
+/// The value of load_balancing_loss alone, from share_sums_E (E): the sums over this call's tokens,
+/// padding not among them, of each expert's share s_te, as a forward of CompleteRouter writes them.
+/// weight.mean_over must say what the mean is over, unless it is 0 tokens.
+///
+/// Throws Error for shapes, top_k, the weight, or counts that are negative or do not belong to N
+/// tokens. Cost: E multiplications. No allocation. Thread-safe.
+inline double load_balancing_loss_value(VectorView<const double> share_sums_E,
+                                        const BalanceCounts& counts, Index top_k,
+                                        const LossWeight& weight) {
+  const detail::Checks checks("load_balancing_loss_value");
+  const Index experts = share_sums_E.size;
+  checks.num_experts(experts);
+  checks.vector("share_sums_E", share_sums_E, experts);
+  detail::check_balance_counts(checks, counts, experts);
+  checks.top_k(top_k, experts);
+  detail::check_choices_per_token(checks, counts, top_k);
+  detail::check_loss_weight(checks, weight);
+  if (!(weight.coefficient > 0) || weight.mean_over == 0 || counts.tokens == 0) return 0;
+  const double scale = detail::price_scale(experts, top_k, static_cast<double>(counts.tokens),
+                                           static_cast<double>(weight.mean_over));
+  double sum = 0;
+  for (Index e = 0; e < experts; ++e) {
+    sum += detail::product(static_cast<double>(counts.tokens_per_expert_E[e]), share_sums_E[e]);
+  }
+  return detail::product(weight.coefficient, detail::product(scale, sum));
 }
 
 /// Bytes of workspace for sequence_load_balancing_loss.

@@ -36,7 +36,6 @@ struct LossGroup {
   A* slopes_EL = nullptr;                     ///< Of the shares.
   A* prices_EL = nullptr;                     ///< Where lanes have prices of their own.
   A* gradient_EL = nullptr;                   ///< What is added to dlogits.
-  A* sum_L = nullptr;
   A* mean_L = nullptr;
   A* log_sum_exp_L = nullptr;
   double* value_L = nullptr;  ///< What each token adds to the loss.
@@ -57,7 +56,6 @@ LossGroup<A> carve_loss_group(Arena& arena, Index experts) {
   group.slopes_EL = arena.take<A>(experts, lanes);
   group.prices_EL = arena.take<A>(experts, lanes);
   group.gradient_EL = arena.take<A>(experts, lanes);
-  group.sum_L = arena.take<A>(lanes);
   group.mean_L = arena.take<A>(lanes);
   group.log_sum_exp_L = arena.take<A>(lanes);
   group.value_L = arena.take<double>(lanes);

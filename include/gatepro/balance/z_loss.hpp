@@ -17,8 +17,8 @@ inline namespace GATEPRO_ABI {
 template <class A>
 void z_loss_group(const LossGroup<A>& group, Index experts, A factor, bool gradient) {
   const Index lanes = kernels<A>().lanes;
-  score_kernels<A>().scores(group.keys_EL, experts, ScoreFunction::softmax_before_top_k,
-                            gradient ? group.scores_EL : nullptr, group.sum_L, group.log_sum_exp_L);
+  score_kernels<A>().shares(group.keys_EL, experts, ScoreFunction::softmax_before_top_k,
+                            gradient ? group.scores_EL : nullptr, nullptr, group.log_sum_exp_L);
   for (Index lane = 0; lane < lanes; ++lane) {
     const double log_sum_exp = static_cast<double>(group.log_sum_exp_L[lane]);
     group.value_L[lane] = product(log_sum_exp, log_sum_exp);
@@ -86,6 +86,31 @@ double z_loss(const LossLogits<A>& logits, const LossWeight& weight, Workspace w
     detail::z_loss_group(group, experts, factor, gradient);
   };
   return detail::product(scale, layout.run(wanted, executor, body));
+}
+
+/// The value of z_loss alone, from log_sum_exp_T (T), as a forward of CompleteRouter writes it.
+/// is_padding_T: T bytes, nonzero for tokens that do not count, or not given. weight.mean_over: 0
+/// for the tokens that count here.
+///
+/// Throws Error for shapes or the weight. Cost: T multiplications. No allocation. Thread-safe.
+template <class L>
+double z_loss_value(VectorView<L> log_sum_exp_T, VectorView<const std::uint8_t> is_padding_T,
+                    const LossWeight& weight) {
+  const detail::Checks checks("z_loss_value");
+  const Index tokens = log_sum_exp_T.size;
+  checks.vector("log_sum_exp_T", log_sum_exp_T, tokens);
+  checks.optional_vector("is_padding_T", is_padding_T, tokens);
+  detail::check_loss_weight(checks, weight);
+  const std::int64_t mean_over =
+      weight.mean_over != 0 ? weight.mean_over : detail::count_valid(is_padding_T, 0, tokens);
+  if (!(weight.coefficient > 0) || mean_over == 0) return 0;
+  double sum = 0;
+  for (Index t = 0; t < tokens; ++t) {
+    if (detail::is_masked(is_padding_T, t)) continue;
+    const double log_sum_exp = static_cast<double>(log_sum_exp_T[t]);
+    sum += detail::product(log_sum_exp, log_sum_exp);
+  }
+  return detail::product(weight.coefficient / static_cast<double>(mean_over), sum);
 }
 
 }  // namespace GATEPRO_ABI

@@ -49,8 +49,8 @@ inline constexpr Kernels<A> table<Kernels<A>>{
 
 template <class A>
 inline constexpr ScoreKernels<A> table<ScoreKernels<A>>{
-    scores<A>,      slopes<A>,         shares<A>,      choice_keys<A>,
-    mean_prices<A>, price_gradient<A>, limit_groups<A>};
+    scores<A>,      slopes<A>,      shares<A>,         add_shares<A>,
+    choice_keys<A>, mean_prices<A>, price_gradient<A>, limit_groups<A>};
 
 template <class A>
 inline constexpr PenaltyKernels<A> table<PenaltyKernels<A>>{store_penalised<A>};

@@ -37,6 +37,7 @@ GATEPRO_FN void spoil_scores(const BitsOf<A>* keys_EL, Index experts, Keys<A> al
   }
 }
 
+/// NaN for a lane that holds a NaN or has no softmax. `sum`: that of the exponentials.
 template <class A>
 GATEPRO_FN void store_log_sum_exp(const RowExtremes<A>& row, Lanes<A> sum, A* log_sum_exp_L) {
   const Keys<A> bad = row.none | row.has_nan;
@@ -46,15 +47,12 @@ GATEPRO_FN void store_log_sum_exp(const RowExtremes<A>& row, Lanes<A> sum, A* lo
 }
 
 template <class A>
-GATEPRO_FN void softmax_scores(const BitsOf<A>* keys_EL, Index experts, A* scores_EL, A* sum_L,
-                               A* log_sum_exp_L) {
+GATEPRO_FN void softmax_scores(const BitsOf<A>* keys_EL, Index experts, A* scores_EL, A* sum_L) {
   constexpr int L = lanes_v<A>;
   const RowExtremes<A> row = row_extremes<A>(keys_EL, experts);
   const Lanes<A> one = Lanes<A>::splat(A(1));
   const Lanes<A> quiet_nan = bit_cast<A>(Keys<A>::splat(Order<A>::quiet_nan_bits));
   const Lanes<A> sum = sum_exps<A>(keys_EL, experts, to_values<A>(row.top), scores_EL);
-  if (log_sum_exp_L != nullptr) store_log_sum_exp<A>(row, sum, log_sum_exp_L);
-  if (scores_EL == nullptr) return;
   const Lanes<A> scale = one / select(row.none, one, sum);
   for (Index i = 0; i < experts * L; i += L) {
     (Lanes<A>::load(scores_EL + i) * scale).store(scores_EL + i);
@@ -68,8 +66,7 @@ GATEPRO_FN void softmax_scores(const BitsOf<A>* keys_EL, Index experts, A* score
 template <class A>
 struct SeparateScores {
   template <ScoreFunction function>
-  GATEPRO_FN static void run(const BitsOf<A>* keys_EL, Index experts, A* scores_EL, A* sum_L,
-                             A* log_sum_exp_L) {
+  GATEPRO_FN static void run(const BitsOf<A>* keys_EL, Index experts, A* scores_EL, A* sum_L) {
     using O = Order<A>;
     constexpr int L = lanes_v<A>;
     const Lanes<A> zero = Lanes<A>::splat(A(0));
@@ -89,28 +86,21 @@ struct SeparateScores {
     const auto has_nan = least == Keys<A>::splat(O::nan);
     if (any_lane(has_nan)) spoil_scores<A>(keys_EL, experts, Keys<A>::splat(0), scores_EL);
     select(has_nan, bit_cast<A>(Keys<A>::splat(O::quiet_nan_bits)), sum).store(sum_L);
-    if (log_sum_exp_L == nullptr) return;
-    const RowExtremes<A> row = row_extremes<A>(keys_EL, experts);
-    A* no_terms = nullptr;
-    sum = sum_exps<A>(keys_EL, experts, to_values<A>(row.top), no_terms);
-    store_log_sum_exp<A>(row, sum, log_sum_exp_L);
   }
 };
 
 /// Scores over all E experts of each lane. For either softmax: exp(x) over their sum, and sum_L is
 /// 1; else unnormalised, and sum_L is their sum in order of e. A NaN scores NaN and is left out of
 /// the softmax of the others; losers and -inf score 0. A lane that holds +inf, or nothing above
-/// -inf, has no softmax: each expert's is NaN. sum_L is NaN if a score is. log_sum_exp_L, null if
-/// not wanted, is NaN for a lane that holds a NaN or has no softmax. With null scores_EL, which a
-/// softmax may have, it is all that is written.
+/// -inf, has no softmax: each expert's is NaN. sum_L is NaN if a score is.
 template <class A>
 GATEPRO_KERNEL void scores(const BitsOf<A>* keys_EL, Index experts, ScoreFunction function,
-                           A* scores_EL, A* sum_L, A* log_sum_exp_L) {
+                           A* scores_EL, A* sum_L) {
   if (is_softmax(function)) {
-    softmax_scores<A>(keys_EL, experts, scores_EL, sum_L, log_sum_exp_L);
+    softmax_scores<A>(keys_EL, experts, scores_EL, sum_L);
   } else {
     run_separate<SeparateScores<A>>(SeparateScoreFunctions(), function, keys_EL, experts, scores_EL,
-                                    sum_L, log_sum_exp_L);
+                                    sum_L);
   }
 }
 
@@ -139,10 +129,13 @@ GATEPRO_KERNEL void slopes(const BitsOf<A>* keys_KL, Index k, ScoreFunction func
 }
 
 template <class A>
-GATEPRO_FN void softmax_shares(const BitsOf<A>* keys_EL, Index experts, A* shares_EL) {
+GATEPRO_FN void softmax_shares(const BitsOf<A>* keys_EL, Index experts, A* shares_EL,
+                               A* log_sum_exp_L) {
   const RowExtremes<A> row = row_extremes<A>(keys_EL, experts);
   const Lanes<A> quiet_nan = bit_cast<A>(Keys<A>::splat(Order<A>::quiet_nan_bits));
   const Lanes<A> sum = sum_exps<A>(keys_EL, experts, to_values<A>(row.top), shares_EL);
+  if (log_sum_exp_L != nullptr) store_log_sum_exp<A>(row, sum, log_sum_exp_L);
+  if (shares_EL == nullptr) return;
   const Lanes<A> scale = Lanes<A>::splat(A(1)) / select(row.none | row.has_nan, quiet_nan, sum);
   for (Index i = 0; i < experts * lanes_v<A>; i += lanes_v<A>) {
     (Lanes<A>::load(shares_EL + i) * scale).store(shares_EL + i);
@@ -194,16 +187,40 @@ struct SeparateShares {
 /// where all scores underflow, too. slopes_EL: the share times the slope of the score's logarithm,
 /// from which gradients follow without a difference or quotient of small numbers; null if not
 /// wanted, and not written for either softmax, where it is the share. Losers and -inf have none. A
-/// lane that holds a NaN or +inf, or nothing above -inf, has quiet NaNs.
+/// lane that holds a NaN or +inf, or nothing above -inf, has quiet NaNs. log_sum_exp_L: of the
+/// logits, with either softmax; null if not wanted. It may be all that is: with null shares_EL.
 template <class A>
 GATEPRO_KERNEL void shares(const BitsOf<A>* keys_EL, Index experts, ScoreFunction function,
-                           A* shares_EL, A* slopes_EL) {
+                           A* shares_EL, A* slopes_EL, A* log_sum_exp_L) {
   if (is_softmax(function)) {
-    softmax_shares<A>(keys_EL, experts, shares_EL);
+    softmax_shares<A>(keys_EL, experts, shares_EL, log_sum_exp_L);
   } else {
     run_separate<SeparateShares<A>>(SeparateScoreFunctions(), function, keys_EL, experts, shares_EL,
                                     slopes_EL);
   }
+}
+
+/// Adds shares_EL to totals_EL in whole units of 2^-share_bits_v, rounded to nearest, for the lanes
+/// whose counted_L is all ones. Integers, so that totals do not depend on the order of tokens. A
+/// lane whose shares are NaN adds nothing; false if it was to count.
+template <class A>
+GATEPRO_KERNEL bool add_shares(const A* shares_EL, Index experts, const BitsOf<A>* counted_L,
+                               BitsOf<A>* totals_EL) {
+  constexpr int L = lanes_v<A>;
+  const Keys<A> wanted = Keys<A>::load(counted_L);
+  const Keys<A> spoiled =
+      wanted & (to_keys<A>(Lanes<A>::load(shares_EL)) == Keys<A>::splat(Order<A>::nan));
+  const Keys<A> counted = wanted ^ spoiled;
+  const Lanes<A> unit = Lanes<A>::splat(A(std::uint64_t(1) << share_bits_v<A>));
+  // The number before 1/2: with 1/2 itself whole numbers of units would become the next even one
+  // where A has no place for the half.
+  const Lanes<A> half = Lanes<A>::splat(A(0.5) - std::numeric_limits<A>::epsilon() / 4);
+  for (Index i = 0; i < experts * L; i += L) {
+    const Lanes<A> units = mul_add(Lanes<A>::load(shares_EL + i), unit, half);
+    const Lanes<A> added = select(counted, units, Lanes<A>::splat(A(0)));
+    (Keys<A>::load(totals_EL + i) + convert<BitsOf<A>>(added)).store(totals_EL + i);
+  }
+  return !any_lane(spoiled);
 }
 
 /// The keys by which experts are chosen: of score + bias. Null scores are the logits themselves,

@@ -58,6 +58,11 @@ struct Prices {
   const A* prices_EL;  ///< Or null.
 };
 
+/// Totals of shares are whole numbers of 2^-share_bits_v. As many groups may add up in one total.
+template <class A>
+inline constexpr int share_bits_v = sizeof(A) == 4 ? 26 : 52;
+inline constexpr Index most_groups_per_total = 31;
+
 /// True if the gate kernel for few experts takes tokens of X as they are, which it reads once, a
 /// vector at a time. Others, and those of the kernel for many, are widened into a buffer first.
 template <class X, class A>
@@ -118,11 +123,11 @@ struct Kernels {
 template <class A>
 struct ScoreKernels {
   using Key = typename Order<A>::Key;
-  void (*scores)(const Key* keys_EL, Index experts, ScoreFunction function, A* scores_EL, A* sum_L,
-                 A* log_sum_exp_L);
+  void (*scores)(const Key* keys_EL, Index experts, ScoreFunction function, A* scores_EL, A* sum_L);
   void (*slopes)(const Key* keys_KL, Index k, ScoreFunction function, A* slopes_KL);
   void (*shares)(const Key* keys_EL, Index experts, ScoreFunction function, A* shares_EL,
-                 A* slopes_EL);
+                 A* slopes_EL, A* log_sum_exp_L);
+  bool (*add_shares)(const A* shares_EL, Index experts, const Key* counted_L, Key* totals_EL);
   void (*choice_keys)(const Key* ranked_EL, Index experts, const A* scores_EL, const A* bias_E,
                       Key* choice_EL);
   void (*mean_prices)(const A* shares_EL, Index experts, const Prices<A>& prices, A* mean_L);

@@ -151,18 +151,6 @@ StridedView<const A> undrop(const CompleteConfig& config, const CompleteRoutingV
   return dkept_TK;
 }
 
-/// Gradients of the losses, added to dlogits_TE. `more.global_load` replaces the forward's.
-template <class X, class A, class Id, class Executor>
-void add_loss_gradients(const CompleteConfig& config, const ForwardInputs<Id>& in,
-                        const CompleteRoutingView<X, A, Id>& out, const BackwardInputs<A>& more,
-                        const CompleteGradients<A>& gradients, const Executor& executor) {
-  if (!counts_for_losses(config.losses, in.pass)) return;
-  const bool given = more.global_load.tokens_per_expert_E.given();
-  const BalanceCounts global = given ? more.global_load : accumulated_load(out.totals);
-  complete_losses(config, in, out, global, more.gradient_scale, gradients.dlogits_TE,
-                  gradients.stages, executor);
-}
-
 /// From gradients of the weights to those of the raw logits: gradients.dselected_TK for the
 /// selected, and the result, which may be not given, for all.
 template <class X, class A, class Id, class Executor>
@@ -180,7 +168,12 @@ MatrixView<const A> logit_gradients(const CompleteConfig& config, const RivalTab
       std::fill_n(dense_TE.row(t), dense_TE.cols, A(0));
     }
   }
-  add_loss_gradients(config, in, out, more, gradients, executor);
+  if (counts_for_losses(config.losses, in.pass)) {
+    const bool given = more.global_load.tokens_per_expert_E.given();
+    const BalanceCounts global = given ? more.global_load : accumulated_load(out.totals);
+    add_loss_gradients(config, in, out, global, more.gradient_scale, dense_TE, gradients.stages,
+                       executor);
+  }
   const auto drouted_TK = undrop(config, out, more.dweights_TK, gradients.dkept_TK);
   route_logits_backward<A>(
       {out.logits_TE, {}, in.is_padding_T}, rivals, selection_of(config, report),

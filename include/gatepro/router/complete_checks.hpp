@@ -168,6 +168,8 @@ void check_complete_outputs(const Checks& checks, const CompleteConfig& config,
   checks.vector("forward_id", out.forward_id, 1);
   if (config.losses.any()) {
     checks.vector("totals", out.totals, totals_size(experts));
+    if (weighs_shares(config.losses)) checks.vector("share_sums_E", out.share_sums_E, experts);
+    if (config.losses.z > 0) checks.vector("log_sum_exp_T", out.log_sum_exp_T, tokens);
     if (counts_unpenalised_ids(config.losses)) {
       checks.strided("counted_ids_TK", out.counted_ids_TK, tokens, top_k);
     }
@@ -198,6 +200,7 @@ void check_complete_overlaps(const Checks& checks, Access access, const ForwardI
       of_out("weights_TK", out.weights_TK), of_out("scores_TK", out.scores_TK),
       of_out("penalised_TK", out.penalised_TK),
       of_out("tokens_per_expert_E", out.tokens_per_expert_E), of_out("totals", out.totals),
+      of_out("share_sums_E", out.share_sums_E), of_out("log_sum_exp_T", out.log_sum_exp_T),
       of_out("counted_ids_TK", out.counted_ids_TK), of_out("kept_TK", out.kept_TK),
       of_out("kept_per_expert_E", out.kept_per_expert_E),
       of_out("weight_totals_T", out.weight_totals_T), of_out("kept_sums_T", out.kept_sums_T),

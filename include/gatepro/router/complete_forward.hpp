@@ -12,6 +12,7 @@
 #include "gatepro/router/complete_checks.hpp"
 #include "gatepro/router/complete_losses.hpp"
 #include "gatepro/router/forward_pass.hpp"
+#include "gatepro/router/tile_losses.hpp"
 #include "gatepro/routing/forced_routing.hpp"
 #include "gatepro/routing/recorded_selection.hpp"
 
@@ -25,6 +26,7 @@ std::size_t forward_bytes(const CompleteConfig& config, const BufferShape& shape
   using A = accumulator_t<X, W>;
   const std::size_t pass = measure([&](Arena& arena) {
     ForwardLayout<X, A, RuledSelection<A>>(arena, config, config.selection(), shape.workers);
+    TileLosses<A>(arena, config, shape.workers);
   });
   const std::size_t drop =
       config.capacity ? drop_over_capacity_workspace_bytes<A>(shape.tokens, config.num_experts,
@@ -169,6 +171,18 @@ struct CompleteRoute {
   const CompleteRoutingView<X, A, Id>& out;
 };
 
+/// Ready for the pass of a forward.
+template <class X, class A, class Id>
+TileLosses<A> tile_losses(const CompleteRoute<X, A, Id>& to, Arena& arena, int workers) {
+  TileLosses<A> losses(arena, to.config, workers);
+  const LossRule& rule = to.config.losses;
+  if (counts_for_losses(rule, to.in.pass)) {
+    losses.start(weighs_shares(rule) ? to.out.share_sums_E : VectorView<double>(),
+                 rule.z > 0 ? to.out.log_sum_exp_T : VectorView<A>(), to.in.is_padding_T);
+  }
+  return losses;
+}
+
 /// Logits to ids, weights and counts. `run(layout, pass)` takes the tokens through the pass of one
 /// selection: the recorded one, the plain one if the settings ask for no more, else by all rules.
 template <class X, class A, class Id, class Run>
@@ -181,9 +195,11 @@ RoutingReport route_tokens(const CompleteRoute<X, A, Id>& to, Arena& arena, int 
   const auto run_as = [&](const auto& selection) {
     using Selection = std::decay_t<decltype(selection)>;
     const ForwardLayout<X, A, Selection> layout(arena, to.config, rule, workers);
-    const RoutingPass<A, Id, Selection> pass(layout.pass, selection, to.out, to.partners,
-                                             to.in.is_padding_T);
+    const TileLosses<A> losses = tile_losses(to, arena, workers);
+    const RoutingPass<A, Id, Selection, TileLosses<A>> pass(
+        layout.pass, selection, to.out, to.partners, to.in.is_padding_T, losses);
     run(layout, pass);
+    losses.finish();
     return pass.finish();
   };
   if (load_choices(to.config, to.position, to.in, to.out)) {

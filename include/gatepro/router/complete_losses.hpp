@@ -128,42 +128,74 @@ std::size_t complete_losses_workspace_bytes(const CompleteConfig& config,
   return most;
 }
 
-/// Values of the losses; with dlogits_TE also their gradients, added. `global`: the load that the
-/// global loss compares with.
+/// The weight of a loss per token.
+template <class Id>
+LossWeight weight_per_token(double coefficient, const ForwardInputs<Id>& in,
+                            const BalanceCounts& latest, double gradient_scale) {
+  const std::int64_t tokens = in.tokens_in_mean != 0 ? in.tokens_in_mean : latest.tokens;
+  return {coefficient, tokens, gradient_scale};
+}
+
+/// The sequence loss; with dlogits_TE also its gradient, added.
 template <class X, class A, class Id, class Executor>
-LossValues complete_losses(const CompleteConfig& config, const ForwardInputs<Id>& in,
-                           const CompleteRoutingView<X, A, Id>& out, const BalanceCounts& global,
-                           double gradient_scale, const MatrixView<A>& dlogits_TE,
-                           Workspace workspace, const Executor& executor) {
+double complete_sequence_loss(const CompleteConfig& config, const ForwardInputs<Id>& in,
+                              const CompleteRoutingView<X, A, Id>& out, double gradient_scale,
+                              const MatrixView<A>& dlogits_TE, Workspace workspace,
+                              const Executor& executor) {
+  if (!(config.losses.sequence > 0)) return 0;
+  const std::int64_t latest = latest_load(out.totals).sequences;
+  const std::int64_t sequences = in.sequences_in_mean != 0 ? in.sequences_in_mean : latest;
+  return sequence_load_balancing_loss(
+      LossLogits<A>{out.logits_TE, in.is_padding_T, dlogits_TE},
+      SequenceChoices<Id>{counted_ids(out), in.sequence_begin_S1}, config.scores.function,
+      {config.losses.sequence, sequences, gradient_scale}, workspace, executor);
+}
+
+/// Values of the losses of a forward, most of them from what TileLosses found.
+template <class X, class A, class Id, class Executor>
+LossValues loss_values(const CompleteConfig& config, const ForwardInputs<Id>& in,
+                       const CompleteRoutingView<X, A, Id>& out, Workspace workspace,
+                       const Executor& executor) {
+  const LossRule& rule = config.losses;
+  const BalanceCounts latest = latest_load(out.totals);
+  const auto weight = [&](double coefficient) {
+    return weight_per_token(coefficient, in, latest, 1.0);
+  };
+  LossValues values;
+  if (weighs_shares(rule)) {
+    values.batch =
+        load_balancing_loss_value(out.share_sums_E, latest, config.top_k, weight(rule.batch));
+    values.global = load_balancing_loss_value(out.share_sums_E, accumulated_load(out.totals),
+                                              config.top_k, weight(rule.global));
+  }
+  if (rule.z > 0) values.z = z_loss_value(out.log_sum_exp_T, in.is_padding_T, weight(rule.z));
+  values.sequence =
+      complete_sequence_loss(config, in, out, 1.0, MatrixView<A>(), workspace, executor);
+  return values;
+}
+
+/// Gradients of the losses, added to dlogits_TE. `global`: the load that the global loss compares
+/// with.
+template <class X, class A, class Id, class Executor>
+void add_loss_gradients(const CompleteConfig& config, const ForwardInputs<Id>& in,
+                        const CompleteRoutingView<X, A, Id>& out, const BalanceCounts& global,
+                        double gradient_scale, const MatrixView<A>& dlogits_TE, Workspace workspace,
+                        const Executor& executor) {
   const LossRule& rule = config.losses;
   const LossLogits<A> logits{out.logits_TE, in.is_padding_T, dlogits_TE};
   const BalanceRule balance{config.scores.function, config.top_k};
   const BalanceCounts latest = latest_load(out.totals);
-  const std::int64_t tokens = in.tokens_in_mean != 0 ? in.tokens_in_mean : latest.tokens;
-  const std::int64_t sequences =
-      in.sequences_in_mean != 0 ? in.sequences_in_mean : latest.sequences;
   const auto weight = [&](double coefficient) {
-    return LossWeight{coefficient, tokens, gradient_scale};
+    return weight_per_token(coefficient, in, latest, gradient_scale);
   };
-  LossValues values;
   if (rule.batch > 0) {
-    values.batch =
-        load_balancing_loss(logits, latest, balance, weight(rule.batch), workspace, executor);
+    load_balancing_loss(logits, latest, balance, weight(rule.batch), workspace, executor);
   }
   if (rule.global > 0) {
-    values.global =
-        load_balancing_loss(logits, global, balance, weight(rule.global), workspace, executor);
+    load_balancing_loss(logits, global, balance, weight(rule.global), workspace, executor);
   }
-  if (rule.sequence > 0) {
-    const SequenceChoices<Id> choices{counted_ids(out), in.sequence_begin_S1};
-    const LossWeight per_sequence{rule.sequence, sequences, gradient_scale};
-    values.sequence = sequence_load_balancing_loss(logits, choices, balance.function, per_sequence,
-                                                   workspace, executor);
-  }
-  if (rule.z > 0) {
-    values.z = z_loss(logits, weight(rule.z), workspace, executor);
-  }
-  return values;
+  if (rule.z > 0) z_loss(logits, weight(rule.z), workspace, executor);
+  complete_sequence_loss(config, in, out, gradient_scale, dlogits_TE, workspace, executor);
 }
 
 }  // namespace GATEPRO_ABI

@@ -346,9 +346,7 @@ class CompleteRouter : public PartneredRouter<accumulator_t<X, W>, W, CompleteCo
     report.forward_id = ids_.draw();
     if (detail::counts_for_losses(config().losses, in.pass)) {
       count_for_losses(in, out, report.valid_tokens, workspace, reduce, executor);
-      report.losses =
-          detail::complete_losses(config(), in, out, detail::accumulated_load(out.totals), 1.0,
-                                  MatrixView<A>(), workspace, executor);
+      report.losses = detail::loss_values(config(), in, out, workspace, executor);
     }
     if (config().capacity) {
       report.capacity = capacity(in, report, reduce);

@@ -56,6 +56,10 @@ struct CompleteRoutingView : RoutingView<A, Id> {
   /// With losses: E counts and the tokens of this forward, then of all since end_step, then the
   /// sequences of this forward, all of them reduced.
   VectorView<std::int64_t> totals{};
+  /// With a batch or global loss: the sum over tokens that count of the share that each expert has
+  /// of a token's scores, with the raw logits; NaNs if a logit was. Not written in an evaluation.
+  VectorView<double> share_sums_E{};
+  VectorView<A> log_sum_exp_T{};        ///< With a z-loss: of the raw logits, likewise.
   StridedView<Id> counted_ids_TK{};     ///< With a sequence loss on CountSource::unpenalised.
   StridedView<std::uint8_t> kept_TK{};  ///< With a capacity: 1 where the choice has a slot.
   VectorView<std::int64_t> kept_per_expert_E{};  ///< With a capacity: choices that have a slot.
@@ -75,6 +79,9 @@ struct RoutedForward {
 namespace detail {
 inline namespace GATEPRO_ABI {
 
+/// True if a loss compares loads with shares of all tokens.
+inline bool weighs_shares(const LossRule& losses) { return losses.batch > 0 || losses.global > 0; }
+
 /// Integers in CompleteRoutingView::totals.
 inline Index totals_size(Index experts) { return 2 * (experts + 1) + 1; }
 
@@ -93,6 +100,8 @@ void carve_outputs(Arena& arena, const CompleteConfig& config, const BufferShape
   out.forward_id = {arena.take<std::uint64_t>(1), 1};
   if (config.losses.any()) {
     out.totals = {arena.take<std::int64_t>(totals_size(experts)), totals_size(experts)};
+    if (weighs_shares(config.losses)) out.share_sums_E = {arena.take<double>(experts), experts};
+    if (config.losses.z > 0) out.log_sum_exp_T = {arena.take<A>(shape.tokens), tokens};
     if (config.losses.counts == CountSource::unpenalised && config.losses.sequence > 0) {
       out.counted_ids_TK = take_rows<Id>(arena, shape, tokens, top_k);
     }

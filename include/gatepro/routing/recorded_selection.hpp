@@ -101,7 +101,7 @@ struct RecordedSelection {
         rank_by_record(group, experts, competition, choices, penalised_TK, tokens);
     if (!scores_after_top_k(rule)) {
       score_kernels<A>().scores(ranked_EL, experts, rule.scores.function, group.scores_EL,
-                                group.sum_L, nullptr);
+                                group.sum_L);
     }
     gather_ranked(group, ranked_EL, rule);
     lower_missing(group, choices, tokens);

@@ -192,14 +192,14 @@ const typename Order<A>::Key* prepare_scores_backward(
       rank_by_record(group, experts, competition, choices, penalised_TK, tokens);
   if (has_dense_gradient(rule)) {
     score_kernels<A>().scores(ranked_EL, experts, rule.scores.function, group.scores_EL,
-                              group.sum_L, nullptr);
+                              group.sum_L);
     return ranked_EL;
   }
   gather_selected(group, rule.top_k, ranked_EL, group.selected_KL);
   lower_missing(group, choices, tokens);
   if (weighs_by_share(rule.scores)) {
     score_kernels<A>().shares(group.selected_KL, rule.top_k, rule.scores.function, group.weights_KL,
-                              group.scores_KL);
+                              group.scores_KL, nullptr);
   } else {
     score_kernels<A>().slopes(group.selected_KL, rule.top_k, rule.scores.function, group.scores_KL);
   }

@@ -32,6 +32,12 @@ struct Untouched {
   GATEPRO_ALWAYS_INLINE void operator()(const TokenRange&) const {}
 };
 
+/// A pass that is all there is to do with the logits.
+struct ObserveNothing {
+  template <class Key>
+  GATEPRO_ALWAYS_INLINE void operator()(int, const Key*, const TokenRange&) const {}
+};
+
 inline namespace GATEPRO_ABI {
 
 /// The shapes of what a routing writes; ids and weights must be given.
@@ -77,19 +83,21 @@ struct PassLayout {
 };
 
 /// Routes tiles of logits into `out`, whose members may all be not given. `Selection` says how a
-/// group chooses and weighs; its type decides which steps are compiled.
-template <class A, class Id, class Selection>
+/// group chooses and weighs; its type decides which steps are compiled. `observe(worker, keys_EL,
+/// tokens)` sees each group's logits before.
+template <class A, class Id, class Selection, class Observe = ObserveNothing>
 class RoutingPass {
  public:
   /// `partners` are those that statistics count.
   RoutingPass(const PassLayout<Selection>& layout, const Selection& selection,
               const RoutingView<A, Id>& out, const FirstPartners& partners = {},
-              const VectorView<const std::uint8_t>& is_padding_T = {})
+              const VectorView<const std::uint8_t>& is_padding_T = {}, const Observe& observe = {})
       : layout_(layout),
         selection_(selection),
         out_(out),
         partners_(partners),
-        is_padding_T_(is_padding_T) {
+        is_padding_T_(is_padding_T),
+        observe_(observe) {
     for (int worker = 0; worker < layout_.workers; ++worker) {
       const Scratch mine = layout_.scratch(worker);
       std::fill_n(mine.tokens_per_expert_E, layout_.experts, std::int64_t{0});
@@ -108,6 +116,7 @@ class RoutingPass {
       const LogitRows<A> rows{logits.data + done * logits.row_stride, logits.row_stride,
                               logits.row_room};
       load_keys(rows, tokens.count, layout_.experts, mine.group.keys_EL);
+      observe_(worker, mine.group.keys_EL, tokens);
       route_group(mine, tokens);
     }
   }
@@ -227,6 +236,7 @@ class RoutingPass {
   RoutingView<A, Id> out_;
   FirstPartners partners_;
   VectorView<const std::uint8_t> is_padding_T_;
+  Observe observe_;
 };
 
 }  // namespace GATEPRO_ABI

@@ -116,7 +116,8 @@ void weights_of_scores(const RuledGroup<A>& group, const ScoreRule& scores, Inde
   const Index size = top_k * kernels<A>().lanes;
   A* weights_KL = group.weights_KL;
   if (weighs_by_share(scores)) {
-    score_kernels<A>().shares(group.selected_KL, top_k, scores.function, weights_KL, nullptr);
+    score_kernels<A>().shares(group.selected_KL, top_k, scores.function, weights_KL, nullptr,
+                              nullptr);
   } else if (scores.renormalise && scores.function != ScoreFunction::softmax_after_top_k) {
     divide_by_floored_sum(group, top_k);
   } else {
@@ -194,8 +195,7 @@ struct RuledSelection {
     const bool by_logit = scores_after_top_k(rule);
     if (by_logit && bias_E == nullptr) return ranked_EL;
     if (!by_logit) {
-      score_kernels<A>().scores(ranked_EL, experts, rule.scores.function, scores_EL, group.sum_L,
-                                nullptr);
+      score_kernels<A>().scores(ranked_EL, experts, rule.scores.function, scores_EL, group.sum_L);
     }
     score_kernels<A>().choice_keys(ranked_EL, experts, by_logit ? nullptr : scores_EL, bias_E,
                                    choice_EL);
