@@ -188,18 +188,19 @@ inline Tensor tokens_gradient(const LogitGradients& dlogits, const Routed& route
                               const Tensor& w) {
   const ATenExecutor executor;
   const Tensor w_EH = with_rows(w);
-  const Tensor dx_TH = at::empty(x.sizes(), dlogits.selected.options());
+  const Tensor dx_TH = at::empty(x.sizes(), x.options());
   with_scalars(x, w, [&](auto token, auto weight) {
+    using X = decltype(token);
     using W = decltype(weight);
-    using A = gatepro::accumulator_t<decltype(token), W>;
+    using A = gatepro::accumulator_t<X, W>;
     const Tensor workspace = gatepro::empty_workspace(
-        gatepro::gate_backward_tokens_workspace_bytes<A>(w.size(0), executor));
+        gatepro::gate_backward_tokens_workspace_bytes<X>(w.size(0), executor));
     gatepro::gate_backward_tokens(choices(routed.out.expert_ids), dlogits.view<A>(),
-                                  gatepro::view<const W>(w_EH, "w"), gatepro::view<A>(dx_TH, "dx"),
+                                  gatepro::view<const W>(w_EH, "w"), gatepro::view<X>(dx_TH, "dx"),
                                   gatepro::workspace_view(workspace), executor,
                                   gatepro::GradientMode::set);
   });
-  return dx_TH.to(x.scalar_type());
+  return dx_TH;
 }
 
 /// The transpose of dlogits times x, in the dtype of w.
