@@ -287,6 +287,24 @@ TEST_F(TorchOps, BothPathsHaveTheSameGradients) {
   }
 }
 
+TEST_F(TorchOps, BothPathsHaveTheSameGradientsOfHostileLogits) {
+  const Tensor logits = hostile_logits().requires_grad_();
+  const Tensor partners = random_partners(6, 1);
+  const Tensor dweights = normal({logits.size(0), 3}, at::kFloat);
+  for (const RouteOptions& options : all_options(3, 0.5)) {
+    SCOPED_TRACE(options);
+    const Routing routing = route_logits(logits, partners, options);
+    const Tensor ours = gradients(loss_of(routing, dweights, {}), {logits})[0];
+    const Tensor plain = gradients(
+        loss_of(plain_route_logits(logits, partners, options), dweights, {}), {logits})[0];
+    const Tensor is_sound = routing.weights.sum(1).isfinite();
+    EXPECT_TRUE(is_sound.any().item<bool>());
+    expect_close(ours.index({is_sound}), plain.index({is_sound}), 2e-6);
+    const Tensor of_chosen = ours.gather(1, routing.expert_ids);
+    EXPECT_TRUE(of_chosen.index({~is_sound}).isnan().all().item<bool>());
+  }
+}
+
 TEST_F(TorchOps, WhatPaddingHoldsReachesNoGradient) {
   const Tensor is_padding = at::arange(4) == 1;
   Tensor rows = normal({4, 5});
