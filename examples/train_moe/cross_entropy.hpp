@@ -11,11 +11,11 @@
 
 namespace train_moe {
 
-/// Mean over the tokens of -log softmax(logits)[target]. Turns logits_TV into probabilities.
+/// loss_T[t] = -log softmax(logits)[target]. Turns logits_TV into probabilities.
 template <class A>
-double cross_entropy(RowMatrix<A>& logits_TV, const std::vector<std::uint8_t>& target_T,
-                     const Executor& executor) {
-  std::vector<double> loss_T(target_T.size());
+void cross_entropy(RowMatrix<A>& logits_TV, const std::vector<std::uint8_t>& target_T,
+                   std::vector<double>& loss_T, const Executor& executor) {
+  loss_T.resize(target_T.size());
   parallel_ranges(executor, logits_TV.rows(), token_range, [&](Index first, Index count) {
     for (Index t = first; t < first + count; ++t) {
       auto row_V = logits_TV.row(t).array();
@@ -28,19 +28,17 @@ double cross_entropy(RowMatrix<A>& logits_TV, const std::vector<std::uint8_t>& t
       loss_T[i] = std::log(static_cast<double>(sum)) - static_cast<double>(target - largest);
     }
   });
-  double sum = 0;
-  for (const double loss : loss_T) sum += loss;
-  return sum / static_cast<double>(loss_T.size());
 }
 
-/// Turns the probabilities into the gradient with respect to the logits.
+/// Turns the probabilities into the gradient of a mean over so many tokens with respect to the
+/// logits.
 template <class A>
 void cross_entropy_backward(RowMatrix<A>& probabilities_TV,
-                            const std::vector<std::uint8_t>& target_T) {
+                            const std::vector<std::uint8_t>& target_T, Index tokens_in_mean) {
   for (Index t = 0; t < probabilities_TV.rows(); ++t) {
     probabilities_TV(t, target_T[static_cast<std::size_t>(t)]) -= 1;
   }
-  probabilities_TV /= static_cast<A>(target_T.size());
+  probabilities_TV /= static_cast<A>(tokens_in_mean);
 }
 
 }  // namespace train_moe

@@ -3,6 +3,7 @@
 #ifndef TRAIN_MOE_MODEL_HPP
 #define TRAIN_MOE_MODEL_HPP
 
+#include <numeric>
 #include <vector>
 
 #include "cross_entropy.hpp"
@@ -12,11 +13,12 @@
 
 namespace train_moe {
 
-/// `A`: float to train, double to check gradients.
-template <class A>
+/// `A`: float to train, double to check gradients. `Layer`: a MoeLayer, or one with its interface.
+template <class A, class Layer = MoeLayer<A>>
 class Model {
  public:
-  Model(const Sizes& sizes, const Routing& routing, std::uint64_t seed, const Executor& executor)
+  Model(const Sizes& sizes, const typename Layer::Options& options, std::uint64_t seed,
+        const Executor& executor)
       : executor_(executor),
         embedding_("embedding", bytes, sizes.embedding, 1, random(seed, 0)),
         input_("input", sizes.hidden, sizes.context * sizes.embedding,
@@ -25,7 +27,7 @@ class Model {
                 random(seed, 2)) {
     layers_.reserve(static_cast<std::size_t>(sizes.layers));
     for (Index l = 0; l < sizes.layers; ++l) {
-      layers_.emplace_back(sizes, routing, l, seed, executor);
+      layers_.emplace_back(sizes, options, l, seed, executor);
     }
   }
 
@@ -33,14 +35,20 @@ class Model {
   double forward(const Batch& batch) {
     embed(batch.context_TC);
     linear(embedded_TI_, input_.value, x_TH_, executor_);
-    for (MoeLayer<A>& layer : layers_) layer.forward(x_TH_, executor_);
+    for (Layer& layer : layers_) layer.forward(x_TH_, executor_);
     linear(x_TH_, output_.value, scores_TV_, executor_);
-    return cross_entropy(scores_TV_, batch.target_T, executor_);
+    cross_entropy(scores_TV_, batch.target_T, loss_T_, executor_);
+    return std::accumulate(loss_T_.begin(), loss_T_.end(), 0.0) /
+           static_cast<double>(loss_T_.size());
   }
+  /// The loss of each token in the last forward.
+  const std::vector<double>& loss_T() const { return loss_T_; }
 
   /// Adds the gradients of the last forward, of this batch, auxiliary losses included.
-  void backward(const Batch& batch) {
-    cross_entropy_backward(scores_TV_, batch.target_T);
+  void backward(const Batch& batch) { backward(batch, batch.context_TC.rows()); }
+  /// The same where the mean is over more tokens than these.
+  void backward(const Batch& batch, Index tokens_in_mean) {
+    cross_entropy_backward(scores_TV_, batch.target_T, tokens_in_mean);
     linear_backward(x_TH_, output_.value, scores_TV_, dx_TH_, output_.gradient, executor_);
     for (auto layer = layers_.rbegin(); layer != layers_.rend(); ++layer) {
       layer->backward(dx_TH_, executor_);
@@ -52,20 +60,26 @@ class Model {
   /// The sum of the layers' auxiliary losses in the last forward.
   double auxiliary_loss() const {
     double sum = 0;
-    for (const MoeLayer<A>& layer : layers_) sum += layer.auxiliary_loss();
+    for (const Layer& layer : layers_) sum += layer.auxiliary_loss();
     return sum;
   }
 
   void set_competition(const gatepro::Competition& competition) {
-    for (MoeLayer<A>& layer : layers_) layer.router().set_competition(competition);
+    for (Layer& layer : layers_) layer.router().set_competition(competition);
   }
 
-  std::vector<MoeLayer<A>>& layers() { return layers_; }
+  std::vector<Layer>& layers() { return layers_; }
 
+  /// All parameters but the experts'.
+  std::vector<Parameter<A>*> shared_parameters() {
+    std::vector<Parameter<A>*> shared{&embedding_, &input_, &output_};
+    for (Layer& layer : layers_) shared.push_back(&layer.gate());
+    return shared;
+  }
   std::vector<Parameter<A>*> parameters() {
-    std::vector<Parameter<A>*> all{&embedding_, &input_, &output_};
-    for (MoeLayer<A>& layer : layers_) {
-      all.insert(all.end(), {&layer.gate(), &layer.experts().in(), &layer.experts().out()});
+    std::vector<Parameter<A>*> all = shared_parameters();
+    for (Layer& layer : layers_) {
+      all.insert(all.end(), {&layer.experts().in(), &layer.experts().out()});
     }
     return all;
   }
@@ -101,9 +115,10 @@ class Model {
   Parameter<A> embedding_;
   Parameter<A> input_;
   Parameter<A> output_;
-  std::vector<MoeLayer<A>> layers_;
+  std::vector<Layer> layers_;
   RowMatrix<A> embedded_TI_, x_TH_, scores_TV_;
   RowMatrix<A> dembedded_TI_, dx_TH_;
+  std::vector<double> loss_T_;
 };
 
 }  // namespace train_moe

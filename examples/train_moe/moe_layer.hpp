@@ -33,6 +33,25 @@ inline double initial_deviation(const Sizes& sizes, Index fan_in) {
   return sizes.weight_scale / std::sqrt(3 * static_cast<double>(fan_in));
 }
 
+/// The deviation of the router's initial weights.
+inline constexpr double gate_deviation = 0.02;
+
+/// The numbers that a parameter of a layer starts from: 0 for the router, 1 and 2 for the experts.
+inline Random layer_random(std::uint64_t seed, Index layer, Index which) {
+  return Random(seed, Stream::parameters, static_cast<std::uint64_t>(100 + 10 * layer + which));
+}
+
+/// The experts of a layer as they start.
+template <class A>
+ExpertNetworks<A> expert_networks(const Sizes& sizes, const std::string& layer_name, Index number,
+                                  std::uint64_t seed) {
+  return {
+      Parameter<A>(layer_name + "expert_in", sizes.experts * sizes.expert_hidden, sizes.hidden,
+                   initial_deviation(sizes, sizes.hidden), layer_random(seed, number, 1)),
+      Parameter<A>(layer_name + "expert_out", sizes.experts * sizes.hidden, sizes.expert_hidden,
+                   initial_deviation(sizes, sizes.expert_hidden), layer_random(seed, number, 2))};
+}
+
 /// What differs between the arms of a comparison.
 struct Routing {
   gatepro::Competition competition = gatepro::Competition::off();
@@ -44,17 +63,16 @@ struct Routing {
 template <class A>
 class MoeLayer {
  public:
+  /// What the model hands on to each layer.
+  using Options = Routing;
+
   MoeLayer(const Sizes& sizes, const Routing& routing, Index number, std::uint64_t seed,
            const Executor& executor)
       : name_("layer" + std::to_string(number) + "."),
         balance_{routing.balance_coefficient},
         gate_(name_ + "router", sizes.experts, sizes.hidden, gate_deviation,
-              random(seed, number, 0)),
-        experts_(
-            Parameter<A>(name_ + "expert_in", sizes.experts * sizes.expert_hidden, sizes.hidden,
-                         initial_deviation(sizes, sizes.hidden), random(seed, number, 1)),
-            Parameter<A>(name_ + "expert_out", sizes.experts * sizes.hidden, sizes.expert_hidden,
-                         initial_deviation(sizes, sizes.expert_hidden), random(seed, number, 2))),
+              layer_random(seed, number, 0)),
+        experts_(expert_networks<A>(sizes, name_, number, seed)),
         router_(router_config(sizes, routing)),
         routed_(router_,
                 gatepro::BufferShape{sizes.tokens, executor.workers(), 1, /*keep_logits=*/true}) {
@@ -100,12 +118,6 @@ class MoeLayer {
   double auxiliary_loss() const { return balance_loss_; }
 
  private:
-  static constexpr double gate_deviation = 0.02;
-
-  static Random random(std::uint64_t seed, Index layer, Index which) {
-    return Random(seed, Stream::parameters, static_cast<std::uint64_t>(100 + 10 * layer + which));
-  }
-
   static gatepro::RouterConfig router_config(const Sizes& sizes, const Routing& routing) {
     gatepro::RouterConfig config{sizes.hidden, sizes.experts, sizes.top_k};
     config.competition = routing.competition;
