@@ -6,7 +6,6 @@
 #include <filesystem>
 #include <sstream>
 #include <string>
-#include <utility>
 
 #include "error.hpp"
 #include "text.hpp"
@@ -23,14 +22,17 @@ inline std::filesystem::path eigen_folder() {
       "the Eigen headers that it was built with are gone: give another text with --text");
 }
 
-/// The text of --text, or Eigen's headers if it is empty.
-inline Text load_text(const std::string& path) {
-  if (!path.empty()) return Text(read_text(path));
+/// The bytes of --text, or of Eigen's headers if it is empty.
+inline std::string load_bytes(const std::string& path) {
+  if (!path.empty()) return read_text(path);
   const std::filesystem::path eigen = eigen_folder();
   std::string bytes = read_text(eigen / "Eigen");
   if (std::filesystem::exists(eigen / "unsupported")) bytes += read_text(eigen / "unsupported");
-  return Text(std::move(bytes));
+  return bytes;
 }
+
+/// The same as a text.
+inline Text load_text(const std::string& path) { return Text(load_bytes(path)); }
 
 }  // namespace train_moe
 

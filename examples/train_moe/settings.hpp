@@ -49,9 +49,35 @@ inline bool competes_at(const Settings& settings, std::int64_t step) {
   return on == 0 || (off > 0 && off < on);
 }
 
+/// The validator of a whole number.
+inline CLI::Range count(std::int64_t low, std::int64_t high) { return CLI::Range(low, high); }
+
+inline void add_size_options(CLI::App& app, Sizes& sizes) {
+  app.add_option("--tokens", sizes.tokens, "Tokens per step")->check(count(1, 1 << 20));
+  app.add_option("--context", sizes.context, "Bytes that predict the next one")
+      ->check(count(1, Text::block_bytes / 4));
+  app.add_option("--embedding", sizes.embedding, "Width of a byte's embedding")
+      ->check(count(1, 4096));
+  app.add_option("--hidden", sizes.hidden, "Width of a token")->check(count(1, 8192));
+  app.add_option("--layers", sizes.layers, "MoE layers")->check(count(1, 256));
+  app.add_option("--experts", sizes.experts, "Experts per layer")->check(count(2, 8192));
+  app.add_option("--top-k", sizes.top_k, "Experts per token")->check(count(2, 8192));
+  app.add_option("--expert-hidden", sizes.expert_hidden, "Hidden units per expert")
+      ->check(count(1, 8192));
+  app.add_option("--weight-scale", sizes.weight_scale,
+                 "Initial weights, but the router's, in units of PyTorch's default deviation")
+      ->check(CLI::Range(1e-6, 1e3));
+}
+
+inline void check_sizes(const Sizes& sizes) {
+  if (sizes.top_k > sizes.experts) {
+    throw UserError("--top-k is " + std::to_string(sizes.top_k) + ", but there are only " +
+                    std::to_string(sizes.experts) + " experts: lower it, or raise --experts");
+  }
+}
+
 inline void add_options(CLI::App& app, Settings& s) {
   app.option_defaults()->always_capture_default()->take_last();
-  const auto count = [](std::int64_t low, std::int64_t high) { return CLI::Range(low, high); };
   constexpr std::int64_t many = 1000000000;
 
   app.add_option("--text", s.text, "File or folder to learn from [the Eigen headers]");
@@ -69,20 +95,7 @@ inline void add_options(CLI::App& app, Settings& s) {
       ->default_str("");
   app.add_option("--refresh-every", s.refresh_every, "Steps between two choices of partners")
       ->check(count(1, many));
-  app.add_option("--tokens", s.sizes.tokens, "Tokens per step")->check(count(1, 1 << 20));
-  app.add_option("--context", s.sizes.context, "Bytes that predict the next one")
-      ->check(count(1, Text::block_bytes / 4));
-  app.add_option("--embedding", s.sizes.embedding, "Width of a byte's embedding")
-      ->check(count(1, 4096));
-  app.add_option("--hidden", s.sizes.hidden, "Width of a token")->check(count(1, 8192));
-  app.add_option("--layers", s.sizes.layers, "MoE layers")->check(count(1, 256));
-  app.add_option("--experts", s.sizes.experts, "Experts per layer")->check(count(2, 8192));
-  app.add_option("--top-k", s.sizes.top_k, "Experts per token")->check(count(2, 8192));
-  app.add_option("--expert-hidden", s.sizes.expert_hidden, "Hidden units per expert")
-      ->check(count(1, 8192));
-  app.add_option("--weight-scale", s.sizes.weight_scale,
-                 "Initial weights, but the router's, in units of PyTorch's default deviation")
-      ->check(CLI::Range(1e-6, 1e3));
+  add_size_options(app, s.sizes);
   app.add_option("--learning-rate", s.learning_rate, "Adam's, falling over the second half")
       ->check(CLI::Range(1e-12, 10.0));
   app.add_option("--balance-coeff", s.balance_coefficient, "Weight of the loss of +balance")
@@ -100,12 +113,7 @@ inline void add_options(CLI::App& app, Settings& s) {
 /// What one option alone cannot tell.
 inline void check_settings(Settings& settings) {
   settings.arms = parse_arms(settings.arm_list);
-  if (settings.sizes.top_k > settings.sizes.experts) {
-    throw UserError("--top-k is " + std::to_string(settings.sizes.top_k) + ", but there are only " +
-                    std::to_string(settings.sizes.experts) +
-                    " experts: lower it, or raise "
-                    "--experts");
-  }
+  check_sizes(settings.sizes);
   for (const double value :
        {settings.sizes.weight_scale, settings.learning_rate, settings.balance_coefficient}) {
     if (std::isnan(value)) throw UserError("an option is nan: give a number");  // CLI11 accepts it
