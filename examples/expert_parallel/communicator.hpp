@@ -18,7 +18,6 @@ namespace expert_parallel {
 using gatepro::Index;
 using gatepro::RowMatrix;
 
-// --8<-- [start:hook]
 /// gatepro's reduce hook: replaces counts by their sums over all ranks.
 struct SumOverRanks {
   MPI_Comm comm;
@@ -26,7 +25,6 @@ struct SumOverRanks {
     MPI_Allreduce(MPI_IN_PLACE, counts, static_cast<int>(size), MPI_INT64_T, MPI_SUM, comm);
   }
 };
-// --8<-- [end:hook]
 
 inline MPI_Datatype mpi_type(float) { return MPI_FLOAT; }
 inline MPI_Datatype mpi_type(double) { return MPI_DOUBLE; }

@@ -56,7 +56,6 @@ class Exchange {
         receive_(size(comm.size())),
         scratch_(gatepro::plan_dispatch_workspace_bytes(experts)) {}
 
-  // --8<-- [start:plan]
   /// Follows a routing: all ranks together.
   void plan(gatepro::MatrixView<const std::int32_t> expert_ids_TK) {
     row_TK_.resize(expert_ids_TK.rows, expert_ids_TK.cols);
@@ -90,9 +89,7 @@ class Exchange {
     gatepro::plan_regroup(from_SE, {}, there, scratch_);
     ledger_.send(8 * (ranks - 1) * each);
   }
-  // --8<-- [end:plan]
 
-  // --8<-- [start:rows]
   /// rows_SH of this rank's choices, by expert -> rows_NH of this rank's experts, by expert.
   void to_experts(const RowMatrix<A>& rows_SH, RowMatrix<A>& rows_NH, const Executor& executor) {
     received_NH_.resize(receive_.rows(), hidden_);
@@ -108,7 +105,6 @@ class Exchange {
     ledger_.time(Part::permute, [&] { permute(row_N_, rows_NH, received_NH_, executor); });
     move(received_NH_, receive_, rows_SH, send_);
   }
-  // --8<-- [end:rows]
 
   /// Of the last plan: the rows of this rank's choices, sorted by expert.
   gatepro::VectorView<const std::int32_t> token_of_row_S() const { return token_of_row_S_; }

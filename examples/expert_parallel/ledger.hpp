@@ -3,10 +3,12 @@
 #ifndef EXPERT_PARALLEL_LEDGER_HPP
 #define EXPERT_PARALLEL_LEDGER_HPP
 
+#include <algorithm>
 #include <array>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 namespace expert_parallel {
 
@@ -27,23 +29,36 @@ inline constexpr std::array<const char*, parts> part_names{
 
 class Ledger {
  public:
-  /// Calls `work` and adds its time to `part`.
+  /// Calls `work` and adds its time to `part` of this step.
   template <class Work>
   void time(Part part, const Work& work) {
     const auto start = Clock::now();
     work();
-    seconds_[static_cast<std::size_t>(part)] +=
+    step_[static_cast<std::size_t>(part)] +=
         std::chrono::duration<double>(Clock::now() - start).count();
   }
   void send(std::int64_t bytes) { sent_ += bytes; }
+  void end_step() {
+    steps_.push_back(step_);
+    step_ = {};
+  }
 
-  double seconds(Part part) const { return seconds_[static_cast<std::size_t>(part)]; }
+  /// The median over steps, because other programs want the cores too. 0 without steps.
+  double seconds(Part part) const {
+    std::vector<double> all;
+    for (const auto& step : steps_) all.push_back(step[static_cast<std::size_t>(part)]);
+    if (all.empty()) return 0;
+    const auto middle = all.begin() + static_cast<std::ptrdiff_t>(all.size() / 2);
+    std::nth_element(all.begin(), middle, all.end());
+    return *middle;
+  }
   /// Bytes of rows and counts that went to other ranks.
   std::int64_t sent() const { return sent_; }
 
  private:
   using Clock = std::chrono::steady_clock;
-  std::array<double, parts> seconds_{};
+  std::array<double, parts> step_{};
+  std::vector<std::array<double, parts>> steps_;
   std::int64_t sent_ = 0;
 };
 

@@ -67,6 +67,7 @@ class Comparison {
         adam.step(train_moe::learning_rate(s.learning_rate, step, s.steps), executor_);
         end_step(model, step, executor_);
       });
+      ledger.end_step();
       for (const ParallelLayer<float>& layer : model.layers()) rows += layer.rows();
       summary.last_loss = losses.text;
       if (step == 1) summary.first_loss = losses.text;
@@ -170,7 +171,6 @@ int main(int argc, char** argv) {
   int given = 0;  // threads of the executor never call MPI
   MPI_Init_thread(&argc, &argv, MPI_THREAD_FUNNELED, &given);
   const expert_parallel::Communicator comm(MPI_COMM_WORLD);
-  // --8<-- [start:abort]
   int code = 0;
   try {
     code = expert_parallel::run(argc, argv, comm);
@@ -181,5 +181,4 @@ int main(int argc, char** argv) {
   }
   MPI_Finalize();
   return code;
-  // --8<-- [end:abort]
 }

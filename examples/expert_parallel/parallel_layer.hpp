@@ -61,7 +61,6 @@ class ParallelLayer {
     refresh(0, executor);
   }
 
-  // --8<-- [start:partners]
   /// One rank finds the partners, another one for each layer, and tells the others. True if it was
   /// due.
   bool refresh(std::int64_t step, const Executor& executor) {
@@ -80,9 +79,7 @@ class ParallelLayer {
     });
     return true;
   }
-  // --8<-- [end:partners]
 
-  // --8<-- [start:forward]
   void forward(RowMatrix<A>& x_TH, const Executor& executor) {
     norm_.forward(x_TH, executor);
     ledger_.time(Part::route, [&] { route(executor); });
@@ -101,9 +98,7 @@ class ParallelLayer {
                        gatepro::view(x_TH), executor);
     });
   }
-  // --8<-- [end:forward]
 
-  // --8<-- [start:backward]
   /// dx_TH: the gradient after the layer; becomes the gradient before it.
   void backward(RowMatrix<A>& dx_TH, const Executor& executor) {
     dweights_TK_.setZero(dx_TH.rows(), router_.config().top_k);
@@ -129,7 +124,6 @@ class ParallelLayer {
     });
     norm_.backward(dnormed_TH_, dx_TH, executor);
   }
-  // --8<-- [end:backward]
 
   /// Ends an optimizer step: moves the bias.
   void end_step() {

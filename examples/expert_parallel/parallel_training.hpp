@@ -22,7 +22,6 @@ struct Losses {
   double balance = 0;  ///< The layers' auxiliary losses.
 };
 
-// --8<-- [start:losses]
 /// The losses of the last forward, through the hook that also sums counts: as whole units, whose
 /// sums do not depend on their order.
 ///
@@ -48,9 +47,7 @@ Losses sum_losses(const ParallelModel<A>& model, Index tokens, const Communicato
   return {static_cast<double>(sums[0]) * text_unit / static_cast<double>(tokens),
           static_cast<double>(sums[1]) * balance_unit};
 }
-// --8<-- [end:losses]
 
-// --8<-- [start:step]
 /// Gradients of the last forward, of all ranks' tokens. An expert has seen the rows of all ranks;
 /// shared parameters are summed.
 template <class A>
@@ -70,7 +67,6 @@ void end_step(ParallelModel<A>& model, std::int64_t step, const Executor& execut
     layer.refresh(step, executor);
   }
 }
-// --8<-- [end:step]
 
 }  // namespace expert_parallel
 

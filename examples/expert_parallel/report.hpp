@@ -23,7 +23,7 @@ struct Summary {
   double max_over_mean = 0;  ///< Rows of the busiest rank, by the mean over ranks.
   std::vector<std::int64_t> rows_R;
   double bytes = 0;                     ///< That a rank sends to others in a step, mean.
-  std::array<double, parts> seconds{};  ///< Of a step, on the rank where they are most.
+  std::array<double, parts> seconds{};  ///< Of a step (median), on the rank where they are most.
 };
 
 /// What all ranks found in `steps` steps. `rows`: that came to this rank's experts, all layers.
@@ -31,7 +31,7 @@ inline void summarise(const Communicator& comm, const Ledger& ledger, std::int64
                       std::int64_t steps, Summary& summary) {
   const double per_step = 1 / static_cast<double>(steps);
   for (std::size_t part = 0; part < parts; ++part) {
-    summary.seconds[part] = per_step * comm.largest(ledger.seconds(static_cast<Part>(part)));
+    summary.seconds[part] = comm.largest(ledger.seconds(static_cast<Part>(part)));
   }
   std::int64_t sent = ledger.sent();
   comm.sum()(&sent, 1);
@@ -55,7 +55,7 @@ inline void print_table(const std::vector<Summary>& arms) {
   }
   std::printf(
       "max/mean: rows of the busiest rank. kB sent: to other ranks, per rank and step, but for "
-      "reductions.\nThe rest: ms per step, on the rank where that part takes longest.\n");
+      "reductions.\nThe rest: ms of a step (median), on the rank where that part takes longest.\n");
 }
 
 }  // namespace expert_parallel
