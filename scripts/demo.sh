@@ -4,12 +4,15 @@
 # demo.sh [<train_moe option>...]
 # demo.sh --c [<train_c option>...]
 # demo.sh --torch [<train_torch option>...]
+# demo.sh --mpi [<expert_parallel option>...]
 #
 # Trains small mixture-of-experts models with and without competition and draws the comparison.
 # Options are passed on to train_moe, after those given here; the plots stay in build/demo.
 # With --c it is the trainer in C that runs: with the options given, or else dense, with experts that
 # do not compete, and with two kinds of competition. With --torch it is the one in LibTorch: with the
 # options given, or else without competition, with it, with it from the middle on, and in two parts.
+# With --mpi the experts are spread over 1, 2 and 4 ranks on this machine; what is printed of the first
+# step is the same each time.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -35,6 +38,12 @@ case ${1:-} in
       "--steps 50 --save $out/torch.pt" "--load $out/torch.pt")
     shift
     ;;
+  --mpi)
+    packages=mpi
+    program=expert_parallel
+    folder=expert_parallel
+    shift
+    ;;
 esac
 
 echo "== packages"
@@ -43,6 +52,16 @@ echo "== build $program in $build"
 cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DGATEPRO_BUILD_BENCHMARKS=OFF
 cmake --build "$build" --parallel "$(nproc)" --target "$program"
 mkdir -p "$out"
+if [[ $program == expert_parallel ]]; then
+  # For root, and for more ranks than cores.
+  export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+  export OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_MCA_mpi_yield_when_idle=1 OMP_NUM_THREADS=1
+  for ranks in 1 2 4; do
+    echo "== $program on $ranks ranks"
+    mpirun --bind-to none -np "$ranks" "$build/examples/$folder/$program" "$@"
+  done
+  exit
+fi
 if [[ $program != train_moe && $# -gt 0 ]]; then
   "$build/examples/$folder/$program" "$@"
   exit

@@ -6,7 +6,7 @@
 # Installs the Debian or Ubuntu packages of the named sets that are still missing:
 #   core   build with the library      test   core, and what the tests need
 #   demo   test, and train_moe         ci     everything that .ci/run needs
-#   torch  test, and LibTorch
+#   torch  test, and LibTorch          mpi    test, and Open MPI
 #   arm    test, and what builds and runs tests for 64-bit ARM
 #   bench  core, Google Benchmark and the libraries that the benchmarks compare with
 set -euo pipefail
@@ -15,8 +15,9 @@ core=(g++ cmake ninja-build libeigen3-dev)
 test=("${core[@]}" libgtest-dev libcli11-dev pkg-config)
 demo=("${test[@]}" gnuplot-nox)
 torch=("${test[@]}" libtorch-dev)
+mpi=("${test[@]}" libopenmpi-dev openmpi-bin)
 arm=("${test[@]}" googletest g++-aarch64-linux-gnu qemu-user-static)
-ci=("${test[@]}" "${demo[@]}" "${arm[@]}" git clang clang-format clang-tidy libclang-rt-dev
+ci=("${test[@]}" "${demo[@]}" "${mpi[@]}" "${arm[@]}" git clang clang-format clang-tidy libclang-rt-dev
     libomp-dev llvm doxygen libbenchmark-dev)
 bench=("${core[@]}" libbenchmark-dev nlohmann-json3-dev libopenblas-dev libdnnl-dev libtorch-dev
        gnuplot-nox)
@@ -24,18 +25,18 @@ bench=("${core[@]}" libbenchmark-dev nlohmann-json3-dev libopenblas-dev libdnnl-
 wanted=()
 for set in "$@"; do
   case $set in
-    core | test | demo | torch | arm | ci | bench)
+    core | test | demo | torch | mpi | arm | ci | bench)
       declare -n packages=$set
       wanted+=("${packages[@]}")
       ;;
     *)
-      echo "install_deps: unknown set '$set'; choose from core, test, demo, torch, arm, ci, bench" >&2
+      echo "install_deps: unknown set '$set'; choose from core, test, demo, torch, mpi, arm, ci, bench" >&2
       exit 2
       ;;
   esac
 done
 if [[ ${#wanted[@]} -eq 0 ]]; then
-  echo "usage: install_deps.sh core|test|demo|torch|arm|ci|bench..." >&2
+  echo "usage: install_deps.sh core|test|demo|torch|mpi|arm|ci|bench..." >&2
   exit 2
 fi
 
