@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "eigen_text.hpp"
+#include "default_text.hpp"
 #include "fingerprint.hpp"
 #include "parallel_settings.hpp"
 #include "parallel_training.hpp"
@@ -146,7 +146,7 @@ int run(int argc, char** argv, const Communicator& comm) {
     std::string bytes;
     comm.together([&] {
       check_settings(settings, comm.size());
-      if (comm.rank() == 0) bytes = train_moe::load_text(settings.text);
+      if (comm.rank() == 0) bytes = train_moe::load_bytes(settings.text);
     });
     const auto shares = [&] {
       return settings.shares.empty() ? Shares(settings.sizes.tokens, comm.size())

@@ -139,8 +139,17 @@ class ParallelLayer {
   const gatepro::RoutingBuffers<gatepro::CompleteRouter<A>>& routed() const { return routed_; }
   /// What the penalty did to this rank's tokens in the last forward.
   const gatepro::PenaltyStatistics& statistics() const { return statistics_; }
-  /// This rank's part of the auxiliary loss of the last forward.
-  double auxiliary_loss() const { return routed_.report().losses.sum(); }
+  /// With a balance loss: how much of this rank's tokens' scores each expert had in the last
+  /// forward.
+  gatepro::VectorView<const double> share_sums_E() { return routed_.view().share_sums_E; }
+  /// The balance loss of the last forward, from the shares of all ranks. 0 if there is none.
+  double balance_loss(const std::vector<double>& share_sums_E) const {
+    const gatepro::LossWeight weight{router_.config().losses.batch,
+                                     router_.balance().latest().tokens};
+    if (weight.coefficient == 0) return 0;
+    return gatepro::load_balancing_loss_value(share_sums_E, router_.balance().latest(),
+                                              router_.config().top_k, weight);
+  }
   /// Rows that came to this rank's experts in the last forward.
   Index rows() const { return in_NH_.rows(); }
 

@@ -21,7 +21,7 @@ struct Settings {
   std::int64_t steps = 20;
   std::int64_t refresh_every = 1;
   double learning_rate = 3e-3;
-  double balance_coefficient = 0x1p-7;
+  double balance_coefficient = 1e-2;
   double bias_rate = 1e-3;
   int threads = 1;
   int fail_on_rank = -1;

@@ -4,7 +4,9 @@
 #define EXPERT_PARALLEL_PARALLEL_TRAINING_HPP
 
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
+#include <vector>
 
 #include "adam.hpp"
 #include "model.hpp"
@@ -22,30 +24,37 @@ struct Losses {
   double balance = 0;  ///< The layers' auxiliary losses.
 };
 
-/// The losses of the last forward, through the hook that also sums counts: as whole units, whose
-/// sums do not depend on their order.
+/// The losses of the last forward, through the hook that also sums counts.
 ///
-/// A token's loss is rounded to units of 2^-32. A rank's part of the balance loss is a sum of
-/// floats that double holds exactly, times the coefficient: no rounding at all if that is a power
-/// of two.
+/// Numbers are rounded to whole units, whose sums do not depend on their order: the loss of each
+/// token, and the shares of the scores that experts have. The library sums shares of float in units
+/// of 2^-26, so of them nothing is lost.
 template <class A>
-Losses sum_losses(const ParallelModel<A>& model, Index tokens, const Communicator& comm) {
-  constexpr double text_unit = 0x1p-32, balance_unit = 0x1p-56;
-  std::int64_t text = 0, balance = 0, not_finite = 0;
-  const auto add = [&](double value, double unit, std::int64_t& sum) {
-    if (std::abs(value) < 1e18 * unit) {
-      sum += std::llround(value / unit);
-    } else {
-      ++not_finite;
-    }
+Losses sum_losses(ParallelModel<A>& model, Index tokens, const Communicator& comm) {
+  constexpr double unit = 0x1p-32;
+  std::vector<std::int64_t> sums(2);  // what is not finite, the text's loss, shares layer by layer
+  const auto add = [&sums](double value, std::size_t to) {
+    const bool fits = std::abs(value) < 1e18 * unit;
+    sums[fits ? to : 0] += fits ? std::llround(value / unit) : 1;
   };
-  for (const double loss : model.loss_T()) add(loss, text_unit, text);
-  add(model.auxiliary_loss(), balance_unit, balance);
-  std::int64_t sums[] = {text, balance, not_finite};
-  comm.sum()(sums, 3);
-  if (sums[2] > 0) comm.refuse("the loss is not finite: lower --learning-rate");
-  return {static_cast<double>(sums[0]) * text_unit / static_cast<double>(tokens),
-          static_cast<double>(sums[1]) * balance_unit};
+  for (const double loss : model.loss_T()) add(loss, 1);
+  for (ParallelLayer<A>& layer : model.layers()) {
+    const gatepro::VectorView<const double> shares_E = layer.share_sums_E();
+    for (Index e = 0; e < shares_E.size; ++e) {
+      sums.push_back(0);
+      add(shares_E[e], sums.size() - 1);
+    }
+  }
+  comm.sum()(sums.data(), static_cast<Index>(sums.size()));
+  if (sums[0] > 0) comm.refuse("the loss is not finite: lower --learning-rate");
+  Losses losses{static_cast<double>(sums[1]) * unit / static_cast<double>(tokens), 0};
+  auto next = sums.begin() + 2;
+  for (ParallelLayer<A>& layer : model.layers()) {
+    std::vector<double> shares_E(static_cast<std::size_t>(layer.share_sums_E().size));
+    for (double& share : shares_E) share = static_cast<double>(*next++) * unit;
+    losses.balance += layer.balance_loss(shares_E);
+  }
+  return losses;
 }
 
 /// Gradients of the last forward, of all ranks' tokens. An expert has seen the rows of all ranks;
