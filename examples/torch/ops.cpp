@@ -9,6 +9,7 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 
+#include <string>
 #include <tuple>
 
 #include "autograd.hpp"
@@ -84,26 +85,16 @@ Tensor find_partners_anywhere(const Tensor& w, std::int64_t partners_per_expert,
   return cpu::find_partners(w.cpu(), pairing).to(w.device());
 }
 
-using RouteSignature = std::tuple<Tensor, Tensor, Tensor>(const Tensor&, const Tensor&,
-                                                          const OptionalTensor&, std::int64_t,
-                                                          double, bool, c10::string_view, bool,
-                                                          const OptionalTensor&,
-                                                          const OptionalTensor&);
-using RouteLogitsSignature = std::tuple<Tensor, Tensor>(const Tensor&, const OptionalTensor&,
-                                                        std::int64_t, double, bool,
-                                                        c10::string_view, bool,
-                                                        const OptionalTensor&,
-                                                        const OptionalTensor&);
-
-template <class Signature>
-c10::TypedOperatorHandle<Signature> operator_of(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+/// The operator `name`, whose kernels have the type of `Kernel`.
+template <class Kernel>
+auto operator_of(const char* name, Kernel&) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Kernel>();
 }
 
 }  // namespace
 
 Routing route(const Tensor& x, const Tensor& w, const Tensor& partners, const RouteOptions& o) {
-  static const auto call = operator_of<RouteSignature>("gatepro::route");
+  static const auto call = operator_of("gatepro::route", route_with<route_cpu>);
   const auto [weights, expert_ids, logits] =
       call.call(x, w, optional(partners), o.top_k, o.penalty, o.eliminate, o.score, o.renormalise,
                 optional(o.expert_bias), optional(o.is_padding));
@@ -111,7 +102,8 @@ Routing route(const Tensor& x, const Tensor& w, const Tensor& partners, const Ro
 }
 
 Routing route_logits(const Tensor& logits, const Tensor& partners, const RouteOptions& o) {
-  static const auto call = operator_of<RouteLogitsSignature>("gatepro::route_logits");
+  static const auto call =
+      operator_of("gatepro::route_logits", route_logits_with<route_logits_cpu>);
   const auto [weights, expert_ids] =
       call.call(logits, optional(partners), o.top_k, o.penalty, o.eliminate, o.score, o.renormalise,
                 optional(o.expert_bias), optional(o.is_padding));
@@ -119,21 +111,19 @@ Routing route_logits(const Tensor& logits, const Tensor& partners, const RouteOp
 }
 
 Tensor find_partners(const Tensor& w, std::int64_t partners_per_expert, double min_similarity) {
-  static const auto call =
-      operator_of<Tensor(const Tensor&, std::int64_t, double)>("gatepro::find_partners");
+  static const auto call = operator_of("gatepro::find_partners", find_partners_anywhere);
   return call.call(w, partners_per_expert, min_similarity);
 }
 
 TORCH_LIBRARY(gatepro, library) {
-  library.def(
-      "route(Tensor x, Tensor w, Tensor? partners, int top_k, *, float penalty=1e-4, "
-      "bool eliminate=False, str score='softmax_after_top_k', bool renormalise=False, "
-      "Tensor? expert_bias=None, Tensor? is_padding=None) "
-      "-> (Tensor weights, Tensor expert_ids, Tensor logits)");
-  library.def(
-      "route_logits(Tensor logits, Tensor? partners, int top_k, *, float penalty=1e-4, "
-      "bool eliminate=False, str score='softmax_after_top_k', bool renormalise=False, "
-      "Tensor? expert_bias=None, Tensor? is_padding=None) -> (Tensor weights, Tensor expert_ids)");
+  const std::string settings =
+      "Tensor? partners, int top_k, *, float penalty=1e-4, bool eliminate=False, "
+      "str score='softmax_after_top_k', bool renormalise=False, Tensor? expert_bias=None, "
+      "Tensor? is_padding=None";
+  const auto define = [&](const std::string& schema) { library.def(schema.c_str()); };
+  define("route(Tensor x, Tensor w, " + settings +
+         ") -> (Tensor weights, Tensor expert_ids, Tensor logits)");
+  define("route_logits(Tensor logits, " + settings + ") -> (Tensor weights, Tensor expert_ids)");
   library.def(
       "find_partners(Tensor w, int partners_per_expert=1, float min_similarity=-1.0) -> Tensor",
       find_partners_anywhere);

@@ -83,8 +83,8 @@ inline namespace GATEPRO_ABI {
 /// rows (to read), any stride where there is one row.
 ///
 /// `T`: float, double, bfloat16, half, std::int32_t, std::int64_t or std::uint8_t, const to read.
-/// The tensor must outlive the view, and know nothing of what is written: who writes to a tensor
-/// that autograd has saved spoils its gradients.
+/// The tensor must outlive the view. Writing through it goes past autograd: the gradient of whoever
+/// saved the tensor is spoilt, unnoticed.
 ///
 /// Throws Error that quotes `name` unless the tensor is defined, on the CPU, strided, of T's dtype,
 /// 2-D and with rows that are contiguous; the functions that take views check the rest.

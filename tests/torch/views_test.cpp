@@ -115,11 +115,16 @@ TEST(TorchExecutor, CallsEachBodyOnce) {
 
 TEST(TorchExecutor, HasOneWorkerInsideOfAParallelFor) {
   at::set_num_threads(2);
-  std::atomic<int> workers{0};
+  const gatepro::ATenExecutor from_outside;
+  std::atomic<int> workers{0}, calls{0};
   at::parallel_for(0, 2, 1, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t i = begin; i < end; ++i) workers += gatepro::ATenExecutor().workers();
+    for (std::int64_t i = begin; i < end; ++i) {
+      workers += gatepro::ATenExecutor().workers();
+      from_outside.run(2, [&](int worker) { calls += worker + 1; });
+    }
   });
   EXPECT_EQ(workers, 2);
+  EXPECT_EQ(calls, 6);
 }
 
 }  // namespace
