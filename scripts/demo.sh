@@ -4,6 +4,7 @@
 # demo.sh [<train_moe option>...]
 # demo.sh --c [<train_c option>...]
 # demo.sh --torch [<train_torch option>...]
+# demo.sh --python [<train.py option>...]
 # demo.sh --mpi [<expert_parallel option>...]
 #
 # Trains small mixture-of-experts models with and without competition and draws the comparison.
@@ -11,6 +12,7 @@
 # With --c it is the trainer in C that runs: with the options given, or else dense, with experts that
 # do not compete, and with two kinds of competition. With --torch it is the one in LibTorch: with the
 # options given, or else without competition, with it, with it from the middle on, and in two parts.
+# With --python it is one in Python, with the router of examples/torch/python, and its benchmark.
 # With --mpi the experts are spread over 1, 2 and 4 ranks on this machine; what is printed of the first
 # step is the same each time.
 set -euo pipefail
@@ -38,6 +40,11 @@ case ${1:-} in
       "--steps 50 --save $out/torch.pt" "--load $out/torch.pt")
     shift
     ;;
+  --python)
+    packages=python
+    program=gatepro_torch_ops
+    shift
+    ;;
   --mpi)
     packages=mpi
     program=expert_parallel
@@ -52,6 +59,13 @@ echo "== build $program in $build"
 cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DGATEPRO_BUILD_BENCHMARKS=OFF
 cmake --build "$build" --parallel "$(nproc)" --target "$program"
 mkdir -p "$out"
+if [[ $program == gatepro_torch_ops ]]; then
+  export GATEPRO_TORCH_OPS=$build/examples/torch/libgatepro_torch_ops.so
+  echo "== train.py $*"
+  /usr/bin/python3 examples/torch/python/train.py "$@"
+  [[ $# -gt 0 ]] || /usr/bin/python3 examples/torch/python/benchmark.py
+  exit
+fi
 if [[ $program == expert_parallel ]]; then
   # For root, and for more ranks than cores.
   export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1

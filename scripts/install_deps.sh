@@ -7,6 +7,7 @@
 #   core   build with the library      test   core, and what the tests need
 #   demo   test, and train_moe         ci     everything that .ci/run needs
 #   torch  test, and LibTorch          mpi    test, and Open MPI
+#   python torch, and its Python
 #   arm    test, and what builds and runs tests for 64-bit ARM
 #   bench  core, Google Benchmark and the libraries that the benchmarks compare with
 set -euo pipefail
@@ -15,6 +16,7 @@ core=(g++ cmake ninja-build libeigen3-dev)
 test=("${core[@]}" libgtest-dev libcli11-dev pkg-config)
 demo=("${test[@]}" gnuplot-nox)
 torch=("${test[@]}" libtorch-dev)
+python=("${torch[@]}" python3-torch python3-dev python3-setuptools)
 mpi=("${test[@]}" libopenmpi-dev openmpi-bin)
 arm=("${test[@]}" googletest g++-aarch64-linux-gnu qemu-user-static)
 ci=("${test[@]}" "${demo[@]}" "${mpi[@]}" "${arm[@]}" git clang clang-format clang-tidy libclang-rt-dev
@@ -25,18 +27,18 @@ bench=("${core[@]}" libbenchmark-dev nlohmann-json3-dev libopenblas-dev libdnnl-
 wanted=()
 for set in "$@"; do
   case $set in
-    core | test | demo | torch | mpi | arm | ci | bench)
+    core | test | demo | torch | python | mpi | arm | ci | bench)
       declare -n packages=$set
       wanted+=("${packages[@]}")
       ;;
     *)
-      echo "install_deps: unknown set '$set'; choose from core, test, demo, torch, mpi, arm, ci, bench" >&2
+      echo "install_deps: unknown set '$set'; choose from core, test, demo, torch, python, mpi, arm, ci, bench" >&2
       exit 2
       ;;
   esac
 done
 if [[ ${#wanted[@]} -eq 0 ]]; then
-  echo "usage: install_deps.sh core|test|demo|torch|mpi|arm|ci|bench..." >&2
+  echo "usage: install_deps.sh core|test|demo|torch|python|mpi|arm|ci|bench..." >&2
   exit 2
 fi
 
