@@ -181,15 +181,16 @@ void for_each_valid_run(const VectorView<const std::uint8_t>& is_padding_T, Inde
 
 /// begin_sums for all rows of a block.
 template <class A, class D>
-MatrixView<A> begin_block(const MatrixView<D>& block, GradientMode mode, A* beside) {
-  for (Index t = 0; t < block.rows; ++t) {
-    begin_sums(block.row(t), block.cols, mode, beside + t * slab_cols);
-  }
+MatrixView<A> begin_block(const MatrixView<D>& block, GradientMode mode,
+                          [[maybe_unused]] A* beside) {
+  MatrixView<A> sums;
   if constexpr (std::is_same_v<A, D>) {
-    return block;
+    sums = block;
   } else {
-    return {beside, block.rows, block.cols, slab_cols};
+    sums = {beside, block.rows, block.cols, slab_cols};
   }
+  for (Index t = 0; t < block.rows; ++t) begin_sums(block.row(t), block.cols, mode, sums.row(t));
+  return sums;
 }
 
 /// end_sums for all rows of a block, but for padding that nothing was added to.
