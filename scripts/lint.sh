@@ -3,8 +3,8 @@
 #
 # lint.sh
 #
-# Checks what the compilers do not: that headers stand on their floors, that files are formatted, and
-# that clang-tidy finds nothing in headers and examples.
+# Checks what the compilers do not: that headers stand on their floors, that public declarations are
+# documented, that files are formatted, and that clang-tidy finds nothing in headers and examples.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -12,6 +12,10 @@ status=0
 
 echo "== floors"
 scripts/check_floors.sh || status=1
+
+echo "== documentation"
+mkdir -p build
+doxygen docs/Doxyfile || status=1
 
 echo "== format"
 git ls-files '*.hpp' '*.inl' '*.cpp' '*.cu' '*.h' '*.c' | xargs clang-format --dry-run --Werror || status=1
