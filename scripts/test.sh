@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: MIT
 #
-# test.sh: installs what is missing, builds tests and examples in build/release, runs all tests. The
-# last line says which instruction sets they ran on.
+# test.sh [<option of cmake>...]
+#
+# Installs what is missing, builds tests and examples in build/release, runs all tests. The last line
+# says which instruction sets they ran on.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -13,7 +15,8 @@ jobs=$(nproc)
 echo "== packages"
 scripts/install_deps.sh test
 echo "== configure $build"
-cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DGATEPRO_BUILD_BENCHMARKS=OFF
+cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release \
+  -DGATEPRO_BUILD_BENCHMARKS=OFF "$@"
 echo "== build with $jobs jobs"
 cmake --build "$build" --parallel "$jobs"
 echo "== test"
