@@ -137,8 +137,6 @@ class ParallelLayer {
   ExpertNetworks<A>& experts() { return experts_; }
   /// Results of the last forward.
   const gatepro::RoutingBuffers<gatepro::CompleteRouter<A>>& routed() const { return routed_; }
-  /// What the penalty did to this rank's tokens in the last forward.
-  const gatepro::PenaltyStatistics& statistics() const { return statistics_; }
   /// With a balance loss: how much of this rank's tokens' scores each expert had in the last
   /// forward.
   gatepro::VectorView<const double> share_sums_E() { return routed_.view().share_sums_E; }
@@ -167,11 +165,7 @@ class ParallelLayer {
 
   void route(const Executor& executor) {
     routed_.resize(norm_.normed_TH.rows());
-    statistics_ = {};
-    auto out = routed_.view();
-    out.statistics = &statistics_;
-    routed_.set_report(router_.forward(norm_.normed_TH, gate_.value, {}, out, routed_.workspace(),
-                                       comm_.sum(), executor));
+    router_.forward(norm_.normed_TH, gate_.value, {}, routed_, comm_.sum(), executor);
   }
 
   const Communicator& comm_;
@@ -183,7 +177,6 @@ class ParallelLayer {
   train_moe::RmsNorm<A> norm_;
   gatepro::CompleteRouter<A> router_;
   gatepro::RoutingBuffers<gatepro::CompleteRouter<A>> routed_;
-  gatepro::PenaltyStatistics statistics_;
   Exchange<A> exchange_;
   RowMatrix<A> rows_SH_, result_SH_;                // of this rank's choices
   RowMatrix<A> in_NH_, out_NH_, din_NH_, dout_NH_;  // of this rank's experts
