@@ -36,31 +36,40 @@ inline constexpr int chains_v = 4;
 inline constexpr int chains_v = 2;
 #endif
 
-/// x = exp(x) for x <= 0, -inf included: 2^n times a Taylor polynomial on |r| <= ln(2) / 2. The
-/// degree makes the truncation smaller than a tenth of an ulp. Below the smallest denormal it
-/// gives 0.
+/// The polynomial that comes closest to exp(r) on |r| <= ln(2) / 2, relatively, among those whose
+/// first two coefficients are 1: closer than a tenth of an ulp. By Remez's algorithm.
+template <class A>
+inline constexpr A exp_polynomial[] = {1.0F,
+                                       1.0F,
+                                       0.49999993451688878681F,
+                                       0.16666520689542444186F,
+                                       0.041668387364680906864F,
+                                       0.0083687098594472411105F,
+                                       0.0013814613187712525496F};
+template <>
+inline constexpr double exp_polynomial<double>[] = {1.0,
+                                                    1.0,
+                                                    0.50000000000000100809,
+                                                    0.16666666666666673202,
+                                                    0.041666666666523179381,
+                                                    0.0083333333333232735901,
+                                                    0.0013888888947516380259,
+                                                    0.00019841269883918839884,
+                                                    0.000024801487632460606291,
+                                                    2.7557244980232044886e-6,
+                                                    2.7632549702056417965e-7,
+                                                    2.5109147637486606619e-8};
+
+/// x = exp(x) for x <= 0, -inf included: 2^n times a polynomial of what is left. Below the smallest
+/// denormal it gives 0.
 template <class A, std::size_t U>
 GATEPRO_FN void exp_nonpositive(Lanes<A> (&x)[U]) {
   using V = Lanes<A>;
   constexpr bool single = sizeof(A) == 4;
-  constexpr int degree = single ? 7 : 13;
+  constexpr int degree = int(std::size(exp_polynomial<A>)) - 1;
   constexpr A most = single ? A(104) : A(746);
   constexpr A ln2_high = single ? A(0.693359375) : A(0.693147180369123816490);
   constexpr A ln2_low = single ? A(-2.12194440e-4) : A(1.90821492927058770002e-10);
-  constexpr double inverse_factorial[14] = {1.0,
-                                            1.0,
-                                            1.0 / 2,
-                                            1.0 / 6,
-                                            1.0 / 24,
-                                            1.0 / 120,
-                                            1.0 / 720,
-                                            1.0 / 5040,
-                                            1.0 / 40320,
-                                            1.0 / 362880,
-                                            1.0 / 3628800,
-                                            1.0 / 39916800,
-                                            1.0 / 479001600,
-                                            1.0 / 6227020800};
   V n[U], sum[U];
   GATEPRO_UNROLL
   for (std::size_t u = 0; u < U; ++u) {
@@ -77,12 +86,12 @@ GATEPRO_FN void exp_nonpositive(Lanes<A> (&x)[U]) {
   GATEPRO_UNROLL
   for (std::size_t u = 0; u < U; ++u) x[u] = mul_add(n[u], V::splat(-ln2_low), x[u]);
   GATEPRO_UNROLL
-  for (std::size_t u = 0; u < U; ++u) sum[u] = V::splat(A(inverse_factorial[degree]));
+  for (std::size_t u = 0; u < U; ++u) sum[u] = V::splat(exp_polynomial<A>[degree]);
   GATEPRO_UNROLL
   for (int i = degree - 1; i >= 0; --i) {
     GATEPRO_UNROLL
     for (std::size_t u = 0; u < U; ++u) {
-      sum[u] = mul_add(sum[u], x[u], V::splat(A(inverse_factorial[i])));
+      sum[u] = mul_add(sum[u], x[u], V::splat(exp_polynomial<A>[i]));
     }
   }
   GATEPRO_UNROLL
