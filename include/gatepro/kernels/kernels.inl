@@ -28,6 +28,8 @@
 
 #include "gatepro/kernels/scores.inl"
 
+#include "gatepro/kernels/weights.inl"
+
 #include "gatepro/kernels/prices.inl"
 
 #include "gatepro/kernels/group_limit.inl"
@@ -49,8 +51,10 @@ inline constexpr Kernels<A> table<Kernels<A>>{
 
 template <class A>
 inline constexpr ScoreKernels<A> table<ScoreKernels<A>>{
-    scores<A>,      slopes<A>,      shares<A>,         add_shares<A>,
-    choice_keys<A>, mean_prices<A>, price_gradient<A>, limit_groups<A>};
+    scores<A>,         slopes<A>,         shares<A>,
+    add_shares<A>,     choice_keys<A>,    separate_choice_keys<A>,
+    weigh_scores<A>,   finish_weights<A>, mean_prices<A>,
+    price_gradient<A>, limit_groups<A>};
 
 template <class A>
 inline constexpr PenaltyKernels<A> table<PenaltyKernels<A>>{store_penalised<A>};

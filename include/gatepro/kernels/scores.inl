@@ -223,18 +223,52 @@ GATEPRO_KERNEL bool add_shares(const A* shares_EL, Index experts, const BitsOf<A
   return !any_lane(spoiled);
 }
 
-/// The keys by which experts are chosen: of score + bias. Null scores are the logits themselves,
-/// null biases are 0. Losers and NaNs stay what they are; a NaN score or sum becomes a NaN.
+/// The key by which expert e is chosen: of score + bias; null biases are 0. Losers and NaNs stay
+/// what they are; a NaN score or sum becomes a NaN.
+template <class A>
+GATEPRO_FN Keys<A> choice_key(Keys<A> ranked, Lanes<A> score, const A* bias_E, Index e) {
+  if (bias_E != nullptr) score = score + Lanes<A>::splat(bias_E[e]);
+  return select(ranked < Keys<A>::splat(-Order<A>::infinity), ranked, to_keys<A>(score));
+}
+
+/// The choice keys of all experts, by scores that are there, or null for the logits themselves.
 template <class A>
 GATEPRO_KERNEL void choice_keys(const BitsOf<A>* ranked_EL, Index experts, const A* scores_EL,
                                 const A* bias_E, BitsOf<A>* choice_EL) {
   constexpr int L = lanes_v<A>;
   for (Index e = 0; e < experts; ++e) {
     const Keys<A> ranked = Keys<A>::load(ranked_EL + e * L);
-    Lanes<A> value =
+    const Lanes<A> score =
         scores_EL == nullptr ? to_values<A>(ranked) : Lanes<A>::load(scores_EL + e * L);
-    if (bias_E != nullptr) value = value + Lanes<A>::splat(bias_E[e]);
-    select(ranked < Keys<A>::splat(-Order<A>::infinity), ranked, to_keys<A>(value))
-        .store(choice_EL + e * L);
+    choice_key<A>(ranked, score, bias_E, e).store(choice_EL + e * L);
   }
+}
+
+template <class A>
+struct SeparateChoices {
+  template <ScoreFunction function>
+  GATEPRO_FN static void run(const BitsOf<A>* ranked_EL, Index experts, const A* bias_E,
+                             BitsOf<A>* choice_EL) {
+    constexpr int L = lanes_v<A>;
+    for (Index e = 0; e < experts; e += chains_v) {
+      Score<A> scores[std::size_t(chains_v)];
+      const Lanes<A> zero = Lanes<A>::splat(A(0));
+      separate_scores<A, function, false>(ranked_EL + e * L, experts - e, zero, scores);
+      GATEPRO_UNROLL
+      for (int u = 0; u < chains_v; ++u) {
+        if (e + u >= experts) break;
+        const Keys<A> ranked = Keys<A>::load(ranked_EL + (e + u) * L);
+        choice_key<A>(ranked, scores[u].value, bias_E, e + u).store(choice_EL + (e + u) * L);
+      }
+    }
+  }
+};
+
+/// The same by scores that each follow from one logit, and that nobody needs of all experts.
+template <class A>
+GATEPRO_KERNEL void separate_choice_keys(const BitsOf<A>* ranked_EL, Index experts,
+                                         ScoreFunction function, const A* bias_E,
+                                         BitsOf<A>* choice_EL) {
+  run_separate<SeparateChoices<A>>(SeparateScoreFunctions(), function, ranked_EL, experts, bias_E,
+                                   choice_EL);
 }

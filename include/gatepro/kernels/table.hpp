@@ -130,6 +130,11 @@ struct ScoreKernels {
   bool (*add_shares)(const A* shares_EL, Index experts, const Key* counted_L, Key* totals_EL);
   void (*choice_keys)(const Key* ranked_EL, Index experts, const A* scores_EL, const A* bias_E,
                       Key* choice_EL);
+  void (*separate_choice_keys)(const Key* ranked_EL, Index experts, ScoreFunction function,
+                               const A* bias_E, Key* choice_EL);
+  void (*weigh_scores)(const Key* keys_KL, const A* scores_KL, Index k, bool divide, A* weights_KL,
+                       Key* nonfinite_L);
+  void (*finish_weights)(const Key* nonfinite_L, Index k, A scale, A* scores_KL, A* weights_KL);
   void (*mean_prices)(const A* shares_EL, Index experts, const Prices<A>& prices, A* mean_L);
   void (*price_gradient)(const A* slopes_EL, Index experts, const Prices<A>& prices,
                          const A* mean_L, A factor, A* gradient_EL);
@@ -198,10 +203,10 @@ const Table& kernels_for(Isa isa);
   apply(Kernels<A>) apply(ScoreKernels<A>) apply(PenaltyKernels<A>)                  \
       GATEPRO_SOURCE_TABLES(apply, A, float) GATEPRO_SOURCE_TABLES(apply, A, double) \
           GATEPRO_SOURCE_TABLES(apply, A, bfloat16) GATEPRO_SOURCE_TABLES(apply, A, half)
-#define GATEPRO_TABLES(apply)                                                               \
-  GATEPRO_TABLES_OF(apply, float)                                                           \
-  GATEPRO_TABLES_OF(apply, double) apply(PairKernels<float>) apply(NarrowKernels<bfloat16>) \
-      apply(NarrowKernels<half>)
+#define GATEPRO_TABLES(apply)      \
+  GATEPRO_TABLES_OF(apply, float)  \
+  GATEPRO_TABLES_OF(apply, double) \
+  apply(PairKernels<float>) apply(NarrowKernels<bfloat16>) apply(NarrowKernels<half>)
 
 #if defined(GATEPRO_EXTERN_KERNELS)
 #define GATEPRO_DECLARE_TABLE(...) extern template const __VA_ARGS__& kernels_for<__VA_ARGS__>(Isa);

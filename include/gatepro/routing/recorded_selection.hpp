@@ -99,10 +99,7 @@ struct RecordedSelection {
     load_recorded_ids(group, choices, tokens);
     const Key* ranked_EL =
         rank_by_record(group, experts, competition, choices, penalised_TK, tokens);
-    if (!scores_after_top_k(rule)) {
-      score_kernels<A>().scores(ranked_EL, experts, rule.scores.function, group.scores_EL,
-                                group.sum_L);
-    }
+    score_all(group, ranked_EL, experts, rule, group.scores_EL);
     gather_ranked(group, ranked_EL, rule);
     lower_missing(group, choices, tokens);
     return competition.eliminate;

@@ -64,81 +64,46 @@ inline bool weighs_by_share(const ScoreRule& scores) {
          scores.function != ScoreFunction::softmax_after_top_k;
 }
 
-/// Copies the ranked keys of the experts in ids_KL, and their scores where they exist.
+/// scores_EL, if the selected must know the scores of all.
+template <class A>
+void score_all(const RuledGroup<A>& group, const typename Order<A>::Key* ranked_EL, Index experts,
+               const SelectionRule& rule, A* scores_EL) {
+  if (rule.scores.function != ScoreFunction::softmax_before_top_k) return;
+  score_kernels<A>().scores(ranked_EL, experts, rule.scores.function, scores_EL, group.sum_L);
+}
+
+/// The ranked keys of the experts in ids_KL, and their scores where they come before the choice.
 template <class A>
 void gather_ranked(const RuledGroup<A>& group, const typename Order<A>::Key* ranked_EL,
                    const SelectionRule& rule) {
   gather_selected(group, rule.top_k, ranked_EL, group.selected_KL);
   if (scores_after_top_k(rule)) return;
-  gather_selected<A, A>(group, rule.top_k, group.scores_EL, group.scores_KL);
-}
-
-/// nonfinite_L for scores that came before the choice: a NaN or +inf among the selected, nothing
-/// above -inf, or a row without a softmax, whose scores are all NaN.
-template <class A>
-void mark_nonfinite(const RuledGroup<A>& group, Index top_k) {
-  using O = Order<A>;
-  using Key = typename O::Key;
-  const Index lanes = kernels<A>().lanes;
-  for (Index lane = 0; lane < lanes; ++lane) {
-    bool nonfinite = false;
-    Key best = O::lowest;
-    for (Index i = lane; i < top_k * lanes; i += lanes) {
-      best = (std::max)(best, group.selected_KL[i]);
-      nonfinite =
-          nonfinite || group.selected_KL[i] == O::nan || key_of(group.scores_KL[i]) == O::nan;
-    }
-    nonfinite = nonfinite || best == O::infinity || best <= -O::infinity;
-    group.nonfinite_L[lane] = nonfinite ? Key(-1) : Key(0);
-  }
-}
-
-/// weights_KL = s / (sum + 1e-20): what the sum is divided by keeps it from 0.
-template <class A>
-void divide_by_floored_sum(const RuledGroup<A>& group, Index top_k) {
-  const Index lanes = kernels<A>().lanes;
-  for (Index lane = 0; lane < lanes; ++lane) {
-    A sum = 0;
-    for (Index j = 0; j < top_k; ++j) sum += group.scores_KL[j * lanes + lane];
-    group.sum_L[lane] = sum + A(1e-20);
-  }
-  for (Index j = 0; j < top_k; ++j) {
-    for (Index lane = 0; lane < lanes; ++lane) {
-      const Index i = j * lanes + lane;
-      group.weights_KL[i] = group.scores_KL[i] / group.sum_L[lane];
-    }
-  }
-}
-
-/// weights_KL from the scores of the selected, or for shares from their keys.
-template <class A>
-void weights_of_scores(const RuledGroup<A>& group, const ScoreRule& scores, Index top_k) {
-  const Index size = top_k * kernels<A>().lanes;
-  A* weights_KL = group.weights_KL;
-  if (weighs_by_share(scores)) {
-    score_kernels<A>().shares(group.selected_KL, top_k, scores.function, weights_KL, nullptr,
-                              nullptr);
-  } else if (scores.renormalise && scores.function != ScoreFunction::softmax_after_top_k) {
-    divide_by_floored_sum(group, top_k);
+  if (is_softmax(rule.scores.function)) {
+    gather_selected<A, A>(group, rule.top_k, group.scores_EL, group.scores_KL);
   } else {
-    std::copy_n(group.scores_KL, size, weights_KL);
+    score_kernels<A>().scores(group.selected_KL, rule.top_k, rule.scores.function, group.scores_KL,
+                              group.sum_L);
   }
-  const A scale = static_cast<A>(scores.scale);
-  if (key_of(scale) == key_of(A(1))) return;
-  for (Index i = 0; i < size; ++i) weights_KL[i] *= scale;
 }
 
 /// weights_KL, scores_KL and nonfinite_L of the selected.
 template <class A>
 void weigh_group(const RuledGroup<A>& group, const SelectionRule& rule) {
+  const ScoreKernels<A>& kernel = score_kernels<A>();
+  const ScoreRule& scores = rule.scores;
+  const Index top_k = rule.top_k;
   if (scores_after_top_k(rule)) {
-    kernels<A>().softmax(group.selected_KL, rule.top_k, group.scores_KL, group.nonfinite_L);
+    kernels<A>().softmax(group.selected_KL, top_k, group.scores_KL, group.nonfinite_L);
+    std::copy_n(group.scores_KL, top_k * kernels<A>().lanes, group.weights_KL);
   } else {
-    mark_nonfinite(group, rule.top_k);
+    kernel.weigh_scores(group.selected_KL, group.scores_KL, top_k, scores.renormalise,
+                        group.weights_KL, group.nonfinite_L);
   }
-  weights_of_scores(group, rule.scores, rule.top_k);
-  fill_lanes(group, rule.top_k, value_of<A>(Order<A>::nan),
-             [&](Index lane) { return group.nonfinite_L[lane] != 0; });
+  if (weighs_by_share(scores)) {
+    kernel.shares(group.selected_KL, top_k, scores.function, group.weights_KL, nullptr, nullptr);
+  }
+  kernel.finish_weights(group.nonfinite_L, top_k, static_cast<A>(scores.scale), group.scores_KL,
+                        group.weights_KL);
 }
 
 /// What RoutingPass does with a group.
@@ -189,16 +154,19 @@ struct RuledSelection {
 
  private:
   /// The keys of score + bias by which experts with keys ranked_EL are chosen: ranked_EL itself, or
-  /// choice_EL. Writes scores_EL where scores come before the choice.
+  /// choice_EL. May write scores_EL, see score_all.
   const Key* choice_of(const Group& group, const Key* ranked_EL, Index experts, A* scores_EL,
                        Key* choice_EL) const {
+    const ScoreKernels<A>& kernel = score_kernels<A>();
+    const ScoreFunction function = rule.scores.function;
     const bool by_logit = scores_after_top_k(rule);
     if (by_logit && bias_E == nullptr) return ranked_EL;
-    if (!by_logit) {
-      score_kernels<A>().scores(ranked_EL, experts, rule.scores.function, scores_EL, group.sum_L);
+    if (is_softmax(function)) {
+      score_all(group, ranked_EL, experts, rule, scores_EL);
+      kernel.choice_keys(ranked_EL, experts, by_logit ? nullptr : scores_EL, bias_E, choice_EL);
+    } else {
+      kernel.separate_choice_keys(ranked_EL, experts, function, bias_E, choice_EL);
     }
-    score_kernels<A>().choice_keys(ranked_EL, experts, by_logit ? nullptr : scores_EL, bias_E,
-                                   choice_EL);
     return choice_EL;
   }
 
