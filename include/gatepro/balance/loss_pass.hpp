@@ -107,7 +107,7 @@ class LossLayout {
       const LossGroup<A> group = groups_(worker);
       load(logits, group, range);
       body(group, range.first, range.count);
-      sums_[range.first / block_tokens] += store(logits, group, range);
+      store(logits, group, range, sums_[range.first / block_tokens]);
     });
     double sum = 0;
     for (Index block = 0; block < blocks_; ++block) sum += sums_[block];
@@ -115,8 +115,6 @@ class LossLayout {
   }
 
  private:
-  static constexpr Index block_tokens = 256;  // that of for_each_group
-
   struct Carve {
     Index experts;
     LossGroup<A> operator()(Arena& arena) const { return carve_loss_group<A>(arena, experts); }
@@ -128,12 +126,11 @@ class LossLayout {
     load_keys(rows, range.count, logits.logits_TE.cols, group.keys_EL);
   }
 
-  /// Adds the gradients of the tokens that are not padding, and returns the sum of their values.
-  static double store(const LossLogits<A>& logits, const LossGroup<A>& group,
-                      const TokenRange& range) {
+  /// Adds the gradients of the tokens that are not padding, and their values to `sum`, one by one.
+  static void store(const LossLogits<A>& logits, const LossGroup<A>& group, const TokenRange& range,
+                    double& sum) {
     const Index lanes = kernels<A>().lanes;
     const MatrixView<A>& dlogits_TE = logits.dlogits_TE;
-    double sum = 0;
     for (Index lane = 0; lane < range.count; ++lane) {
       if (is_masked(logits.is_padding_T, range.first + lane)) continue;
       sum += group.value_L[lane];
@@ -141,7 +138,6 @@ class LossLayout {
       A* dlogits = dlogits_TE.row(range.first + lane);
       for (Index e = 0; e < dlogits_TE.cols; ++e) dlogits[e] += group.gradient_EL[e * lanes + lane];
     }
-    return sum;
   }
 
   int workers_;

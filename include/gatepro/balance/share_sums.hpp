@@ -15,7 +15,7 @@
 namespace gatepro {
 namespace detail {
 
-/// What one worker adds up, and its scratch.
+/// What one worker adds up.
 template <class A>
 struct ShareTotals {
   using Key = typename Order<A>::Key;
@@ -24,7 +24,6 @@ struct ShareTotals {
     bool spoiled = false;  ///< A token had no shares.
   };
 
-  A* shares_EL = nullptr;
   Key* counted_L = nullptr;
   Key* totals_EL = nullptr;        ///< Of the last groups, see add_shares.
   std::int64_t* high_E = nullptr;  ///< Of the groups before, in units of 2^-26,
@@ -52,18 +51,16 @@ class ShareSums {
     }
   }
 
-  /// Adds the shares of a group in the lanes that `counts(lane)` names. log_sum_exp_L may be null.
+  /// Adds the shares of a group in the lanes that `counts(lane)` names.
   template <class Counts>
-  void add(int worker, const typename Order<A>::Key* keys_EL, ScoreFunction function,
-           A* log_sum_exp_L, const Counts& counts) const {
+  void add(int worker, const A* shares_EL, const Counts& counts) const {
     using Key = typename Order<A>::Key;
     const ShareTotals<A> mine = totals_(worker);
     for (Index lane = 0; lane < kernels<A>().lanes; ++lane) {
       mine.counted_L[lane] = counts(lane) ? Key(-1) : Key(0);
     }
-    const ScoreKernels<A>& kernel = score_kernels<A>();
-    kernel.shares(keys_EL, experts_, function, mine.shares_EL, nullptr, log_sum_exp_L);
-    const bool all = kernel.add_shares(mine.shares_EL, experts_, mine.counted_L, mine.totals_EL);
+    const bool all =
+        score_kernels<A>().add_shares(shares_EL, experts_, mine.counted_L, mine.totals_EL);
     mine.state->spoiled = mine.state->spoiled || !all;
     if (++mine.state->groups == most_groups_per_total) empty(mine);
   }
@@ -95,7 +92,6 @@ class ShareSums {
       using Key = typename Order<A>::Key;
       const Index lanes = kernels<A>().lanes;
       ShareTotals<A> totals;
-      totals.shares_EL = arena.take<A>(experts, lanes);
       totals.counted_L = arena.take<Key>(lanes);
       totals.totals_EL = arena.take<Key>(experts, lanes);
       totals.high_E = arena.take<std::int64_t>(experts);

@@ -90,7 +90,7 @@ double z_loss(const LossLogits<A>& logits, const LossWeight& weight, Workspace w
 
 /// The value of z_loss alone, from log_sum_exp_T (T), as a forward of CompleteRouter writes it.
 /// is_padding_T: T bytes, nonzero for tokens that do not count, or not given. weight.mean_over: 0
-/// for the tokens that count here.
+/// for the tokens that count here. The bits are those of z_loss.
 ///
 /// Throws Error for shapes or the weight. Cost: T multiplications. No allocation. Thread-safe.
 template <class L>
@@ -104,11 +104,15 @@ double z_loss_value(VectorView<L> log_sum_exp_T, VectorView<const std::uint8_t> 
   const std::int64_t mean_over =
       weight.mean_over != 0 ? weight.mean_over : detail::count_valid(is_padding_T, 0, tokens);
   if (!(weight.coefficient > 0) || mean_over == 0) return 0;
-  double sum = 0;
+  double sum = 0, sum_of_block = 0;
   for (Index t = 0; t < tokens; ++t) {
-    if (detail::is_masked(is_padding_T, t)) continue;
-    const double log_sum_exp = static_cast<double>(log_sum_exp_T[t]);
-    sum += detail::product(log_sum_exp, log_sum_exp);
+    if (!detail::is_masked(is_padding_T, t)) {
+      const double log_sum_exp = static_cast<double>(log_sum_exp_T[t]);
+      sum_of_block += detail::product(log_sum_exp, log_sum_exp);
+    }
+    if (t + 1 < tokens && (t + 1) % detail::block_tokens != 0) continue;
+    sum += sum_of_block;
+    sum_of_block = 0;
   }
   return detail::product(weight.coefficient / static_cast<double>(mean_over), sum);
 }

@@ -13,7 +13,8 @@
 namespace gatepro {
 
 /// Values of the losses of a forward: this call's part. The parts of all ranks, and of all forwards
-/// that share ForwardInputs::tokens_in_mean, add up to the loss.
+/// that share ForwardInputs::tokens_in_mean, add up to the loss. `batch` and `global` are those of
+/// load_balancing_loss_value, the others of the stages, to the bit.
 struct LossValues {
   double batch = 0;     ///< LossRule::batch.
   double sequence = 0;  ///< LossRule::sequence.

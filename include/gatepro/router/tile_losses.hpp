@@ -22,7 +22,7 @@ class TileLosses {
       : experts_(config.losses.any() ? config.num_experts : 0),
         function_(config.scores.function),
         sums_(arena, experts_, workers),
-        log_sum_exps_(arena, workers, CarveLanes{}) {}
+        scratch_(arena, workers, Carve{experts_}) {}
 
   /// Before a pass. Neither output needs to be given.
   void start(const VectorView<double>& share_sums_E, const VectorView<A>& log_sum_exp_T,
@@ -35,21 +35,21 @@ class TileLosses {
 
   void operator()(int worker, const typename Order<A>::Key* keys_EL,
                   const TokenRange& tokens) const {
-    const bool wants_log = log_sum_exp_T_.given();
-    A* log_sum_exp_L = wants_log ? log_sum_exps_(worker) : nullptr;
-    const bool shares_know_it = share_sums_E_.given() && is_softmax(function_);
+    if (!share_sums_E_.given() && !log_sum_exp_T_.given()) return;
+    const ScoreKernels<A>& kernel = score_kernels<A>();
+    const Scratch mine = scratch_(worker);
     if (share_sums_E_.given()) {
-      sums_.add(worker, keys_EL, function_, shares_know_it ? log_sum_exp_L : nullptr,
-                [&](Index lane) {
-                  return lane < tokens.count && !is_masked(is_padding_T_, tokens.first + lane);
-                });
+      kernel.shares(keys_EL, experts_, function_, mine.shares_EL, nullptr, mine.log_sum_exp_L);
+      sums_.add(worker, mine.shares_EL, [&](Index lane) {
+        return lane < tokens.count && !is_masked(is_padding_T_, tokens.first + lane);
+      });
     }
-    if (!wants_log) return;
-    if (!shares_know_it) {
-      score_kernels<A>().shares(keys_EL, experts_, ScoreFunction::softmax_before_top_k, nullptr,
-                                nullptr, log_sum_exp_L);
+    if (!log_sum_exp_T_.given()) return;
+    if (!share_sums_E_.given() || !is_softmax(function_)) {
+      kernel.shares(keys_EL, experts_, ScoreFunction::softmax_before_top_k, nullptr, nullptr,
+                    mine.log_sum_exp_L);
     }
-    std::copy_n(log_sum_exp_L, tokens.count, log_sum_exp_T_.data + tokens.first);
+    std::copy_n(mine.log_sum_exp_L, tokens.count, log_sum_exp_T_.data + tokens.first);
   }
 
   /// After it.
@@ -58,14 +58,23 @@ class TileLosses {
   }
 
  private:
-  struct CarveLanes {
-    A* operator()(Arena& arena) const { return arena.take<A>(kernels<A>().lanes); }
+  struct Scratch {
+    A* shares_EL;
+    A* log_sum_exp_L;
+  };
+  struct Carve {
+    Index experts;
+    Scratch operator()(Arena& arena) const {
+      const Index lanes = kernels<A>().lanes;
+      A* shares_EL = arena.take<A>(experts, lanes);
+      return {shares_EL, arena.take<A>(lanes)};
+    }
   };
 
   Index experts_;  ///< 0 if there are no losses.
   ScoreFunction function_;
   ShareSums<A> sums_;
-  PerWorker<CarveLanes> log_sum_exps_;
+  PerWorker<Carve> scratch_;
   VectorView<double> share_sums_E_{};
   VectorView<A> log_sum_exp_T_{};
   VectorView<const std::uint8_t> is_padding_T_{};

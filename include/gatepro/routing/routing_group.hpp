@@ -172,12 +172,14 @@ void store_if_given(const From* values_KL, const StridedView<To>& to_TK, const T
   if (to_TK.given()) store_group(values_KL, to_TK.middle_rows(tokens.first, tokens.count));
 }
 
+/// Tokens of a block of for_each_group: whole groups of any lane count.
+inline constexpr Index block_tokens = 256;
+
 /// Calls `body(worker, tokens)` for all groups of T tokens, several to a block.
 template <class A, class Executor, class Body>
 void for_each_group(Index tokens, const Executor& executor, int workers, const Body& body) {
-  constexpr Index block_tokens = 256;
   const Index lanes = kernels<A>().lanes;
-  const Index blocks = (tokens + block_tokens - 1) / block_tokens;
+  const Index blocks = blocks_of(tokens, block_tokens);
   for_each_block(executor, workers, blocks, [&](int worker, Index block) {
     const Index end = block + 1 < blocks ? (block + 1) * block_tokens : tokens;
     for (Index first = block * block_tokens; first < end; first += lanes) {
