@@ -19,7 +19,7 @@ torch=("${test[@]}" libtorch-dev)
 python=("${torch[@]}" python3-torch python3-dev python3-setuptools)
 mpi=("${test[@]}" libopenmpi-dev openmpi-bin)
 arm=("${test[@]}" googletest g++-aarch64-linux-gnu qemu-user-static)
-ci=("${test[@]}" "${demo[@]}" "${mpi[@]}" "${arm[@]}" git clang clang-format clang-tidy libclang-rt-dev
+ci=("${test[@]}" "${demo[@]}" "${arm[@]}" git clang clang-format clang-tidy libclang-rt-dev
     libomp-dev llvm doxygen libbenchmark-dev)
 bench=("${core[@]}" libbenchmark-dev nlohmann-json3-dev libopenblas-dev libdnnl-dev libtorch-dev
        gnuplot-nox)
