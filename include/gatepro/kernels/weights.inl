@@ -2,8 +2,8 @@
 // Weight kernels: from the scores of the selected to their weights, one token per lane.
 
 /// weights_KL: the scores, with `divide` over their sum + 1e-20, which keeps them from 0 / 0.
-/// nonfinite_L: all ones where a NaN or +inf was selected, nothing above -inf, or a row without a
-/// softmax, whose scores are all NaN.
+/// nonfinite_L: all ones where a score is NaN, as that of a NaN is, +inf was selected, or nothing
+/// above -inf.
 template <class A>
 GATEPRO_KERNEL void weigh_scores(const BitsOf<A>* keys_KL, const A* scores_KL, Index k, bool divide,
                                  A* weights_KL, BitsOf<A>* nonfinite_L) {
@@ -16,7 +16,7 @@ GATEPRO_KERNEL void weigh_scores(const BitsOf<A>* keys_KL, const A* scores_KL, I
     const Keys<A> key = Keys<A>::load(keys_KL + i);
     const Lanes<A> score = Lanes<A>::load(scores_KL + i);
     best = larger(best, key);
-    nonfinite = nonfinite | (key == nan) | (to_keys<A>(score) == nan);
+    nonfinite = nonfinite | (to_keys<A>(score) == nan);
     sum = sum + score;
   }
   const Keys<A> above = Keys<A>::splat(-O::infinity) < best;
