@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <limits>
 
 #include "gatepro/core/order.hpp"
 #include "gatepro/core/workspace.hpp"
@@ -19,6 +18,7 @@ namespace detail {
 template <class A>
 struct ShareTotals {
   using Key = typename Order<A>::Key;
+  static constexpr int high_bits = share_bits_v<float>, low_bits = share_bits_v<double>;
   struct State {
     Index groups = 0;      ///< In totals_EL.
     bool spoiled = false;  ///< A token had no shares.
@@ -26,8 +26,8 @@ struct ShareTotals {
 
   Key* counted_L = nullptr;
   Key* totals_EL = nullptr;        ///< Of the last groups, see add_shares.
-  std::int64_t* high_E = nullptr;  ///< Of the groups before, in units of 2^-26,
-  std::int64_t* low_E = nullptr;   ///< and what these leave, in units of 2^-52.
+  std::int64_t* high_E = nullptr;  ///< Of the groups before, in units of 2^-high_bits,
+  std::int64_t* low_E = nullptr;   ///< and what these leave, in units of 2^-low_bits.
   State* state = nullptr;
 };
 
@@ -79,8 +79,8 @@ class ShareSums {
       }
     }
     for (Index e = 0; e < experts_; ++e) {
-      const double sum = std::ldexp(static_cast<double>(first.high_E[e]), -26) +
-                         std::ldexp(static_cast<double>(first.low_E[e]), -52);
+      const double sum = std::ldexp(static_cast<double>(first.high_E[e]), -first.high_bits) +
+                         std::ldexp(static_cast<double>(first.low_E[e]), -first.low_bits);
       sums_E[e] = spoiled ? value_of<double>(Order<double>::nan) : sum;
     }
   }
@@ -103,7 +103,7 @@ class ShareSums {
 
   /// Moves totals_EL to where there is more room.
   void empty(const ShareTotals<A>& mine) const {
-    constexpr int shift = share_bits_v<A> - 26;
+    constexpr int shift = share_bits_v<A> - ShareTotals<A>::high_bits;
     const Index lanes = kernels<A>().lanes;
     for (Index e = 0; e < experts_; ++e) {
       for (Index i = e * lanes; i < (e + 1) * lanes; ++i) {
