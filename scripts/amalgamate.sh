@@ -58,7 +58,8 @@ optional() {
 }
 
 expanded=$(mktemp)
-trap 'rm -f "$expanded"' EXIT
+made=$(mktemp)
+trap 'rm -f "$expanded" "$made"' EXIT
 version=$(awk '/define GATEPRO_VERSION_/ { v = v s $3; s = "." } END { print v }' core/version.hpp)
 {
   echo '// SPDX-License-Identifier: MIT'
@@ -75,13 +76,13 @@ version=$(awk '/define GATEPRO_VERSION_/ { v = v s $3; s = "." } END { print v }
       optional "defined(GATEPRO_${name^^})" "$page"
     }
   done
-} > "$file"
+} > "$made"
 
 missing=$(comm -23 <(find . -name '*.hpp' -printf '%P\n' -o -name '*.inl' -printf '%P\n' | sort) \
   <(sort -u "$expanded"))
 if [[ -n $missing ]]; then
-  rm "$file"
   echo "amalgamate: no page includes" $missing >&2
   exit 1
 fi
+cat "$made" > "$file"
 echo "$file"

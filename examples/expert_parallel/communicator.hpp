@@ -45,8 +45,11 @@ class Communicator {
   /// Sums a matrix over ranks, in the order that MPI likes.
   template <class A>
   void add_up(RowMatrix<A>& matrix) const {
-    MPI_Allreduce(MPI_IN_PLACE, matrix.data(), static_cast<int>(matrix.size()), mpi_type(A()),
-                  MPI_SUM, comm_);
+    for (Index first = 0; first < matrix.size(); first += most_elements) {
+      const Index count = std::min(most_elements, matrix.size() - first);
+      MPI_Allreduce(MPI_IN_PLACE, matrix.data() + first, static_cast<int>(count), mpi_type(A()),
+                    MPI_SUM, comm_);
+    }
   }
   double largest(double value) const {
     MPI_Allreduce(MPI_IN_PLACE, &value, 1, MPI_DOUBLE, MPI_MAX, comm_);
@@ -70,10 +73,9 @@ class Communicator {
     std::int64_t size = static_cast<std::int64_t>(bytes.size());
     MPI_Bcast(&size, 1, MPI_INT64_T, 0, comm_);
     bytes.resize(static_cast<std::size_t>(size));
-    constexpr std::int64_t most = 1 << 30;  // a count of MPI is an int
-    for (std::int64_t first = 0; first < size; first += most) {
-      MPI_Bcast(bytes.data() + first, static_cast<int>(std::min(most, size - first)), MPI_BYTE, 0,
-                comm_);
+    for (std::int64_t first = 0; first < size; first += most_elements) {
+      const std::int64_t count = std::min<std::int64_t>(most_elements, size - first);
+      MPI_Bcast(bytes.data() + first, static_cast<int>(count), MPI_BYTE, 0, comm_);
     }
     return bytes;
   }
@@ -100,6 +102,8 @@ class Communicator {
   }
 
  private:
+  static constexpr Index most_elements = 1 << 30;  // a count of MPI is an int
+
   MPI_Comm comm_;
   int rank_ = 0;
   int size_ = 1;

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: MIT
 // Trains a byte-level mixture-of-experts model whose experts are spread over MPI ranks, with and
 // without competition: loads, bytes and times.
+#include <algorithm>
 #include <cinttypes>
 #include <cstdio>
 #include <exception>
+#include <stdexcept>
 #include <string>
 #include <vector>
 

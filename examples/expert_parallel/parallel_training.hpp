@@ -33,16 +33,17 @@ template <class A>
 Losses sum_losses(ParallelModel<A>& model, Index tokens, const Communicator& comm) {
   constexpr double unit = 0x1p-32;
   std::vector<std::int64_t> sums(2);  // what is not finite, the text's loss, shares layer by layer
-  const auto add = [&sums](double value, std::size_t to) {
-    const bool fits = std::abs(value) < 1e18 * unit;
+  const auto add = [&sums](double value, double most, std::size_t to) {
+    const bool fits = std::abs(value) < most;
     sums[fits ? to : 0] += fits ? std::llround(value / unit) : 1;
   };
-  for (const double loss : model.loss_T()) add(loss, 1);
+  constexpr double most = 0x1p30;  // of a sum
+  for (const double loss : model.loss_T()) add(loss, most / static_cast<double>(tokens), 1);
   for (ParallelLayer<A>& layer : model.layers()) {
     const gatepro::VectorView<const double> shares_E = layer.share_sums_E();
     for (Index e = 0; e < shares_E.size; ++e) {
       sums.push_back(0);
-      add(shares_E[e], sums.size() - 1);
+      add(shares_E[e], most, sums.size() - 1);
     }
   }
   comm.sum()(sums.data(), static_cast<Index>(sums.size()));

@@ -35,8 +35,10 @@ struct LogitGradients {
   }
 };
 
-/// The tensor itself if it has contiguous rows that stand apart or are all one, else a copy.
-inline Tensor with_rows(const Tensor& tensor) {
+/// The tensor itself if it holds its numbers, in contiguous rows that stand apart or are all one,
+/// else a copy.
+inline Tensor with_rows(const Tensor& lazy) {
+  const Tensor tensor = lazy.resolve_neg();
   const bool contiguous = tensor.size(1) <= 1 || tensor.stride(1) == 1;
   const bool apart =
       tensor.size(0) <= 1 || tensor.stride(0) == 0 || tensor.stride(0) >= tensor.size(1);
@@ -44,7 +46,7 @@ inline Tensor with_rows(const Tensor& tensor) {
 }
 
 inline Tensor contiguous(const Tensor& tensor) {
-  return tensor.defined() ? tensor.contiguous() : tensor;
+  return tensor.defined() ? tensor.resolve_neg().contiguous() : tensor;
 }
 
 /// Calls `call(X(), W())`.

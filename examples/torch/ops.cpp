@@ -76,7 +76,11 @@ std::tuple<Tensor, Tensor> route_logits_with(const Tensor& logits, const Optiona
 
 Tensor find_partners_anywhere(const Tensor& w, std::int64_t partners_per_expert,
                               double min_similarity) {
-  Checks("find_partners").weights(w);
+  const Checks checks("find_partners");
+  checks.weights(w);
+  checks.need(partners_per_expert >= 1 && partners_per_expert < w.size(0),
+              "1 <= partners_per_expert < num_experts", "partners_per_expert", partners_per_expert,
+              ", num_experts=", w.size(0));
   if (w.is_meta()) return at::empty({w.size(0), partners_per_expert}, w.options().dtype(at::kInt));
   gatepro::Pairing pairing;
   pairing.partners_per_expert = partners_per_expert;

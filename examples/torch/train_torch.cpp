@@ -3,6 +3,7 @@
 #include <torch/torch.h>
 
 #include <CLI/CLI.hpp>
+#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <exception>
@@ -197,6 +198,10 @@ int run(int argc, char** argv) {
   add_options(app, settings);
   try {
     app.parse(argc, argv);
+    for (const double value :
+         {settings.lambda, settings.learning_rate, settings.balance_coefficient}) {
+      if (std::isnan(value)) throw UserError("an option is nan: give a number");  // CLI11 takes it
+    }
     torch::set_num_threads(settings.threads);
     torch::manual_seed(static_cast<std::uint64_t>(settings.seed));
     const Text text = train_moe::load_text(settings.text);

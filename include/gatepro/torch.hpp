@@ -63,6 +63,7 @@ inline void check_tensor(const at::Tensor& tensor, const char* name, at::ScalarT
     refuse_tensor(name, "on the CPU, strided", "device=" + tensor.device().str());
   }
   check_dtype(tensor, name, dtype);
+  if (tensor.is_neg()) refuse_tensor(name, "that holds its numbers", "a pending negation");
   if (tensor.dim() != dimensions) {
     refuse_tensor(name, "of " + std::to_string(dimensions) + " dimensions",
                   "dimensions=" + std::to_string(tensor.dim()));
@@ -87,7 +88,8 @@ inline namespace GATEPRO_ABI {
 /// saved the tensor is spoilt, unnoticed.
 ///
 /// Throws Error that quotes `name` unless the tensor is defined, on the CPU, strided, of T's dtype,
-/// 2-D and with rows that are contiguous; the functions that take views check the rest.
+/// without a negation that is pending, 2-D and with rows that are contiguous; the functions that
+/// take views check the rest.
 template <class T>
 MatrixView<T> view(const at::Tensor& tensor, const char* name) {
   detail::check_tensor(tensor, name, detail::dtype_of<T>(), 2);

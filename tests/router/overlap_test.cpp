@@ -687,6 +687,27 @@ TEST(Overlap, CompleteRouter) {
   EXPECT_EQ(dlogits_TE, before);
 }
 
+TEST(Overlap, WhatLossesTakeFromACompleteForward) {
+  gatepro::CompleteConfig config;
+  static_cast<gatepro::RouterConfig&>(config) = {hidden, experts, top_k,
+                                                 gatepro::Competition::off()};
+  config.losses.batch = config.losses.z = 0.1;
+  gatepro::CompleteRouter<float> router(config);
+  gatepro::RoutingBuffers buffers(router, tokens);
+  const auto x_TH = random_matrix<float>(tokens, hidden, 1);
+  const auto w_EH = random_matrix<float>(experts, hidden, 2);
+  const auto refused = [&](const auto& spoil, const char* names) {
+    auto out = buffers.view();
+    spoil(out);
+    expect_error([&] { router.forward(x_TH, w_EH, {}, out, buffers.workspace()); },
+                 {"CompleteRouter::forward", names});
+  };
+  refused([](auto& out) { out.log_sum_exp_T.data = out.scores_TK.data + 1; },
+          "scores_TK and log_sum_exp_T overlap");
+  refused([](auto& out) { out.share_sums_E.data = reinterpret_cast<double*>(out.totals.data); },
+          "totals and share_sums_E overlap");
+}
+
 // A forward writes into no record but by filling it.
 TEST(Overlap, RecordsOfTheCompleteRouter) {
   gatepro::CompleteConfig config;

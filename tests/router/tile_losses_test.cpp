@@ -201,6 +201,23 @@ TYPED_TEST(TileLossesTest, OnlyWhatALossNeedsIsThere) {
   EXPECT_EQ(batch.values.global, 0);
 }
 
+TEST(TileLosses, AnEvaluationLeavesThemAlone) {
+  CompleteConfig config = config_of(ScoreFunction::sigmoid);
+  config.competition = gatepro::Competition::off();
+  CompleteRouter<float> router(config);
+  gatepro::RoutingBuffers<CompleteRouter<float>> buffers(router, 40);
+  auto out = buffers.view();
+  std::fill_n(out.logits_TE.data, 40 * E, 0.5F);
+  std::fill_n(out.share_sums_E.data, E, -1.0);
+  std::fill_n(out.log_sum_exp_T.data, 40, -1.0F);
+  ForwardInputs<> in;
+  in.pass = gatepro::Pass::evaluation;
+  const auto report = router.forward_logits(in, out, buffers.workspace());
+  EXPECT_EQ(report.losses.sum(), 0);
+  for (Index e = 0; e < E; ++e) EXPECT_EQ(out.share_sums_E[e], -1);
+  for (Index t = 0; t < 40; ++t) EXPECT_EQ(out.log_sum_exp_T[t], -1);
+}
+
 TEST(TileLosses, AForwardNeedsThem) {
   const auto refused = [](auto take, const char* name) {
     CompleteRouter<float> router(config_of(ScoreFunction::sigmoid));

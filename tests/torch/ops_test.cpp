@@ -600,7 +600,12 @@ TEST_F(TorchOps, BadArgumentsAreNamed) {
   expect_error([&] { route_logits(x.to(at::kHalf), partners, good); },
                {"route_logits", "logits of shape [T, E] and dtype Float or Double", "Half"});
   expect_error([&] { find_partners(x[0]); }, {"find_partners", "w of shape [E, H]"});
-  expect_error([&] { find_partners(w, 6); }, {"partners_per_expert <= num_experts - 1"});
+  for (const Tensor& weights : {w, w.to(at::kMeta)}) {
+    for (const std::int64_t count : {-1, 0, 6}) {
+      expect_error([&] { find_partners(weights, count); },
+                   {"find_partners", "1 <= partners_per_expert < num_experts", "num_experts=6"});
+    }
+  }
 }
 
 }  // namespace

@@ -62,6 +62,11 @@ TEST(TorchViews, RefuseWhatRawPointersWouldMisread) {
   expect_error([&] { gatepro::view<float>(at::zeros({4}), "x"); }, {"x of 2 dimensions"});
   expect_error(
       [&] {
+        gatepro::view<float>(at::_neg_view(at::ones({2, 2})), "x");
+      },
+      {"x that holds its numbers", "negation"});
+  expect_error(
+      [&] {
         gatepro::view<float>(at::zeros({4, 2}).t(), "x");
       },
       {"x with contiguous rows", "stride=2"});

@@ -264,8 +264,8 @@ double load_balancing_loss(const LossLogits<A>& logits, const BalanceCounts& cou
 ///
 /// Throws Error for shapes, top_k, the weight, or counts that are negative or do not belong to N
 /// tokens. The error is that of the sums: those of a forward are rounded to 2^-26 of a token's
-/// share (float; double: 2^-52), so that a value far below the coefficient has fewer digits than
-/// that of load_balancing_loss. Cost: E multiplications. No allocation. Thread-safe.
+/// share (float; double: 2^-52), which shifts the value by E 2^-27 of the coefficient at most, and
+/// far less where roundings cancel. Cost: E multiplications. No allocation. Thread-safe.
 inline double load_balancing_loss_value(VectorView<const double> share_sums_E,
                                         const BalanceCounts& counts, Index top_k,
                                         const LossWeight& weight) {

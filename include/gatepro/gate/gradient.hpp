@@ -120,18 +120,19 @@ void add_to_tokens(const Choices<Id>& choices, const LogitGradients<A>& gradient
   const int busy = useful_workers(executor, workers,
                                   {tokens, dx_TH.cols, dense ? experts : sparse_work * top_k});
   const Index share = busy == 1 ? tokens : tokens / (Index{4} * busy);
-  const Index block_tokens = std::clamp(share, least_gradient_tokens, gradient_tokens(experts));
+  const Index tokens_per_block = std::clamp(share, least_gradient_tokens, gradient_tokens(experts));
   const auto for_each_token_block = [&](const auto& carve, const auto& add) {
     const PerWorker scratch(arena, workers, carve);
-    for_each_block(executor, busy, blocks_of(tokens, block_tokens), [&](int worker, Index block) {
-      const Index first = block * block_tokens;
-      const Index count = (std::min)(block_tokens, tokens - first);
-      add(middle_choices(choices, first, count), middle_gradients(gradients, first, count), w_EH,
-          dx_TH.middle_rows(first, count), mode, scratch(worker));
-    });
+    for_each_block(
+        executor, busy, blocks_of(tokens, tokens_per_block), [&](int worker, Index block) {
+          const Index first = block * tokens_per_block;
+          const Index count = (std::min)(tokens_per_block, tokens - first);
+          add(middle_choices(choices, first, count), middle_gradients(gradients, first, count),
+              w_EH, dx_TH.middle_rows(first, count), mode, scratch(worker));
+        });
   };
   if (dense) {
-    for_each_token_block(CarveDense<A>{block_tokens, experts, sums_beside<D>(block_tokens)},
+    for_each_token_block(CarveDense<A>{tokens_per_block, experts, sums_beside<D>(tokens_per_block)},
                          [](const auto&... block) { add_dense_to_tokens(block...); });
   } else {
     for_each_token_block(CarveTokenLists<A>{experts},

@@ -47,11 +47,10 @@ GATEPRO_FN void store_log_sum_exp(const RowExtremes<A>& row, Lanes<A> sum, A* lo
 }
 
 template <class A>
-GATEPRO_FN void softmax_scores(const BitsOf<A>* keys_EL, Index experts, A* scores_EL, A* sum_L) {
+GATEPRO_FN void softmax_scores(const BitsOf<A>* keys_EL, Index experts, A* scores_EL) {
   constexpr int L = lanes_v<A>;
   const RowExtremes<A> row = row_extremes<A>(keys_EL, experts);
   const Lanes<A> one = Lanes<A>::splat(A(1));
-  const Lanes<A> quiet_nan = bit_cast<A>(Keys<A>::splat(Order<A>::quiet_nan_bits));
   const Lanes<A> sum = sum_exps<A>(keys_EL, experts, to_values<A>(row.top), scores_EL);
   const Lanes<A> scale = one / select(row.none, one, sum);
   for (Index i = 0; i < experts * L; i += L) {
@@ -59,18 +58,16 @@ GATEPRO_FN void softmax_scores(const BitsOf<A>* keys_EL, Index experts, A* score
   }
   const Keys<A> bad = row.none | row.has_nan;
   if (any_lane(bad)) spoil_scores<A>(keys_EL, experts, row.none, scores_EL);
-  select(bad, quiet_nan, one).store(sum_L);
 }
 
 /// Scores that each follow from one logit.
 template <class A>
 struct SeparateScores {
   template <ScoreFunction function>
-  GATEPRO_FN static void run(const BitsOf<A>* keys_EL, Index experts, A* scores_EL, A* sum_L) {
+  GATEPRO_FN static void run(const BitsOf<A>* keys_EL, Index experts, A* scores_EL) {
     using O = Order<A>;
     constexpr int L = lanes_v<A>;
     const Lanes<A> zero = Lanes<A>::splat(A(0));
-    Lanes<A> sum = zero;
     Keys<A> least = Keys<A>::splat(O::infinity);
     for (Index e = 0; e < experts; e += chains_v) {
       Score<A> scores[std::size_t(chains_v)];
@@ -79,28 +76,26 @@ struct SeparateScores {
       for (int u = 0; u < chains_v; ++u) {
         if (e + u >= experts) break;
         scores[u].value.store(scores_EL + (e + u) * L);
-        sum = sum + scores[u].value;
         least = smaller(least, Keys<A>::load(keys_EL + (e + u) * L));
       }
     }
     const auto has_nan = least == Keys<A>::splat(O::nan);
     if (any_lane(has_nan)) spoil_scores<A>(keys_EL, experts, Keys<A>::splat(0), scores_EL);
-    select(has_nan, bit_cast<A>(Keys<A>::splat(O::quiet_nan_bits)), sum).store(sum_L);
   }
 };
 
-/// Scores over all E experts of each lane. For either softmax: exp(x) over their sum, and sum_L is
-/// 1; else unnormalised, and sum_L is their sum in order of e. A NaN scores NaN and is left out of
+/// Scores over all E experts of each lane. For either softmax: exp(x) over their sum; else
+/// unnormalised. A NaN scores NaN and is left out of
 /// the softmax of the others; losers and -inf score 0. A lane that holds +inf, or nothing above
-/// -inf, has no softmax: each expert's is NaN. sum_L is NaN if a score is.
+/// -inf, has no softmax: each expert's is NaN.
 template <class A>
 GATEPRO_KERNEL void scores(const BitsOf<A>* keys_EL, Index experts, ScoreFunction function,
-                           A* scores_EL, A* sum_L) {
+                           A* scores_EL) {
   if (is_softmax(function)) {
-    softmax_scores<A>(keys_EL, experts, scores_EL, sum_L);
+    softmax_scores<A>(keys_EL, experts, scores_EL);
   } else {
-    run_separate<SeparateScores<A>>(SeparateScoreFunctions(), function, keys_EL, experts, scores_EL,
-                                    sum_L);
+    run_separate<SeparateScores<A>>(SeparateScoreFunctions(), function, keys_EL, experts,
+                                    scores_EL);
   }
 }
 

@@ -123,7 +123,7 @@ struct Kernels {
 template <class A>
 struct ScoreKernels {
   using Key = typename Order<A>::Key;
-  void (*scores)(const Key* keys_EL, Index experts, ScoreFunction function, A* scores_EL, A* sum_L);
+  void (*scores)(const Key* keys_EL, Index experts, ScoreFunction function, A* scores_EL);
   void (*slopes)(const Key* keys_KL, Index k, ScoreFunction function, A* slopes_KL);
   void (*shares)(const Key* keys_EL, Index experts, ScoreFunction function, A* shares_EL,
                  A* slopes_EL, A* log_sum_exp_L);

@@ -58,9 +58,12 @@ struct CompleteRoutingView : RoutingView<A, Id> {
   /// sequences of this forward, all of them reduced.
   VectorView<std::int64_t> totals{};
   /// With a batch or global loss: the sum over tokens that count of the share that each expert has
-  /// of a token's scores, with the raw logits; NaNs if a logit was. Not written in an evaluation.
+  /// of a token's scores, by its raw logits; NaNs if a token has no shares: with a NaN, +inf, or
+  /// nothing above -inf. Not written in an evaluation.
   VectorView<double> share_sums_E{};
-  VectorView<A> log_sum_exp_T{};        ///< With a z-loss: of the raw logits, likewise.
+  /// With a z-loss: of each token's raw logits, padding's too; a NaN where it has no shares. Not
+  /// written in an evaluation.
+  VectorView<A> log_sum_exp_T{};
   StridedView<Id> counted_ids_TK{};     ///< With a sequence loss on CountSource::unpenalised.
   StridedView<std::uint8_t> kept_TK{};  ///< With a capacity: 1 where the choice has a slot.
   VectorView<std::int64_t> kept_per_expert_E{};  ///< With a capacity: choices that have a slot.

@@ -2,9 +2,12 @@
 // A selection by any SelectionRule: scores, bias and groups decide who is chosen and what it
 // weighs.
 //
-//   ranked_EL --score--> scores_EL --+ bias, groups--> choice_EL --top-k--> ids_KL
-//       |                    |                                                 |
-//       +--------------------+---------- gather selected_KL, scores_KL <------+--> weights_KL
+//   ranked_EL --score, + bias, groups--> choice_EL --top-k--> ids_KL
+//       |                                                       |
+//       +---------------- gather, score --> selected_KL, scores_KL --> weights_KL
+//
+// Scores that each follow from one logit are computed once more for the selected; those of a
+// softmax are kept for all experts, in scores_EL.
 #ifndef GATEPRO_ROUTING_RULED_SELECTION_HPP
 #define GATEPRO_ROUTING_RULED_SELECTION_HPP
 
@@ -26,7 +29,6 @@ struct RuledGroup : RoutingGroup<A> {
   Key* choice_EL = nullptr;  ///< Keys of score + bias, behind all others in a forbidden group.
   A* other_scores_EL = nullptr;
   Key* other_EL = nullptr;  ///< Choice keys if nobody competed.
-  A* sum_L = nullptr;
 };
 
 inline namespace GATEPRO_ABI {
@@ -44,7 +46,6 @@ RuledGroup<A> carve_ruled_group(Arena& arena, Index experts, const SelectionRule
   group.choice_EL = arena.take<Key>(experts, lanes);
   group.other_scores_EL = arena.take<A>(experts, lanes);
   group.other_EL = arena.take<Key>(experts, lanes);
-  group.sum_L = arena.take<A>(lanes);
   return group;
 }
 
@@ -69,7 +70,7 @@ template <class A>
 void score_all(const RuledGroup<A>& group, const typename Order<A>::Key* ranked_EL, Index experts,
                const SelectionRule& rule, A* scores_EL) {
   if (rule.scores.function != ScoreFunction::softmax_before_top_k) return;
-  score_kernels<A>().scores(ranked_EL, experts, rule.scores.function, scores_EL, group.sum_L);
+  score_kernels<A>().scores(ranked_EL, experts, rule.scores.function, scores_EL);
 }
 
 /// The ranked keys of the experts in ids_KL, and their scores where they come before the choice.
@@ -81,8 +82,7 @@ void gather_ranked(const RuledGroup<A>& group, const typename Order<A>::Key* ran
   if (is_softmax(rule.scores.function)) {
     gather_selected<A, A>(group, rule.top_k, group.scores_EL, group.scores_KL);
   } else {
-    score_kernels<A>().scores(group.selected_KL, rule.top_k, rule.scores.function, group.scores_KL,
-                              group.sum_L);
+    score_kernels<A>().scores(group.selected_KL, rule.top_k, rule.scores.function, group.scores_KL);
   }
 }
 
@@ -96,8 +96,9 @@ void weigh_group(const RuledGroup<A>& group, const SelectionRule& rule) {
     kernels<A>().softmax(group.selected_KL, top_k, group.scores_KL, group.nonfinite_L);
     std::copy_n(group.scores_KL, top_k * kernels<A>().lanes, group.weights_KL);
   } else {
-    kernel.weigh_scores(group.selected_KL, group.scores_KL, top_k, scores.renormalise,
-                        group.weights_KL, group.nonfinite_L);
+    kernel.weigh_scores(group.selected_KL, group.scores_KL, top_k,
+                        scores.renormalise && !weighs_by_share(scores), group.weights_KL,
+                        group.nonfinite_L);
   }
   if (weighs_by_share(scores)) {
     kernel.shares(group.selected_KL, top_k, scores.function, group.weights_KL, nullptr, nullptr);
