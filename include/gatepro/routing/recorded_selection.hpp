@@ -99,7 +99,7 @@ struct RecordedSelection {
     load_recorded_ids(group, choices, tokens);
     const Key* ranked_EL =
         rank_by_record(group, experts, competition, choices, penalised_TK, tokens);
-    score_all(group, ranked_EL, experts, rule, group.scores_EL);
+    score_all<A>(ranked_EL, experts, rule, group.scores_EL);
     gather_ranked(group, ranked_EL, rule);
     lower_missing(group, choices, tokens);
     return competition.eliminate;

@@ -191,7 +191,7 @@ const typename Order<A>::Key* prepare_scores_backward(
   const auto* ranked_EL =
       rank_by_record(group, experts, competition, choices, penalised_TK, tokens);
   if (has_dense_gradient(rule)) {
-    score_all(group, ranked_EL, experts, rule, group.scores_EL);
+    score_all<A>(ranked_EL, experts, rule, group.scores_EL);
     return ranked_EL;
   }
   gather_selected(group, rule.top_k, ranked_EL, group.selected_KL);

@@ -67,8 +67,8 @@ inline bool weighs_by_share(const ScoreRule& scores) {
 
 /// scores_EL, if the selected must know the scores of all.
 template <class A>
-void score_all(const RuledGroup<A>& group, const typename Order<A>::Key* ranked_EL, Index experts,
-               const SelectionRule& rule, A* scores_EL) {
+void score_all(const typename Order<A>::Key* ranked_EL, Index experts, const SelectionRule& rule,
+               A* scores_EL) {
   if (rule.scores.function != ScoreFunction::softmax_before_top_k) return;
   score_kernels<A>().scores(ranked_EL, experts, rule.scores.function, scores_EL);
 }
@@ -163,7 +163,7 @@ struct RuledSelection {
     const bool by_logit = scores_after_top_k(rule);
     if (by_logit && bias_E == nullptr) return ranked_EL;
     if (is_softmax(function)) {
-      score_all(group, ranked_EL, experts, rule, scores_EL);
+      score_all<A>(ranked_EL, experts, rule, scores_EL);
       kernel.choice_keys(ranked_EL, experts, by_logit ? nullptr : scores_EL, bias_E, choice_EL);
     } else {
       kernel.separate_choice_keys(ranked_EL, experts, function, bias_E, choice_EL);
