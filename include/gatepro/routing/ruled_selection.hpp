@@ -126,9 +126,9 @@ struct RuledSelection {
   /// nobody competed.
   bool choose(const Group& group, const TokenRange& tokens, Index experts) const {
     const Key* ranked_EL = compete(group, experts, competition);
-    const Key* choice_EL = limited(
-        group, experts, choice_of(group, ranked_EL, experts, group.scores_EL, group.choice_EL),
-        group.choice_EL);
+    const Key* choice_EL =
+        limited(group, experts, choice_of(ranked_EL, experts, group.scores_EL, group.choice_EL),
+                group.choice_EL);
     kernels<A>().top_k(choice_EL, experts, top_k, group.top());
     if (choice_EL == ranked_EL) {
       std::copy_n(group.top_keys_KL, top_k * kernels<A>().lanes, group.selected_KL);
@@ -136,18 +136,16 @@ struct RuledSelection {
       gather_ranked(group, ranked_EL, rule);
     }
     if (!competition.eliminate || !holds_losers(group, tokens.count, top_k)) return false;
-    const Key* order_EL =
-        choice_of(group, group.keys_EL, experts, group.other_scores_EL, group.other_EL);
+    const Key* order_EL = choice_of(group.keys_EL, experts, group.other_scores_EL, group.other_EL);
     Key* writable_EL = choice_EL == group.choice_EL ? group.choice_EL : group.ranked_EL;
     kernels<A>().refill(order_EL, experts, top_k, writable_EL, group.other(), group.top());
     return true;
   }
 
   void choose_unpenalised(const Group& group, Index experts) const {
-    const Key* choice_EL =
-        limited(group, experts,
-                choice_of(group, group.keys_EL, experts, group.other_scores_EL, group.other_EL),
-                group.other_EL);
+    const Key* choice_EL = limited(
+        group, experts, choice_of(group.keys_EL, experts, group.other_scores_EL, group.other_EL),
+        group.other_EL);
     kernels<A>().top_k(choice_EL, experts, top_k, group.other());
   }
 
@@ -156,8 +154,7 @@ struct RuledSelection {
  private:
   /// The keys of score + bias by which experts with keys ranked_EL are chosen: ranked_EL itself, or
   /// choice_EL. May write scores_EL, see score_all.
-  const Key* choice_of(const Group& group, const Key* ranked_EL, Index experts, A* scores_EL,
-                       Key* choice_EL) const {
+  const Key* choice_of(const Key* ranked_EL, Index experts, A* scores_EL, Key* choice_EL) const {
     const ScoreKernels<A>& kernel = score_kernels<A>();
     const ScoreFunction function = rule.scores.function;
     const bool by_logit = scores_after_top_k(rule);
