@@ -116,10 +116,10 @@ class Checks {
     constexpr Index most = (std::numeric_limits<Index>::max)() / static_cast<Index>(sizeof(T)) / 2;
     const Index row_gaps = repeats<T>(m.row_stride) ? 0 : m.rows - 1;
     const Index col_gaps = repeats<T>(m.col_stride) ? 0 : m.cols - 1;
-    const bool positive =
-        (row_gaps == 0 || m.row_stride > 0) && (col_gaps == 0 || m.col_stride > 0);
-    const bool addressable = positive && (row_gaps == 0 || m.row_stride <= most / row_gaps) &&
-                             (col_gaps == 0 || m.col_stride <= most / col_gaps);
+    const auto within = [](Index gaps, Index stride) {
+      return gaps <= 0 || (stride > 0 && stride <= most / gaps);
+    };
+    const bool addressable = within(row_gaps, m.row_stride) && within(col_gaps, m.col_stride);
     const bool disjoint =
         addressable && (row_gaps == 0 || col_gaps == 0 || m.row_stride > col_gaps * m.col_stride ||
                         m.col_stride > row_gaps * m.row_stride);
