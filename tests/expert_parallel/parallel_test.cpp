@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "parallel_training.hpp"
+#include "words.hpp"
 
 namespace expert_parallel {
 namespace {
@@ -36,12 +37,8 @@ Sizes small_sizes() {
 }
 
 Batch whole_batch() {
-  train_moe::Random random(7, train_moe::Stream::training);
-  std::string words;
-  while (words.size() < 8 * train_moe::Text::block_bytes) {
-    words += static_cast<char>('a' + random.below(26));
-  }
-  return train_moe::Text(words).training_batch(1, 1, tokens, small_sizes().context);
+  const train_moe::Text text(train_moe::words(8 * train_moe::Text::block_bytes));
+  return text.training_batch(1, 1, tokens, small_sizes().context);
 }
 
 /// Of all shares that are tried; the last one is for four ranks and leaves one without tokens.

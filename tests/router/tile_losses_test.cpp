@@ -241,6 +241,8 @@ TEST(LossValues, RefuseWhatDoesNotFit) {
   };
   // E / (K N M) * sum over e of n_e * 1 = E / (2 * 2 E * E) * 4 E = 1.
   EXPECT_EQ(value(counts, 2, 0.5), 0.5);
+  // By default the mean is over the tokens of the counts, of which there are twice as many.
+  EXPECT_EQ(gatepro::load_balancing_loss_value(sums, counts, 2, LossWeight{0.5}), 0.25);
   EXPECT_EQ(value(counts, 2, 0), 0);
   expect_error([&] { value(counts, 0, 1); }, {"load_balancing_loss_value", "top_k"});
   expect_error([&] { value(counts, 2, -1); }, {"load_balancing_loss_value", "coefficient"});

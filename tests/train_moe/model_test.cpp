@@ -15,18 +15,10 @@
 #include "model.hpp"
 #include "settings.hpp"
 #include "training.hpp"
+#include "words.hpp"
 
 namespace train_moe {
 namespace {
-
-std::string words(Index bytes) {
-  Random random(7, Stream::training);
-  std::string text;
-  while (static_cast<Index>(text.size()) < bytes) {
-    text += static_cast<char>('a' + random.below(26));
-  }
-  return text;
-}
 
 Sizes small_sizes() {
   Sizes sizes;

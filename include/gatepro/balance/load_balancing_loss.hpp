@@ -260,7 +260,7 @@ double load_balancing_loss(const LossLogits<A>& logits, const BalanceCounts& cou
 
 /// The value of load_balancing_loss alone, from share_sums_E (E): the sums over this call's tokens,
 /// padding not among them, of each expert's share s_te, as a forward of CompleteRouter writes them.
-/// weight.mean_over must say what the mean is over, unless it is 0 tokens.
+/// weight.mean_over: 0 for the tokens that made `counts`.
 ///
 /// Throws Error for shapes, top_k, the weight, or counts that are negative or do not belong to N
 /// tokens. The error is that of the sums: those of a forward are rounded to 2^-26 of a token's
@@ -277,9 +277,10 @@ inline double load_balancing_loss_value(VectorView<const double> share_sums_E,
   checks.top_k(top_k, experts);
   detail::check_choices_per_token(checks, counts, top_k);
   detail::check_loss_weight(checks, weight);
-  if (!(weight.coefficient > 0) || weight.mean_over == 0 || counts.tokens == 0) return 0;
+  if (!(weight.coefficient > 0) || counts.tokens == 0) return 0;
+  const std::int64_t mean_over = weight.mean_over != 0 ? weight.mean_over : counts.tokens;
   const double scale = detail::price_scale(experts, top_k, static_cast<double>(counts.tokens),
-                                           static_cast<double>(weight.mean_over));
+                                           static_cast<double>(mean_over));
   double sum = 0;
   for (Index e = 0; e < experts; ++e) {
     sum += detail::product(static_cast<double>(counts.tokens_per_expert_E[e]), share_sums_E[e]);

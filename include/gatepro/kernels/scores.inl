@@ -85,9 +85,8 @@ struct SeparateScores {
 };
 
 /// Scores over all E experts of each lane. For either softmax: exp(x) over their sum; else
-/// unnormalised. A NaN scores NaN and is left out of
-/// the softmax of the others; losers and -inf score 0. A lane that holds +inf, or nothing above
-/// -inf, has no softmax: each expert's is NaN.
+/// unnormalised. A NaN scores NaN and is left out of the softmax of the others; losers and -inf
+/// score 0. A lane that holds +inf, or nothing above -inf, has no softmax: each expert's is NaN.
 template <class A>
 GATEPRO_KERNEL void scores(const BitsOf<A>* keys_EL, Index experts, ScoreFunction function,
                            A* scores_EL) {

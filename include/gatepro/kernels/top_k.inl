@@ -258,13 +258,14 @@ GATEPRO_FN bool top_k_packed(const RankedKeys<A>& keys, Index experts, Index k,
 template <class A>
 GATEPRO_SHARED bool top_k_packed(const RankedKeys<A>& keys, Index experts, Index k,
                                  const SelectedKeys<BitsOf<A>>& to) {
-  // Where registers are short, the code for longer lists serves lists of 8 as well.
-  constexpr int slots_of_8 = GATEPRO_BYTES > 16 ? 8 : 64;
   // With more experts, a float has too few bits for key and id: a lane is in doubt too often.
   const Index most = experts <= 1024 || sizeof(A) == 8 ? 64 : 32;
   if (k <= 2) return top_k_packed<A, 2>(keys, experts, k, to);
   if (k <= 4) return top_k_packed<A, 4>(keys, experts, k, to);
-  if (k <= 8) return top_k_packed<A, slots_of_8>(keys, experts, k, to);
+#if GATEPRO_BYTES > 16
+  // Elsewhere registers are short: the code for longer lists serves these as well.
+  if (k <= 8) return top_k_packed<A, 8>(keys, experts, k, to);
+#endif
   return k <= most && top_k_packed<A, 64>(keys, experts, k, to);
 }
 
