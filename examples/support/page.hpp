@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: MIT
+// One self-contained HTML page: no script, no other file; light or dark as the reader's system is.
+#ifndef EXAMPLES_SUPPORT_PAGE_HPP
+#define EXAMPLES_SUPPORT_PAGE_HPP
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "svg.hpp"
+#include "theme.hpp"
+
+namespace report {
+
+inline std::string page_colour_css(const Theme& t) {
+  const std::string ink = t.ink, muted = t.muted, grid = t.grid, card = t.card;
+  return std::string("body{background:") + t.paper + ";color:" + ink + "}a{color:" + t.accent +
+         "}.card{background:" + card + ";border-color:" + grid +
+         "}figcaption,.lead,.unit{color:" + muted + "}th,td{border-color:" + grid +
+         "}th{color:" + muted + "}\n" + colour_css(t);
+}
+
+inline std::string page_css() {
+  return "*{box-sizing:border-box}html{-webkit-text-size-adjust:100%}"
+         "body{margin:0;font:16px/1.5 system-ui,-apple-system,'Segoe UI','Noto Sans','DejaVu Sans',"
+         "sans-serif}main{max-width:1240px;margin:0 auto;padding:20px 16px 60px}"
+         "h1{font-size:1.7rem;line-height:1.2;margin:.4em 0 .2em}"
+         "h2{font-size:1.25rem;margin:2.2em 0 .3em}p{max-width:46rem;margin:.5em 0}"
+         ".lead{font-size:1.02rem}h1,h2,p,code{overflow-wrap:anywhere}"
+         "code{font:.9em ui-monospace,'DejaVu Sans Mono',monospace}"
+         ".grid-of-cards{display:grid;gap:16px;margin:14px 0;grid-template-columns:"
+         "repeat(auto-fill,minmax(min(100%,372px),1fr));align-items:start}"
+         ".card{border:1px solid;border-radius:8px;margin:0;padding:12px;min-width:0}"
+         ".card h3{font-size:1rem;margin:0 0 6px}.figure{display:block;width:100%;height:auto}"
+         "figcaption{font-size:.88rem;line-height:1.45;margin-top:8px}"
+         ".tiles{display:grid;gap:10px;margin:14px 0;grid-template-columns:"
+         "repeat(auto-fill,minmax(min(46%,148px),1fr))}.tile{padding:10px 12px}"
+         ".tile "
+         "b{display:block;font-size:1.3rem;line-height:1.25;font-variant-numeric:tabular-nums}"
+         ".unit{font-size:.8rem;line-height:1.3;display:block}"
+         ".scroll{overflow-x:auto}table{border-collapse:collapse;font-size:.9rem;"
+         "font-variant-numeric:tabular-nums}th,td{border-bottom:1px solid;padding:5px 10px;"
+         "text-align:right;vertical-align:top}th{font-weight:600;line-height:1.25}"
+         "th.words,td.words{text-align:left}.stack{display:grid;gap:16px}"
+         "@media(min-width:820px){.wide{grid-column:span 2}.wide .figure{font-size:8px}"
+         ".whole{grid-column:1/-1}}\n" +
+         shape_css();
+}
+
+/// Builds the page from the top down.
+class Page {
+ public:
+  explicit Page(const std::string& title) : title_(title) {
+    body_ = "<h1>" + escaped(title) + "</h1>\n";
+  }
+
+  void section(const std::string& heading, const std::string& id) {
+    body_ += "<h2 id=\"" + escaped(id) + "\">" + escaped(heading) + "</h2>\n";
+  }
+  void lead(const std::string& text) { body_ += "<p class=\"lead\">" + escaped(text) + "</p>\n"; }
+  void paragraph(const std::string& text) { body_ += "<p>" + escaped(text) + "</p>\n"; }
+  /// Markup that is well-formed already.
+  void raw(const std::string& markup) { body_ += markup; }
+
+  /// Figures stand side by side between these two, as many as there is room for.
+  void begin_cards() { body_ += "<div class=\"grid-of-cards\">\n"; }
+  void end_cards() { body_ += "</div>\n"; }
+  /// Cards below each other in one column of the grid.
+  void begin_stack() { body_ += "<div class=\"stack\">\n"; }
+  void end_stack() { body_ += "</div>\n"; }
+
+  enum class Width { one, wide, whole };
+  /// A drawing, what it is called, and what one sees.
+  void figure(const std::string& heading, const Svg& drawing, const std::string& caption,
+              Width width = Width::one) {
+    const char* css = width == Width::one ? "" : width == Width::wide ? " wide" : " whole";
+    body_ += std::string("<figure class=\"card") + css + "\">\n<h3>" + escaped(heading) +
+             "</h3>\n" + drawing.inline_text() + "<figcaption>" + escaped(caption) +
+             "</figcaption>\n</figure>\n";
+  }
+
+  /// Numbers that are read first: the number, and what it counts.
+  void tiles(const std::vector<std::pair<std::string, std::string>>& values) {
+    body_ += "<div class=\"tiles\">\n";
+    for (const auto& [value, unit] : values) {
+      body_ += "<div class=\"card tile\"><b>" + escaped(value) + "</b><span class=\"unit\">" +
+               escaped(unit) + "</span></div>\n";
+    }
+    body_ += "</div>\n";
+  }
+
+  /// A column is right-aligned, for numbers, unless its name starts with a '|'. A cell that starts
+  /// with '#' links to the section of that id: "#id|text".
+  void table(const std::vector<std::string>& columns,
+             const std::vector<std::vector<std::string>>& rows) {
+    std::vector<bool> words;
+    body_ += "<div class=\"scroll\"><table>\n<thead><tr>";
+    for (const std::string& column : columns) {
+      words.push_back(!column.empty() && column[0] == '|');
+      body_ += cell("th", words.back() ? column.substr(1) : column, words.back());
+    }
+    body_ += "</tr></thead>\n<tbody>\n";
+    for (const auto& row : rows) {
+      body_ += "<tr>";
+      for (std::size_t c = 0; c < row.size(); ++c) body_ += cell("td", row[c], words[c]);
+      body_ += "</tr>\n";
+    }
+    body_ += "</tbody></table></div>\n";
+  }
+
+  /// The file.
+  std::string html() const {
+    return "<!DOCTYPE html>\n<html xmlns=\"http://www.w3.org/1999/xhtml\" lang=\"en\">\n<head>\n"
+           "<meta charset=\"utf-8\" />\n<meta name=\"viewport\" content=\"width=device-width, "
+           "initial-scale=1\" />\n<meta name=\"color-scheme\" content=\"light dark\" />\n<title>" +
+           escaped(title_) + "</title>\n<style>\n" + page_css() + page_colour_css(light_theme) +
+           "@media(prefers-color-scheme:dark){\n" + page_colour_css(dark_theme) +
+           "}\n</style>\n</head>\n<body>\n<main>\n" + body_ + "</main>\n</body>\n</html>\n";
+  }
+
+ private:
+  static std::string cell(const std::string& tag, const std::string& text, bool words) {
+    std::string content = escaped(text);
+    const std::size_t bar = text.find('|');
+    if (!text.empty() && text[0] == '#' && bar != std::string::npos) {
+      content = "<a href=\"" + escaped(text.substr(0, bar)) + "\">" +
+                escaped(text.substr(bar + 1)) + "</a>";
+    }
+    return "<" + tag + (words ? " class=\"words\">" : ">") + content + "</" + tag + ">";
+  }
+
+  std::string title_;
+  std::string body_;
+};
+
+}  // namespace report
+
+#endif  // EXAMPLES_SUPPORT_PAGE_HPP
