@@ -19,6 +19,12 @@ inline CompleteConfig mixtral_8x7b() {
 
 inline CompleteConfig dbrx() { return {{6144, 16, 4, Competition::off()}}; }
 
+inline CompleteConfig qwen3_moe_30b() { return {{2048, 128, 8, Competition::off()}}; }
+
+inline CompleteConfig qwen3_moe_235b() { return {{4096, 128, 8, Competition::off()}}; }
+
+inline CompleteConfig hunyuan_a13b() { return {{4096, 64, 8, Competition::off()}}; }
+
 inline CompleteConfig olmoe_1b_7b() {
   CompleteConfig config{{2048, 64, 8, Competition::off()}};
   config.scores.function = ScoreFunction::softmax_before_top_k;
@@ -27,9 +33,11 @@ inline CompleteConfig olmoe_1b_7b() {
   return config;
 }
 
-inline CompleteConfig qwen3_moe_30b() { return {{2048, 128, 8, Competition::off()}}; }
-
-inline CompleteConfig qwen3_moe_235b() { return {{4096, 128, 8, Competition::off()}}; }
+inline CompleteConfig jamba() {
+  CompleteConfig config{{4096, 16, 2, Competition::off()}};
+  config.scores.function = ScoreFunction::softmax_before_top_k;
+  return config;
+}
 
 inline CompleteConfig deepseek_v2() {
   CompleteConfig config{{5120, 160, 6, Competition::off()}};
@@ -75,12 +83,6 @@ inline CompleteConfig llama_4_maverick() {
   return config;
 }
 
-inline CompleteConfig jamba() {
-  CompleteConfig config{{4096, 16, 2, Competition::off()}};
-  config.scores.function = ScoreFunction::softmax_before_top_k;
-  return config;
-}
-
 inline CompleteConfig ernie_4_5_21b() {
   CompleteConfig config{{2560, 64, 6, Competition::off()}};
   config.scores.function = ScoreFunction::softmax_before_top_k;
@@ -88,8 +90,6 @@ inline CompleteConfig ernie_4_5_21b() {
   config.bias.enabled = true;
   return config;
 }
-
-inline CompleteConfig hunyuan_a13b() { return {{4096, 64, 8, Competition::off()}}; }
 
 }  // namespace published
 
