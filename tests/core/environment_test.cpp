@@ -98,6 +98,9 @@ TEST_F(UnknownInstructionSet, IsRefusedByTheWayToTheExperts) {
       Choices{strided_view(ids_TK)}, {1, DropPolicy::position},
       KeptRouting{strided_view(a_TK), strided_view(bytes_TK), all(counts_E)}, memory));
   EXPECT_REFUSED(permute<float>(all(token_N), view(x_TH), view(out_NH)));
+  EXPECT_REFUSED(permute_scaled(all(choice_N), strided_view(a_TK), view(x_TH), view(out_NH)));
+  EXPECT_REFUSED(permute_scaled_backward_weights(strided_view(row_TK), view(x_TH), view(rows_NH),
+                                                 strided_view(b_TK)));
   EXPECT_REFUSED(
       dense_routing(Choices{strided_view(ids_TK)}, E, a_TK, DenseRouting<float>{out_TE}));
   EXPECT_REFUSED(permute_backward(strided_view(row_TK), view(rows_NH), view(out_TH)));

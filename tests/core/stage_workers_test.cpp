@@ -123,6 +123,18 @@ TEST(StageWorkers, Dispatch) {
                                       strided_view(out), executor);
     return bytes_of(out);
   });
+  expect_as_many_as_pay("permute_scaled", [](Batch& in, const auto& executor) {
+    RowMatrix<float> out(rows, hidden);
+    gatepro::permute_scaled(gatepro::VectorView<const std::int32_t>(in.choice_of_row_N),
+                            in.weights_TK, in.x_TH, view(out), executor);
+    return bytes_of(out);
+  });
+  expect_as_many_as_pay("permute_scaled_backward_weights", [](Batch& in, const auto& executor) {
+    RowMatrix<float> out = zeros(tokens, top_k);
+    gatepro::permute_scaled_backward_weights(Ids(strided_view(in.row_TK)), view(in.x_TH),
+                                             in.rows_NH, strided_view(out), executor);
+    return bytes_of(out);
+  });
   expect_as_many_as_pay("dense_routing", [](Batch& in, const auto& executor) {
     RowMatrix<float> out(tokens, experts);
     gatepro::dense_routing(gatepro::Choices{Ids(strided_view(in.ids_TK))}, experts, in.weights_TK,

@@ -51,6 +51,7 @@ struct Plan {
                            experts, rule, plan, memory);
   }
   Index token(Index r) const { return some(token_of_row[static_cast<std::size_t>(r)]); }
+  Index choice(Index r) const { return some(choice_of_row[static_cast<std::size_t>(r)]); }
   Index row(Index t, Index j) const { return some(row_TK(t, j)); }
   static Index some(Id id) { return id == static_cast<Id>(-1) ? none : static_cast<Index>(id); }
 
@@ -330,6 +331,181 @@ TEST(PermuteGradient, AgainstFiniteDifferences) {
   };
   for (Index i = 0; i < x.size(); ++i) expect_slope(x.data()[i], dx.data()[i]);
   for (Index i = 0; i < weights.size(); ++i) expect_slope(weights.data()[i], dweights.data()[i]);
+}
+
+/// What a product in A is as an X: rounded once more.
+template <class X, class A>
+X rounded(A product) {
+  return static_cast<X>(product);
+}
+
+TYPED_TEST(PermuteTest, ScaledRowsAreRoundedProducts) {
+  using X = typename TypeParam::X;
+  using A = typename TypeParam::A;
+  using Id = typename TypeParam::Id;
+  for (Index hidden : widths) {
+    const Plan<Id> plan(70, 6, 3, 50);
+    const auto x_TH = data::random_matrix<X>(70, hidden, 51);
+    RowMatrix<A> weights_TK = data::random_matrix<A>(70, 3, 52);
+    weights_TK(plan.choice(3) / 3, plan.choice(3) % 3) = A(0);
+    RowMatrix<X> want = RowMatrix<X>::Constant(plan.rows, hidden, X(0.0F));
+    for (Index r = 0; r < plan.rows; ++r) {
+      const Index choice = plan.choice(r);
+      if (choice == none || r == 3) continue;
+      const A weight = weights_TK(choice / 3, choice % 3);
+      for (Index c = 0; c < hidden; ++c) {
+        want(r, c) = rounded<X>(weight * static_cast<A>(x_TH(choice / 3, c)));
+      }
+    }
+    for (int workers : {1, 3}) {
+      data::GuardedMatrix<X> rows_NH(plan.rows, hidden, 5);
+      gatepro::permute_scaled(VectorView<const Id>(plan.choice_of_row), strided_view(weights_TK),
+                              view(x_TH), rows_NH.view(), ThreadExecutor(workers));
+      EXPECT_TRUE(data::same_bits(rows_NH.values(), want)) << hidden;
+      EXPECT_TRUE(rows_NH.intact());
+    }
+  }
+}
+
+// As combine does with rows: a choice that weighs nothing takes nothing from its token.
+TYPED_TEST(PermuteTest, AWeightOfZeroScalesNoNaN) {
+  using X = typename TypeParam::X;
+  using A = typename TypeParam::A;
+  using Id = typename TypeParam::Id;
+  const RowMatrix<X> x_TH = RowMatrix<X>::Constant(1, 5, data::infinity<X>());
+  const std::vector<Id> choice_of_row{Id(1), Id(0), static_cast<Id>(-1), Id(2)};
+  RowMatrix<A> weights_TK(1, 3);
+  weights_TK << A(-2), -A(0), std::numeric_limits<A>::quiet_NaN();
+  RowMatrix<X> rows_NH = RowMatrix<X>::Constant(4, 5, X(7.0F));
+  gatepro::permute_scaled(VectorView<const Id>(choice_of_row), strided_view(weights_TK), view(x_TH),
+                          view(rows_NH));
+  for (Index c = 0; c < 5; ++c) {
+    EXPECT_EQ(double(rows_NH(0, c)), 0);
+    EXPECT_EQ(double(rows_NH(1, c)), -data::infinity<double>());
+    EXPECT_EQ(double(rows_NH(2, c)), 0);
+    EXPECT_TRUE(std::isnan(double(rows_NH(3, c))));
+  }
+}
+
+TYPED_TEST(PermuteTest, ScaledBackwardIsTheProductWithTheToken) {
+  using X = typename TypeParam::X;
+  using A = typename TypeParam::A;
+  constexpr Index tokens = 200, hidden = 37, first = 71;
+  const Plan<typename TypeParam::Id> plan(tokens, 9, 4, 60);
+  const auto x_TH = data::random_matrix<X>(tokens, hidden, 61);
+  const auto drows_NH = data::random_matrix<A>(plan.rows, hidden, 62);
+  const auto start = data::random_matrix<A>(tokens, 4, 63);
+  const auto row_TK = strided_view(plan.row_TK);
+  RowMatrix<A> got = start, threaded = start, ranges = start;
+  gatepro::permute_scaled_backward_weights(row_TK, view(x_TH), view(drows_NH), strided_view(got));
+  for (Index t = 0; t < tokens; ++t) {
+    for (Index j = 0; j < 4; ++j) {
+      double dot = double(start(t, j));
+      const Index r = plan.row(t, j);
+      for (Index c = 0; c < hidden && r != none; ++c) {
+        dot += double(x_TH(t, c)) * double(drows_NH(r, c));
+      }
+      ASSERT_NEAR(double(got(t, j)), dot,
+                  2 * double(std::numeric_limits<A>::epsilon()) * double(hidden + 4));
+    }
+  }
+  gatepro::permute_scaled_backward_weights(row_TK, view(x_TH), view(drows_NH),
+                                           strided_view(threaded), ThreadExecutor(3));
+  for (auto [from, count] : {std::pair(Index{0}, first), std::pair(first, tokens - first)}) {
+    gatepro::permute_scaled_backward_weights(row_TK.middle_rows(from, count),
+                                             view(x_TH).middle_rows(from, count), view(drows_NH),
+                                             strided_view(ranges).middle_rows(from, count));
+  }
+  EXPECT_TRUE(data::same_bits(got, threaded));
+  EXPECT_TRUE(data::same_bits(got, ranges));
+}
+
+/// The derivative of `loss` by `value`.
+template <class Loss>
+double slope_of(const Loss& loss, double& value) {
+  const double start = value;
+  const auto at = [&](double offset) {
+    value = start + offset;
+    const double result = loss();
+    value = start;
+    return result;
+  };
+  return reference::derivative(at, 1e-3);
+}
+
+// The loss is <g, y> with y = combine(1, experts(permute_scaled(weights, x))).
+TEST(PermuteScaledGradient, AgainstFiniteDifferences) {
+  constexpr Index tokens = 9, hidden = 5, top_k = 2;
+  const Plan<std::int64_t> plan(tokens, 4, top_k, 70);
+  RowMatrix<double> x = data::random_matrix<double>(tokens, hidden, 71);
+  RowMatrix<double> weights = data::random_matrix<double>(tokens, top_k, 72);
+  const auto g = data::random_matrix<double>(tokens, hidden, 73);
+  const auto row_TK = strided_view(plan.row_TK);
+  const VectorView<const std::int64_t> choices(plan.choice_of_row);
+  const double one = 1;
+  const StridedView<const double> ones(&one, tokens, top_k, 0, 0);
+  RowMatrix<double> sent(plan.rows, hidden), rows(plan.rows, hidden);
+  const auto loss = [&] {
+    gatepro::permute_scaled(choices, strided_view(weights), view(x), view(sent));
+    rows = sent.array().sin();  // the experts
+    RowMatrix<double> y = RowMatrix<double>::Zero(tokens, hidden);
+    gatepro::combine(row_TK, ones, view(rows), view(y));
+    return (g.array() * y.array()).sum();
+  };
+  loss();
+  RowMatrix<double> drows = RowMatrix<double>::Zero(plan.rows, hidden);
+  gatepro::combine_backward_rows(choices, ones, view(g), view(drows));
+  drows.array() *= sent.array().cos();
+  RowMatrix<double> dweights = RowMatrix<double>::Zero(tokens, top_k);
+  gatepro::permute_scaled_backward_weights(row_TK, view(x), view(drows), strided_view(dweights));
+  RowMatrix<double> dx = RowMatrix<double>::Zero(tokens, hidden);
+  gatepro::combine(row_TK, strided_view(weights), view(drows), view(dx));
+  const auto expect_slope = [&](double& value, double gradient) {
+    const double slope = slope_of(loss, value);
+    EXPECT_NEAR(gradient, slope, 1e-9 * std::max(1.0, std::abs(slope)));
+  };
+  for (Index i = 0; i < x.size(); ++i) expect_slope(x.data()[i], dx.data()[i]);
+  for (Index i = 0; i < weights.size(); ++i) expect_slope(weights.data()[i], dweights.data()[i]);
+}
+
+TYPED_TEST(PermuteTest, BadScaledInputWritesNothing) {
+  using A = typename TypeParam::A;
+  using Id = typename TypeParam::Id;
+  RowMatrix<A> x = RowMatrix<A>::Ones(2, 3), rows = RowMatrix<A>::Ones(4, 3);
+  RowMatrix<A> w = RowMatrix<A>::Ones(2, 2);
+  std::vector<Id> choices = {0, 1, 2, 3};
+  RowMatrix<Id> row_TK = RowMatrix<Id>::Zero(2, 2);
+  const auto expect_refused = [&](MatrixView<A> tokens_TH, MatrixView<A> rows_NH,
+                                  StridedView<A> weights, std::initializer_list<const char*> forth,
+                                  std::initializer_list<const char*> back) {
+    expect_error(
+        [&] {
+          gatepro::permute_scaled(VectorView<const Id>(choices), weights, tokens_TH, rows_NH);
+        },
+        forth);
+    expect_error(
+        [&] {
+          gatepro::permute_scaled_backward_weights(strided_view(row_TK), tokens_TH, rows_NH,
+                                                   weights);
+        },
+        back);
+    EXPECT_TRUE((x.array() == 1).all() && (rows.array() == 1).all() && (w.array() == 1).all());
+  };
+  const char* forth = "permute_scaled";
+  const char* back = "permute_scaled_backward_weights";
+  const auto tx = view(x), rn = view(rows);
+  const auto sw = strided_view(w);
+  expect_refused({nullptr, 2, 3}, rn, sw, {forth, "x_TH"}, {back, "x_TH"});
+  expect_refused(tx, {rows.data(), 4, 2, 3}, sw, {forth, "rows_NH"}, {back, "drows_NH"});
+  expect_refused(tx, rn, {w.data(), 1, 2}, {forth, "weights_TK"}, {back, "dweights_TK"});
+  expect_refused(tx, {w.data(), 4, 3, 0}, sw, {forth, "rows_NH"}, {back, "drows_NH"});
+  choices[2] = Id(4);
+  row_TK(1, 1) = Id(4);
+  expect_refused(tx, rn, sw, {forth, "choice_of_row_N", "element=4", "limit=4"},
+                 {back, "row_TK", "element=4", "limit=4"});
+  choices[2] = static_cast<Id>(-2);
+  row_TK(1, 1) = static_cast<Id>(-2);
+  expect_refused(tx, rn, sw, {forth, "choice_of_row_N"}, {back, "row_TK"});
 }
 
 TYPED_TEST(PermuteTest, WeightsInTheOrderOfRowsAndTheirGradient) {

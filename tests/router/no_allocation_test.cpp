@@ -308,6 +308,10 @@ void expect_no_cost_of_dispatch() {
           gatepro::combine_backward_rows(plan.choice_of_row_N, weights_TK, gatepro::view(y),
                                          gatepro::view(sorted));
           gatepro::permute_backward(row_TK, gatepro::view(sorted), gatepro::view(x));
+          gatepro::permute_scaled(plan.choice_of_row_N, weights_TK, gatepro::view(x),
+                                  gatepro::view(sorted));
+          gatepro::permute_scaled_backward_weights(row_TK, gatepro::view(x), gatepro::view(sorted),
+                                                   gatepro::strided_view(dweights));
           const gatepro::Choices chosen{
               gatepro::strided_view(ids), {}, gatepro::strided_view(kept)};
           gatepro::dense_routing(chosen, experts, weights_TK, gatepro::DenseRouting<A>{logits});

@@ -637,6 +637,28 @@ TEST(Overlap, PermuteAndNoise) {
                                              MatrixView(as<float>(at[1]), tokens, hidden),
                                              MatrixView(as<float>(at[0]), tokens, hidden));
                           });
+  expect_overlaps_refused({{"rows_NH", bytes_of_TH, true, 4},
+                           {"x_TH", bytes_of_TH, false, 4},
+                           {"choice_of_row_N", tokens * 4, false, 4},
+                           {"weights_TK", tokens * 4, false, 4}},
+                          [&](const auto& at) {
+                            gatepro::permute_scaled(
+                                VectorView(as<std::int32_t>(at[2]), tokens),
+                                StridedView<const float>(as<float>(at[3]), tokens, 1),
+                                MatrixView<const float>(as<float>(at[1]), tokens, hidden),
+                                MatrixView(as<float>(at[0]), tokens, hidden));
+                          });
+  expect_overlaps_refused({{"dweights_TK", tokens * 4, true, 4},
+                           {"x_TH", bytes_of_TH, false, 4},
+                           {"row_TK", tokens * 4, false, 4},
+                           {"drows_NH", bytes_of_TH, false, 4}},
+                          [&](const auto& at) {
+                            gatepro::permute_scaled_backward_weights(
+                                StridedView(as<std::int32_t>(at[2]), tokens, 1),
+                                MatrixView(as<float>(at[1]), tokens, hidden),
+                                MatrixView<const float>(as<float>(at[3]), tokens, hidden),
+                                StridedView(as<float>(at[0]), tokens, 1));
+                          });
   const auto jitter = [](const auto& at) {
     gatepro::jitter_tokens(MatrixView<const float>(as<float>(at[1]), tokens, hidden), 0.1, {},
                            MatrixView(as<float>(at[0]), tokens, hidden));

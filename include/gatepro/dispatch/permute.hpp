@@ -3,6 +3,8 @@
 //
 //   x_TH --permute--> rows_NH --experts--> rows_NH --combine, with the weights--> y_TH
 //
+// Llama 4 scales what goes in instead: permute_scaled, and combine with weights of one.
+//
 // All take the table of the plan first, then the weights, the experts' rows or the tokens, the
 // gradient, and last what is written.
 #ifndef GATEPRO_DISPATCH_PERMUTE_HPP
@@ -10,10 +12,12 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
 #include "gatepro/core/checks.hpp"
 #include "gatepro/core/choices.hpp"
 #include "gatepro/core/order.hpp"
+#include "gatepro/core/scalar.hpp"
 #include "gatepro/kernels/dispatch.hpp"
 
 namespace gatepro {
@@ -54,6 +58,23 @@ template <class Source, class A>
 void add_row(A coefficient, const Source* row, Index width, A* out) {
   const Index first = 0;
   gradient_kernels<A, Source>().add_rows(&coefficient, &first, 1, row, width, width, out);
+}
+
+/// row = weight * token, each element rounded once; those of 16 bits are multiplied in float.
+template <class X, class A>
+void scale_row(A weight, const X* token, Index width, X* row) {
+  if constexpr (std::is_same_v<X, A>) {
+    for (Index c = 0; c < width; ++c) row[c] = weight * token[c];
+  } else {
+    constexpr Index at_once = 256;
+    A products[at_once];
+    for (Index c = 0; c < width; c += at_once) {
+      const Index count = (std::min)(at_once, width - c);
+      gate_kernels<A, X>().widen(token + c, count, products);
+      for (Index i = 0; i < count; ++i) products[i] *= weight;
+      narrow_kernels<X>().narrow(products, count, row + c);
+    }
+  }
 }
 
 }  // namespace GATEPRO_ABI
@@ -117,6 +138,86 @@ void permute_backward(StridedView<Id> row_TK, detail::non_deduced_t<MatrixView<c
       if (!detail::is_some(row_TK(t, j))) continue;
       detail::add_row(A(1), drows_NH.row(static_cast<Index>(row_TK(t, j))), dx_TH.cols,
                       dx_TH.row(t));
+    }
+  });
+}
+
+/// rows_NH[r] = weights_TK(t, j) x_TH[t] for the choice (t, j) in row r: permute for experts whose
+/// input is scaled, not their output (Llama 4). Their outputs are then added up by combine with
+/// weights of one: a view of one number with strides of 0 will do.
+///
+/// choice_of_row_N: N, t * K + j, from plan_dispatch; none gives a row of zeros, as does a weight
+/// of exactly 0, whatever the token holds. weights_TK: T x K, double if X is, else float. x_TH: T x
+/// H. rows_NH: N x H, overwritten, of the same scalar as X; each product is rounded once, to
+/// nearest. Throws Error for shapes or a choice outside [0, T K), before any write. Cost: N H
+/// products; no allocation. Thread-safe.
+///
+/// The gradient to the tokens is combine(row_TK, weights_TK, drows_NH, dx_TH), that to the weights
+/// permute_scaled_backward_weights.
+template <class X, class Id, class Executor = SerialExecutor>
+void permute_scaled(VectorView<Id> choice_of_row_N,
+                    detail::non_deduced_t<StridedView<const accumulator_t<X>>> weights_TK,
+                    detail::non_deduced_t<MatrixView<const X>> x_TH, MatrixView<X> rows_NH,
+                    const Executor& executor = {}) {
+  detail::check_input_scalars<X, X>();
+  detail::check_id_type<detail::value_t<Id>>();
+  const detail::Checks checks("permute_scaled");
+  const Index rows = rows_NH.rows;
+  const Index top_k = weights_TK.cols;
+  checks.matrix("x_TH", x_TH, x_TH.rows, x_TH.cols);
+  checks.matrix("rows_NH", rows_NH, rows, x_TH.cols);
+  checks.strided("weights_TK", weights_TK, x_TH.rows, top_k);
+  const Index choices = checks.product("T * K within the address space", x_TH.rows, top_k);
+  detail::check_plan_list(checks, "choice_of_row_N", choice_of_row_N, rows, choices);
+  checks.overlaps(detail::output("rows_NH", rows_NH), detail::input("x_TH", x_TH),
+                  detail::input("choice_of_row_N", choice_of_row_N),
+                  detail::input("weights_TK", weights_TK));
+  const int busy = detail::useful_workers(executor, checks.workers(executor),
+                                          {detail::row_work, rows, x_TH.cols});
+
+  detail::for_each_row(rows, executor, busy, [&](Index r) {
+    const auto choice = static_cast<Index>(choice_of_row_N[r]);
+    const bool some = detail::is_some(choice_of_row_N[r]);
+    const accumulator_t<X> weight = some ? weights_TK(choice / top_k, choice % top_k) : 0;
+    if (detail::key_of(weight) == 0) {
+      std::fill_n(rows_NH.row(r), x_TH.cols, static_cast<X>(0));
+    } else {
+      detail::scale_row(weight, x_TH.row(choice / top_k), x_TH.cols, rows_NH.row(r));
+    }
+  });
+}
+
+/// dweights_TK(t, j) += <x_TH[t], drows_NH[row_TK(t, j)]>: permute_scaled's gradient to the
+/// weights.
+///
+/// row_TK: T x K, from plan_dispatch; none adds nothing. x_TH: T x H, as permute_scaled took them.
+/// drows_NH: N x H. dweights_TK: T x K, added to. Throws Error for shapes or a row outside [0, N),
+/// before any write. Cost: 2 T K H operations; no allocation. Thread-safe.
+template <class X, class Id, class A, class Executor = SerialExecutor>
+void permute_scaled_backward_weights(StridedView<Id> row_TK, MatrixView<X> x_TH,
+                                     detail::non_deduced_t<MatrixView<const A>> drows_NH,
+                                     StridedView<A> dweights_TK, const Executor& executor = {}) {
+  using Token = detail::value_t<X>;
+  detail::check_input_scalars<Token, Token>();
+  detail::check_id_type<detail::value_t<Id>>();
+  detail::check_accumulator<A>();
+  const detail::Checks checks("permute_scaled_backward_weights");
+  checks.matrix("x_TH", x_TH, x_TH.rows, x_TH.cols);
+  checks.matrix("drows_NH", drows_NH, drows_NH.rows, x_TH.cols);
+  checks.strided("row_TK", row_TK, x_TH.rows, row_TK.cols);
+  checks.strided("dweights_TK", dweights_TK, x_TH.rows, row_TK.cols);
+  checks.overlaps(detail::output("dweights_TK", dweights_TK), detail::input("x_TH", x_TH),
+                  detail::input("row_TK", row_TK), detail::input("drows_NH", drows_NH));
+  detail::check_plan_table(checks, "row_TK", row_TK, drows_NH.rows);
+  const int busy = detail::useful_workers(executor, checks.workers(executor),
+                                          {detail::row_work, x_TH.rows, row_TK.cols, x_TH.cols});
+
+  const auto dot = detail::gradient_kernels<A, Token>().dot;
+  detail::for_each_row(x_TH.rows, executor, busy, [&](Index t) {
+    for (Index j = 0; j < row_TK.cols; ++j) {
+      if (!detail::is_some(row_TK(t, j))) continue;
+      const A* drow = drows_NH.row(static_cast<Index>(row_TK(t, j)));
+      dweights_TK(t, j) += dot(drow, x_TH.row(t), x_TH.cols);
     }
   });
 }
