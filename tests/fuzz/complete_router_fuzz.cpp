@@ -33,7 +33,7 @@ gatepro::CompleteConfig choose_config(FuzzedDataProvider& data) {
   const Index group_size = data.ConsumeIntegralInRange<Index>(1, 6);
   c.groups.num_groups = data.ConsumeIntegralInRange<Index>(1, 6);
   c.groups.groups_per_token = data.ConsumeIntegralInRange<Index>(1, c.groups.num_groups);
-  c.groups.score = static_cast<gatepro::GroupScore>(data.ConsumeIntegralInRange(0, 2));
+  c.groups.score = static_cast<gatepro::GroupScore>(data.ConsumeIntegralInRange(0, 3));
   c.groups.best = data.ConsumeIntegralInRange<Index>(0, group_size);
   c.num_experts = group_size * c.groups.num_groups;
   c.hidden_size = data.ConsumeIntegralInRange<Index>(1, 9);

@@ -53,6 +53,7 @@ std::vector<CompleteConfig> all_combinations() {
   }
   const gatepro::GroupLimit groups[] = {{},
                                         {4, 2, GroupScore::share_of_top_k},
+                                        {4, 2, GroupScore::top_1},
                                         {4, 2, GroupScore::top_2},
                                         {2, 1, GroupScore::best_n, 3}};
   std::vector<CompleteConfig> all;

@@ -43,7 +43,7 @@ inline CompleteConfig deepseek_v2() {
   CompleteConfig config{{5120, 160, 6, Competition::off()}};
   config.scores.function = ScoreFunction::softmax_before_top_k;
   config.scores.scale = 16;
-  config.groups = {/*num_groups=*/8, /*groups_per_token=*/3, GroupScore::best_n, /*best=*/1};
+  config.groups = {/*num_groups=*/8, /*groups_per_token=*/3, GroupScore::top_1};
   return config;
 }
 

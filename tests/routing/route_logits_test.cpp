@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <vector>
 
 #include "support/bits.hpp"
@@ -43,14 +44,15 @@ struct Shape {
 std::vector<Shape> small_shapes() {
   const GroupLimit off;
   const auto share = GroupScore::share_of_top_k;
+  const auto top_1 = GroupScore::top_1;
   const auto top_2 = GroupScore::top_2;
   const auto best_n = GroupScore::best_n;
   return {{1, 1, {off}},
           {6, 6, {off, {2, 2, share}}},
-          {8, 2, {off, {4, 2, share}, {4, 1, top_2}, {8, 2, share}}},
+          {8, 2, {off, {4, 2, share}, {4, 1, top_2}, {8, 2, top_1}}},
           // More groups than choices, and one or several experts that speak for their group.
           {8, 2, {{4, 3, top_2}, {4, 4, best_n, 1}, {2, 2, best_n, 3}}},
-          {12, 4, {{4, 2, best_n}, {3, 2, best_n, 3}, {3, 1, best_n, 4}, {6, 5, best_n, 2}}},
+          {12, 4, {{4, 2, top_1}, {3, 2, best_n, 3}, {3, 1, best_n, 4}, {6, 5, best_n, 2}}},
           {8, 5, {off, {2, 2, share}, {4, 3, top_2}}},
           {12, 4, {off, {3, 2, share}, {3, 1, share}, {4, 2, top_2}}},
           {37, 9, {off}}};
@@ -320,6 +322,63 @@ TEST(Regression, MaskedGroupsNeverBeatNegativeBiasedExperts) {
       }
     }
   }
+}
+
+/// DeepSeek-V2's group_limited_greedy as its paper has it: the groups with the largest scores, of a
+/// softmax over all experts, then the largest scores in them; ids in descending order of score.
+std::vector<Index> deepseek_v2(const std::vector<double>& scores, std::size_t groups,
+                               std::size_t groups_per_token, std::size_t top_k) {
+  const std::size_t size = scores.size() / groups;
+  std::vector<std::size_t> group_order(groups);
+  std::iota(group_order.begin(), group_order.end(), std::size_t{0});
+  const auto best_of = [&](std::size_t g) {
+    const auto first = scores.begin() + static_cast<std::ptrdiff_t>(g * size);
+    return *std::max_element(first, first + static_cast<std::ptrdiff_t>(size));
+  };
+  std::sort(group_order.begin(), group_order.end(),
+            [&](std::size_t g, std::size_t h) { return best_of(g) > best_of(h); });
+  std::vector<Index> ids;
+  for (std::size_t i = 0; i < groups_per_token; ++i) {
+    for (std::size_t e = group_order[i] * size; e < (group_order[i] + 1) * size; ++e) {
+      ids.push_back(static_cast<Index>(e));
+    }
+  }
+  std::sort(ids.begin(), ids.end(), [&](Index a, Index b) {
+    return scores[static_cast<std::size_t>(a)] > scores[static_cast<std::size_t>(b)];
+  });
+  ids.resize(top_k);
+  return ids;
+}
+
+// 160 experts in 8 groups, 6 of 3 groups, and weights that are not renormalised, times 16.
+TEST(RouteLogits, GroupsByTheirMaximumAreDeepSeekV2s) {
+  const Index tokens = 301, experts = 160, top_k = 6;
+  const RowMatrix<float> logits_TE = data::random_matrix<float>(tokens, experts, 41) * 3.0F;
+  const SelectionRule rule{top_k,
+                           {ScoreFunction::softmax_before_top_k, false, 16},
+                           {8, 3, GroupScore::top_1},
+                           Competition::off()};
+  const auto got = route<float>(logits_TE, rule);
+  SelectionRule by_share = rule;
+  by_share.groups.score = GroupScore::share_of_top_k;
+  const auto other = route<float>(logits_TE, by_share);
+  for (Index t = 0; t < tokens; ++t) {
+    std::vector<double> scores;
+    double sum = 0;
+    for (Index e = 0; e < experts; ++e) {
+      scores.push_back(std::exp(static_cast<double>(logits_TE(t, e))));
+      sum += scores.back();
+    }
+    for (double& score : scores) score /= sum;
+    const std::vector<Index> want = deepseek_v2(scores, 8, 3, 6);
+    for (Index j = 0; j < top_k; ++j) {
+      const Index id = want[static_cast<std::size_t>(j)];
+      ASSERT_EQ(got.ids_TK(t, j), id) << "token " << t << ", choice " << j;
+      const double weight = 16 * scores[static_cast<std::size_t>(id)];
+      ASSERT_NEAR(static_cast<double>(got.weights_TK(t, j)), weight, 1e-5 * weight);
+    }
+  }
+  EXPECT_FALSE(data::same_bits(got.ids_TK, other.ids_TK));
 }
 
 // The bias moves the choice, and nothing of it is left in the weights.

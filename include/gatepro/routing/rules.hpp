@@ -69,8 +69,9 @@ struct ScoreRule {
 /// Which sum of an expert group's best choice values ranks the group.
 enum class GroupScore {
   share_of_top_k,  ///< The best top_k / groups_per_token, rounded down: Megatron-LM.
+  top_1,           ///< The best one alone, their maximum: DeepSeek-V2.
   top_2,           ///< The best two: DeepSeek-V3.
-  best_n,          ///< The best GroupLimit::best; for 1 the largest: DeepSeek-V2.
+  best_n,          ///< The best GroupLimit::best.
 };
 
 /// Restricts each token to experts of a few groups. Group g holds the experts from g * E /

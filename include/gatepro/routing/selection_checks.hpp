@@ -13,6 +13,7 @@ inline namespace GATEPRO_ABI {
 
 /// How many of a group's best experts its score sums.
 inline Index experts_per_group_score(const SelectionRule& rule) {
+  if (rule.groups.score == GroupScore::top_1) return 1;
   if (rule.groups.score == GroupScore::top_2) return 2;
   if (rule.groups.score == GroupScore::best_n) return rule.groups.best;
   return rule.top_k / rule.groups.groups_per_token;

@@ -87,6 +87,7 @@ Flags allowed_groups(const Contest& c, const std::vector<int>& order,
   if (groups == 1) return {true};
   const std::size_t size = c.choice.size() / groups;
   std::size_t best = static_cast<std::size_t>(rule.top_k) / wanted;
+  if (rule.groups.score == gatepro::GroupScore::top_1) best = 1;
   if (rule.groups.score == gatepro::GroupScore::top_2) best = 2;
   if (rule.groups.score == gatepro::GroupScore::best_n) {
     best = static_cast<std::size_t>(rule.groups.best);
