@@ -54,7 +54,8 @@ class Comparison {
   ExitCode train(const Arm& arm, std::int64_t seed) {
     Training<float> training(settings_, arm, seed, text_);
     const bool swept = what_if_.empty();  // the first run stands for all
-    const Batch batch = text_.validation_batch(settings_.sizes.tokens, settings_.sizes.context);
+    const Batch batch = text_.validation_batch(settings_.sizes.tokens, settings_.sizes.context,
+                                               settings_.sizes.window);
     if (swept) sweep("initial", training, batch, what_if_);
     history_.begin_run(arm, seed);
     while (!training.done()) {

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: MIT
-// The model: context bytes -> embedding -> linear -> MoE layers -> scores of the next byte.
+// The model: context bytes -> embedding -> linear -> MoE layers -> scores of the next byte. With
+// windows, a layer of attention comes before each MoE layer.
 #ifndef TRAIN_MOE_MODEL_HPP
 #define TRAIN_MOE_MODEL_HPP
 
 #include <numeric>
 #include <vector>
 
+#include "attention.hpp"
 #include "cross_entropy.hpp"
 #include "linear.hpp"
 #include "moe_layer.hpp"
@@ -27,6 +29,7 @@ class Model {
                 random(seed, 2)) {
     layers_.reserve(static_cast<std::size_t>(sizes.layers));
     for (Index l = 0; l < sizes.layers; ++l) {
+      if (sizes.window > 1) attention_.emplace_back(sizes, l, seed);
       layers_.emplace_back(sizes, options, l, seed, executor);
     }
   }
@@ -35,7 +38,10 @@ class Model {
   double forward(const Batch& batch) {
     embed(batch.context_TC);
     linear(embedded_TI_, input_.value, x_TH_, executor_);
-    for (Layer& layer : layers_) layer.forward(x_TH_, executor_);
+    for (std::size_t l = 0; l < layers_.size(); ++l) {
+      if (!attention_.empty()) attention_[l].forward(x_TH_, executor_);
+      layers_[l].forward(x_TH_, executor_);
+    }
     linear(x_TH_, output_.value, scores_TV_, executor_);
     cross_entropy(scores_TV_, batch.target_T, loss_T_, executor_);
     return std::accumulate(loss_T_.begin(), loss_T_.end(), 0.0) /
@@ -50,8 +56,9 @@ class Model {
   void backward(const Batch& batch, Index tokens_in_mean) {
     cross_entropy_backward(scores_TV_, batch.target_T, tokens_in_mean);
     linear_backward(x_TH_, output_.value, scores_TV_, dx_TH_, output_.gradient, executor_);
-    for (auto layer = layers_.rbegin(); layer != layers_.rend(); ++layer) {
-      layer->backward(dx_TH_, executor_);
+    for (std::size_t l = layers_.size(); l-- > 0;) {
+      layers_[l].backward(dx_TH_, executor_);
+      if (!attention_.empty()) attention_[l].backward(dx_TH_, executor_);
     }
     linear_backward(embedded_TI_, input_.value, dx_TH_, dembedded_TI_, input_.gradient, executor_);
     embed_backward(batch.context_TC);
@@ -73,6 +80,9 @@ class Model {
   /// All parameters but the experts'.
   std::vector<Parameter<A>*> shared_parameters() {
     std::vector<Parameter<A>*> shared{&embedding_, &input_, &output_};
+    for (Attention<A>& attention : attention_) {
+      for (Parameter<A>* parameter : attention.parameters()) shared.push_back(parameter);
+    }
     for (Layer& layer : layers_) shared.push_back(&layer.gate());
     return shared;
   }
@@ -115,6 +125,7 @@ class Model {
   Parameter<A> embedding_;
   Parameter<A> input_;
   Parameter<A> output_;
+  std::vector<Attention<A>> attention_;  // none, or one per layer
   std::vector<Layer> layers_;
   RowMatrix<A> embedded_TI_, x_TH_, scores_TV_;
   RowMatrix<A> dembedded_TI_, dx_TH_;

@@ -24,6 +24,8 @@ struct Sizes {
   Index experts = 64;        // E
   Index top_k = 6;           // K
   Index expert_hidden = 32;  // F, per expert
+  Index window = 1;          // consecutive tokens that attention spans; 1: no attention
+  Index heads = 4;           // of attention
   double weight_scale = 1;   // see initial_deviation
 };
 

@@ -69,10 +69,31 @@ inline void add_size_options(CLI::App& app, Sizes& sizes) {
       ->check(CLI::Range(1e-6, 1e3));
 }
 
+/// Attention is for those who train on whole windows.
+inline void add_attention_options(CLI::App& app, Sizes& sizes) {
+  app.add_option("--window", sizes.window,
+                 "Consecutive tokens that attention before each MoE layer spans; 1: no attention")
+      ->check(count(1, Text::block_bytes / 4));
+  app.add_option("--heads", sizes.heads, "Heads of the attention")->check(count(1, 8192));
+}
+
+/// What must be whole windows, by the name of its option.
+inline void check_windows(const Sizes& sizes, const char* option, Index tokens) {
+  if (tokens % sizes.window == 0) return;
+  throw UserError(std::string(option) + " is " + std::to_string(tokens) +
+                  ", which is no multiple of --window " + std::to_string(sizes.window) +
+                  ": choose one");
+}
+
 inline void check_sizes(const Sizes& sizes) {
   if (sizes.top_k > sizes.experts) {
     throw UserError("--top-k is " + std::to_string(sizes.top_k) + ", but there are only " +
                     std::to_string(sizes.experts) + " experts: lower it, or raise --experts");
+  }
+  check_windows(sizes, "--tokens", sizes.tokens);
+  if (sizes.window > 1 && sizes.hidden % sizes.heads != 0) {
+    throw UserError("--hidden is " + std::to_string(sizes.hidden) + ", which is no multiple of " +
+                    std::to_string(sizes.heads) + " --heads: choose one");
   }
 }
 
@@ -96,6 +117,7 @@ inline void add_options(CLI::App& app, Settings& s) {
   app.add_option("--refresh-every", s.refresh_every, "Steps between two choices of partners")
       ->check(count(1, many));
   add_size_options(app, s.sizes);
+  add_attention_options(app, s.sizes);
   app.add_option("--learning-rate", s.learning_rate, "Adam's, falling over the second half")
       ->check(CLI::Range(1e-12, 10.0));
   app.add_option("--balance-coeff", s.balance_coefficient, "Weight of the loss of +balance")
@@ -114,6 +136,7 @@ inline void add_options(CLI::App& app, Settings& s) {
 inline void check_settings(Settings& settings) {
   settings.arms = parse_arms(settings.arm_list);
   check_sizes(settings.sizes);
+  check_windows(settings.sizes, "--val-tokens", settings.validation_tokens);
   for (const double value :
        {settings.sizes.weight_scale, settings.learning_rate, settings.balance_coefficient}) {
     if (std::isnan(value)) throw UserError("an option is nan: give a number");  // CLI11 accepts it

@@ -21,7 +21,8 @@ namespace train_moe {
 using gatepro::Index;
 using gatepro::RowMatrix;
 
-/// T places in the text: C bytes each, and the byte that follows.
+/// T places in the text: C bytes each, and the byte that follows. Places come in windows of
+/// consecutive ones.
 struct Batch {
   RowMatrix<std::uint8_t> context_TC;
   std::vector<std::uint8_t> target_T;
@@ -53,27 +54,32 @@ class Text {
   Index size() const { return static_cast<Index>(bytes_.size()); }
 
   /// The batch of one training step: the same for every arm.
-  Batch training_batch(std::uint64_t seed, std::uint64_t step, Index tokens, Index context) const {
-    return sample(Random(seed, Stream::training, step), 0, training_blocks_, tokens, context);
+  Batch training_batch(std::uint64_t seed, std::uint64_t step, Index tokens, Index context,
+                       Index window = 1) const {
+    return sample(Random(seed, Stream::training, step), 0, training_blocks_, tokens, context,
+                  window);
   }
 
   /// One fixed batch of the validation part.
-  Batch validation_batch(Index tokens, Index context) const {
+  Batch validation_batch(Index tokens, Index context, Index window = 1) const {
     const Index blocks = static_cast<Index>(block_start_.size());
-    return sample(Random(0, Stream::validation), training_blocks_, blocks, tokens, context);
+    return sample(Random(0, Stream::validation), training_blocks_, blocks, tokens, context, window);
   }
 
  private:
-  Batch sample(Random random, Index first_block, Index end_block, Index tokens,
-               Index context) const {
+  Batch sample(Random random, Index first_block, Index end_block, Index tokens, Index context,
+               Index window) const {
     Batch batch{RowMatrix<std::uint8_t>(tokens, context), {}};
-    for (Index t = 0; t < tokens; ++t) {
+    Index start = 0;
+    for (Index t = 0; t < tokens; ++t, ++start) {
       const auto draw = [&random](Index count) {
         return static_cast<Index>(random.below(static_cast<std::uint64_t>(count)));
       };
-      const Index block = first_block + draw(end_block - first_block);
-      const Index start =
-          block_start_[static_cast<std::size_t>(block)] + draw(block_bytes - context);
+      if (t % window == 0) {
+        const Index block = first_block + draw(end_block - first_block);
+        start = block_start_[static_cast<std::size_t>(block)] +
+                draw(block_bytes - context - window + 1);
+      }
       for (Index c = 0; c < context; ++c) batch.context_TC(t, c) = byte(start + c);
       batch.target_T.push_back(byte(start + context));
     }

@@ -62,7 +62,8 @@ class Training {
         model_(settings.sizes, routing_of(arm, settings), seed_, executor_),
         adam_(model_.parameters()),
         observer_(settings.sizes, executor_),
-        validation_(text.validation_batch(settings.validation_tokens, settings.sizes.context)) {}
+        validation_(text.validation_batch(settings.validation_tokens, settings.sizes.context,
+                                          settings.sizes.window)) {}
 
   bool done() const { return step_ == settings_.steps; }
   Model<A>& model() { return model_; }
@@ -78,8 +79,9 @@ class Training {
 
     const bool competes = competes_at(settings_, step_);
     model_.set_competition(competes ? arm_.competition : gatepro::Competition::off());
-    const Batch batch = text_.training_batch(seed_, static_cast<std::uint64_t>(step_),
-                                             settings_.sizes.tokens, settings_.sizes.context);
+    const Batch batch =
+        text_.training_batch(seed_, static_cast<std::uint64_t>(step_), settings_.sizes.tokens,
+                             settings_.sizes.context, settings_.sizes.window);
     Stopwatch stopwatch;
     record.loss = model_.forward(batch);
     stopwatch.pause();

@@ -52,6 +52,7 @@ struct GradientCase {
   std::string name;
   gatepro::Competition competition;
   double balance_coefficient;
+  Index window = 1;
 };
 
 class Gradient : public testing::TestWithParam<GradientCase> {};
@@ -63,8 +64,11 @@ TEST_P(Gradient, OfEveryParameterEqualsFiniteDifferences) {
   routing.competition = GetParam().competition;
   routing.balance_coefficient = GetParam().balance_coefficient;
   const Text text(words(3 * Text::block_bytes));
-  const Sizes sizes = small_sizes();
-  const Batch batch = text.training_batch(1, 1, sizes.tokens, sizes.context);
+  Sizes sizes = small_sizes();
+  sizes.window = GetParam().window;
+  sizes.heads = 1;
+  if (sizes.window > 1) sizes.hidden = 2 * (sizes.heads = 3);
+  const Batch batch = text.training_batch(1, 1, sizes.tokens, sizes.context, sizes.window);
   Model<double> model(sizes, routing, 1, make_executor(1));
   for (auto& layer : model.layers()) {
     layer.gate().value *= 20;  // a router that has opinions: gradients of a useful size
@@ -108,7 +112,8 @@ INSTANTIATE_TEST_SUITE_P(
                     GradientCase{"penalty", gatepro::Competition::penalty(0.3), 0},
                     GradientCase{"penalty_balance", gatepro::Competition::penalty(0.3), 0.5},
                     GradientCase{"eliminate", gatepro::Competition::eliminate(), 0},
-                    GradientCase{"eliminate_balance", gatepro::Competition::eliminate(), 0.5}),
+                    GradientCase{"eliminate_balance", gatepro::Competition::eliminate(), 0.5},
+                    GradientCase{"attention", gatepro::Competition::eliminate(), 0.5, 4}),
     [](const auto& instance) { return instance.param.name; });
 
 TEST(Coactivation, CountsSelectedExpertsWhosePartnerIsSelectedToo) {
@@ -167,6 +172,39 @@ TEST(Text, BatchesDependOnSeedAndStepOnly) {
   EXPECT_EQ(batch.context_TC, text.training_batch(3, 4, 50, 8).context_TC);
   EXPECT_NE(batch.context_TC, text.training_batch(3, 5, 50, 8).context_TC);
   EXPECT_NE(batch.context_TC, text.training_batch(4, 4, 50, 8).context_TC);
+}
+
+TEST(Text, WindowsAreConsecutivePlaces) {
+  const Text text(words(5 * Text::block_bytes));
+  const Batch batch = text.training_batch(3, 4, 48, 3, 8);
+  for (Index t = 0; t < 48; ++t) {
+    if (t % 8 == 0) continue;
+    EXPECT_EQ(batch.context_TC.row(t).head(2), batch.context_TC.row(t - 1).tail(2));
+    EXPECT_EQ(batch.context_TC(t, 2), batch.target_T[static_cast<std::size_t>(t - 1)]);
+  }
+  EXPECT_NE(batch.context_TC.row(8).head(2), batch.context_TC.row(7).tail(2));
+}
+
+// A token sees those before it in its window, and no others.
+TEST(Attention, IsCausalWithinItsWindow) {
+  Sizes sizes;
+  sizes.hidden = 6;
+  sizes.window = 4;
+  sizes.heads = 2;
+  const Executor executor = make_executor(1);
+  Attention<double> attention(sizes, 0, 1);
+  const auto run = [&](RowMatrix<double> x_TH) {
+    attention.forward(x_TH, executor);
+    return x_TH;
+  };
+  const RowMatrix<double> x_TH = RowMatrix<double>::Random(12, 6);
+  const RowMatrix<double> before_TH = run(x_TH);
+  RowMatrix<double> moved_TH = x_TH;
+  moved_TH.row(5) *= -1;
+  const RowMatrix<double> after_TH = run(moved_TH);
+  for (Index t = 0; t < 12; ++t) {
+    EXPECT_EQ(before_TH.row(t) != after_TH.row(t), 5 <= t && t < 8) << t;
+  }
 }
 
 TEST(Arms, AreReadFromTheirNames) {

@@ -254,6 +254,8 @@ TEST_F(Program, RefusesBadInputInOneLineAndWritesNothing) {
       {"--arms", ""},
       {"--top-k", "11"},
       {"--top-k", "1"},
+      {"--window", "4"},
+      {"--window", "5", "--heads", "3"},
       {"--swap-on-at", "13"},
       {"--swap-on-at", "3", "--swap-off-at", "3"},
       {"--threads", "0"},
