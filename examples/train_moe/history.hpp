@@ -3,11 +3,11 @@
 #ifndef TRAIN_MOE_HISTORY_HPP
 #define TRAIN_MOE_HISTORY_HPP
 
-#include <cmath>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "sample.hpp"
 #include "training.hpp"
 
 namespace train_moe {
@@ -42,27 +42,6 @@ double mean_at_end(const Run& run, Value LayerMetrics::*value) {
   }
   return sum / static_cast<double>(run.steps.size() - first);
 }
-
-/// A sample of one number per seed.
-class Sample {
- public:
-  void add(double value) { values_.push_back(value); }
-  std::size_t size() const { return values_.size(); }
-  double mean() const {
-    double sum = 0;
-    for (const double value : values_) sum += value;
-    return sum / static_cast<double>(size());
-  }
-  /// Standard deviation over the seeds; NaN for one.
-  double deviation() const {
-    double sum = 0;
-    for (const double value : values_) sum += (value - mean()) * (value - mean());
-    return size() < 2 ? std::nan("") : std::sqrt(sum / static_cast<double>(size() - 1));
-  }
-
- private:
-  std::vector<double> values_;
-};
 
 class History {
  public:
