@@ -10,6 +10,7 @@
 #include "gatepro/balance/loss_pass.hpp"
 #include "gatepro/balance/loss_weight.hpp"
 #include "gatepro/core/product.hpp"
+#include "gatepro/core/sequences.hpp"
 
 namespace gatepro {
 
@@ -129,38 +130,6 @@ struct SequenceLossScratch {
   PerWorker<Carve> counts;
   A* price_SE;
 };
-
-/// Ascending borders from 0 to T.
-inline void check_sequences(const Checks& checks, const VectorView<const std::int64_t>& begin_S1,
-                            Index tokens) {
-  checks.need(begin_S1.size >= 1, "sequence_begin_S1 with a border per sequence, and the end",
-              {{"size", begin_S1.size}});
-  checks.vector("sequence_begin_S1", begin_S1, begin_S1.size);
-  checks.need(begin_S1[0] == 0 && begin_S1[begin_S1.size - 1] == tokens,
-              "sequence_begin_S1 from 0 to the number of tokens",
-              {{"first", begin_S1[0]}, {"last", begin_S1[begin_S1.size - 1]}, {"tokens", tokens}});
-  for (Index s = 1; s < begin_S1.size; ++s) {
-    checks.need(begin_S1[s - 1] <= begin_S1[s], "sequence_begin_S1 that never falls",
-                {{"position", s}, {"before", begin_S1[s - 1]}, {"here", begin_S1[s]}});
-  }
-}
-
-/// The tokens of sequence s that are not padding.
-inline std::int64_t valid_in_sequence(const VectorView<const std::uint8_t>& is_padding_T,
-                                      const VectorView<const std::int64_t>& begin_S1, Index s) {
-  return count_valid(is_padding_T, static_cast<Index>(begin_S1[s]),
-                     static_cast<Index>(begin_S1[s + 1]));
-}
-
-/// The number of sequences with a token that is not padding.
-inline std::int64_t count_sequences(const VectorView<const std::uint8_t>& is_padding_T,
-                                    const VectorView<const std::int64_t>& begin_S1) {
-  std::int64_t sequences = 0;
-  for (Index s = 0; s + 1 < begin_S1.size; ++s) {
-    sequences += valid_in_sequence(is_padding_T, begin_S1, s) != 0 ? 1 : 0;
-  }
-  return sequences;
-}
 
 /// What it takes to count a choice, in multiply-adds of the gate.
 inline constexpr Index count_work = 256;

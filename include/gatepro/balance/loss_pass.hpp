@@ -9,6 +9,7 @@
 
 #include "gatepro/core/checks.hpp"
 #include "gatepro/core/choices.hpp"
+#include "gatepro/core/sequences.hpp"
 #include "gatepro/routing/routing_group.hpp"
 
 namespace gatepro {
@@ -60,13 +61,6 @@ LossGroup<A> carve_loss_group(Arena& arena, Index experts) {
   group.log_sum_exp_L = arena.take<A>(lanes);
   group.value_L = arena.take<double>(lanes);
   return group;
-}
-
-/// The tokens of [first, end) that are not padding.
-inline std::int64_t count_valid(const VectorView<const std::uint8_t>& is_padding_T, Index first,
-                                Index end) {
-  if (!is_padding_T.given()) return end - first;
-  return std::count(is_padding_T.data + first, is_padding_T.data + end, std::uint8_t{0});
 }
 
 /// The arguments that all losses have in common, and what `others` read.
