@@ -137,6 +137,60 @@ TYPED_TEST(BalanceLossTest, EqualLoadsGiveTheCoefficient) {
   }
 }
 
+// Where tokens make different numbers of choices, K is their mean: equal loads give c all the same.
+TYPED_TEST(BalanceLossTest, TheMeanNumberOfChoicesStandsForAKThatVaries) {
+  using A = TypeParam;
+  const Index tokens = 60, experts = 7, top_k = 4;
+  const RowMatrix<A> logits_TE = data::random_matrix<A>(tokens, experts, 30) * A(2);
+  const auto reference_TE = data::to_reference(logits_TE);
+  const Mask mask = data::random_mask(tokens, 31);
+  const Counts begin{0, 17, 17, 44, tokens};
+  Ids ids_TK = data::random_ids<std::int32_t>(tokens, experts, top_k, 32);
+  for (Index t = 0; t < tokens; ++t) {
+    for (Index j = t % (top_k + 1); j < top_k; ++j) ids_TK(t, j) = -1;
+  }
+  const Counts counts = losses::count(ids_TK, experts, mask);
+  const auto valid = losses::valid(mask);
+  const auto n = static_cast<double>(valid);
+  const auto made =
+      static_cast<double>(std::accumulate(counts.begin(), counts.end(), std::int64_t{0}));
+  for (const ScoreFunction function : data::score_functions) {
+    const auto run = [&](const Counts& counts_E, std::int64_t of) {
+      return losses::on_zeros(logits_TE, [&](const auto& dlogits) {
+        auto memory =
+            data::scratch(gatepro::load_balancing_loss_workspace_bytes<A>(tokens, experts));
+        return gatepro::load_balancing_loss(
+            gatepro::LossLogits{gatepro::view(logits_TE), data::optional(mask), dlogits},
+            {counts_E, of}, {function, top_k, /*k_varies=*/true}, {0.25}, memory);
+      });
+    };
+    const auto want =
+        reference::balance_loss(reference_TE, function, 0.25, made / n, counts, n, n, mask);
+    losses::expect_close(run(counts, valid), want, 100);
+    const double eps = static_cast<double>(std::numeric_limits<A>::epsilon());
+    const Counts even(7, 11);
+    EXPECT_NEAR(run(even, valid).value, 0.25, 8 * eps);
+    EXPECT_EQ(run(Counts(7, 0), valid).value, 0);
+    std::vector<double> share_sums_E(7, n / 7);
+    EXPECT_NEAR(gatepro::load_balancing_loss_value(share_sums_E, {even, valid}, top_k, {0.25},
+                                                   /*k_varies=*/true),
+                0.25, 1e-14);
+
+    const auto sequences = losses::on_zeros(logits_TE, [&](const auto& dlogits) {
+      auto memory = data::scratch(
+          gatepro::sequence_load_balancing_loss_workspace_bytes<A>(tokens, experts, 4));
+      return gatepro::sequence_load_balancing_loss(
+          gatepro::LossLogits{gatepro::view(logits_TE), data::optional(mask), dlogits},
+          gatepro::SequenceChoices{gatepro::strided_view(ids_TK), begin, /*k_varies=*/true},
+          function, {0.25}, memory);
+    });
+    losses::expect_close(sequences,
+                         reference::sequence_balance_loss(reference_TE, data::to_ids(ids_TK), begin,
+                                                          function, 0.25, mask, /*k_varies=*/true),
+                         100);
+  }
+}
+
 TYPED_TEST(BalanceLossTest, BothSoftmaxesAreOne) {
   using A = TypeParam;
   const RowMatrix<A> logits_TE = data::random_matrix<A>(30, 6, 9);

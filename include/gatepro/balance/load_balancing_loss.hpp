@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <numeric>
 
 #include "gatepro/balance/balance_counts.hpp"
 #include "gatepro/balance/loss_pass.hpp"
@@ -18,6 +19,8 @@ namespace gatepro {
 struct BalanceRule {
   ScoreFunction function = ScoreFunction::softmax_before_top_k;  ///< From logits to probabilities.
   Index top_k = 0;  ///< K: choices per token, 1 <= K <= E.
+  /// Whether tokens made different numbers of choices, K at most: their mean then stands for K.
+  bool k_varies = false;
 };
 
 /// The choices of packed sequences.
@@ -29,13 +32,16 @@ struct SequenceChoices {
   /// S + 1 offsets, ascending from 0 to T: sequence s is the tokens [begin[s], begin[s + 1]),
   /// packed without gaps; it may be empty.
   VectorView<const std::int64_t> sequence_begin_S1{};
+  bool k_varies = false;  ///< As in BalanceRule, in each sequence.
 };
 /// `SequenceChoices{ids, begin}` knows the type of the ids.
 template <class Id>
-SequenceChoices(StridedView<Id>, VectorView<const std::int64_t>) -> SequenceChoices<Id>;
+SequenceChoices(StridedView<Id>, VectorView<const std::int64_t>, bool = false)
+    -> SequenceChoices<Id>;
 /// The same for a row-major view.
 template <class Id>
-SequenceChoices(MatrixView<Id>, VectorView<const std::int64_t>) -> SequenceChoices<Id>;
+SequenceChoices(MatrixView<Id>, VectorView<const std::int64_t>, bool = false)
+    -> SequenceChoices<Id>;
 
 namespace detail {
 inline namespace GATEPRO_ABI {
@@ -58,17 +64,27 @@ void balance_group(const LossGroup<A>& group, Index experts, ScoreFunction funct
   }
 }
 
-/// E / (K N M): what a unit of probability costs for each of an expert's choices, of those that N
-/// tokens made, in a mean over M.
-inline double price_scale(Index experts, Index top_k, double tokens, double mean_over) {
-  return static_cast<double>(experts) / (static_cast<double>(top_k) * tokens * mean_over);
+/// The choices that a loss divides by: K N, or those that were made. No choice at all has no price,
+/// and counts as one.
+template <class Count>
+double divided_choices(const Count* tokens_per_expert_E, Index experts, Index top_k, double tokens,
+                       bool k_varies) {
+  if (!k_varies) return static_cast<double>(top_k) * tokens;
+  const Count made = std::accumulate(tokens_per_expert_E, tokens_per_expert_E + experts, Count{0});
+  return static_cast<double>((std::max)(made, Count{1}));
+}
+
+/// E / (C M): what a unit of probability costs for each of an expert's choices, of C in all, in a
+/// mean over M.
+inline double price_scale(Index experts, double choices, double mean_over) {
+  return static_cast<double>(experts) / (choices * mean_over);
 }
 
 /// What a unit of probability of each expert costs, for its choices n_e.
 template <class A, class Count>
-void set_prices(const Count* tokens_per_expert_E, Index experts, Index top_k, double tokens,
-                double mean_over, A* price_E) {
-  const double scale = price_scale(experts, top_k, tokens, mean_over);
+void set_prices(const Count* tokens_per_expert_E, Index experts, double choices, double mean_over,
+                A* price_E) {
+  const double scale = price_scale(experts, choices, mean_over);
   for (Index e = 0; e < experts; ++e) {
     price_E[e] = static_cast<A>(scale * static_cast<double>(tokens_per_expert_E[e]));
   }
@@ -137,7 +153,7 @@ inline constexpr Index count_work = 256;
 /// The prices of sequence s, by the choices of its own tokens; zeros if it has none.
 template <class A, class Id>
 void price_sequence(const Choices<Id>& choices, const VectorView<const std::int64_t>& begin_S1,
-                    Index s, Index experts, double mean_over, Index* counts_E,
+                    bool k_varies, Index s, Index experts, double mean_over, Index* counts_E,
                     const SequenceLossScratch<A>& scratch) {
   A* price_E = scratch.price_SE + s * experts;
   std::fill_n(price_E, experts, A(0));
@@ -147,7 +163,9 @@ void price_sequence(const Choices<Id>& choices, const VectorView<const std::int6
   const Index count = static_cast<Index>(begin_S1[s + 1]) - first;
   count_choices(middle_choices(choices, first, count), experts, counts_E);
   const auto tokens = static_cast<double>(valid);
-  set_prices(counts_E, experts, choices.expert_ids_TK.cols, tokens, tokens * mean_over, price_E);
+  const double divided =
+      divided_choices(counts_E, experts, choices.expert_ids_TK.cols, tokens, k_varies);
+  set_prices(counts_E, experts, divided, tokens * mean_over, price_E);
 }
 
 }  // namespace GATEPRO_ABI
@@ -169,7 +187,8 @@ std::size_t load_balancing_loss_workspace_bytes(Index num_tokens, Index num_expe
 /// in Megatron-LM's scaling: L = c E / (K N M) * sum over e of n_e * sum over tokens of s_te.
 ///
 /// c = weight.coefficient, M = weight.mean_over, K = rule.top_k; n and N are `counts`, and
-/// constants: no gradient flows through the choice. s is rule.function of the original logits, over
+/// constants: no gradient flows through the choice. With rule.k_varies K N is the number of choices
+/// that were made, the sum of n. s is rule.function of the original logits, over
 /// all experts, divided by its sum, for any finite logits: for either softmax the softmax.
 /// (Megatron-LM adds 1e-20 to the sum, which shows where all scores are that small only.) Equal
 /// loads give c, all tokens on the same K experts c E / K.
@@ -220,16 +239,18 @@ double load_balancing_loss(const LossLogits<A>& logits, const BalanceCounts& cou
   if (!(weight.coefficient > 0) || mean_over == 0 || counts.tokens == 0) return 0;
 
   const detail::BatchLossScratch<A> scratch(arena, tokens, experts, workers);
-  detail::set_prices(counts.tokens_per_expert_E.data, experts, rule.top_k,
-                     static_cast<double>(counts.tokens), static_cast<double>(mean_over),
-                     scratch.price_E);
+  const double choices =
+      detail::divided_choices(counts.tokens_per_expert_E.data, experts, rule.top_k,
+                              static_cast<double>(counts.tokens), rule.k_varies);
+  detail::set_prices(counts.tokens_per_expert_E.data, experts, choices,
+                     static_cast<double>(mean_over), scratch.price_E);
   return detail::balance_pass(logits, rule.function, weight, scratch.layout, executor,
                               [&](Index) { return scratch.price_E; });
 }
 
 /// The value of load_balancing_loss alone, from share_sums_E (E): the sums over this call's tokens,
 /// padding not among them, of each expert's share s_te, as a forward of CompleteRouter writes them.
-/// weight.mean_over: 0 for the tokens that made `counts`.
+/// weight.mean_over: 0 for the tokens that made `counts`. top_k, k_varies: as in BalanceRule.
 ///
 /// Throws Error for shapes, top_k, the weight, or counts that are negative or do not belong to N
 /// tokens. The error is that of the sums: those of a forward are rounded to 2^-26 of a token's
@@ -237,7 +258,7 @@ double load_balancing_loss(const LossLogits<A>& logits, const BalanceCounts& cou
 /// far less where roundings cancel. Cost: E multiplications. No allocation. Thread-safe.
 inline double load_balancing_loss_value(VectorView<const double> share_sums_E,
                                         const BalanceCounts& counts, Index top_k,
-                                        const LossWeight& weight) {
+                                        const LossWeight& weight, bool k_varies = false) {
   const detail::Checks checks("load_balancing_loss_value");
   const Index experts = share_sums_E.size;
   checks.num_experts(experts);
@@ -248,8 +269,9 @@ inline double load_balancing_loss_value(VectorView<const double> share_sums_E,
   detail::check_loss_weight(checks, weight);
   if (!(weight.coefficient > 0) || counts.tokens == 0) return 0;
   const std::int64_t mean_over = weight.mean_over != 0 ? weight.mean_over : counts.tokens;
-  const double scale = detail::price_scale(experts, top_k, static_cast<double>(counts.tokens),
-                                           static_cast<double>(mean_over));
+  const double choices = detail::divided_choices(counts.tokens_per_expert_E.data, experts, top_k,
+                                                 static_cast<double>(counts.tokens), k_varies);
+  const double scale = detail::price_scale(experts, choices, static_cast<double>(mean_over));
   double sum = 0;
   for (Index e = 0; e < experts; ++e) {
     sum += detail::product(static_cast<double>(counts.tokens_per_expert_E[e]), share_sums_E[e]);
@@ -316,8 +338,8 @@ double sequence_load_balancing_loss(const LossLogits<A>& logits, const SequenceC
   const int busy = detail::useful_workers(executor, workers,
                                           {detail::count_work, tokens, counted.expert_ids_TK.cols});
   detail::for_each_block(executor, busy, sequences, [&](int worker, Index s) {
-    detail::price_sequence(counted, begin_S1, s, experts, mean_over, scratch.counts(worker),
-                           scratch);
+    detail::price_sequence(counted, begin_S1, choices.k_varies, s, experts, mean_over,
+                           scratch.counts(worker), scratch);
   });
   const std::int64_t* begin = begin_S1.data;
   const auto price_of = [&](Index t) {

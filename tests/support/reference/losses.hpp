@@ -52,19 +52,23 @@ inline Loss balance_loss(const Matrix& logits_TE, ScoreFunction function, double
   return loss;
 }
 
+// An id of -1 is none.
 inline Counts count(const Ids& ids_TK, std::size_t experts, const Mask& mask, std::size_t first,
                     std::size_t end) {
   Counts counts(experts, 0);
   for (std::size_t t = first; t < end; ++t) {
-    for (int id : ids_TK[t]) counts[static_cast<std::size_t>(id)] += masked(mask, t) ? 0 : 1;
+    for (int id : ids_TK[t]) {
+      if (id >= 0) counts[static_cast<std::size_t>(id)] += masked(mask, t) ? 0 : 1;
+    }
   }
   return counts;
 }
 
-// The mean of the balance losses of the sequences that have a token.
+// The mean of the balance losses of the sequences that have a token. If K varies it is the mean
+// number of choices of a sequence.
 inline Loss sequence_balance_loss(const Matrix& logits_TE, const Ids& ids_TK, const Counts& begin,
-                                  ScoreFunction function, double coefficient,
-                                  const Mask& mask = {}) {
+                                  ScoreFunction function, double coefficient, const Mask& mask = {},
+                                  bool k_varies = false) {
   const std::size_t experts = logits_TE[0].size();
   Loss loss{0, zeros(logits_TE.size(), experts)};
   const auto at = [&](std::size_t s) { return static_cast<std::size_t>(begin[s]); };
@@ -75,10 +79,12 @@ inline Loss sequence_balance_loss(const Matrix& logits_TE, const Ids& ids_TK, co
   for (std::size_t s = 0; s + 1 < begin.size(); ++s) {
     const double tokens = valid_tokens(mask, at(s), at(s + 1));
     if (tokens == 0) continue;
-    add_balance_loss(logits_TE, function, coefficient / sequences,
-                     static_cast<double>(ids_TK[0].size()),
-                     count(ids_TK, experts, mask, at(s), at(s + 1)), tokens, tokens, mask, at(s),
-                     at(s + 1), loss);
+    const Counts counts = count(ids_TK, experts, mask, at(s), at(s + 1));
+    double made = 0;
+    for (std::int64_t n : counts) made += static_cast<double>(n);
+    const double top_k = k_varies ? made / tokens : static_cast<double>(ids_TK[0].size());
+    add_balance_loss(logits_TE, function, coefficient / sequences, top_k, counts, tokens, tokens,
+                     mask, at(s), at(s + 1), loss);
   }
   return loss;
 }
