@@ -13,14 +13,14 @@
 set -euo pipefail
 
 core=(g++ cmake ninja-build libeigen3-dev)
-test=("${core[@]}" libgtest-dev libcli11-dev pkg-config)
-demo=("${test[@]}" gnuplot-nox)
+test=("${core[@]}" libgtest-dev libcli11-dev nlohmann-json3-dev pkg-config)
+demo=("${test[@]}" gnuplot-nox librsvg2-bin)
 torch=("${test[@]}" libtorch-dev)
 python=("${torch[@]}" python3-torch python3-dev python3-setuptools)
 mpi=("${test[@]}" libopenmpi-dev openmpi-bin)
 arm=("${test[@]}" googletest g++-aarch64-linux-gnu qemu-user-static)
 ci=("${test[@]}" "${demo[@]}" "${arm[@]}" git clang clang-format clang-tidy libclang-rt-dev
-    libomp-dev llvm doxygen libbenchmark-dev)
+    libomp-dev llvm doxygen libbenchmark-dev libxml2-utils python3-numpy)
 bench=("${core[@]}" libbenchmark-dev nlohmann-json3-dev libopenblas-dev libdnnl-dev libtorch-dev
        gnuplot-nox)
 

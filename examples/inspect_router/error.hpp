@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: MIT
+// What the user can put right: ends the program with one line and exit code 2.
+#ifndef INSPECT_ROUTER_ERROR_HPP
+#define INSPECT_ROUTER_ERROR_HPP
+
+#include <stdexcept>
+#include <string>
+#include <string_view>
+
+namespace inspect_router {
+
+/// The message says what is wrong and what to do about it.
+class UserError : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+/// Text from a file, for a message: one line, of bounded length, without control characters.
+inline std::string shown(std::string_view text) {
+  constexpr std::size_t longest = 120;
+  std::string result = "'";
+  for (const char c : text.substr(0, longest)) {
+    result += static_cast<unsigned char>(c) < 0x20 || c == 0x7f ? '?' : c;
+  }
+  return result + (text.size() > longest ? "...'" : "'");
+}
+
+/// A file that breaks a rule of its format: names file, field and rule.
+[[noreturn]] inline void refuse(const std::string& file, const std::string& field,
+                                const std::string& rule) {
+  throw UserError(file + ": " + field + ": " + rule);
+}
+
+}  // namespace inspect_router
+
+#endif  // INSPECT_ROUTER_ERROR_HPP
