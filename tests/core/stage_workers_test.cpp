@@ -93,6 +93,24 @@ void expect_as_many_as_pay(const std::string& stage, const Run& run) {
   EXPECT_EQ(most, 7);
 }
 
+TEST(StageWorkers, OrthogonalityLoss) {
+  for (const bool only_partners : {false, true}) {
+    expect_as_many_as_pay("orthogonality_loss", [&](Batch&, const auto& executor) {
+      const RowMatrix<float> w = random_matrix<float>(400, hidden, 7);
+      const RowMatrix<std::int32_t> partners = RowMatrix<std::int32_t>::Zero(400, 1);
+      RowMatrix<float> out = zeros(400, hidden);
+      gatepro::OrthogonalityRule rule;
+      rule.coefficient = 1;
+      rule.only_partners = only_partners;
+      std::vector<std::byte> memory(
+          gatepro::orthogonality_loss_workspace_bytes<float>(400, hidden, 1, executor));
+      gatepro::orthogonality_loss(view(w), strided_view(partners), rule, view(out), memory,
+                                  executor);
+      return bytes_of(out);
+    });
+  }
+}
+
 TEST(StageWorkers, Dispatch) {
   expect_as_many_as_pay("permute", [](Batch& in, const auto& executor) {
     RowMatrix<float> out(rows, hidden);

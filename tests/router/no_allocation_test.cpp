@@ -209,6 +209,19 @@ void expect_no_cost() {
                 }),
                 0);
     }
+    gatepro::OrthogonalityRule rule;
+    rule.coefficient = 1;
+    std::vector<std::byte> memory(
+        gatepro::orthogonality_loss_workspace_bytes<A>(experts, hidden, 2));
+    for (const bool only_partners : {false, true}) {
+      rule.only_partners = only_partners;
+      EXPECT_EQ(cost_of([&] {
+                  gatepro::orthogonality_loss(gatepro::view(w),
+                                              router.similarity_cache().partners(), rule,
+                                              gatepro::view(dw), memory);
+                }),
+                0);
+    }
     // Nor does a refresh, once it has its memory.
     router.refresh_now(w, 1);
     router.refresh_now(w, 2);

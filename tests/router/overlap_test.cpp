@@ -294,6 +294,23 @@ TEST(Overlap, Similarity) {
                           });
 }
 
+TEST(Overlap, OrthogonalityLoss) {
+  gatepro::OrthogonalityRule rule;
+  rule.coefficient = 1;
+  rule.only_partners = true;
+  const std::size_t needed = gatepro::orthogonality_loss_workspace_bytes<float>(experts, hidden, 1);
+  expect_overlaps_refused(
+      {{"dw_EH", experts * hidden * 4, true, 4},
+       {"w_EH", experts * hidden * 4, false, 4},
+       {"partners_EM", experts * 4, false, 4},
+       {"workspace", needed, true, 1}},
+      [&](const auto& at) {
+        gatepro::orthogonality_loss(
+            MatrixView(as<float>(at[1]), experts, hidden), {as<std::int32_t>(at[2]), experts, 1},
+            rule, MatrixView(as<float>(at[0]), experts, hidden), Workspace(at[3], needed));
+      });
+}
+
 TEST(Overlap, RouterForward) {
   const gatepro::Router<float> router({hidden, experts, top_k, gatepro::Competition::off()});
   const std::size_t needed = router.forward_workspace_bytes();

@@ -212,7 +212,7 @@ void compute_contenders(const MatrixView<const W>& w_EH, const LazyScratch<A>& s
   for_each_block(executor, busy, w_EH.rows, [&](int, Index i) {
     if (scratch.is_read_E[i] == 0) return;
     A* scaled = scratch.scaled_EH.row(i);
-    scratch.inverse_norm_E[i] = scale_row(w_EH.row(i), w_EH.cols, scaled);
+    scratch.inverse_norm_E[i] = scale_row(w_EH.row(i), w_EH.cols, scaled).inverse_norm;
     std::fill(scaled + w_EH.cols, scaled + scratch.scaled_EH.row_stride, A(0));
   });
   for_each_block(executor, busy, blocks, [&](int, Index block) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Who competes with whom, and when that is found out: plain data.
+// Who competes with whom, when that is found out, and how far rows are kept apart: plain data.
 #ifndef GATEPRO_PARTNERS_SETTINGS_HPP
 #define GATEPRO_PARTNERS_SETTINGS_HPP
 
@@ -55,6 +55,33 @@ struct RefreshSchedule {
   GATEPRO_ALWAYS_INLINE static constexpr RefreshSchedule frozen() { return {Kind::frozen, 1}; }
   /// The same schedule, but lazy.
   GATEPRO_ALWAYS_INLINE constexpr RefreshSchedule lazily() const { return {kind, interval, true}; }
+};
+
+/// What an orthogonality loss adds up, over the ordered pairs (i, j) of rows of W.
+enum class OrthogonalityKind {
+  /// The mean of (C_ij - delta_ij)^2 with C_ij = <w_i, w_j> / (|w_i| |w_j|), as ERNIE 4.5 has it.
+  /// The length of a row plays no part.
+  frobenius,
+  /// The sum of |<w_i, w_j> - delta_ij|: SimBal (Omi et al. 2025, arXiv 2506.14038). The diagonal
+  /// pulls lengths to 1.
+  simbal,
+};
+
+/// A loss that turns rows of W away from each other: the rival of a competition. Off by default.
+struct OrthogonalityRule {
+  OrthogonalityKind kind = OrthogonalityKind::frobenius;  ///< What is added up.
+  double coefficient = 0;     ///< c, finite and >= 0. 0 turns the loss off: nothing is read.
+  double gradient_scale = 1;  ///< Multiplies the gradient, but not the value. Finite.
+  /// G, a divisor of E: only rows of one group are compared. Group g holds those from g E / G on.
+  Index groups = 1;
+  /// frobenius divides by the number of pairs i != j, instead of that of all pairs.
+  bool mean_over_others = false;
+  /// Only the pairs (i, partner of i) of a table are compared, each as often as it stands there; no
+  /// diagonal. frobenius divides by their number. Needs groups = 1.
+  bool only_partners = false;
+
+  /// False if there is no such loss.
+  GATEPRO_ALWAYS_INLINE constexpr bool active() const { return coefficient > 0; }
 };
 
 }  // namespace gatepro

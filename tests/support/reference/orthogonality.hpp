@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: MIT
+// Losses that keep rows apart, by their definitions.
+#ifndef GATEPRO_TESTS_SUPPORT_REFERENCE_ORTHOGONALITY_HPP
+#define GATEPRO_TESTS_SUPPORT_REFERENCE_ORTHOGONALITY_HPP
+
+#include <cmath>
+#include <gatepro/partners/settings.hpp>
+#include <numeric>
+#include <utility>
+
+#include "support/reference/partners.hpp"
+
+namespace reference {
+
+// The ordered pairs that a loss compares. partners: read with only_partners.
+inline std::vector<std::pair<std::size_t, std::size_t>> compared_pairs(
+    const Matrix& w_EH, const gatepro::OrthogonalityRule& rule, const Ids& partners) {
+  std::vector<std::pair<std::size_t, std::size_t>> pairs;
+  const std::size_t group = w_EH.size() / static_cast<std::size_t>(rule.groups);
+  for (std::size_t i = 0; i < w_EH.size(); ++i) {
+    const auto compare = [&](std::size_t j) {
+      if (is_finite(w_EH[i]) && is_finite(w_EH[j])) pairs.emplace_back(i, j);
+    };
+    if (rule.only_partners) {
+      for (int p : partners[i]) {
+        if (p != static_cast<int>(i)) compare(static_cast<std::size_t>(p));
+      }
+    } else {
+      for (std::size_t j = i / group * group; j < i / group * group + group; ++j) compare(j);
+    }
+  }
+  return pairs;
+}
+
+// What the mean of the Frobenius norm divides by.
+inline double mean_over(const Matrix& w_EH, const gatepro::OrthogonalityRule& rule,
+                        std::size_t compared) {
+  if (rule.only_partners) return static_cast<double>(compared);
+  const double group = static_cast<double>(w_EH.size()) / static_cast<double>(rule.groups);
+  return static_cast<double>(w_EH.size()) * (rule.mean_over_others ? group - 1 : group);
+}
+
+inline double orthogonality(const Matrix& w_EH, const gatepro::OrthogonalityRule& rule,
+                            const Ids& partners = {}) {
+  const Matrix similarity_EE = cosine_similarity(w_EH);
+  const auto pairs = compared_pairs(w_EH, rule, partners);
+  double sum = 0;
+  for (const auto& [i, j] : pairs) {
+    if (rule.kind == gatepro::OrthogonalityKind::simbal) {
+      const double dot = std::inner_product(w_EH[i].begin(), w_EH[i].end(), w_EH[j].begin(), 0.0);
+      sum += std::abs(dot - (i == j ? 1 : 0));
+    } else if (i != j) {
+      sum += similarity_EE[i][j] * similarity_EE[i][j];
+    }
+  }
+  if (rule.kind == gatepro::OrthogonalityKind::frobenius) {
+    const double over = mean_over(w_EH, rule, pairs.size());
+    sum = over > 0 ? sum / over : 0;
+  }
+  return rule.coefficient * sum;
+}
+
+}  // namespace reference
+
+#endif  // GATEPRO_TESTS_SUPPORT_REFERENCE_ORTHOGONALITY_HPP
