@@ -60,11 +60,13 @@ gatepro::CompleteConfig choose_config(FuzzedDataProvider& data) {
   c.noise.jitter = pick({0, 0, 0.01, 0.999});
   c.noise.logit_sigma = pick({0, 0, 0.1, 1e30});
   c.noise.seed = data.ConsumeIntegral<std::uint8_t>();
+  c.choice.step = pick({0, 0, 0x1p-14, 0.125, 0x1p100});
   // Settings that may be refused.
   if (rarely(data)) c.top_k = data.ConsumeIntegral<std::int8_t>();
   if (rarely(data)) c.groups.num_groups = data.ConsumeIntegral<std::int8_t>();
   if (rarely(data)) c.groups.groups_per_token = data.ConsumeIntegral<std::int8_t>();
   if (rarely(data)) c.scores.scale = number(data);
+  if (rarely(data)) c.choice.step = number(data);
   if (rarely(data)) c.bias.update_rate = number(data);
   if (rarely(data)) c.losses.batch = number(data);
   if (rarely(data)) c.noise.jitter = number(data);

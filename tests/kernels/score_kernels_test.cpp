@@ -411,6 +411,47 @@ TYPED_TEST(ScoreKernelsTest, LanesAreIndependent) {
   });
 }
 
+// The nearest multiple, of two the one further from 0; numbers that no multiple lies beside, and
+// what is no number, stay.
+TYPED_TEST(ScoreKernelsTest, ChoiceKeysAreThoseOfTheNearestMultiple) {
+  using A = TypeParam;
+  const std::vector<A> specials = data::special_values<A>();
+  for (double step : {0x1p-100, 0x1p-14, 0.25, 1.0, 0x1p100}) {
+    std::vector<A> scores = specials;
+    for (std::uint64_t i = 0; i < 4000; ++i) {
+      const double steps = data::random_uniform(6, i) * std::ldexp(1.0, static_cast<int>(i % 60));
+      scores.push_back(static_cast<A>(steps * step));
+      scores.push_back(static_cast<A>((std::floor(steps) + 0.5) * step));
+    }
+    for_each_isa([&](Isa isa) {
+      const auto& kernels = kernels_for<ScoreKernels<A>>(isa);
+      const Index lanes = kernels_for<Kernels<A>>(isa).lanes;
+      const std::vector<A> zeros(static_cast<std::size_t>(lanes), A(0));
+      RowMatrix<KeyOf<A>> ranked_L(1, lanes), choice_L(1, lanes), by_logit_L(1, lanes);
+      RowMatrix<A> scores_L(1, lanes);
+      for (std::size_t first = 0; first < scores.size(); first += zeros.size()) {
+        for (Index lane = 0; lane < lanes; ++lane) {
+          const std::size_t i = std::min(first + static_cast<std::size_t>(lane), scores.size() - 1);
+          scores_L(lane) = scores[i];
+          by_logit_L(lane) = key_of(scores[i]);
+        }
+        ranked_L.setZero();
+        kernels.choice_keys(ranked_L.data(), 1, scores_L.data(), static_cast<A>(step), nullptr,
+                            choice_L.data());
+        kernels.choice_keys(by_logit_L.data(), 1, nullptr, static_cast<A>(step), nullptr,
+                            by_logit_L.data());
+        for (Index lane = 0; lane < lanes; ++lane) {
+          const Exact score = static_cast<Exact>(scores_L(lane));
+          const bool finite = std::isfinite(scores_L(lane));
+          const Exact want = finite ? std::round(score / step) * step : score;
+          ASSERT_EQ(choice_L(lane), key_of(static_cast<A>(want))) << scores_L(lane) << ", " << step;
+          ASSERT_EQ(by_logit_L(lane), choice_L(lane));
+        }
+      }
+    });
+  }
+}
+
 /// Keys of one group, a token per lane.
 template <class A>
 RowMatrix<KeyOf<A>> lanes_of(const RowMatrix<A>& logits_LE) {

@@ -73,6 +73,10 @@ std::vector<CompleteConfig> all_combinations() {
               config.competition = competition;
               for (CountSource counts : {CountSource::dispatched, CountSource::unpenalised}) {
                 config.losses.counts = counts;
+                config.choice = {};
+                all.push_back(config);
+                if (!renormalise) continue;
+                config.choice.step = 0.125;
                 all.push_back(config);
               }
             }
@@ -92,6 +96,7 @@ std::string name_of(const CompleteConfig& c) {
           std::to_string(static_cast<int>(c.groups.score));
   name += " competition " + std::to_string(static_cast<int>(c.competition.mode));
   name += c.losses.counts == CountSource::unpenalised ? " unpenalised" : "";
+  name += c.choice.step > 0 ? " rounded" : "";
   if (c.capacity) {
     name += " drop " + std::to_string(static_cast<int>(c.capacity->policy));
     name += c.capacity->renormalise ? " renormalise" : "";
@@ -157,7 +162,8 @@ class CompleteProductTest : public testing::Test {
   }
 
   reference::Rules rules_of(const CompleteConfig& config) const {
-    reference::Rules rules{{top_k, config.scores, config.groups, config.competition}, {}, {}};
+    reference::Rules rules{
+        {top_k, config.scores, config.groups, config.competition, config.choice}, {}, {}};
     double& lambda = rules.selection.competition.lambda;
     lambda = data::round_to<A>(lambda);
     if (config.bias.enabled) rules.bias_E.assign(bias_E_.data(), bias_E_.data() + experts);

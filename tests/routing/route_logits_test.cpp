@@ -3,6 +3,7 @@
 #include <gatepro/routing/route_logits.hpp>
 
 #include <gatepro/router/router.hpp>
+#include <gatepro/routing/weigh_choices.hpp>
 
 #include <algorithm>
 #include <cmath>
@@ -405,6 +406,105 @@ TYPED_TEST(RouteLogitsTest, BiasIsNotInTheWeights) {
   }
 }
 
+/// The score by which a token's expert is chosen, in double.
+double choice_score(const RowMatrix<double>& logits_TE, Index t, Index e, ScoreFunction function) {
+  if (function == ScoreFunction::softmax_after_top_k) return logits_TE(t, e);
+  const double l = logits_TE(t, e);
+  if (function == ScoreFunction::softmax_before_top_k) {
+    return std::exp(l) / logits_TE.row(t).array().exp().sum();
+  }
+  return function == ScoreFunction::sigmoid ? 1 / (1 + std::exp(-l))
+                                            : std::sqrt(std::log1p(std::exp(l)));
+}
+
+/// Logits in pairs of near-ties, which rounding noise of another kernel turns over.
+template <class A>
+struct NearTies {
+  static constexpr Index tokens = 400, experts = 16;
+  static constexpr double noise = 40 * static_cast<double>(std::numeric_limits<A>::epsilon());
+
+  NearTies() : first_TE(data::random_matrix<A>(tokens, experts, 51)) {
+    for (Index t = 0; t < tokens; ++t) {
+      for (Index e = 1; e < experts; e += 2) first_TE(t, e) = first_TE(t, e - 1);
+    }
+    second_TE = first_TE;
+    first_TE += data::random_matrix<A>(tokens, experts, 52, noise / 2);
+    second_TE += data::random_matrix<A>(tokens, experts, 53, noise / 2);
+  }
+
+  /// True if noise may carry a score of the token over the middle between two multiples.
+  bool straddles(Index t, ScoreFunction function, double step) const {
+    const RowMatrix<double> logits_TE = first_TE.template cast<double>();
+    for (Index e = 0; e < experts; ++e) {
+      const double steps = choice_score(logits_TE, t, e, function) / step;
+      // No score has a slope above 1.
+      if (std::abs(steps - std::floor(steps) - 0.5) < 4 * noise / step) return true;
+    }
+    return false;
+  }
+
+  RowMatrix<A> first_TE, second_TE;
+};
+
+template <class A>
+Index tokens_that_differ(const Outcome<A, std::int32_t>& a, const Outcome<A, std::int32_t>& b) {
+  return static_cast<Index>((a.ids_TK.array() != b.ids_TK.array()).rowwise().any().count());
+}
+
+// By rounded scores, near-ties flip only where a score straddles the middle of two multiples.
+TYPED_TEST(RouteLogitsTest, RoundedScoresChooseTheSameUnderRoundingNoise) {
+  using A = TypeParam;
+  const NearTies<A> data;
+  const Index tokens = data.tokens;
+  const double step = sizeof(A) == 4 ? 0x1p-12 : 0x1p-40;
+  for (ScoreFunction function : data::score_functions) {
+    for (const GroupLimit& groups : {GroupLimit{}, GroupLimit{4, 2, GroupScore::top_2}}) {
+      SelectionRule rule{5, {function, true, 2.5}, groups, Competition::off()};
+      SCOPED_TRACE(scored_data::describe(rule));
+      EXPECT_GT(tokens_that_differ(route<A>(data.first_TE, rule), route<A>(data.second_TE, rule)),
+                tokens / 3);
+      rule.choice.step = step;
+      const auto first = route<A>(data.first_TE, rule), second = route<A>(data.second_TE, rule);
+      Index straddle = 0;
+      for (Index t = 0; t < tokens; ++t) {
+        if (data.straddles(t, function, step)) {
+          ++straddle;
+        } else {
+          ASSERT_TRUE((first.ids_TK.row(t).array() == second.ids_TK.row(t).array()).all()) << t;
+        }
+      }
+      EXPECT_LT(straddle, tokens);
+      EXPECT_LT(tokens_that_differ(first, second), 2 * straddle / 3 + 1);
+    }
+  }
+}
+
+// Rounding is for the choice alone: weights and scores are those of the experts' own logits.
+TYPED_TEST(RouteLogitsTest, RoundedScoresAreNotInTheWeights) {
+  using A = TypeParam;
+  const Index tokens = 61, experts = 12, top_k = 4;
+  const RowMatrix<A> logits_TE = data::random_matrix<A>(tokens, experts, 54) * A(2);
+  const Extras extras{scored_data::random_bias(experts, 0.1, 55), {}};
+  for (SelectionRule rule : scored_data::rules_of(top_k, {3, 2, GroupScore::top_1})) {
+    SCOPED_TRACE(scored_data::describe(rule));
+    const auto exact = route<A>(logits_TE, rule, extras);
+    rule.choice.step = 0.25;
+    const auto got = route<A>(logits_TE, rule, extras);
+    EXPECT_FALSE(data::same_bits(got.ids_TK, exact.ids_TK));
+    rule.choice.step = 0;
+    Outcome<A, std::int32_t> weighed(tokens, top_k, experts);
+    auto memory = data::scratch(gatepro::weigh_choices_workspace_bytes<A>(experts, rule));
+    gatepro::RoutingView<A> out;
+    out.weights_TK = weighed.weights_TK;
+    out.scores_TK = weighed.scores_TK;
+    gatepro::weigh_choices({logits_TE}, scored_data::rivals_of(experts), rule,
+                           gatepro::RecordedChoices<std::int32_t>{got.ids_TK, got.penalised_TK},
+                           out, memory);
+    EXPECT_TRUE(data::same_bits(got.weights_TK, weighed.weights_TK));
+    EXPECT_TRUE(data::same_bits(got.scores_TK, weighed.scores_TK));
+  }
+}
+
 // Padding weighs 0 whatever its logits, is not counted, and does not touch its neighbours.
 TYPED_TEST(RouteLogitsTest, PaddingIsAsIfItWereNotThere) {
   using A = TypeParam;
@@ -596,6 +696,10 @@ TEST(RouteLogitsBadInput, Rules) {
         c.rule.groups = {8, 4, GroupScore::top_2};
       },
       {"two experts in a group", "num_groups=8"});
+  for (double step : {-0.5, 0.75, 0x1p-101, 0x1p101, 5e-324, inf, -inf, nan}) {
+    expect_bad([&](Call& c) { c.rule.choice.step = step; },
+               {"choice step of 0, or a power of two from 2^-100 to 2^100", "step="});
+  }
   expect_bad([](Call& c) { c.rule.competition = Competition::penalty(-1); }, {"lambda"});
   expect_bad([](Call& c) { c.rule.competition = Competition::eliminate(); },
              {"partners of all experts"});

@@ -38,7 +38,8 @@ inline std::vector<Competition> all_competitions() {
           {gatepro::CompetitionMode::eliminate, 0, ties_lose}};
 }
 
-/// Every way from scores to weights, with every competition, for groups as given.
+/// Every way from scores to weights, with every competition, for groups as given; one way also by
+/// rounded scores, of which many tie.
 inline std::vector<SelectionRule> rules_of(Index top_k, const GroupLimit& groups) {
   std::vector<SelectionRule> rules;
   for (ScoreFunction function : data::score_functions) {
@@ -48,6 +49,7 @@ inline std::vector<SelectionRule> rules_of(Index top_k, const GroupLimit& groups
             gatepro::ScoreRule{function, true, 2.5, gatepro::Renormalisation::published}}) {
         rules.push_back({top_k, scores, groups, competition});
       }
+      rules.push_back({top_k, {function, true, 2.5}, groups, competition, {0.0625}});
     }
   }
   return rules;
@@ -59,7 +61,8 @@ inline std::string describe(const SelectionRule& rule) {
        << rule.scores.renormalise << static_cast<int>(rule.scores.renormalisation) << ", scale "
        << rule.scores.scale << ", competition " << static_cast<int>(rule.competition.mode) << ", K "
        << rule.top_k << ", groups " << rule.groups.num_groups << "/" << rule.groups.groups_per_token
-       << " by " << static_cast<int>(rule.groups.score) << "/" << rule.groups.best;
+       << " by " << static_cast<int>(rule.groups.score) << "/" << rule.groups.best << ", step "
+       << rule.choice.step;
   return text.str();
 }
 

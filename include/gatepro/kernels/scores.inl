@@ -217,6 +217,23 @@ GATEPRO_KERNEL bool add_shares(const A* shares_EL, Index experts, const BitsOf<A
   return !any_lane(spoiled);
 }
 
+/// The multiple of `step`, a power of two, that is nearest to v: of two the one further from 0.
+/// NaNs, infinities and numbers too large to lie between two multiples stay.
+template <class A>
+GATEPRO_FN Lanes<A> to_multiple(Lanes<A> v, A step) {
+  using O = Order<A>;
+  const Keys<A> bits = bit_cast<BitsOf<A>>(v);
+  const Keys<A> sign = bits & Keys<A>::splat(O::lowest);
+  const Lanes<A> half_steps = bit_cast<A>(bits ^ sign) * Lanes<A>::splat(2 / step);
+  constexpr BitsOf<A> exponent = O::exponent_bias + O::mantissa_bits + 1;
+  const Keys<A> whole_from = Keys<A>::splat(exponent << O::mantissa_bits);
+  const auto between = bit_cast<BitsOf<A>>(half_steps) < whole_from;
+  const Keys<A> count = convert<BitsOf<A>>(select(between, half_steps, Lanes<A>::splat(A(0))));
+  const Keys<A> steps = (count + Keys<A>::splat(1)) >> 1;
+  const Lanes<A> size = convert<A>(steps) * Lanes<A>::splat(step);
+  return select(between, bit_cast<A>(bit_cast<BitsOf<A>>(size) | sign), v);
+}
+
 /// The key by which expert e is chosen: of score + bias; null biases are 0. Losers and NaNs stay
 /// what they are; a NaN score or sum becomes a NaN.
 template <class A>
@@ -225,16 +242,28 @@ GATEPRO_FN Keys<A> choice_key(Keys<A> ranked, Lanes<A> score, const A* bias_E, I
   return select(ranked < Keys<A>::splat(-Order<A>::infinity), ranked, to_keys<A>(score));
 }
 
-/// The choice keys of all experts, by scores that are there, or null for the logits themselves.
-template <class A>
-GATEPRO_KERNEL void choice_keys(const BitsOf<A>* ranked_EL, Index experts, const A* scores_EL,
-                                const A* bias_E, BitsOf<A>* choice_EL) {
+template <class A, bool rounds>
+GATEPRO_FN void choice_keys_as(const BitsOf<A>* ranked_EL, Index experts, const A* scores_EL,
+                               A step, const A* bias_E, BitsOf<A>* choice_EL) {
   constexpr int L = lanes_v<A>;
   for (Index e = 0; e < experts; ++e) {
     const Keys<A> ranked = Keys<A>::load(ranked_EL + e * L);
-    const Lanes<A> score =
+    Lanes<A> score =
         scores_EL == nullptr ? to_values<A>(ranked) : Lanes<A>::load(scores_EL + e * L);
+    if constexpr (rounds) score = to_multiple<A>(score, step);
     choice_key<A>(ranked, score, bias_E, e).store(choice_EL + e * L);
+  }
+}
+
+/// The choice keys of all experts, by scores that are there, or null for the logits themselves.
+/// Either are rounded to multiples of `step` first, unless it is 0.
+template <class A>
+GATEPRO_KERNEL void choice_keys(const BitsOf<A>* ranked_EL, Index experts, const A* scores_EL,
+                                A step, const A* bias_E, BitsOf<A>* choice_EL) {
+  if (step > 0) {
+    choice_keys_as<A, true>(ranked_EL, experts, scores_EL, step, bias_E, choice_EL);
+  } else {
+    choice_keys_as<A, false>(ranked_EL, experts, scores_EL, step, bias_E, choice_EL);
   }
 }
 

@@ -128,8 +128,8 @@ struct ScoreKernels {
   void (*shares)(const Key* keys_EL, Index experts, ScoreFunction function, A* shares_EL,
                  A* slopes_EL, A* log_sum_exp_L);
   bool (*add_shares)(const A* shares_EL, Index experts, const Key* counted_L, Key* totals_EL);
-  void (*choice_keys)(const Key* ranked_EL, Index experts, const A* scores_EL, const A* bias_E,
-                      Key* choice_EL);
+  void (*choice_keys)(const Key* ranked_EL, Index experts, const A* scores_EL, A step,
+                      const A* bias_E, Key* choice_EL);
   void (*separate_choice_keys)(const Key* ranked_EL, Index experts, ScoreFunction function,
                                const A* bias_E, Key* choice_EL);
   void (*weigh_scores)(const Key* keys_KL, const A* scores_KL, Index k, bool divide, A* weights_KL,

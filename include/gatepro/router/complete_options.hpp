@@ -70,10 +70,11 @@ struct CompleteConfig : RouterConfig {
   LossRule losses{};                       ///< Balancing by losses, and the z-loss.
   std::optional<CapacityRule> capacity{};  ///< Drops; none: dropless.
   NoiseRule noise{};                       ///< Jitter, logit noise, forced routing.
+  ChoiceRule choice{};                     ///< What of a score decides.
 
   /// The part that chooses experts and weighs them.
   GATEPRO_ALWAYS_INLINE constexpr SelectionRule selection() const {
-    return {top_k, scores, groups, competition};
+    return {top_k, scores, groups, competition, choice};
   }
 };
 

@@ -2,7 +2,7 @@
 // A selection by any SelectionRule: scores, bias and groups decide who is chosen and what it
 // weighs.
 //
-//   ranked_EL --score, + bias, groups--> choice_EL --top-k--> ids_KL
+//   ranked_EL --score, round, + bias, groups--> choice_EL --top-k--> ids_KL
 //       |                                                       |
 //       +---------------- gather, score --> selected_KL, scores_KL --> weights_KL
 //
@@ -56,7 +56,7 @@ inline bool scores_after_top_k(const SelectionRule& rule) {
 /// True if a rule without a bias asks for nothing that PlainSelection does not do.
 inline bool is_plain(const SelectionRule& rule) {
   return scores_after_top_k(rule) && !rule.groups.active() &&
-         key_of(rule.scores.scale) == key_of(1.0);
+         key_of(rule.scores.scale) == key_of(1.0) && !(rule.choice.step > 0);
 }
 
 /// True if weights are shares of scores that come before the choice.
@@ -153,15 +153,17 @@ struct RuledSelection {
 
  private:
   /// The keys of score + bias by which experts with keys ranked_EL are chosen: ranked_EL itself, or
-  /// choice_EL. May write scores_EL, see score_all.
+  /// choice_EL. May write scores_EL.
   const Key* choice_of(const Key* ranked_EL, Index experts, A* scores_EL, Key* choice_EL) const {
     const ScoreKernels<A>& kernel = score_kernels<A>();
     const ScoreFunction function = rule.scores.function;
+    const A step = static_cast<A>(rule.choice.step);
     const bool by_logit = scores_after_top_k(rule);
-    if (by_logit && bias_E == nullptr) return ranked_EL;
-    if (is_softmax(function)) {
-      score_all<A>(ranked_EL, experts, rule, scores_EL);
-      kernel.choice_keys(ranked_EL, experts, by_logit ? nullptr : scores_EL, bias_E, choice_EL);
+    if (by_logit && bias_E == nullptr && !(step > 0)) return ranked_EL;
+    if (is_softmax(function) || step > 0) {
+      if (!by_logit) kernel.scores(ranked_EL, experts, function, scores_EL);
+      kernel.choice_keys(ranked_EL, experts, by_logit ? nullptr : scores_EL, step, bias_E,
+                         choice_EL);
     } else {
       kernel.separate_choice_keys(ranked_EL, experts, function, bias_E, choice_EL);
     }

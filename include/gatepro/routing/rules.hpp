@@ -87,13 +87,31 @@ struct GroupLimit {
   GATEPRO_ALWAYS_INLINE constexpr bool active() const { return num_groups > 1; }
 };
 
+/// What of a score decides the choice. Weights come from the scores themselves.
+struct ChoiceRule {
+  /// Scores, or with softmax_after_top_k penalised logits, are rounded to the nearest multiple of
+  /// this before the bias is added, the one further from 0 if two are as near. 0 for no rounding,
+  /// or a power of two from 2^-100 to 2^100, so that nothing else is rounded; OLMo-core has 2^-14.
+  ///
+  /// Scores that differ by the rounding noise of another kernel, or of a recomputation elsewhere,
+  /// then choose the same experts, but for those within the noise of the middle between two
+  /// multiples: a share of about noise / step. The price is that experts within a step of each
+  /// other tie, which the lower id wins, unless their biases differ.
+  ///
+  /// The competition compares the logits as they are; its losers may change with the noise. With
+  /// softmax_after_top_k a penalty far below the step seldom changes a choice.
+  double step = 0;
+};
+
 /// How a token's experts and their weights follow from its logits. Experts rank by: in an allowed
-/// group, not NaN, survivor before loser, larger choice value (score plus bias), lower id.
+/// group, not NaN, survivor before loser, larger choice value (score, rounded if wanted, plus
+/// bias), lower id.
 struct SelectionRule {
   Index top_k = 0;            ///< K: experts per token, 1 <= K <= E.
   ScoreRule scores{};         ///< From logits to weights.
   GroupLimit groups{};        ///< Which experts may be chosen together.
   Competition competition{};  ///< The rule for losers.
+  ChoiceRule choice{};        ///< What of a score decides.
 
   /// True if each token's weights are constants, as for one expert whose weight is normalised: then
   /// no gradient reaches the logits through them.

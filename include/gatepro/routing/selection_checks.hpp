@@ -48,12 +48,22 @@ inline void check_group_limit(const Checks& checks, const SelectionRule& rule, I
               {{"best", groups.best}, {"num_experts", experts}, {"num_groups", groups.num_groups}});
 }
 
+inline void check_choice_rule(const Checks& checks, const ChoiceRule& rule) {
+  constexpr Order<double>::Key mantissa =
+      (Order<double>::Key(1) << Order<double>::mantissa_bits) - 1;
+  const auto key = key_of(rule.step);
+  const bool is_power = (key & mantissa) == 0 && key >= key_of(0x1p-100) && key <= key_of(0x1p100);
+  checks.need(key == 0 || is_power, "a choice step of 0, or a power of two from 2^-100 to 2^100",
+              {{"step", rule.step}});
+}
+
 /// Everything but the competition, for results in A.
 template <class A>
 void check_selection(const Checks& checks, const SelectionRule& rule, Index experts) {
   checks.num_experts(experts);
   checks.top_k(rule.top_k, experts);
   check_group_limit(checks, rule, experts);
+  check_choice_rule(checks, rule.choice);
   const A scale = static_cast<A>(rule.scores.scale);
   checks.need(is_finite(rule.scores.scale) && is_finite(scale) && key_of(scale) > 0,
               "scale finite and > 0", {{"scale", rule.scores.scale}});

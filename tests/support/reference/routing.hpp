@@ -41,6 +41,11 @@ struct Contest {
   Row choice;   ///< Score plus bias; of who is out, as if nobody competed.
 };
 
+/// The nearest multiple of the step, of two the one further from 0.
+inline double rounded(double score, double step) {
+  return step > 0 && std::isfinite(score) ? std::round(score / step) * step : score;
+}
+
 /// GatePro eq. 8.
 template <class Round>
 Contest contest(const Row& logits, const Flags& loses, const gatepro::SelectionRule& rule,
@@ -57,7 +62,8 @@ Contest contest(const Row& logits, const Flags& loses, const gatepro::SelectionR
   const Row after = by_logit ? c.logits : scores(c.logits, rule.scores.function);
   for (std::size_t e = 0; e < experts; ++e) {
     const double b = bias.empty() ? 0 : bias[e];
-    c.choice.push_back(round((c.out[e] ? before[e] : after[e]) + b));
+    const double score = round(c.out[e] ? before[e] : after[e]);
+    c.choice.push_back(round(rounded(score, rule.choice.step) + b));
   }
   return c;
 }
