@@ -1,17 +1,13 @@
 // SPDX-License-Identifier: MIT
-// What the user can put right: ends the program with one line and exit code 2.
+// What the user can put right.
 #ifndef TRAIN_MOE_ERROR_HPP
 #define TRAIN_MOE_ERROR_HPP
 
-#include <stdexcept>
+#include "support/error.hpp"
 
 namespace train_moe {
 
-/// The message says what is wrong and what to do about it.
-class UserError : public std::runtime_error {
- public:
-  using std::runtime_error::runtime_error;
-};
+using report::UserError;
 
 }  // namespace train_moe
 

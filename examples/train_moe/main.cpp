@@ -10,6 +10,7 @@
 #include "csv.hpp"
 #include "default_text.hpp"
 #include "history.hpp"
+#include "output.hpp"
 #include "plots.hpp"
 #include "progress.hpp"
 #include "settings.hpp"

@@ -9,8 +9,8 @@
 #include <string>
 #include <vector>
 
-#include "csv.hpp"
 #include "history.hpp"
+#include "output.hpp"
 #include "what_if.hpp"
 
 namespace train_moe {
@@ -168,18 +168,6 @@ inline std::string plot_script(const Settings& settings, const Curves& curves) {
          figure("validation_loss", x + "set ylabel 'validation loss (nats per byte)'\n",
                 curves.plot(4)) +
          what_if_figure();
-}
-
-/// True if a program of that name can be started.
-inline bool can_run(const std::string& program) {
-  return std::system(("command -v " + program + " > /dev/null 2>&1").c_str()) == 0;
-}
-
-/// `text` as one word for the shell.
-inline std::string quoted(const std::string& text) {
-  std::string result = "'";
-  for (const char c : text) result += c == '\'' ? std::string("'\\''") : std::string(1, c);
-  return result + "'";
 }
 
 /// Draws into the folder. Returns what to tell the user.
