@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// gatepro: the contents, in the order of the data. Include this; openmp.hpp and torch.hpp are
-// extra.
+// gatepro: the contents, in the order of the data. Include this; openmp.hpp, torch.hpp and
+// spectral_entropy.hpp are extra.
 #ifndef GATEPRO_GATEPRO_HPP
 #define GATEPRO_GATEPRO_HPP
 
@@ -12,6 +12,7 @@
 #include "gatepro/routing.hpp"   // logits -> experts and weights
 #include "gatepro/balance.hpp"   // counts -> losses, bias
 #include "gatepro/dispatch.hpp"  // tokens -> experts -> tokens
+#include "gatepro/metrics.hpp"   // what a routing did
 #include "gatepro/router.hpp"    // all of it in one call
 // clang-format on
 

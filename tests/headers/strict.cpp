@@ -101,6 +101,34 @@ void dispatch() {
                                     gatepro::strided_view(weights_TK));
 }
 
+template <class A>
+void measure() {
+  const RowMatrix<A> similarity_EE = zeros<A>(experts, experts),
+                     logits_TE = zeros<A>(tokens, experts);
+  RowMatrix<std::int32_t> partners_EM = zeros<std::int32_t>(experts, 1);
+  const RowMatrix<std::int32_t> ids_TK = RowMatrix<std::int32_t>::Constant(tokens, top_k, -1);
+  std::vector<std::int64_t> counts_E(experts);
+  const gatepro::VectorView<std::int64_t> counts(counts_E);
+  const gatepro::NoReduce reduce;
+  gatepro::LoadCounts loads(experts);
+  loads.add(counts_E);
+  loads.merge(loads);
+  loads.all_reduce(reduce);
+  gatepro::pairwise_similarity(gatepro::view(similarity_EE));
+  gatepro::partner_similarity(gatepro::view(similarity_EE), partners_EM);
+  gatepro::add_pairwise_histogram(gatepro::view(similarity_EE), counts);
+  gatepro::add_partner_histogram(gatepro::view(similarity_EE), partners_EM, counts);
+  gatepro::partner_graph(partners_EM, counts);
+  gatepro::Coactivation pairs(experts);
+  pairs.add(gatepro::Choices{gatepro::strided_view(ids_TK)});
+  gatepro::MarginCounts margins;
+  std::vector<std::byte> scratch(
+      gatepro::count_margins_workspace_bytes<A>(experts, top_k, OwnExecutor()));
+  gatepro::count_margins(gatepro::view(logits_TE), gatepro::RivalTable(partners_EM, true), {top_k},
+                         {}, margins, scratch, OwnExecutor());
+  gatepro::all_reduced(gatepro::PenaltyStatistics(), reduce);
+}
+
 }  // namespace
 
 int main() {
@@ -112,4 +140,6 @@ int main() {
   route_completely<gatepro::bfloat16, float>();
   dispatch<float>();
   dispatch<double>();
+  measure<float>();
+  measure<double>();
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Counts of choices per expert, and the two measures of balance made from them.
+// Counts of choices per expert.
 #include <gatepro/routing/tokens_per_expert.hpp>
 
 #include <cstdint>
@@ -74,22 +74,6 @@ TYPED_TEST(TokensPerExpertTest, NoTokensCountNothing) {
   gatepro::add_tokens_per_expert(StridedView<const TypeParam>(nullptr, 0, 2),
                                  VectorView<std::int64_t>(counts));
   EXPECT_EQ(counts, Counts(3, 1));
-}
-
-TEST(Balance, ZeroTokenExpertsAndMaxViolation) {
-  const Counts even{4, 4, 4}, uneven{0, 9, 0}, none{0, 0, 0}, one{7};
-  const std::int64_t large = std::int64_t{1} << 60;
-  const Counts many{large, large, 2 * large, 0};
-  EXPECT_EQ(gatepro::zero_token_experts(even), 0);
-  EXPECT_EQ(gatepro::zero_token_experts(uneven), 2);
-  EXPECT_EQ(gatepro::zero_token_experts(none), 3);
-  EXPECT_EQ(gatepro::zero_token_experts(VectorView<const std::int64_t>()), 0);
-  EXPECT_EQ(gatepro::max_violation(even), 0);
-  EXPECT_EQ(gatepro::max_violation(uneven), 2);
-  EXPECT_EQ(gatepro::max_violation(none), 0);
-  EXPECT_EQ(gatepro::max_violation(one), 0);
-  EXPECT_EQ(gatepro::max_violation(many), 1);
-  EXPECT_EQ(gatepro::max_violation(VectorView<const std::int64_t>()), 0);
 }
 
 }  // namespace

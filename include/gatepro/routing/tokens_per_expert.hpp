@@ -3,7 +3,6 @@
 #ifndef GATEPRO_ROUTING_TOKENS_PER_EXPERT_HPP
 #define GATEPRO_ROUTING_TOKENS_PER_EXPERT_HPP
 
-#include <algorithm>
 #include <cstdint>
 
 #include "gatepro/core/choices.hpp"
@@ -31,26 +30,6 @@ void add_tokens_per_expert(StridedView<Id> expert_ids_TK,
   const Choices<Id> choices{expert_ids_TK};
   detail::check_choices(checks, "expert_ids_TK", choices, tokens_per_expert_E.size);
   detail::for_each_choice(choices, false, [&](Index, Index, Index e) { ++tokens_per_expert_E[e]; });
-}
-
-/// Experts that got no token in a step: the paper's zero token count.
-inline Index zero_token_experts(VectorView<const std::int64_t> tokens_per_expert_E) {
-  return std::count(tokens_per_expert_E.data, tokens_per_expert_E.data + tokens_per_expert_E.size,
-                    std::int64_t{0});
-}
-
-/// MaxVio, max / mean - 1 of the loads: 0 for a perfect balance. 0 if nothing was routed.
-inline double max_violation(VectorView<const std::int64_t> tokens_per_expert_E) {
-  std::int64_t total = 0;
-  std::int64_t largest = 0;
-  for (Index e = 0; e < tokens_per_expert_E.size; ++e) {
-    total += tokens_per_expert_E[e];
-    largest = (std::max)(largest, tokens_per_expert_E[e]);
-  }
-  if (total == 0) return 0;
-  return static_cast<double>(largest) * static_cast<double>(tokens_per_expert_E.size) /
-             static_cast<double>(total) -
-         1;
 }
 
 }  // namespace GATEPRO_ABI
