@@ -36,8 +36,8 @@ class OutputFile {
   std::ofstream file_;
 };
 
-/// Makes the folder with its parents, or says why not and leaves nothing behind.
-inline void make_folder(const std::filesystem::path& folder) {
+/// Makes the folder with its parents, or says why not and leaves nothing behind. `option` names it.
+inline void make_folder(const std::filesystem::path& folder, const std::string& option = "--out") {
   namespace fs = std::filesystem;
   std::error_code error;
   if (fs::is_directory(folder, error)) return;
@@ -52,7 +52,7 @@ inline void make_folder(const std::filesystem::path& folder) {
   // Only what is empty can be removed, so nothing is lost that somebody else made meanwhile.
   for (const fs::path& path : missing) fs::remove(path, error);
   throw UserError("cannot write into '" + folder.string() + "' (" + why +
-                  "): choose another folder with --out");
+                  "): choose another folder with " + option);
 }
 
 }  // namespace report

@@ -35,6 +35,8 @@ struct Settings {
   // and lose a lot where other programs want the cores too.
   int threads = 1;
   bool plots = true;
+  std::string trace;             // empty: none
+  std::int64_t trace_every = 0;  // 0: the last step alone
 };
 
 /// True if the arms compete at `step`. Each swap holds until the other one; before the first, the
@@ -129,6 +131,11 @@ inline void add_options(CLI::App& app, Settings& s) {
   app.add_option("--threads", s.threads, "Threads; results do not depend on them")
       ->check(CLI::Range(1, max_threads()));
   app.add_option("--out", s.out, "Folder for train.csv, what_if.csv and the plots");
+  app.add_option("--trace", s.trace,
+                 "Folder for what the routers decide, as Megatron-LM's analysis scripts read it");
+  app.add_option("--trace-every", s.trace_every, "Steps between two traces [the last step alone]")
+      ->check(count(1, many))
+      ->default_str("");
   app.add_flag("--plots,!--no-plots", s.plots, "Draw with gnuplot");
 }
 
@@ -140,6 +147,9 @@ inline void check_settings(Settings& settings) {
   for (const double value :
        {settings.sizes.weight_scale, settings.learning_rate, settings.balance_coefficient}) {
     if (std::isnan(value)) throw UserError("an option is nan: give a number");  // CLI11 accepts it
+  }
+  if (settings.trace_every > settings.steps) {
+    throw UserError("--trace-every is beyond the last step: lower it, or raise --steps");
   }
   if (settings.swap_on_at > settings.steps || settings.swap_off_at > settings.steps) {
     throw UserError("a swap comes after the last step: lower it, or raise --steps");

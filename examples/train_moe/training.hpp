@@ -12,6 +12,7 @@
 #include "layer_metrics.hpp"
 #include "model.hpp"
 #include "settings.hpp"
+#include "trace.hpp"
 
 namespace train_moe {
 
@@ -62,6 +63,7 @@ class Training {
         model_(settings.sizes, routing_of(arm, settings), seed_, executor_),
         adam_(model_.parameters()),
         observer_(settings.sizes, executor_),
+        trace_(settings, arm.name, seed),
         validation_(text.validation_batch(settings.validation_tokens, settings.sizes.context,
                                           settings.sizes.window)) {}
 
@@ -88,6 +90,7 @@ class Training {
     for (MoeLayer<A>& layer : model_.layers()) {
       record.layers.push_back(observer_.observe(layer, step_, executor_));
     }
+    trace_.write(step_, model_.layers());
     stopwatch.resume();
     model_.backward(batch);
     adam_.step(learning_rate(settings_.learning_rate, step_, settings_.steps), executor_);
@@ -132,6 +135,7 @@ class Training {
   Model<A> model_;
   Adam<A> adam_;
   LayerObserver<A> observer_;
+  Trace trace_;
   Batch validation_;
   std::int64_t step_ = 0;
 };

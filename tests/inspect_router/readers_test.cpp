@@ -10,6 +10,7 @@
 #include "inspect_router/npy.hpp"
 #include "inspect_router/safetensors.hpp"
 #include "inspect_router/trace.hpp"
+#include "support/routing_trace.hpp"
 
 namespace {
 
@@ -234,6 +235,30 @@ TEST(TraceReader, MergesStepsAndRanksOfALayer) {
   EXPECT_EQ(layer.ranks.size(), 2U);
   EXPECT_TRUE(layer.weights.empty());
   EXPECT_EQ(trace.at({"mtp", 0, 1}).weights, (std::vector<float>{0.25F}));
+}
+
+TEST(TraceReader, ReadsWhatTheExamplesWrite) {
+  const std::vector<std::int32_t> ids{3, 0, 2, -1};
+  const std::vector<float> weights{0.1F, 1.0F / 3, 1e-30F, std::nanf("")};
+  const gatepro::MatrixView<const std::int32_t> ids_TK{ids.data(), 2, 2};
+  const gatepro::MatrixView<const float> weights_TK{weights.data(), 2, 2};
+  const std::string line = report::trace_line({7, 5, 2}, ids_TK, weights_TK);
+  const Trace trace = read_trace(line + line);
+  const TraceLayer& layer = trace.at({"decoder", 0, 5});
+  EXPECT_EQ(layer.tokens(), 4);
+  EXPECT_EQ(layer.steps, std::set<std::uint64_t>{7});
+  EXPECT_EQ(layer.ranks, std::set<std::uint64_t>{2});
+  for (std::size_t i = 0; i < 8; ++i) {
+    EXPECT_EQ(layer.ids[i], ids[i % 4]);
+    EXPECT_TRUE(i % 4 == 3 || layer.weights[i] == weights[i % 4]);
+  }
+  EXPECT_TRUE(std::isnan(layer.weights[3]));
+}
+
+TEST(Npy, ReadsWhatTheExamplesWrite) {
+  const std::vector<float> values{1, -2.5F, 0.5F, 3, 1e-30F, 7};
+  const auto matrix = read_npy(report::npy_bytes({values.data(), 2, 3}));
+  for (Index i = 0; i < 6; ++i) EXPECT_EQ(matrix.data()[i], values[static_cast<std::size_t>(i)]);
 }
 
 TEST(TraceReader, LinesMayCrossTheBlocksThatAreRead) {

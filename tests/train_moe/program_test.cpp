@@ -258,6 +258,7 @@ TEST_F(Program, RefusesBadInputInOneLineAndWritesNothing) {
       {"--window", "5", "--heads", "3"},
       {"--swap-on-at", "13"},
       {"--swap-on-at", "3", "--swap-off-at", "3"},
+      {"--trace-every", "13"},
       {"--threads", "0"},
       {"--learning-rate", "nan"},
       {"stray"},
@@ -281,6 +282,30 @@ TEST_F(Program, RefusesAFolderThatItCannotWrite) {
     EXPECT_EQ(std::count(result.err.begin(), result.err.end(), '\n'), 1) << result.err;
     EXPECT_NE(result.err.find("--out"), std::string::npos) << result.err;
   }
+}
+
+TEST_F(Program, TracesEachLayerOfTheStepsThatAreDue) {
+  const fs::path traces = folder / "traces";
+  EXPECT_EQ(run(tiny("out", {"--trace", traces.string(), "--trace-every", "5"})).exit_code, 0);
+  for (const char* arm : {"off_seed1", "eliminate_seed1"}) {
+    const Words lines = split(read(traces / arm / "router_trace_rank0.jsonl"), '\n');
+    ASSERT_EQ(lines.size(), 4U) << arm;  // steps 5 and 10 of two layers
+    EXPECT_EQ(
+        lines[3].rfind(R"({"step": 10, "stage": "pre_dispatch", "block": "decoder", "layer": 1,)"
+                       R"( "rank": 0, "num_tokens": 70, "topk": 3, "top_indices": [[)",
+                       0),
+        0U)
+        << lines[3];
+    EXPECT_NE(lines[3].find("]], \"top_weights\": [["), std::string::npos);
+    // A header of 128 bytes, 10 experts of 16 floats.
+    EXPECT_EQ(fs::file_size(traces / arm / "router.1.npy"), 128U + 640);
+  }
+  // The last step alone, and the training goes on as without a trace.
+  const Words traced = rows("out");
+  EXPECT_EQ(run(tiny("out", {"--trace", (folder / "last").string()})).exit_code, 0);
+  EXPECT_EQ(split(read(folder / "last/off_seed1/router_trace_rank0.jsonl"), '\n').size(), 2U);
+  EXPECT_EQ(run(tiny("out")).exit_code, 0);
+  EXPECT_EQ(rows("out"), traced);
 }
 
 TEST_F(Program, LeavesNoFolderBehindThatItCouldNotComplete) {
