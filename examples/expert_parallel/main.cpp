@@ -49,13 +49,11 @@ class Comparison {
     Ledger ledger;
     train_moe::Sizes sizes = s.sizes;
     sizes.tokens = job_.shares.count(comm_.rank());
-    train_moe::Routing routing;
-    routing.competition = arm.competition;
-    routing.refresh = arm.frozen_partners ? gatepro::RefreshSchedule::frozen()
-                                          : gatepro::RefreshSchedule::every(s.refresh_every);
-    routing.balance_coefficient = arm.balance ? s.balance_coefficient : 0;
-    ParallelModel<float> model(sizes, {routing, s.bias_rate, comm_, ledger},
-                               static_cast<std::uint64_t>(s.seed), executor_);
+    train_moe::Routing routing = train_moe::refreshed(arm.routing, s.refresh_every);
+    routing.config.bias.enabled = s.bias_rate > 0;
+    routing.config.bias.update_rate = s.bias_rate;
+    ParallelModel<float> model(sizes, {routing, comm_, ledger}, static_cast<std::uint64_t>(s.seed),
+                               executor_);
     train_moe::Adam<float> adam(model.parameters());
     ledger = Ledger();
     Summary summary;

@@ -37,7 +37,6 @@ class ParallelLayer {
   /// What the model hands on to each layer.
   struct Options {
     train_moe::Routing routing;
-    double bias_rate;  ///< Of the expert bias; 0 for none.
     const Communicator& comm;
     Ledger& ledger;
   };
@@ -55,7 +54,7 @@ class ParallelLayer {
         experts_(some_experts(train_moe::expert_networks<A>(sizes, name_, number, seed),
                               comm_.rank() * (sizes.experts / comm_.size()),
                               sizes.experts / comm_.size())),
-        router_(router_config(sizes, options)),
+        router_(train_moe::router_config(sizes, options.routing)),
         routed_(router_, sizes.tokens, executor.workers()),
         exchange_(comm_, ledger_, sizes.experts, sizes.hidden) {
     refresh(0, executor);
@@ -80,8 +79,9 @@ class ParallelLayer {
     return true;
   }
 
-  void forward(RowMatrix<A>& x_TH, const Executor& executor) {
+  void forward(RowMatrix<A>& x_TH, gatepro::Pass pass, const Executor& executor) {
     norm_.forward(x_TH, executor);
+    in_.pass = pass;
     ledger_.time(Part::route, [&] { route(executor); });
     exchange_.plan(routed_.expert_ids_TK());
     ledger_.time(Part::permute, [&] {
@@ -119,7 +119,7 @@ class ParallelLayer {
       gatepro::permute_backward(exchange_.row_TK(), rows_SH_, gatepro::view(dnormed_TH_), executor);
     });
     ledger_.time(Part::route, [&] {
-      router_.backward(norm_.normed_TH, gate_.value, {}, routed_, {dweights_TK_},
+      router_.backward(norm_.normed_TH, gate_.value, in_, routed_, {dweights_TK_},
                        {dnormed_TH_, gate_.gradient}, executor);
     });
     norm_.backward(dnormed_TH_, dx_TH, executor);
@@ -152,20 +152,9 @@ class ParallelLayer {
   Index rows() const { return in_NH_.rows(); }
 
  private:
-  static gatepro::CompleteConfig router_config(const train_moe::Sizes& sizes,
-                                               const Options& options) {
-    gatepro::CompleteConfig config{{sizes.hidden, sizes.experts, sizes.top_k}};
-    config.competition = options.routing.competition;
-    config.refresh = options.routing.refresh;
-    config.losses.batch = options.routing.balance_coefficient;
-    config.bias.enabled = options.bias_rate > 0;
-    config.bias.update_rate = options.bias_rate;
-    return config;
-  }
-
   void route(const Executor& executor) {
     routed_.resize(norm_.normed_TH.rows());
-    router_.forward(norm_.normed_TH, gate_.value, {}, routed_, comm_.sum(), executor);
+    router_.forward(norm_.normed_TH, gate_.value, in_, routed_, comm_.sum(), executor);
   }
 
   const Communicator& comm_;
@@ -177,6 +166,7 @@ class ParallelLayer {
   train_moe::RmsNorm<A> norm_;
   gatepro::CompleteRouter<A> router_;
   gatepro::RoutingBuffers<gatepro::CompleteRouter<A>> routed_;
+  gatepro::ForwardInputs<> in_;  // of the last forward
   Exchange<A> exchange_;
   RowMatrix<A> rows_SH_, result_SH_;                // of this rank's choices
   RowMatrix<A> in_NH_, out_NH_, din_NH_, dout_NH_;  // of this rank's experts

@@ -3,6 +3,8 @@
 #ifndef EXPERT_PARALLEL_PARALLEL_SETTINGS_HPP
 #define EXPERT_PARALLEL_PARALLEL_SETTINGS_HPP
 
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -21,20 +23,42 @@ struct Settings {
   std::int64_t steps = 20;
   std::int64_t refresh_every = 1;
   double learning_rate = 3e-3;
-  double balance_coefficient = 1e-2;
   double bias_rate = 1e-3;
   int threads = 1;
   int fail_on_rank = -1;
 };
+
+/// The modifiers of train_moe that this program's layers follow.
+inline std::vector<train_moe::ArmPart> shared_modifiers() {
+  std::vector<train_moe::ArmPart> shared;
+  for (const train_moe::ArmPart& modifier : train_moe::arm_modifiers()) {
+    for (const char* name : {"balance", "sigmoid"}) {
+      if (modifier.name == std::string(name)) shared.push_back(modifier);
+    }
+  }
+  return shared;
+}
+
+/// Refuses the others.
+inline void check_modifiers(const std::vector<train_moe::Arm>& arms) {
+  const std::vector<train_moe::ArmPart> shared = shared_modifiers();
+  for (const train_moe::Arm& arm : arms) {
+    for (const std::string& name : arm.modifiers) {
+      const auto knows = [&](const train_moe::ArmPart& part) { return part.name == name; };
+      if (std::none_of(shared.begin(), shared.end(), knows)) {
+        throw train_moe::UserError("arm '" + arm.name + "': only train_moe has +" + name +
+                                   ": choose from " + train_moe::describe(shared));
+      }
+    }
+  }
+}
 
 inline void add_options(CLI::App& app, Settings& s) {
   using train_moe::count;
   app.option_defaults()->always_capture_default()->take_last();
   constexpr std::int64_t many = 1000000000;
   app.add_option("--text", s.text, "File or folder that rank 0 reads [the Eigen headers]");
-  app.add_option("--arms", s.arm_list,
-                 "off, published (lambda = 1e-4), lambda=VALUE, eliminate, frozen-partners; each "
-                 "also with +balance");
+  app.add_option("--arms", s.arm_list, train_moe::arms_help(shared_modifiers()));
   app.add_option("--shares", s.shares, "Tokens of each rank, with commas [equal]");
   train_moe::add_size_options(app, s.sizes);
   app.add_option("--seed", s.seed, "Of parameters and batches")->check(count(0, many));
@@ -43,8 +67,6 @@ inline void add_options(CLI::App& app, Settings& s) {
       ->check(count(1, many));
   app.add_option("--learning-rate", s.learning_rate, "Adam's, falling over the second half")
       ->check(CLI::Range(1e-12, 10.0));
-  app.add_option("--balance-coeff", s.balance_coefficient, "Weight of the loss of +balance")
-      ->check(CLI::Range(1e-12, 1e3));
   app.add_option("--bias-rate", s.bias_rate, "Change of the expert bias per step, 0 for no bias")
       ->check(CLI::Range(0.0, 1e3));
   app.add_option("--threads", s.threads, "Threads per rank; results do not depend on them")
@@ -57,9 +79,10 @@ inline void add_options(CLI::App& app, Settings& s) {
 /// What one option alone cannot tell.
 inline void check_settings(Settings& settings, int ranks) {
   settings.arms = train_moe::parse_arms(settings.arm_list);
+  check_modifiers(settings.arms);
   train_moe::check_sizes(settings.sizes);
-  for (const double value : {settings.sizes.weight_scale, settings.learning_rate,
-                             settings.balance_coefficient, settings.bias_rate}) {
+  for (const double value :
+       {settings.sizes.weight_scale, settings.learning_rate, settings.bias_rate}) {
     // CLI11 accepts it.
     if (std::isnan(value)) throw train_moe::UserError("an option is nan: give a number");
   }

@@ -3,58 +3,168 @@
 #ifndef TRAIN_MOE_ARMS_HPP
 #define TRAIN_MOE_ARMS_HPP
 
-#include <cmath>
+#include <algorithm>
 #include <cstdlib>
-#include <gatepro/router/config.hpp>
+#include <optional>
 #include <sstream>
 #include <string>
 #include <vector>
 
 #include "error.hpp"
+#include "routing.hpp"
 
 namespace train_moe {
 
+/// A name on the command line: a base, and modifiers that change it from left to right.
 struct Arm {
   std::string name;
-  gatepro::Competition competition = gatepro::Competition::off();
-  bool frozen_partners = false;
-  bool balance = false;
+  Routing routing;
+  std::vector<std::string> modifiers;  // their names, without values
 };
 
-/// The whole of `text` as a number that is finite and not negative.
-inline bool parse_lambda(const std::string& text, double& lambda) {
-  char* end = nullptr;
-  lambda = std::strtod(text.c_str(), &end);
-  return !text.empty() && *end == '\0' && std::isfinite(lambda) && lambda >= 0;
+/// The number behind a part of a name: part=VALUE.
+struct PartValue {
+  double least = 0;
+  double most = 0;
+  std::optional<double> preset{};  // where none is given
+};
+
+/// A part of an arm's name. Options, help and errors know the parts from the tables below.
+struct ArmPart {
+  const char* name;
+  std::optional<PartValue> value;
+  const char* help;
+  void (*apply)(Routing&, double value);
+};
+
+/// What an arm's name starts with.
+inline const std::vector<ArmPart>& arm_bases() {
+  using gatepro::Competition;
+  static const std::vector<ArmPart> bases{
+      {"off", {}, "plain top-k", [](Routing&, double) {}},
+      {"published",
+       {},
+       "losers pay the printed lambda, 1e-4",
+       [](Routing& r, double) { r.config.competition = Competition{}; }},
+      {"lambda", PartValue{0, 1e30}, "losers pay VALUE",
+       [](Routing& r, double lambda) { r.config.competition = Competition::penalty(lambda); }},
+      {"eliminate",
+       {},
+       "losers rank last and weigh 0",
+       [](Routing& r, double) { r.config.competition = Competition::eliminate(); }},
+      {"frozen-partners",
+       {},
+       "the control: eliminate, by the partners of the initial weights, which are not similar for "
+       "long",
+       [](Routing& r, double) {
+         r.config.competition = Competition::eliminate();
+         r.frozen_partners = true;
+       }},
+  };
+  return bases;
 }
 
-/// One arm: off, published, lambda=VALUE, eliminate or frozen-partners, with or without +balance.
+/// What may follow, each once, behind a '+'. A method of the trainer is a line here.
+inline const std::vector<ArmPart>& arm_modifiers() {
+  constexpr double tiny = 1e-12;
+  static const std::vector<ArmPart> modifiers{
+      {"balance", PartValue{tiny, 1e6, 1e-2}, "the load-balancing loss of the batch",
+       [](Routing& r, double coefficient) { r.config.losses.batch = coefficient; }},
+      {"sequence", PartValue{tiny, 1e6, 1e-2},
+       "the load-balancing loss of each window, or of each 64 tokens",
+       [](Routing& r, double coefficient) { r.config.losses.sequence = coefficient; }},
+      {"z", PartValue{tiny, 1e6, 1e-3}, "the z-loss",
+       [](Routing& r, double coefficient) { r.config.losses.z = coefficient; }},
+      {"bias", PartValue{tiny, 1e3, gatepro::BiasRule{}.update_rate},
+       "an expert bias that moves by the sign of the load's error",
+       [](Routing& r, double rate) {
+         r.config.bias.enabled = true;
+         r.config.bias.update_rate = rate;
+       }},
+      {"sigmoid",
+       {},
+       "sigmoid scores, renormalised",
+       [](Routing& r, double) {
+         r.config.scores.function = gatepro::ScoreFunction::sigmoid;
+         r.config.scores.renormalise = true;
+       }},
+      {"capacity", PartValue{1e-3, 1e3, 1.25},
+       "experts drop what exceeds VALUE times the mean load",
+       [](Routing& r, double factor) {
+         r.config.capacity.emplace();
+         r.config.capacity->factor = factor;
+       }},
+  };
+  return modifiers;
+}
+
+/// "a (what it does), b=VALUE (what it does, 0 to 1)"
+inline std::string describe(const std::vector<ArmPart>& parts) {
+  std::ostringstream text;
+  for (const ArmPart& part : parts) {
+    text << (&part == parts.data() ? "" : ", ") << part.name;
+    if (part.value) text << (part.value->preset ? "[=VALUE]" : "=VALUE");
+    text << " (" << part.help;
+    if (part.value) text << ", " << part.value->least << " to " << part.value->most;
+    if (part.value && part.value->preset) text << ", else " << *part.value->preset;
+    text << ')';
+  }
+  return text.str();
+}
+
+/// What an arm may be, in one line.
+inline std::string arms_help(const std::vector<ArmPart>& modifiers) {
+  return "BASE[+MODIFIER...], with commas between arms. BASE: " + describe(arm_bases()) +
+         ". MODIFIER: " + describe(modifiers);
+}
+
+/// The number in `text`, which is the whole of it, within the range of `part`.
+inline double parse_value(const ArmPart& part, const std::string& text, const std::string& arm) {
+  char* end = nullptr;
+  const double value = std::strtod(text.c_str(), &end);
+  if (text.empty() || *end != '\0' || !(value >= part.value->least && value <= part.value->most)) {
+    throw UserError("arm '" + arm + "' has '" + text + "' for VALUE: " + describe({part}));
+  }
+  return value;
+}
+
+/// Applies NAME or NAME=VALUE, one of `parts`. Returns its name.
+inline std::string apply_part(const std::string& text, const std::vector<ArmPart>& parts,
+                              Arm& arm) {
+  const std::size_t equals = text.find('=');
+  const std::string name = text.substr(0, equals);
+  const auto part = std::find_if(parts.begin(), parts.end(),
+                                 [&](const ArmPart& each) { return each.name == name; });
+  const bool has_value = equals != std::string::npos;
+  if (part == parts.end() || (has_value && !part->value)) {
+    throw UserError("unknown arm '" + arm.name + "', because of '" + text +
+                    "': " + describe(parts));
+  }
+  double value = 0;
+  if (part->value) {
+    const std::optional<double> preset = part->value->preset;
+    value = has_value || !preset
+                ? parse_value(*part, has_value ? text.substr(equals + 1) : "", arm.name)
+                : *preset;
+  }
+  part->apply(arm.routing, value);
+  return name;
+}
+
+/// One arm: BASE[+MODIFIER...].
 inline Arm parse_arm(const std::string& name) {
-  const std::string balance = "+balance";
-  const std::string lambda = "lambda=";
   Arm arm;
   arm.name = name;
-  std::string rule = name;
-  if (rule.size() > balance.size() &&
-      rule.compare(rule.size() - balance.size(), balance.size(), balance) == 0) {
-    arm.balance = true;
-    rule.resize(rule.size() - balance.size());
-  }
-  if (rule == "off") return arm;
-  if (rule == "published") {
-    arm.competition = gatepro::Competition{};  // the library's default is the printed lambda
-  } else if (rule == "eliminate") {
-    arm.competition = gatepro::Competition::eliminate();
-  } else if (rule == "frozen-partners") {  // the control: rivals that are not similar for long
-    arm.competition = gatepro::Competition::eliminate();
-    arm.frozen_partners = true;
-  } else if (double value = 0; rule.compare(0, lambda.size(), lambda) == 0 &&
-                               parse_lambda(rule.substr(lambda.size()), value)) {
-    arm.competition = gatepro::Competition::penalty(value);
-  } else {
-    throw UserError("unknown arm '" + name +
-                    "': choose from off, published, lambda=VALUE (>= 0), "
-                    "eliminate, frozen-partners, each also with +balance");
+  std::istringstream parts(name + '+');
+  std::string part;
+  std::getline(parts, part, '+');
+  apply_part(part, arm_bases(), arm);
+  while (std::getline(parts, part, '+')) {
+    const std::string modifier = apply_part(part, arm_modifiers(), arm);
+    if (std::count(arm.modifiers.begin(), arm.modifiers.end(), modifier) != 0) {
+      throw UserError("arm '" + name + "' has +" + modifier + " twice: once is enough");
+    }
+    arm.modifiers.push_back(modifier);
   }
   return arm;
 }

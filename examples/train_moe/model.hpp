@@ -35,12 +35,12 @@ class Model {
   }
 
   /// The loss of a batch, without auxiliary losses: mean nats per byte.
-  double forward(const Batch& batch) {
+  double forward(const Batch& batch, gatepro::Pass pass = gatepro::Pass::training) {
     embed(batch.context_TC);
     linear(embedded_TI_, input_.value, x_TH_, executor_);
     for (std::size_t l = 0; l < layers_.size(); ++l) {
       if (!attention_.empty()) attention_[l].forward(x_TH_, executor_);
-      layers_[l].forward(x_TH_, executor_);
+      layers_[l].forward(x_TH_, pass, executor_);
     }
     linear(x_TH_, output_.value, scores_TV_, executor_);
     cross_entropy(scores_TV_, batch.target_T, loss_T_, executor_);
@@ -50,7 +50,8 @@ class Model {
   /// The loss of each token in the last forward.
   const std::vector<double>& loss_T() const { return loss_T_; }
 
-  /// Adds the gradients of the last forward, of this batch, auxiliary losses included.
+  /// Adds the gradients of the last forward, of this batch, auxiliary losses included unless it was
+  /// an evaluation.
   void backward(const Batch& batch) { backward(batch, batch.context_TC.rows()); }
   /// The same where the mean is over more tokens than these.
   void backward(const Batch& batch, Index tokens_in_mean) {

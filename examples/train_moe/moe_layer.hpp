@@ -4,13 +4,14 @@
 #define TRAIN_MOE_MOE_LAYER_HPP
 
 #include <cmath>
-#include <cstddef>
+#include <cstdint>
 #include <gatepro/gatepro.hpp>
 #include <string>
 #include <vector>
 
 #include "experts.hpp"
 #include "rms_norm.hpp"
+#include "routing.hpp"
 
 namespace train_moe {
 
@@ -54,12 +55,25 @@ ExpertNetworks<A> expert_networks(const Sizes& sizes, const std::string& layer_n
                    initial_deviation(sizes, sizes.expert_hidden), layer_random(seed, number, 2))};
 }
 
-/// What differs between the arms of a comparison.
-struct Routing {
-  gatepro::Competition competition = gatepro::Competition::off();
-  gatepro::RefreshSchedule refresh{};
-  double balance_coefficient = 0;  // 0 for no balance loss
-};
+/// The settings of a layer's router.
+inline gatepro::CompleteConfig router_config(const Sizes& sizes, const Routing& routing) {
+  gatepro::CompleteConfig config = routing.config;
+  config.hidden_size = sizes.hidden;
+  config.num_experts = sizes.experts;
+  config.top_k = sizes.top_k;
+  return config;
+}
+
+/// Tokens of a sequence, for losses per sequence: those of a window, or 64 where there are none.
+inline Index sequence_tokens(const Sizes& sizes) { return sizes.window > 1 ? sizes.window : 64; }
+
+/// Where the sequences of a batch begin, and its end. The last one may be shorter.
+inline std::vector<std::int64_t> sequence_begins(const Sizes& sizes, Index tokens) {
+  std::vector<std::int64_t> begin_S1;
+  for (Index t = 0; t < tokens; t += sequence_tokens(sizes)) begin_S1.push_back(t);
+  begin_S1.push_back(tokens);
+  return begin_S1;
+}
 
 /// x += sum over the selected experts of weight * expert(norm(x)).
 template <class A>
@@ -70,14 +84,14 @@ class MoeLayer {
 
   MoeLayer(const Sizes& sizes, const Routing& routing, Index number, std::uint64_t seed,
            const Executor& executor)
-      : name_("layer" + std::to_string(number) + "."),
-        balance_{routing.balance_coefficient},
+      : sizes_(sizes),
+        name_("layer" + std::to_string(number) + "."),
         gate_(name_ + "router", sizes.experts, sizes.hidden, gate_deviation,
               layer_random(seed, number, 0)),
         experts_(expert_networks<A>(sizes, name_, number, seed)),
         router_(router_config(sizes, routing)),
-        routed_(router_,
-                gatepro::BufferShape{sizes.tokens, executor.workers(), 1, /*keep_logits=*/true}) {
+        routed_(router_, gatepro::BufferShape{sizes.tokens, executor.workers(),
+                                              1 + sizes.tokens / sequence_tokens(sizes)}) {
     refresh(0, executor);
   }
 
@@ -86,14 +100,19 @@ class MoeLayer {
     return router_.refresh(gate_.value, step, executor);
   }
 
-  void forward(RowMatrix<A>& x_TH, const Executor& executor) {
+  /// Ends an optimizer step: what balances without a loss moves.
+  void end_step() { router_.end_step(); }
+
+  void forward(RowMatrix<A>& x_TH, gatepro::Pass pass, const Executor& executor) {
     norm_.forward(x_TH, executor);
-    routed_.resize(x_TH.rows());
+    begin_S1_ = sequence_begins(sizes_, x_TH.rows());
+    in_.pass = pass;
+    in_.sequence_begin_S1 = begin_S1_;
     statistics_ = {};
-    auto out = routed_.view();
+    auto out = routed_.view(x_TH.rows());
     out.statistics = &statistics_;
-    router_.forward(norm_.normed_TH, gate_.value, out, routed_.workspace(), executor);
-    if (balance_.coefficient > 0) balance(executor);
+    routed_.set_report(router_.forward(norm_.normed_TH, gate_.value, in_, out, routed_.workspace(),
+                                       gatepro::NoReduce(), executor));
     experts_.forward(norm_.normed_TH, routed_.expert_ids_TK(), routed_.weights_TK(), x_TH,
                      executor);
   }
@@ -101,56 +120,34 @@ class MoeLayer {
   /// dx_TH: the gradient after the layer; becomes the gradient before it.
   void backward(RowMatrix<A>& dx_TH, const Executor& executor) {
     experts_.backward(dx_TH, routed_.weights_TK(), dnormed_TH_, dweights_TK_, executor);
-    gatepro::MatrixView<const A> dlogits_TE;  // not given, unless there is an auxiliary loss
-    if (balance_.coefficient > 0) dlogits_TE = dlogits_TE_;
-    router_.backward(norm_.normed_TH, gate_.value, routed_, {dweights_TK_, dlogits_TE},
+    router_.backward(norm_.normed_TH, gate_.value, in_, routed_, {dweights_TK_},
                      {dnormed_TH_, gate_.gradient}, executor);
     norm_.backward(dnormed_TH_, dx_TH, executor);
   }
 
-  gatepro::Router<A>& router() { return router_; }
+  gatepro::CompleteRouter<A>& router() { return router_; }
   /// E x H: the weights of the router.
   Parameter<A>& gate() { return gate_; }
   Experts<A>& experts() { return experts_; }
   /// Results of the last forward.
-  const gatepro::RoutingBuffers<gatepro::Router<A>>& routed() const { return routed_; }
+  const gatepro::RoutingBuffers<gatepro::CompleteRouter<A>>& routed() const { return routed_; }
   /// What the penalty did in the last forward.
   const gatepro::PenaltyStatistics& statistics() const { return statistics_; }
-  /// The auxiliary loss of the last forward.
-  double auxiliary_loss() const { return balance_loss_; }
+  /// The auxiliary losses of the last forward; 0 after an evaluation.
+  double auxiliary_loss() const { return routed_.report().losses.sum(); }
 
  private:
-  static gatepro::RouterConfig router_config(const Sizes& sizes, const Routing& routing) {
-    gatepro::RouterConfig config{sizes.hidden, sizes.experts, sizes.top_k};
-    config.competition = routing.competition;
-    config.refresh = routing.refresh;
-    return config;
-  }
-
-  /// The load-balancing loss of the batch, as Megatron scales it, and its gradient.
-  void balance(const Executor& executor) {
-    const gatepro::MatrixView<const A> logits_TE = routed_.logits_TE();
-    scratch_.resize(gatepro::load_balancing_loss_workspace_bytes<A>(logits_TE.rows, logits_TE.cols,
-                                                                    executor.workers()));
-    dlogits_TE_.setZero(logits_TE.rows, logits_TE.cols);
-    balance_loss_ = gatepro::load_balancing_loss(
-        gatepro::LossLogits{logits_TE, {}, dlogits_TE_},
-        {routed_.tokens_per_expert_E(), logits_TE.rows},
-        {gatepro::ScoreFunction::softmax_before_top_k, router_.config().top_k}, balance_, scratch_,
-        executor);
-  }
-
+  Sizes sizes_;
   std::string name_;
-  gatepro::LossWeight balance_;
-  double balance_loss_ = 0;
   Parameter<A> gate_;
   Experts<A> experts_;
   RmsNorm<A> norm_;
-  gatepro::Router<A> router_;
-  gatepro::RoutingBuffers<gatepro::Router<A>> routed_;
+  gatepro::CompleteRouter<A> router_;
+  gatepro::RoutingBuffers<gatepro::CompleteRouter<A>> routed_;
+  std::vector<std::int64_t> begin_S1_;
+  gatepro::ForwardInputs<> in_;  // of the last forward
   gatepro::PenaltyStatistics statistics_;
-  RowMatrix<A> dnormed_TH_, dweights_TK_, dlogits_TE_;
-  std::vector<std::byte> scratch_;
+  RowMatrix<A> dnormed_TH_, dweights_TK_;
 };
 
 }  // namespace train_moe

@@ -28,7 +28,6 @@ struct Settings {
   std::int64_t refresh_every = 1;
   Sizes sizes;
   double learning_rate = 3e-3;
-  double balance_coefficient = 1e-2;
   std::int64_t eval_every = 20;
   Index validation_tokens = 4096;
   // At the default sizes a step is some 10 ms in dozens of short loops. Threads gain little there,
@@ -104,9 +103,7 @@ inline void add_options(CLI::App& app, Settings& s) {
   constexpr std::int64_t many = 1000000000;
 
   app.add_option("--text", s.text, "File or folder to learn from [the Eigen headers]");
-  app.add_option("--arms", s.arm_list,
-                 "off, published (lambda = 1e-4), lambda=VALUE, eliminate, frozen-partners; each "
-                 "also with +balance");
+  app.add_option("--arms", s.arm_list, arms_help(arm_modifiers()));
   app.add_option("--seeds", s.seeds, "Runs per arm")->check(count(1, 10000));
   app.add_option("--first-seed", s.first_seed, "Seed of the first run")->check(count(0, many));
   app.add_option("--steps", s.steps, "Optimizer steps per run")->check(count(1, many));
@@ -122,8 +119,6 @@ inline void add_options(CLI::App& app, Settings& s) {
   add_attention_options(app, s.sizes);
   app.add_option("--learning-rate", s.learning_rate, "Adam's, falling over the second half")
       ->check(CLI::Range(1e-12, 10.0));
-  app.add_option("--balance-coeff", s.balance_coefficient, "Weight of the loss of +balance")
-      ->check(CLI::Range(1e-12, 1e6));
   app.add_option("--eval-every", s.eval_every, "Steps between two validations")
       ->check(count(1, many));
   app.add_option("--val-tokens", s.validation_tokens, "Tokens per validation")
@@ -139,13 +134,24 @@ inline void add_options(CLI::App& app, Settings& s) {
   app.add_flag("--plots,!--no-plots", s.plots, "Draw with gnuplot");
 }
 
+/// Arms whose parts do not fit each other or the sizes; the router itself knows.
+inline void check_arms(const Settings& settings) {
+  for (const Arm& arm : settings.arms) {
+    try {
+      gatepro::CompleteRouter<float> router(router_config(settings.sizes, arm.routing));
+    } catch (const gatepro::Error& error) {
+      throw UserError("arm '" + arm.name + "': " + error.what());
+    }
+  }
+}
+
 /// What one option alone cannot tell.
 inline void check_settings(Settings& settings) {
   settings.arms = parse_arms(settings.arm_list);
   check_sizes(settings.sizes);
   check_windows(settings.sizes, "--val-tokens", settings.validation_tokens);
-  for (const double value :
-       {settings.sizes.weight_scale, settings.learning_rate, settings.balance_coefficient}) {
+  check_arms(settings);
+  for (const double value : {settings.sizes.weight_scale, settings.learning_rate}) {
     if (std::isnan(value)) throw UserError("an option is nan: give a number");  // CLI11 accepts it
   }
   if (settings.trace_every > settings.steps) {

@@ -27,16 +27,7 @@ struct StepRecord {
   std::vector<LayerMetrics> layers;
 };
 
-inline Routing routing_of(const Arm& arm, const Settings& settings) {
-  Routing routing;
-  routing.competition = arm.competition;
-  routing.refresh = arm.frozen_partners ? gatepro::RefreshSchedule::frozen()
-                                        : gatepro::RefreshSchedule::every(settings.refresh_every);
-  routing.balance_coefficient = arm.balance ? settings.balance_coefficient : 0;
-  return routing;
-}
-
-/// The mean loss over a batch of any size, in parts that the model's buffers hold.
+/// The mean loss over a batch of any size, in parts that the model's buffers hold. Nothing learns.
 template <class A>
 double mean_loss(Model<A>& model, const Batch& batch, Index tokens_at_once) {
   double sum = 0;
@@ -45,7 +36,7 @@ double mean_loss(Model<A>& model, const Batch& batch, Index tokens_at_once) {
     const Index count = std::min(tokens_at_once, tokens - first);
     const auto begin = batch.target_T.begin() + first;
     const Batch part{batch.context_TC.middleRows(first, count), {begin, begin + count}};
-    sum += static_cast<double>(count) * model.forward(part);
+    sum += static_cast<double>(count) * model.forward(part, gatepro::Pass::evaluation);
   }
   return sum / static_cast<double>(tokens);
 }
@@ -60,7 +51,7 @@ class Training {
         seed_(static_cast<std::uint64_t>(seed)),
         text_(text),
         executor_(make_executor(settings.threads)),
-        model_(settings.sizes, routing_of(arm, settings), seed_, executor_),
+        model_(settings.sizes, refreshed(arm.routing, settings.refresh_every), seed_, executor_),
         adam_(model_.parameters()),
         observer_(settings.sizes, executor_),
         trace_(settings, arm.name, seed),
@@ -80,7 +71,8 @@ class Training {
     record.step = step_;
 
     const bool competes = competes_at(settings_, step_);
-    model_.set_competition(competes ? arm_.competition : gatepro::Competition::off());
+    model_.set_competition(competes ? arm_.routing.config.competition
+                                    : gatepro::Competition::off());
     const Batch batch =
         text_.training_batch(seed_, static_cast<std::uint64_t>(step_), settings_.sizes.tokens,
                              settings_.sizes.context, settings_.sizes.window);
@@ -94,7 +86,7 @@ class Training {
     stopwatch.resume();
     model_.backward(batch);
     adam_.step(learning_rate(settings_.learning_rate, step_, settings_.steps), executor_);
-    refresh_partners(record);
+    end_step(record);
     stopwatch.pause();
     record.tokens_per_second = static_cast<double>(settings_.sizes.tokens) / stopwatch.seconds();
 
@@ -118,9 +110,11 @@ class Training {
     double seconds_ = 0;
   };
 
-  void refresh_partners(StepRecord& record) {
+  /// What follows the optimizer: biases move, partners follow the router weights.
+  void end_step(StepRecord& record) {
     for (std::size_t l = 0; l < record.layers.size(); ++l) {
       MoeLayer<A>& layer = model_.layers()[l];
+      layer.end_step();
       if (layer.refresh(step_, executor_)) {
         record.layers[l].partners_changed = layer.router().similarity_cache().partners_changed();
       }

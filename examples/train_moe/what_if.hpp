@@ -32,7 +32,9 @@ inline std::vector<double> what_if_lambdas() {
 template <class A>
 void sweep_layer(const std::string& network, Index number, MoeLayer<A>& layer,
                  const Executor& executor, std::vector<WhatIf>& results) {
-  gatepro::Router<A> router = layer.router();  // a copy, with the same partners
+  const auto& cache = layer.router().similarity_cache();
+  gatepro::Router<A> router(layer.router().config());
+  router.set_partners(cache.partners(), cache.last_refresh_step());
   const gatepro::MatrixView<const A> logits_TE = layer.routed().logits_TE();
   gatepro::RoutingBuffers<gatepro::Router<A>> routed(router, logits_TE.rows, executor.workers());
   for (const double lambda : what_if_lambdas()) {
@@ -50,7 +52,7 @@ void sweep_layer(const std::string& network, Index number, MoeLayer<A>& layer,
 template <class A>
 void sweep(const std::string& network, Training<A>& training, const Batch& batch,
            std::vector<WhatIf>& results) {
-  training.model().forward(batch);
+  training.model().forward(batch, gatepro::Pass::evaluation);
   Index number = 0;
   for (MoeLayer<A>& layer : training.model().layers()) {
     sweep_layer(network, number++, layer, training.executor(), results);

@@ -93,9 +93,11 @@ struct Job {
   }
   typename ParallelLayer<A>::Options options(const gatepro::Competition& competition) {
     train_moe::Routing routing;
-    routing.competition = competition;
-    routing.balance_coefficient = balance_coefficient;
-    return {routing, bias_rate, comm, ledger};
+    routing.config.competition = competition;
+    routing.config.losses.batch = balance_coefficient;
+    routing.config.bias.enabled = true;
+    routing.config.bias.update_rate = bias_rate;
+    return {routing, comm, ledger};
   }
 };
 
@@ -175,8 +177,8 @@ TEST_P(Competitions, AgreeWithTheTrainerOfOneProcess) {
   const Communicator world(MPI_COMM_WORLD);
   Job<double> job(MPI_COMM_WORLD, Shares(tokens, world.size()), GetParam());
   train_moe::Routing routing;
-  routing.competition = GetParam();
-  routing.balance_coefficient = balance_coefficient;
+  routing.config.competition = GetParam();
+  routing.config.losses.batch = balance_coefficient;
   Model<double> want(small_sizes(), routing, 3, train_moe::make_executor(1));
   for (auto& layer : want.layers()) {
     layer.gate().value *= 20;

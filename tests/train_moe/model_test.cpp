@@ -49,9 +49,7 @@ double objective(Model<double>& model, const Batch& batch) {
 }
 
 struct GradientCase {
-  std::string name;
-  gatepro::Competition competition;
-  double balance_coefficient;
+  const char* arm;
   Index window = 1;
 };
 
@@ -60,16 +58,13 @@ class Gradient : public testing::TestWithParam<GradientCase> {};
 // Central differences in double: truncation h^2 and rounding eps / h both stay far below 1e-6 of
 // the largest gradient of a parameter.
 TEST_P(Gradient, OfEveryParameterEqualsFiniteDifferences) {
-  Routing routing;
-  routing.competition = GetParam().competition;
-  routing.balance_coefficient = GetParam().balance_coefficient;
   const Text text(words(3 * Text::block_bytes));
   Sizes sizes = small_sizes();
   sizes.window = GetParam().window;
   sizes.heads = 1;
   if (sizes.window > 1) sizes.hidden = 2 * (sizes.heads = 3);
   const Batch batch = text.training_batch(1, 1, sizes.tokens, sizes.context, sizes.window);
-  Model<double> model(sizes, routing, 1, make_executor(1));
+  Model<double> model(sizes, parse_arm(GetParam().arm).routing, 1, make_executor(1));
   for (auto& layer : model.layers()) {
     layer.gate().value *= 20;  // a router that has opinions: gradients of a useful size
     layer.router().refresh_now(layer.gate().value, 1);
@@ -107,14 +102,13 @@ TEST_P(Gradient, OfEveryParameterEqualsFiniteDifferences) {
 
 INSTANTIATE_TEST_SUITE_P(
     Model, Gradient,
-    testing::Values(GradientCase{"off", gatepro::Competition::off(), 0},
-                    GradientCase{"off_balance", gatepro::Competition::off(), 0.5},
-                    GradientCase{"penalty", gatepro::Competition::penalty(0.3), 0},
-                    GradientCase{"penalty_balance", gatepro::Competition::penalty(0.3), 0.5},
-                    GradientCase{"eliminate", gatepro::Competition::eliminate(), 0},
-                    GradientCase{"eliminate_balance", gatepro::Competition::eliminate(), 0.5},
-                    GradientCase{"attention", gatepro::Competition::eliminate(), 0.5, 4}),
-    [](const auto& instance) { return instance.param.name; });
+    testing::Values(GradientCase{"off"}, GradientCase{"off+balance=0.5"},
+                    GradientCase{"lambda=0.3"}, GradientCase{"lambda=0.3+balance=0.5"},
+                    GradientCase{"eliminate"}, GradientCase{"eliminate+balance=0.5"},
+                    GradientCase{"eliminate+balance=0.5", 4}, GradientCase{"off+sequence=0.5", 4},
+                    GradientCase{"off+sequence=0.5"}, GradientCase{"off+z=0.1"},
+                    GradientCase{"eliminate+sigmoid+balance=0.5"},
+                    GradientCase{"off+bias=0.1+capacity=1.1"}));
 
 TEST(Coactivation, CountsSelectedExpertsWhosePartnerIsSelectedToo) {
   // Partners 0 <-> 1, 2 -> 1, 3 has none.
@@ -210,15 +204,94 @@ TEST(Attention, IsCausalWithinItsWindow) {
 TEST(Arms, AreReadFromTheirNames) {
   const auto arms = parse_arms("off,published,lambda=0.5,eliminate+balance,frozen-partners");
   ASSERT_EQ(arms.size(), 5U);
-  EXPECT_FALSE(arms[0].competition.active());
-  EXPECT_EQ(arms[1].competition.lambda, 1e-4);
-  EXPECT_EQ(arms[2].competition.lambda, 0.5);
-  EXPECT_EQ(arms[3].competition.mode, gatepro::CompetitionMode::eliminate);
-  EXPECT_TRUE(arms[3].balance);
-  EXPECT_TRUE(arms[4].frozen_partners);
-  for (const char* bad : {"", "of", "lambda=", "lambda=-1", "lambda=nan", "lambda=1x", "+balance",
-                          "off,off", "off,", "off balance"}) {
+  EXPECT_FALSE(arms[0].routing.config.competition.active());
+  EXPECT_EQ(arms[1].routing.config.competition.lambda, 1e-4);
+  EXPECT_EQ(arms[2].routing.config.competition.lambda, 0.5);
+  EXPECT_EQ(arms[3].routing.config.competition.mode, gatepro::CompetitionMode::eliminate);
+  EXPECT_EQ(arms[3].routing.config.losses.batch, 1e-2);
+  EXPECT_FALSE(arms[3].routing.frozen_partners);
+  EXPECT_TRUE(arms[4].routing.frozen_partners);
+  for (const char* bad : {"",
+                          "of",
+                          "lambda",
+                          "lambda=",
+                          "lambda=-1",
+                          "lambda=nan",
+                          "lambda=inf",
+                          "lambda=1x",
+                          "+balance",
+                          "off+",
+                          "off+of",
+                          "off+off",
+                          "off=1",
+                          "off+sigmoid=1",
+                          "off+balance=",
+                          "off+balance=0",
+                          "off+z+balance+z=2",
+                          "off,off",
+                          "off,",
+                          "off balance"}) {
     EXPECT_THROW(parse_arms(bad), UserError) << bad;
+  }
+}
+
+// Every modifier changes the settings, with its preset and with a value of its own, and no other
+// modifier's.
+TEST(Arms, HaveModifiersThatAddUp) {
+  const Arm arm = parse_arm("off+bias+sigmoid+z=0.5+sequence=2+balance=3+capacity");
+  const gatepro::CompleteConfig& config = arm.routing.config;
+  EXPECT_FALSE(config.competition.active());
+  EXPECT_TRUE(config.bias.enabled);
+  EXPECT_EQ(config.bias.update_rate, 1e-3);
+  EXPECT_EQ(config.scores.function, gatepro::ScoreFunction::sigmoid);
+  EXPECT_TRUE(config.scores.renormalise);
+  EXPECT_EQ(config.losses.z, 0.5);
+  EXPECT_EQ(config.losses.sequence, 2);
+  EXPECT_EQ(config.losses.batch, 3);
+  ASSERT_TRUE(config.capacity);
+  EXPECT_EQ(config.capacity->factor, 1.25);
+  EXPECT_EQ(arm.modifiers,
+            (std::vector<std::string>{"bias", "sigmoid", "z", "sequence", "balance", "capacity"}));
+}
+
+TEST(Arms, AreToldFromTheTables) {
+  const std::string help = arms_help(arm_modifiers());
+  for (const auto* parts : {&arm_bases(), &arm_modifiers()}) {
+    for (const ArmPart& part : *parts) {
+      EXPECT_NE(help.find(std::string(" ") + part.name), std::string::npos) << part.name;
+    }
+  }
+  try {
+    parse_arm("off+capacity=-1");
+    FAIL();
+  } catch (const UserError& error) {
+    EXPECT_STREQ(error.what(),
+                 "arm 'off+capacity=-1' has '-1' for VALUE: capacity[=VALUE] (experts drop what "
+                 "exceeds VALUE times the mean load, 0.001 to 1000, else 1.25)");
+  }
+}
+
+// A bias moves once per step, by the training batch alone: validations do not count.
+TEST(Training, MovesTheBiasOncePerStep) {
+  Settings settings;
+  settings.sizes = small_sizes();
+  settings.steps = 3;
+  settings.eval_every = 1;
+  settings.validation_tokens = 100;
+  const Text text(words(3 * Text::block_bytes));
+  Training<float> training(settings, parse_arm("off+bias=0.5"), 1, text);
+  auto& bias = training.model().layers()[0].router().bias();
+  std::vector<float> before_E(static_cast<std::size_t>(bias.num_experts()));
+  while (!training.done()) {
+    training.step();
+    double most = 0;
+    for (Index e = 0; e < bias.num_experts(); ++e) {
+      float& before = before_E[static_cast<std::size_t>(e)];
+      most = std::max(most, std::abs(double(bias.values()[e] - before)));
+      before = bias.values()[e];
+      EXPECT_EQ(bias.counts()[e], 0);
+    }
+    EXPECT_EQ(most, 0.5);
   }
 }
 

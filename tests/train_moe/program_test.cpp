@@ -251,6 +251,7 @@ TEST_F(Program, RefusesBadInputInOneLineAndWritesNothing) {
       {"--arms", "off,maybe"},
       {"--arms", "off,off"},
       {"--arms", "lambda=-1"},
+      {"--arms", "off+balance=-1"},
       {"--arms", ""},
       {"--top-k", "11"},
       {"--top-k", "1"},
