@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Losses that keep the rows of W apart: against the definition, finite differences, rows that are
 // hard to handle, and themselves on other executors.
-#include <gatepro/partners/orthogonality_loss.hpp>
+#include <gatepro/partners/similarity_cache.hpp>
+#include <gatepro/router/router.hpp>
 
 #include <cmath>
 #include <limits>
@@ -282,6 +283,70 @@ TEST(OrthogonalityLoss, TheGradientIsScaledAndTheValueIsNot) {
     EXPECT_EQ(off.report.loss, 0);
     EXPECT_TRUE(off.dw_EH.isZero(0));
   }
+}
+
+template <class W, class Executor>
+void expect_joined(const gatepro::RefreshSchedule& schedule, const Executor& executor) {
+  using D = gatepro::accumulator_t<W>;
+  const auto w_EH = data::random_matrix<W>(130, 21, 15);
+  for (const OrthogonalityRule& rule : all_rules()) {
+    gatepro::SimilarityCache<D> alone(130, {2, 0.1, true}, schedule);
+    gatepro::SimilarityCache<D> joined = alone;
+    alone.refresh(view(w_EH), 5);
+    const auto want = loss_of<D>(w_EH, rule, data::copy<std::int32_t>(alone.partners()));
+    for (const std::int64_t step : {5, 5, 6}) {
+      RowMatrix<D> dw_EH = RowMatrix<D>::Zero(130, 21);
+      const auto got = joined.refresh_with_loss(view(w_EH), step, rule, view(dw_EH), executor);
+      EXPECT_EQ(joined.last_refresh_step(), step);
+      EXPECT_EQ(got.loss, want.report.loss);
+      EXPECT_TRUE(data::same_bits(dw_EH, want.dw_EH));
+      EXPECT_EQ(data::copy<std::int32_t>(joined.partners()),
+                data::copy<std::int32_t>(alone.partners()));
+      EXPECT_EQ(joined.similarity().given(), alone.similarity().given());
+      if (!alone.similarity().given()) continue;
+      EXPECT_TRUE(
+          data::same_bits(data::copy<D>(joined.similarity()), data::copy<D>(alone.similarity())));
+    }
+    const auto value = joined.refresh_with_loss(view(w_EH), 7, rule, MatrixView<D>(), executor);
+    EXPECT_EQ(value.loss, want.report.loss);
+  }
+}
+
+// Whether the two share a pass or not.
+TYPED_TEST(OrthogonalityLossTest, RefreshWithLossIsOneAfterTheOther) {
+  const auto every_step = gatepro::RefreshSchedule::every_step();
+  expect_joined<TypeParam>(every_step, SerialExecutor());
+  expect_joined<TypeParam>(every_step, ThreadExecutor(3));
+  expect_joined<TypeParam>(every_step.lazily(), LastWorkerFirst(2));
+}
+
+TEST(OrthogonalityLoss, OfARouter) {
+  gatepro::Router<double, float> router({9, 20, 2});
+  const auto w_EH = data::random_matrix<float>(20, 9, 16);
+  RowMatrix<double> dw_EH = RowMatrix<double>::Zero(20, 9);
+  const OrthogonalityRule rule = rule_of(OrthogonalityKind::simbal);
+  const auto got = router.refresh_with_loss(w_EH, 3, rule, dw_EH);
+  const auto want = loss_of<double>(w_EH, rule);
+  EXPECT_EQ(got.loss, want.report.loss);
+  EXPECT_TRUE(data::same_bits(dw_EH, want.dw_EH));
+  EXPECT_EQ(router.similarity_cache().last_refresh_step(), 3);
+}
+
+TEST(OrthogonalityLoss, ARefusedOneRefreshesNothing) {
+  gatepro::Router<float> router({9, 20, 2});
+  const auto w_EH = data::random_matrix<float>(20, 9, 17);
+  RowMatrix<float> dw_EH(20, 9), narrow_EH(20, 8);
+  expect_error([&] { router.refresh_with_loss(w_EH, 1, {}, narrow_EH); }, {"dw_EH"});
+  expect_error(
+      [&] { router.refresh_with_loss(w_EH, 1, rule_of(OrthogonalityKind::simbal, 3), dw_EH); },
+      {"groups"});
+  RowMatrix<float> one_EH = w_EH;
+  expect_error([&] { router.refresh_with_loss(one_EH, 1, {}, one_EH); }, {"dw_EH", "w_EH"});
+  EXPECT_FALSE(router.similarity_cache().has_partners());
+  OrthogonalityRule rule = rule_of(OrthogonalityKind::simbal);
+  rule.only_partners = true;
+  router.set_refresh_schedule(gatepro::RefreshSchedule::on_demand());
+  expect_error([&] { router.refresh_with_loss(w_EH, 1, rule, dw_EH); }, {"partners_EM"});
 }
 
 TEST(OrthogonalityLoss, BadInputIsRefused) {

@@ -49,7 +49,7 @@ struct TileStore {
   MatrixView<A> similarity_EE{};
   A* diagonal_E = nullptr;
 
-  void operator()(const CosineTile<A>& tile) const {
+  void operator()(int, const CosineTile<A>& tile) const {
     if (!similarity_EE.given()) return;
     if (diagonal_E == nullptr) {
       store_cosines(tile, similarity_EE);

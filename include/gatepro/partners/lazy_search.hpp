@@ -331,9 +331,11 @@ class LazySearch {
     one_more.partners_per_expert = now.ranked_EM.cols;
     Arena arena = arena_of(
         scratch, find_partners_workspace_bytes<W>(experts, hidden, now.ranked_EM.cols, workers));
+    CosineRows<A> rows = carve_cosine_rows<A>(arena, experts, hidden);
+    rows.scaled_EH = now.scaled_EH;
     const SimilarityReport report =
-        find_partners_with<W, A>(w_EH, one_more, now.ranked_EM, arena, executor, workers,
-                                 TileStore<A>{now.similarity_EE}, now.scaled_EH);
+        find_partners_with<W>(w_EH, one_more, now.ranked_EM, rows, arena, executor, workers,
+                              TileStore<A>{now.similarity_EE});
     const auto least = least_partner_key<A>(pairing);
     for (Index i = 0; i < experts; ++i) write_ranked(now, i, least, partners_EM);
     if (report.degenerate_rows + report.nonfinite_rows == 0) hidden_ = hidden;

@@ -100,7 +100,7 @@ std::size_t orthogonality_loss_workspace_bytes(Index num_experts, Index hidden_s
 /// number. The value of simbal is infinite where its sum leaves the range of double.
 ///
 /// Throws Error for the rule, a shape, stride, null, id or workspace that does not fit, before any
-/// write. Cost: about E^2 H operations for the value, as cosine_similarity; with a gradient four
+/// write. Cost: about E^2 H operations for the value, as cosine_similarity; with a gradient three
 /// times that; E m H with only_partners. No allocation, and no E x E matrix. Thread-safe. Bits do
 /// not depend on the executor.
 template <class W, class D, class Executor = SerialExecutor>

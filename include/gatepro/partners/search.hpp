@@ -99,26 +99,26 @@ struct CarveLists {
   PartnerLists<A> operator()(Arena& arena) const { return PartnerLists<A>(arena, experts, m); }
 };
 
-/// The search, on checked arguments. `store` gets each tile of S. Scaled rows stay in scaled_EH if
-/// it is given. partners_EM is written last.
-template <class W, class A, class Executor>
+/// The search, on checked arguments. `use(worker, tile)` gets each tile of S, `rows` are filled.
+/// partners_EM is written last.
+template <class W, class A, class Executor, class Use>
 SimilarityReport find_partners_with(const MatrixView<const W>& w_EH, const Pairing& pairing,
-                                    const MatrixView<std::int32_t>& partners_EM, Arena& arena,
-                                    const Executor& executor, int workers,
-                                    const TileStore<A>& store,
-                                    const MatrixView<A>& scaled_EH = {}) {
+                                    const MatrixView<std::int32_t>& partners_EM,
+                                    const CosineRows<A>& rows, Arena& arena,
+                                    const Executor& executor, int workers, const Use& use,
+                                    CosinePairs pairs = CosinePairs::once) {
   const Index experts = w_EH.rows;
   const Index m = pairing.partners_per_expert;
   const auto least = least_partner_key<A>(pairing);
   const PerWorker lists(arena, workers, CarveLists<A>{experts, m});
   for (int worker = 0; worker < workers; ++worker) lists(worker).clear(least);
-  auto rows = carve_cosine_rows<A>(arena, experts, w_EH.cols);
-  if (scaled_EH.given()) rows.scaled_EH = scaled_EH;
-  for_each_cosine_tile<W>(w_EH, rows, arena, executor, workers,
-                          [&](int worker, const CosineTile<A>& tile) {
-                            store(tile);
-                            enter_pairs(tile, experts, lists(worker));
-                          });
+  for_each_cosine_tile<W>(
+      w_EH, rows, arena, executor, workers,
+      [&](int worker, const CosineTile<A>& tile) {
+        use(worker, tile);
+        enter_pairs(tile, experts, lists(worker));
+      },
+      pairs);
   for (int worker = 1; worker < workers; ++worker) lists(0).merge(lists(worker));
   const auto ids_EM = lists(0).ids();
   for (Index i = 0; i < experts; ++i) std::copy_n(ids_EM.row(i), m, partners_EM.row(i));
@@ -172,8 +172,10 @@ SimilarityReport find_partners(MatrixView<W> w_EH, const Pairing& pairing,
   detail::Arena arena(checks.where(), workspace,
                       find_partners_workspace_bytes<Weight>(experts, w_EH.cols, m, workers));
 
-  return detail::find_partners_with<Weight, A>(w_EH, pairing, out.partners_EM, arena, executor,
-                                               workers, detail::TileStore<A>{out.similarity_EE});
+  const auto rows = detail::carve_cosine_rows<A>(arena, experts, w_EH.cols);
+  return detail::find_partners_with<Weight>(MatrixView<const Weight>(w_EH), pairing,
+                                            out.partners_EM, rows, arena, executor, workers,
+                                            detail::TileStore<A>{out.similarity_EE});
 }
 
 }  // namespace GATEPRO_ABI

@@ -4,6 +4,7 @@
 #define GATEPRO_PARTNERS_SIMILARITY_CACHE_HPP
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <limits>
 #include <optional>
@@ -11,6 +12,7 @@
 #include <vector>
 
 #include "gatepro/partners/lazy_search.hpp"
+#include "gatepro/partners/orthogonality_loss.hpp"
 #include "gatepro/partners/search.hpp"
 
 namespace gatepro {
@@ -96,17 +98,47 @@ class SimilarityCache {
     check_weights(w_EH);
     const MatrixView<const detail::value_t<W>> weights_EH(w_EH);
     const int workers = detail::Checks("SimilarityCache").workers(executor);
-    spare_.partners.resize(partner_count());
-    const MatrixView<std::int32_t> partners_EM(spare_.partners.data(), experts_,
-                                               pairing_.partners_per_expert);
-    if (schedule_.lazy && detail::LazySearch<A>::pays(experts_)) {
+    if (is_lazy()) {
+      const auto partners_EM = spare_partners();
       spare_.found = lazy_.find(weights_EH, pairing_, partners_EM, scratch_, executor, workers);
       spare_.rivals = RivalTable(partners_EM, pairing_.both_sides);
       spare_.has_similarity = false;
     } else {
-      find_all(weights_EH, partners_EM, executor, workers);
+      find_all(weights_EH, executor, workers);
     }
     adopt_spare(step);
+  }
+
+  /// What refresh does, and orthogonality_loss of w_EH, with the partners that then hold where the
+  /// rule asks for only_partners. Partners, S and losses are the same to the bit as from one after
+  /// the other; the gradient is added to dw_EH (E x H), which may be not given. Call it once a
+  /// step, before the forwards: it needs no tokens.
+  ///
+  /// Throws Error as both do, before anything is written. Allocates as refresh does. Cost: where
+  /// both look at all pairs, they share one pass over W, and the loss with its gradient adds up to
+  /// two times what the refresh takes; else that of both.
+  template <class W, class D, class Executor = SerialExecutor>
+  OrthogonalityReport refresh_with_loss(MatrixView<W> w_EH, std::int64_t step,
+                                        const OrthogonalityRule& rule, MatrixView<D> dw_EH,
+                                        const Executor& executor = {}) {
+    const detail::Checks checks("SimilarityCache");
+    check_weights(w_EH);
+    detail::check_orthogonality_rule(checks, rule, experts_);
+    checks.optional_matrix("dw_EH", dw_EH, experts_, w_EH.cols);
+    checks.overlaps(detail::output("dw_EH", dw_EH), detail::input("w_EH", w_EH));
+    const int workers = checks.workers(executor);
+    if constexpr (std::is_same_v<D, A>) {
+      const MatrixView<const detail::value_t<W>> weights_EH(w_EH);
+      if (is_due(step) && !is_lazy() && rule.active() && !rule.only_partners) {
+        const auto report = find_all_with_loss(weights_EH, rule, dw_EH, executor, workers);
+        adopt_spare(step);
+        return report;
+      }
+    }
+    refresh(w_EH, step, executor);
+    const auto memory = scratch_of(orthogonality_loss_workspace_bytes<D>(
+        experts_, w_EH.cols, pairing_.partners_per_expert, workers));
+    return orthogonality_loss(w_EH, partners(), rule, dw_EH, memory, executor);
   }
 
   /// Takes partners from outside: another rank, a checkpoint. partners_EM: E x m ids, i itself for
@@ -209,14 +241,61 @@ class SimilarityCache {
     bool committed_ = false;
   };
 
-  /// A full search, to the spare state.
+  bool is_lazy() const { return schedule_.lazy && detail::LazySearch<A>::pays(experts_); }
+
+  /// Where the next refresh writes partners.
+  MatrixView<std::int32_t> spare_partners() {
+    spare_.partners.resize(partner_count());
+    return {spare_.partners.data(), experts_, pairing_.partners_per_expert};
+  }
+
+  Workspace scratch_of(std::size_t bytes) {
+    scratch_.resize((std::max)(scratch_.size(), bytes));
+    return scratch_;
+  }
+
   template <class W, class Executor>
-  void find_all(const MatrixView<const W>& w_EH, const MatrixView<std::int32_t>& partners_EM,
-                const Executor& executor, int workers) {
+  void find_all(const MatrixView<const W>& w_EH, const Executor& executor, int workers) {
+    const std::size_t needed = find_partners_workspace_bytes<W>(
+        experts_, w_EH.cols, pairing_.partners_per_expert, workers);
+    detail::Arena arena("SimilarityCache", scratch_of(needed), needed);
+    search([&](const MatrixView<std::int32_t>& partners_EM, const detail::TileStore<A>& store) {
+      const auto rows = detail::carve_cosine_rows<A>(arena, experts_, w_EH.cols);
+      return detail::find_partners_with<W>(w_EH, pairing_, partners_EM, rows, arena, executor,
+                                           workers, store);
+    });
+  }
+
+  /// The same and the loss, both from the same tiles.
+  template <class W, class Executor>
+  OrthogonalityReport find_all_with_loss(const MatrixView<const W>& w_EH,
+                                         const OrthogonalityRule& rule, const MatrixView<A>& dw_EH,
+                                         const Executor& executor, int workers) {
+    const Index m = pairing_.partners_per_expert;
+    const auto carve = [&](detail::Arena& arena) {
+      const auto rows = detail::carve_normed_rows<A>(arena, experts_, w_EH.cols);
+      return std::pair(rows, detail::OrthogonalityPass<A>(arena, rule, rows, dw_EH, workers));
+    };
     const std::size_t needed =
-        find_partners_workspace_bytes<W>(experts_, w_EH.cols, partners_EM.cols, workers);
-    scratch_.resize((std::max)(scratch_.size(), needed));
-    detail::Arena arena("SimilarityCache", Workspace(scratch_), needed);
+        detail::measure(carve) + find_partners_workspace_bytes<W>(experts_, w_EH.cols, m, workers);
+    detail::Arena arena("SimilarityCache", scratch_of(needed), needed);
+    const auto [rows, loss] = carve(arena);
+    search([&, &rows = rows, &loss = loss](const MatrixView<std::int32_t>& partners_EM,
+                                           const detail::TileStore<A>& store) {
+      const auto use = [&](int worker, const detail::CosineTile<A>& tile) {
+        store(worker, tile);
+        loss.take(worker, tile);
+      };
+      return detail::find_partners_with<W>(w_EH, pairing_, partners_EM, rows, arena, executor,
+                                           workers, use, loss.pairs());
+    });
+    return {loss.value(), spare_.found.report};
+  }
+
+  /// A full search, `find(partners_EM, store)`, to the spare state.
+  template <class Find>
+  void search(const Find& find) {
+    const auto partners_EM = spare_partners();
     std::optional<UpperTriangle> upper;
     detail::TileStore<A> store;
     spare_.has_similarity = !schedule_.lazy && pairing_.keeps_similarity(experts_);
@@ -225,9 +304,7 @@ class SimilarityCache {
       upper.emplace(*this);
       store = {kept(), diagonal_.data()};
     }
-    spare_.found = {detail::find_partners_with<W, A>(w_EH, pairing_, partners_EM, arena, executor,
-                                                     workers, store),
-                    experts_};
+    spare_.found = {find(partners_EM, store), experts_};
     spare_.rivals = RivalTable(partners_EM, pairing_.both_sides);
     if (upper) upper->commit();
   }

@@ -75,6 +75,17 @@ class PartneredRouter {
     cache_.refresh_now(w_EH, step, executor);
   }
 
+  /// What refresh does, and the loss of `rule` on w_EH, whose gradient is added to dw_EH (E x H, or
+  /// not given): see SimilarityCache::refresh_with_loss. Call it once a step, with the weights that
+  /// the step's forwards use and after dw_EH was set to zeros.
+  template <class Executor = SerialExecutor>
+  OrthogonalityReport refresh_with_loss(MatrixView<const W> w_EH, std::int64_t step,
+                                        const OrthogonalityRule& rule, MatrixView<A> dw_EH,
+                                        const Executor& executor = {}) {
+    check_weights("Router::refresh", w_EH);
+    return cache_.refresh_with_loss(w_EH, step, rule, dw_EH, executor);
+  }
+
   /// Takes partners from outside; see SimilarityCache::set_partners.
   void set_partners(StridedView<const std::int32_t> partners_EM, std::int64_t step) {
     cache_.set_partners(partners_EM, step);
