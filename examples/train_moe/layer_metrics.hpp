@@ -4,7 +4,6 @@
 #define TRAIN_MOE_LAYER_METRICS_HPP
 
 #include <cstdint>
-#include <vector>
 
 #include "moe_layer.hpp"
 
@@ -21,31 +20,6 @@ struct LayerMetrics {
   Index partners_changed = 0;           // at the refresh that ended the step
 };
 
-/// P(partner selected | expert selected), for any selection and any partners.
-inline double coactivation_rate(gatepro::MatrixView<const std::int32_t> expert_ids_TK,
-                                gatepro::MatrixView<const std::int32_t> partners_EM) {
-  std::vector<char> selected_E(static_cast<std::size_t>(partners_EM.rows));
-  std::int64_t partnered = 0;
-  std::int64_t both = 0;
-  for (Index t = 0; t < expert_ids_TK.rows; ++t) {
-    const std::int32_t* ids_K = expert_ids_TK.row(t);
-    const auto mark = [&](char value) {
-      for (Index k = 0; k < expert_ids_TK.cols; ++k) {
-        selected_E[static_cast<std::size_t>(ids_K[k])] = value;
-      }
-    };
-    mark(1);
-    for (Index k = 0; k < expert_ids_TK.cols; ++k) {
-      const std::int32_t partner = partners_EM(ids_K[k], 0);
-      if (partner == ids_K[k]) continue;
-      ++partnered;
-      both += selected_E[static_cast<std::size_t>(partner)];
-    }
-    mark(0);
-  }
-  return partnered == 0 ? 0 : static_cast<double>(both) / static_cast<double>(partnered);
-}
-
 /// Looks at a layer through the partners that its present weights would have.
 ///
 /// The layer's own partners may be old, or frozen as in the control. A second router, which never
@@ -54,7 +28,9 @@ template <class A>
 class LayerObserver {
  public:
   LayerObserver(const Sizes& sizes, const Executor& executor)
-      : router_(config(sizes)), unpenalised_(router_, sizes.tokens, executor.workers()) {}
+      : router_(config(sizes)),
+        unpenalised_(router_, sizes.tokens, executor.workers()),
+        coactivation_(sizes.experts) {}
 
   /// After a forward, before the weights move.
   LayerMetrics observe(MoeLayer<A>& layer, std::int64_t step, const Executor& executor) {
@@ -68,10 +44,13 @@ class LayerObserver {
     LayerMetrics metrics;
     metrics.zero_token_experts = gatepro::zero_token_experts(layer.routed().tokens_per_expert_E());
     metrics.max_violation = gatepro::max_violation(layer.routed().tokens_per_expert_E());
-    metrics.mean_cosine = present.mean_pairwise_similarity();
-    metrics.partner_cosine = present.mean_partner_similarity();
+    metrics.mean_cosine = gatepro::pairwise_similarity(present.similarity()).mean;
+    metrics.partner_cosine =
+        gatepro::partner_similarity(present.similarity(), present.partners()).mean;
     metrics.changed = layer.statistics().changed_rate();
-    metrics.coactivation = coactivation_rate(layer.routed().expert_ids_TK(), present.partners());
+    coactivation_.reset();
+    coactivation_.add(gatepro::Choices{layer.routed().expert_ids_TK()});
+    metrics.coactivation = coactivation_.partner_rate(present.partners());
     metrics.coactivation_unpenalised = statistics.coactivation_rate();
     return metrics;
   }
@@ -85,6 +64,7 @@ class LayerObserver {
 
   gatepro::Router<A> router_;
   gatepro::RoutingBuffers<gatepro::Router<A>> unpenalised_;
+  gatepro::Coactivation coactivation_;
 };
 
 }  // namespace train_moe

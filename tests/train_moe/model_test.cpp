@@ -110,16 +110,6 @@ INSTANTIATE_TEST_SUITE_P(
                     GradientCase{"eliminate+sigmoid+balance=0.5"},
                     GradientCase{"off+bias=0.1+capacity=1.1"}));
 
-TEST(Coactivation, CountsSelectedExpertsWhosePartnerIsSelectedToo) {
-  // Partners 0 <-> 1, 2 -> 1, 3 has none.
-  const RowMatrix<std::int32_t> partners_EM =
-      (RowMatrix<std::int32_t>(4, 1) << 1, 0, 1, 3).finished();
-  const RowMatrix<std::int32_t> ids_TK =
-      (RowMatrix<std::int32_t>(3, 2) << 0, 1, 2, 3, 1, 2).finished();
-  // Token 0: 0 and 1 have each other. Token 1: 2 lacks 1. Token 2: 1 lacks 0, 2 has 1.
-  EXPECT_DOUBLE_EQ(coactivation_rate(ids_TK, partners_EM), 3.0 / 5.0);
-}
-
 // One step of Adam moves every parameter by the rate, against the sign of its gradient.
 TEST(Adam, FirstStepMovesByTheRate) {
   Parameter<double> parameter("p", 2, 3, 1, Random(1, Stream::parameters));
