@@ -29,6 +29,7 @@ struct Arguments {
   RowMatrix<std::uint8_t> bytes_TK = RowMatrix<std::uint8_t>::Zero(T, K), more_TK = bytes_TK;
   RowMatrix<std::uint8_t> loser_TE = RowMatrix<std::uint8_t>::Zero(T, E);
   std::vector<std::int32_t> token_N = {0, 0, 1, 1}, choice_N = {0, 1, 2, 3};
+  std::vector<float> floats_E = {1, 2, 3, 4};
   std::vector<std::int64_t> counts_E = {1, 1, 1, 1}, begin_S1 = {0, T};
   std::vector<std::byte> memory = std::vector<std::byte>(1 << 20);
   RivalTable rivals = RivalTable(view(partners_E1), false);
@@ -75,6 +76,11 @@ TEST_F(UnknownInstructionSet, IsRefusedByStages) {
                                       view(w_EH), view(out_TH), memory));
   EXPECT_REFUSED(gate_backward_weights(Choices{strided_view(ids_TK)}, {strided_view(a_TK)},
                                        view(x_TH), view(out_EH), memory));
+  EXPECT_REFUSED(
+      gate_backward_bias(Choices{strided_view(ids_TK)}, {strided_view(a_TK)}, all(floats_E)));
+  EXPECT_REFUSED(gate_backward_bias(view(logits_TE), all(floats_E)));
+  EXPECT_REFUSED(
+      gate_logits(view(x_TH), BiasedWeights<float>{w_EH, floats_E}, view(out_TE), memory));
   EXPECT_REFUSED(
       merge_logit_gradients(Choices{strided_view(ids_TK)}, {strided_view(a_TK)}, view(out_TE)));
   EXPECT_REFUSED(

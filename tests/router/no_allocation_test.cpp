@@ -179,12 +179,16 @@ void expect_no_cost() {
     RowMatrix<A> dw = RowMatrix<A>::Zero(experts, hidden);
     RowMatrix<X> dx_of_x = RowMatrix<X>::Zero(tokens, hidden);
     const gatepro::Workspace workspace = buffers.workspace();
+    const RowMatrix<A> bias = random_matrix<A>(1, experts, 5);
+    const gatepro::BiasedWeights<W, A> biased{w, {bias.data(), experts}};
+    std::vector<A> dbias(static_cast<std::size_t>(experts));
 
     for (const Competition& competition :
          {Competition::off(), Competition::penalty(0.1), Competition::eliminate()}) {
       EXPECT_EQ(cost_of([&] { router.set_competition(competition); }), 0);
       EXPECT_EQ(cost_of([&] { router.forward(x, w, outcome.view(), workspace); }), 0);
       EXPECT_EQ(cost_of([&] { router.forward(x, packed, outcome.view(), workspace); }), 0);
+      EXPECT_EQ(cost_of([&] { router.forward(x, biased, outcome.view(), workspace); }), 0);
       EXPECT_EQ(cost_of([&] { router.forward(x, w, buffers); }), 0);
       EXPECT_EQ(cost_of([&] {
                   auto out = buffers.view();
@@ -194,6 +198,13 @@ void expect_no_cost() {
                 0);
       EXPECT_EQ(cost_of([&] { router.backward(x, w, buffers, {dweights}, {dx, dw}); }), 0);
       EXPECT_EQ(cost_of([&] { router.backward(x, w, buffers, {dweights, dlogits}, {dx, dw}); }), 0);
+      gatepro::GateGradients<A> with_bias{dx, dw};
+      with_bias.dbias_E = dbias;
+      EXPECT_EQ(cost_of([&] { router.backward(x, w, buffers, {dweights}, with_bias); }), 0);
+      EXPECT_EQ(cost_of([&] {
+                  router.backward(x, w, buffers, {dweights, dlogits}, with_bias);
+                }),
+                0);
       if constexpr (std::is_same_v<gatepro::accumulator_t<X>, A>) {
         const gatepro::GateGradients<A, X> gradients{dx_of_x, dw};
         EXPECT_EQ(cost_of([&] { router.backward(x, w, buffers, {dweights}, gradients); }), 0);

@@ -509,6 +509,19 @@ TEST(Overlap, GateBackward) {
                                      Workspace(at[5], to_weights));
     });
   });
+  expect_overlaps_refused(
+      {{"dbias_E", experts * 4, true, 4},
+       {"expert_ids_TK", bytes_of_TK, false, 4},
+       {"dselected_logits_TK", bytes_of_TK, false, 4},
+       {"dlogits_TE", bytes_of_TE, false, 4},
+       {"is_padding_T", tokens, false}},
+      [&](const auto& at) {
+        gatepro::gate_backward_bias(
+            gatepro::Choices{StridedView(as<std::int32_t>(at[1]), tokens, top_k),
+                             {as<std::uint8_t>(at[4]), tokens}},
+            {{as<float>(at[2]), tokens, top_k}, {as<float>(at[3]), tokens, experts}},
+            VectorView(as<float>(at[0]), experts));
+      });
 }
 
 TEST(Overlap, Losses) {

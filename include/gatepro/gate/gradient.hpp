@@ -14,7 +14,7 @@
 
 namespace gatepro {
 
-/// What the gradients of the gate are added to; either may be not given. `D`: the type of dX, that
+/// What the gradients of the gate are added to; each may be not given. `D`: the type of dX, that
 /// of the sums or, for tokens of 16 bits, theirs: each element is then summed in float, starting
 /// from what is there, and rounded once.
 template <class A, class D = A>
@@ -24,6 +24,7 @@ struct GateGradients {
   /// Whether dX is added to what is there, or takes its place: zeros of T x H take a tenth of the
   /// time of a backward, those of E x H next to none.
   GradientMode dx_mode = GradientMode::add;
+  VectorView<A> dbias_E{};  ///< E: of the logits' bias, see BiasedWeights.
 };
 
 namespace detail {
@@ -84,7 +85,17 @@ std::size_t gate_backward_weights_workspace_bytes(Index num_tokens, Index num_ex
 namespace detail {
 inline namespace GATEPRO_ABI {
 
-/// Checks what both directions take.
+/// The experts that a gradient is wanted for: all, or `range`.
+inline ExpertRange checked_range(const Checks& checks, const std::optional<ExpertRange>& range,
+                                 Index experts) {
+  const ExpertRange wanted = range.value_or(ExpertRange{0, experts});
+  checks.need(0 <= wanted.begin && wanted.begin <= wanted.end && wanted.end <= experts,
+              "0 <= range.begin <= range.end <= num_experts",
+              {{"begin", wanted.begin}, {"end", wanted.end}, {"num_experts", experts}});
+  return wanted;
+}
+
+/// Checks what all directions take.
 template <class Id, class A>
 void check_logit_gradients(const Checks& checks, const Choices<Id>& choices,
                            const LogitGradients<A>& gradients, Index tokens, Index experts) {
@@ -107,6 +118,9 @@ void check_gradient_overlaps(const Checks& checks, const Choices<Id>& choices,
                   input("dselected_logits_TK", gradients.dselected_logits_TK),
                   input("dlogits_TE", gradients.dlogits_TE));
 }
+
+/// What adding a gradient of logits takes for each element, in multiply-adds of the gate.
+inline constexpr Index merge_work = 32;
 
 /// dx_TH += dlogits W, on checked arguments.
 template <class Source, class Id, class A, class D, class Executor>
@@ -225,10 +239,7 @@ void gate_backward_weights(const Choices<Id>& choices,
   detail::check_gradient_overlaps(checks, chosen, gradients, detail::output("dw_EH", dw_EH),
                                   detail::output("workspace", workspace),
                                   detail::input("x_TH", x_TH));
-  const ExpertRange added = range.value_or(ExpertRange{0, experts});
-  checks.need(0 <= added.begin && added.begin <= added.end && added.end <= experts,
-              "0 <= range.begin <= range.end <= num_experts",
-              {{"begin", added.begin}, {"end", added.end}, {"num_experts", experts}});
+  const ExpertRange added = detail::checked_range(checks, range, experts);
   const int workers = checks.workers(executor);
   const Index top_k = chosen.expert_ids_TK.cols;
   detail::Arena arena(checks.where(), workspace,

@@ -10,9 +10,6 @@ namespace gatepro {
 namespace detail {
 inline namespace GATEPRO_ABI {
 
-/// What adding to a row takes for each element, in multiply-adds of the gate.
-inline constexpr Index merge_work = 32;
-
 /// dlogits_TE += both parts of the gradient, on checked arguments.
 template <class Id, class A, class Executor>
 void add_logit_gradients(const Choices<Id>& choices, const LogitGradients<A>& gradients,

@@ -10,6 +10,7 @@
 #include "gatepro/core/checks.hpp"
 #include "gatepro/core/workspace.hpp"
 #include "gatepro/gate/arithmetic.hpp"
+#include "gatepro/gate/biased_weights.hpp"
 #include "gatepro/gate/packing.hpp"
 #include "gatepro/gate/pairs.hpp"
 
@@ -76,6 +77,7 @@ void for_each_gated_tile(const MatrixView<const X>& x_TH, const PackedView<A>& p
     const GateScratch<A> mine = scratch(worker);
     gate_packed_tile<X, A>(x_TH.middle_rows(first, x_TH.rows - first), count, packed, mine.widened,
                            mine.logits_TE, stride);
+    if (packed.bias != nullptr) add_packed_bias(packed, count, mine.logits_TE, stride);
     finish(worker, first, count, static_cast<const A*>(mine.logits_TE));
   });
 }
@@ -110,24 +112,39 @@ class PackedWeights {
   explicit PackedWeights(MatrixView<W> w_EH, GateArithmetic wanted = GateArithmetic::widened) {
     pack(w_EH, wanted);
   }
+  /// The same with a bias of the logits, which is packed with them.
+  template <class W>
+  explicit PackedWeights(const BiasedWeights<W, A>& weights,
+                         GateArithmetic wanted = GateArithmetic::widened) {
+    pack(weights, wanted);
+  }
 
   /// Packs again, for weights of any shape; allocates only if they are larger. On an Error the old
   /// weights stay.
   template <class W>
   void pack(MatrixView<W> w_EH, GateArithmetic wanted = GateArithmetic::widened) {
-    using Weight = detail::value_t<W>;
-    using Token = std::conditional_t<std::is_same_v<A, float>, Weight, A>;  // the narrowest yet
-    detail::check_input_scalars<Weight, Weight>();
-    static_assert(std::is_same_v<accumulator_t<Weight, A>, A>,
+    pack(BiasedWeights<detail::value_t<W>, A>{w_EH}, wanted);
+  }
+  /// The same with a bias of the logits. Packed again without one, they have none.
+  template <class W>
+  void pack(const BiasedWeights<W, A>& weights, GateArithmetic wanted = GateArithmetic::widened) {
+    using Token = std::conditional_t<std::is_same_v<A, float>, W, A>;  // the narrowest yet
+    detail::check_input_scalars<W, W>();
+    static_assert(std::is_same_v<accumulator_t<W, A>, A>,
                   "gatepro: packed weights must hold W without loss");
+    const auto& [w_EH, bias_E] = weights;
     const detail::Checks checks("PackedWeights");
-    detail::check_gate_arithmetic<Token, Weight>(checks, wanted);
+    detail::check_gate_arithmetic<Token, W>(checks, wanted);
     checks.num_experts(w_EH.rows);
-    checks.matrix("w_EH", w_EH, w_EH.rows, w_EH.cols);
-    const auto size = static_cast<std::size_t>(detail::packed_size<A>(w_EH.rows, w_EH.cols));
-    lines_.resize((std::max<std::size_t>)(1, (size + per_line - 1) / per_line));
-    const auto packed = detail::pack_for<Token>(wanted, MatrixView<const Weight>(w_EH),
-                                                lines_.data()->values, SerialExecutor{}, 1);
+    detail::check_biased_weights(checks, weights, w_EH.rows, w_EH.cols);
+    const std::size_t lines = lines_for(detail::packed_size<A>(w_EH.rows, w_EH.cols));
+    const Index bias_size = bias_E.given() ? detail::packed_bias_size<A>(w_EH.rows) : 0;
+    lines_.resize((std::max<std::size_t>)(1, lines + lines_for(bias_size)));
+    const auto packed =
+        detail::pack_for<Token>(wanted, w_EH, lines_.data()->values, SerialExecutor{}, 1);
+    if (bias_E.given()) detail::pack_bias(bias_E, lines_[lines].values);
+    bias_line_ = lines;
+    has_bias_ = bias_E.given();
     experts_ = w_EH.rows;
     hidden_ = w_EH.cols;
     pair_gate_ = packed.pair_gate;
@@ -137,13 +154,16 @@ class PackedWeights {
   Index num_experts() const { return lines_.empty() ? 0 : experts_; }
   /// H.
   Index hidden_size() const { return lines_.empty() ? 0 : hidden_; }
+  /// True if a bias of the logits is packed with them.
+  bool has_bias() const { return !lines_.empty() && has_bias_; }
   /// The arithmetic that they are packed for: as far as the machine has it, the one wanted.
   GateArithmetic arithmetic() const {
     return pair_gate_ == nullptr ? GateArithmetic::widened : GateArithmetic::bf16_dot;
   }
   /// The packed elements, for the library's own stages; num_experts() >= 1.
   detail::PackedView<A> packed() const {
-    return {lines_.data()->values, experts_, hidden_, pair_gate_};
+    return {lines_.data()->values, experts_, hidden_, pair_gate_,
+            has_bias_ ? lines_[bias_line_].values : nullptr};
   }
 
  private:
@@ -153,7 +173,13 @@ class PackedWeights {
     A values[per_line];
   };
 
-  std::vector<Line> lines_;  // at least one, unless moved from
+  static std::size_t lines_for(Index elements) {
+    return (static_cast<std::size_t>(elements) + per_line - 1) / per_line;
+  }
+
+  std::vector<Line> lines_;  // at least one, unless moved from; the bias begins a line
+  std::size_t bias_line_ = 0;
+  bool has_bias_ = false;
   Index experts_ = 0;
   Index hidden_ = 0;
   detail::PairGate<A> pair_gate_ = nullptr;
@@ -166,12 +192,13 @@ std::size_t gate_logits_workspace_bytes(Index num_experts, Index hidden_size, Wo
   using A = accumulator_t<X, W>;
   return detail::measure([&](detail::Arena& arena) {
     arena.take<A>(detail::packed_size<A>(num_experts, hidden_size));
+    arena.take<A>(detail::packed_bias_size<A>(num_experts));
     const auto carve = [&](detail::Arena& a) { return detail::carve_gate<X, A>(a, num_experts); };
     detail::PerWorker(arena, workers, carve);
   });
 }
 
-/// logits_TE = x_TH W^T (GatePro eq. 1), with weights packed before.
+/// logits_TE = x_TH W^T (GatePro eq. 1), plus a bias if there is one, with weights packed before.
 ///
 /// x_TH: T x H tokens of float, double, bfloat16 or half. logits_TE: T x E in A, overwritten; zeros
 /// if H = 0.
@@ -202,33 +229,44 @@ void gate_logits(MatrixView<X> x_TH, const PackedWeights<A>& weights, MatrixView
   detail::gate_into<Token, A>(x_TH, weights.packed(), logits_TE, arena, executor, workers);
 }
 
-/// logits_TE = x_TH w_EH^T (GatePro eq. 1): packs w_EH (E x H) into the workspace, then as above.
-/// `wanted` is an Error if it does not fit the scalars.
+/// logits_TE = x_TH w_EH^T + bias_E: packs `weights` into the workspace, then as above. `wanted` is
+/// an Error if it does not fit the scalars.
+template <class X, class W, class A, class Executor = SerialExecutor>
+void gate_logits(MatrixView<X> x_TH, const BiasedWeights<W, A>& weights, MatrixView<A> logits_TE,
+                 Workspace workspace, const Executor& executor = {},
+                 GateArithmetic wanted = GateArithmetic::widened) {
+  using Token = detail::value_t<X>;
+  detail::check_input_scalars<Token, W>();
+  static_assert(std::is_same_v<A, accumulator_t<Token, W>>,
+                "gatepro: logits are double if X or W is, else float");
+  const auto& [w_EH, bias_E] = weights;
+  const detail::Checks checks("gate_logits");
+  detail::check_gate_arithmetic<Token, W>(checks, wanted);
+  checks.num_experts(w_EH.rows);
+  checks.matrix("x_TH", x_TH, x_TH.rows, x_TH.cols);
+  detail::check_biased_weights(checks, weights, w_EH.rows, x_TH.cols);
+  checks.matrix("logits_TE", logits_TE, x_TH.rows, w_EH.rows);
+  checks.overlaps(detail::output("logits_TE", logits_TE), detail::output("workspace", workspace),
+                  detail::input("x_TH", x_TH), detail::input("w_EH", w_EH),
+                  detail::input("bias_E", bias_E));
+  const int workers = checks.workers(executor);
+  detail::Arena arena(checks.where(), workspace,
+                      gate_logits_workspace_bytes<Token, W>(w_EH.rows, w_EH.cols, workers));
+  A* memory = arena.take<A>(detail::packed_size<A>(w_EH.rows, w_EH.cols));
+  A* bias = arena.take<A>(detail::packed_bias_size<A>(w_EH.rows));
+  const int busy = detail::gate_workers(executor, workers, x_TH.rows, w_EH.rows, w_EH.cols);
+  auto packed = detail::pack_for<Token>(wanted, w_EH, memory, executor, busy);
+  packed.bias = detail::pack_bias(bias_E, bias);
+  detail::gate_into<Token, A>(x_TH, packed, logits_TE, arena, executor, workers);
+}
+
+/// The same without a bias: logits_TE = x_TH w_EH^T (GatePro eq. 1).
 template <class X, class W, class A, class Executor = SerialExecutor>
 void gate_logits(MatrixView<X> x_TH, MatrixView<W> w_EH, MatrixView<A> logits_TE,
                  Workspace workspace, const Executor& executor = {},
                  GateArithmetic wanted = GateArithmetic::widened) {
-  using Token = detail::value_t<X>;
-  using Weight = detail::value_t<W>;
-  detail::check_input_scalars<Token, Weight>();
-  static_assert(std::is_same_v<A, accumulator_t<Token, Weight>>,
-                "gatepro: logits are double if X or W is, else float");
-  const detail::Checks checks("gate_logits");
-  detail::check_gate_arithmetic<Token, Weight>(checks, wanted);
-  checks.num_experts(w_EH.rows);
-  checks.matrix("x_TH", x_TH, x_TH.rows, x_TH.cols);
-  checks.matrix("w_EH", w_EH, w_EH.rows, x_TH.cols);
-  checks.matrix("logits_TE", logits_TE, x_TH.rows, w_EH.rows);
-  checks.overlaps(detail::output("logits_TE", logits_TE), detail::output("workspace", workspace),
-                  detail::input("x_TH", x_TH), detail::input("w_EH", w_EH));
-  const int workers = checks.workers(executor);
-  detail::Arena arena(checks.where(), workspace,
-                      gate_logits_workspace_bytes<Token, Weight>(w_EH.rows, w_EH.cols, workers));
-  A* memory = arena.take<A>(detail::packed_size<A>(w_EH.rows, w_EH.cols));
-  const int busy = detail::gate_workers(executor, workers, x_TH.rows, w_EH.rows, w_EH.cols);
-  const auto packed =
-      detail::pack_for<Token>(wanted, MatrixView<const Weight>(w_EH), memory, executor, busy);
-  detail::gate_into<Token, A>(x_TH, packed, logits_TE, arena, executor, workers);
+  gate_logits(x_TH, BiasedWeights<detail::value_t<W>, A>{w_EH}, logits_TE, workspace, executor,
+              wanted);
 }
 
 }  // namespace GATEPRO_ABI

@@ -32,6 +32,7 @@ struct PackedView {
   Index experts;
   Index hidden;
   PairGate<A> pair_gate = nullptr;  ///< Given if they are packed as pairs, see pairs.hpp.
+  const A* bias = nullptr;          ///< Of the logits, packed, or null; see biased_weights.hpp.
 };
 
 inline namespace GATEPRO_ABI {

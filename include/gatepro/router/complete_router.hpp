@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "gatepro/balance/expert_bias.hpp"
+#include "gatepro/gate/bias_gradient.hpp"
 #include "gatepro/router/complete_backward.hpp"
 #include "gatepro/router/complete_checks.hpp"
 #include "gatepro/router/complete_forward.hpp"
@@ -107,6 +108,16 @@ class CompleteRouter : public PartneredRouter<accumulator_t<X, W>, W, CompleteCo
                         detail::input("w_EH", w_EH));
   }
 
+  /// The same with a learned bias of the logits, X W^T + c: `weights` is {w_EH, bias_E}.
+  template <class Reduce = NoReduce, class Executor = SerialExecutor>
+  CompleteReport forward(MatrixView<const X> x_TH, const BiasedWeights<W, Accumulator>& weights,
+                         const Inputs& in, const Routing& out, Workspace workspace,
+                         const Reduce& reduce = {}, const Executor& executor = {}) {
+    return forward_with(x_TH, weights, in, out, workspace, reduce, executor,
+                        detail::input("w_EH", weights.w_EH),
+                        detail::input("bias_E", weights.bias_E));
+  }
+
   /// The same with weights packed before, which must be those of this router.
   template <class Reduce = NoReduce, class Executor = SerialExecutor>
   CompleteReport forward(MatrixView<const X> x_TH, const PackedWeights<Accumulator>& weights,
@@ -137,9 +148,19 @@ class CompleteRouter : public PartneredRouter<accumulator_t<X, W>, W, CompleteCo
         forward(x_TH, w_EH, in, buffers.view(x_TH.rows), buffers.workspace(), reduce, executor));
     return buffers.report();
   }
+  /// The same with a learned bias of the logits.
+  template <class Reduce = NoReduce, class Executor = SerialExecutor>
+  const CompleteReport& forward(MatrixView<const X> x_TH,
+                                const BiasedWeights<W, Accumulator>& weights, const Inputs& in,
+                                RoutingBuffers<CompleteRouter>& buffers, const Reduce& reduce = {},
+                                const Executor& executor = {}) {
+    buffers.set_report(
+        forward(x_TH, weights, in, buffers.view(x_TH.rows), buffers.workspace(), reduce, executor));
+    return buffers.report();
+  }
 
-  /// Gradients of a forward: dx_TH += dlogits W, dw_EH += dlogits^T X, losses included unless the
-  /// forward was an evaluation.
+  /// Gradients of a forward: dx_TH += dlogits W, dw_EH += dlogits^T X, and that of a bias, losses
+  /// included unless the forward was an evaluation.
   ///
   /// x_TH, w_EH: as in the forward. forward: its inputs and outputs, and what it returned;
   /// backwards may follow in any order, each with those of its own forward. Settings that changed
@@ -160,15 +181,17 @@ class CompleteRouter : public PartneredRouter<accumulator_t<X, W>, W, CompleteCo
                 const Executor& executor = {}) const {
     detail::check_token_gradient<X, Accumulator, D>();
     const auto& [in, out, report] = forward;
-    const auto& [dx_TH, dw_EH, dx_mode] = gradients;
+    const auto& [dx_TH, dw_EH, dx_mode, dbias_E] = gradients;
     const detail::Checks checks("CompleteRouter::backward");
     detail::check_complete_tokens(checks, config(), x_TH, w_EH);
     checks.matrix("logits_TE", out.logits_TE, x_TH.rows, config().num_experts);
     checks.optional_matrix("dx_TH", dx_TH, x_TH.rows, x_TH.cols);
     checks.optional_matrix("dw_EH", dw_EH, w_EH.rows, w_EH.cols);
-    const auto scratch = checked_gradients(
-        forward, incoming, workspace, executor, detail::output("dx_TH", dx_TH),
-        detail::output("dw_EH", dw_EH), detail::input("x_TH", x_TH), detail::input("w_EH", w_EH));
+    checks.optional_vector("dbias_E", dbias_E, w_EH.rows);
+    const auto scratch =
+        checked_gradients(forward, incoming, workspace, executor, detail::output("dx_TH", dx_TH),
+                          detail::output("dw_EH", dw_EH), detail::output("dbias_E", dbias_E),
+                          detail::input("x_TH", x_TH), detail::input("w_EH", w_EH));
 
     const auto dlogits_TE = detail::logit_gradients(config(), similarity_cache().rivals(), in, out,
                                                     report, incoming, scratch, executor);
@@ -180,6 +203,10 @@ class CompleteRouter : public PartneredRouter<accumulator_t<X, W>, W, CompleteCo
       const auto seen_TH = report.jittered ? MatrixView<const X>(out.jittered_TH) : x_TH;
       gate_backward_weights(detail::choices_of(in, out), {scratch.dselected_TK, dlogits_TE},
                             seen_TH, dw_EH, scratch.stages, executor);
+    }
+    if (dbias_E.given()) {
+      gate_backward_bias(detail::choices_of(in, out), {scratch.dselected_TK, dlogits_TE}, dbias_E,
+                         executor);
     }
   }
 

@@ -24,11 +24,13 @@ struct ForwardLayout {
   ForwardLayout(Arena& arena, const RouterConfig& config, const SelectionRule& rule, int workers)
       : arithmetic(config.gate_arithmetic),
         packed(arena.take<A>(packed_size<A>(config.num_experts, config.hidden_size))),
+        packed_bias(arena.take<A>(packed_bias_size<A>(config.num_experts))),
         gates(arena, workers, CarveGate<X, A>{config.num_experts}),
         pass(arena, config.num_experts, rule, workers) {}
 
   GateArithmetic arithmetic;  ///< The one wanted.
   A* packed;                  ///< Room for W.
+  A* packed_bias;             ///< Room for the bias of BiasedWeights.
   PerWorker<CarveGate<X, A>> gates;
   PassLayout<Selection> pass;
 };
@@ -39,6 +41,13 @@ template <class X, class A, class Layout, class W, class Executor>
 PackedView<A> packed_weights(const MatrixView<const W>& w_EH, const Layout& layout,
                              const Executor& executor, int workers) {
   return pack_for<X>(layout.arithmetic, w_EH, layout.packed, executor, workers);
+}
+template <class X, class A, class Layout, class W, class Executor>
+PackedView<A> packed_weights(const BiasedWeights<W, A>& weights, const Layout& layout,
+                             const Executor& executor, int workers) {
+  auto packed = packed_weights<X, A>(weights.w_EH, layout, executor, workers);
+  packed.bias = pack_bias(weights.bias_E, layout.packed_bias);
+  return packed;
 }
 template <class X, class A, class Layout, class Executor>
 PackedView<A> packed_weights(const PackedWeights<A>& weights, const Layout&, const Executor&, int) {

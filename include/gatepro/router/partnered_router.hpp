@@ -103,6 +103,10 @@ class PartneredRouter {
   void check_weights(const detail::Checks& checks, const MatrixView<const W>& w_EH) const {
     checks.matrix("w_EH", w_EH, config_.num_experts, config_.hidden_size);
   }
+  /// The same for weights with a bias.
+  void check_weights(const detail::Checks& checks, const BiasedWeights<W, A>& weights) const {
+    detail::check_biased_weights(checks, weights, config_.num_experts, config_.hidden_size);
+  }
   /// The same for weights packed before.
   void check_weights(const detail::Checks& checks, const PackedWeights<A>& weights) const {
     detail::need(weights.num_experts() == config_.num_experts &&

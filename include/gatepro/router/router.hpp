@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "gatepro/core/overlap.hpp"
+#include "gatepro/gate/bias_gradient.hpp"
 #include "gatepro/gate/gradient.hpp"
 #include "gatepro/gate/logit_gradients.hpp"
 #include "gatepro/router/buffers.hpp"
@@ -85,6 +86,16 @@ class Router : public PartneredRouter<accumulator_t<X, W>, W, RouterConfig> {
     return forward_with(x_TH, w_EH, out, workspace, executor, detail::input("w_EH", w_EH));
   }
 
+  /// The same with a learned bias of the logits, X W^T + c: `weights` is {w_EH, bias_E}.
+  template <class Executor = SerialExecutor>
+  RoutingReport forward(MatrixView<const X> x_TH, const BiasedWeights<W, Accumulator>& weights,
+                        const Routing& out, Workspace workspace,
+                        const Executor& executor = {}) const {
+    return forward_with(x_TH, weights, out, workspace, executor,
+                        detail::input("w_EH", weights.w_EH),
+                        detail::input("bias_E", weights.bias_E));
+  }
+
   /// The same with weights packed before, which must be those of this router.
   template <class Executor = SerialExecutor>
   RoutingReport forward(MatrixView<const X> x_TH, const PackedWeights<Accumulator>& weights,
@@ -122,7 +133,7 @@ class Router : public PartneredRouter<accumulator_t<X, W>, W, RouterConfig> {
     return dselected_bytes(num_tokens) + stage_bytes(num_tokens, workers);
   }
 
-  /// Gradients of a forward: dx_TH += dlogits W, dw_EH += dlogits^T X.
+  /// Gradients of a forward: dx_TH += dlogits W, dw_EH += dlogits^T X, and that of a bias.
   ///
   /// x_TH, w_EH: as in forward. routed: what forward wrote. incoming: the gradients of weights and,
   /// if given, logits. gradients: added to; either may be not given; dX is of Accumulator or, where
@@ -147,10 +158,12 @@ class Router : public PartneredRouter<accumulator_t<X, W>, W, RouterConfig> {
     check_routed(checks, tokens, routed, incoming);
     checks.optional_matrix("dx_TH", gradients.dx_TH, tokens, config().hidden_size);
     checks.optional_matrix("dw_EH", gradients.dw_EH, config().num_experts, config().hidden_size);
+    checks.optional_vector("dbias_E", gradients.dbias_E, config().num_experts);
     checks.overlaps(
         detail::output("dx_TH", gradients.dx_TH), detail::output("dw_EH", gradients.dw_EH),
-        detail::output("workspace", workspace), detail::input("x_TH", x_TH),
-        detail::input("w_EH", w_EH), detail::input("expert_ids_TK", routed.expert_ids_TK),
+        detail::output("dbias_E", gradients.dbias_E), detail::output("workspace", workspace),
+        detail::input("x_TH", x_TH), detail::input("w_EH", w_EH),
+        detail::input("expert_ids_TK", routed.expert_ids_TK),
         detail::input("weights_TK", routed.weights_TK),
         detail::input("dweights_TK", incoming.dweights_TK),
         detail::input("dlogits_TE", incoming.dlogits_TE));
@@ -169,6 +182,9 @@ class Router : public PartneredRouter<accumulator_t<X, W>, W, RouterConfig> {
     }
     if (gradients.dw_EH.given()) {
       gate_backward_weights(choices, dlogits, x_TH, gradients.dw_EH, stages, executor);
+    }
+    if (gradients.dbias_E.given()) {
+      gate_backward_bias(choices, dlogits, gradients.dbias_E, executor);
     }
   }
 
