@@ -113,12 +113,16 @@ void run(FuzzedDataProvider& data) {
   const Index tokens = data.ConsumeIntegralInRange<Index>(0, 70);
   const LastWorkerFirst workers{data.ConsumeIntegralInRange(1, 4)};
   const bool refreshes = !rarely(data), bad_borders = rarely(data), pads = data.ConsumeBool();
-  const bool evaluates = data.ConsumeBool();
+  const bool evaluates = data.ConsumeBool(), biased = data.ConsumeBool();
   Values values(data);
   values.set_special_share(data.ConsumeIntegralInRange<std::uint64_t>(0, 40));
   const auto x_TH = values.matrix(tokens, config.hidden_size);
   const auto w_EH = values.matrix(config.num_experts, config.hidden_size);
   const auto dweights_TK = values.matrix(tokens, config.top_k);
+  const auto bias = values.matrix(1, config.num_experts);
+  const gatepro::BiasedWeights<float> weights{
+      w_EH, biased ? gatepro::VectorView<const float>(bias.data(), bias.size())
+                   : gatepro::VectorView<const float>()};
   if (refreshes) router.refresh(w_EH, 0);
 
   std::vector<std::uint8_t> padding(static_cast<std::size_t>(tokens));
@@ -144,7 +148,7 @@ void run(FuzzedDataProvider& data) {
 
   const gatepro::RouterState before = router.state();
   try {
-    router.forward(x_TH, w_EH, in, first, gatepro::NoReduce{}, workers);
+    router.forward(x_TH, weights, in, first, gatepro::NoReduce{}, workers);
   } catch (const gatepro::Error&) {
     check(same_state(router.state(), before), "an Error moves no counter");
     return;
@@ -156,16 +160,22 @@ void run(FuzzedDataProvider& data) {
   replayed.record = nullptr;
   replayed.replay = &record;
   if (in.pass == gatepro::Pass::training) replayed.pass = gatepro::Pass::recompute;
-  router.forward(x_TH, w_EH, replayed, again);
+  router.forward(x_TH, weights, replayed, again);
   check(same_state(router.state(), counted), "nothing is counted twice");
   check_same(first.view().expert_ids_TK, again.view().expert_ids_TK, "ids again");
   check_same(first.view().weights_TK, again.view().weights_TK, "weights again");
   check_same(first.view().logits_TE, again.view().logits_TE, "logits again");
 
-  router.backward(x_TH, w_EH, in, first, {dweights_TK}, {dx_TH, dw_EH}, workers);
-  router.backward(x_TH, w_EH, replayed, again, {dweights_TK}, {other_dx_TH, other_dw_EH});
+  std::vector<float> dbias_E(static_cast<std::size_t>(config.num_experts)), other_dbias_E = dbias_E;
+  gatepro::GateGradients<float> gradients{dx_TH, dw_EH}, others{other_dx_TH, other_dw_EH};
+  gradients.dbias_E = dbias_E;
+  others.dbias_E = other_dbias_E;
+  router.backward(x_TH, w_EH, in, first, {dweights_TK}, gradients, workers);
+  router.backward(x_TH, w_EH, replayed, again, {dweights_TK}, others);
   check_same(gatepro::view(dx_TH), gatepro::view(other_dx_TH), "dX again");
   check_same(gatepro::view(dw_EH), gatepro::view(other_dw_EH), "dW again");
+  check_same(gatepro::MatrixView(dbias_E.data(), 1, config.num_experts),
+             gatepro::MatrixView(other_dbias_E.data(), 1, config.num_experts), "dc again");
 
   router.end_step();
   Router resumed(config);

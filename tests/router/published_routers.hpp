@@ -77,6 +77,8 @@ inline CompleteConfig glm_4_5_air() {
   return config;
 }
 
+inline CompleteConfig gpt_oss_120b() { return {{2880, 128, 4, Competition::off()}}; }
+
 inline CompleteConfig llama_4_maverick() {
   CompleteConfig config{{5120, 128, 1, Competition::off()}};
   config.scores.function = ScoreFunction::sigmoid;

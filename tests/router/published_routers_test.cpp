@@ -29,6 +29,7 @@ struct Model {
   std::string name;
   CompleteConfig settings;
   std::function<Choice(const Row& logits, const Row& bias)> choose;
+  bool has_gate_bias = false;
 };
 
 std::ostream& operator<<(std::ostream& out, const Model& model) { return out << model.name; }
@@ -57,6 +58,7 @@ std::vector<Model> models() {
       {"KimiK2", ::published::kimi_k2(), grouped(1, 1, 2.827)},
       {"Glm45", ::published::glm_4_5(), grouped(1, 1, 2.5)},
       {"Glm45Air", ::published::glm_4_5_air(), grouped(1, 1, 1)},
+      {"GptOss120B", ::published::gpt_oss_120b(), plain(top_k_softmax, 4), true},
       {"Llama4Maverick", ::published::llama_4_maverick(), plain(llama_4, 1)},
       {"Jamba", ::published::jamba(), plain(softmax_top_k, 2)},
       {"Ernie45", ::published::ernie_4_5_21b(),
@@ -69,28 +71,31 @@ class PublishedRouterTest : public testing::TestWithParam<Model> {};
 INSTANTIATE_TEST_SUITE_P(, PublishedRouterTest, testing::ValuesIn(models()),
                          [](const auto& instance) { return instance.param.name; });
 
-/// Tokens, router weights and a bias for the choice. Fewer columns than the models have: a logit is
-/// a logit.
+/// Tokens, router weights, a bias of the logits and one for the choice. Fewer columns than the
+/// models have: a logit is a logit.
 struct Batch {
   static constexpr Index T = 512, H = 48;
 
-  explicit Batch(const CompleteConfig& config)
+  explicit Batch(const CompleteConfig& config, bool has_gate_bias = false)
       : x_TH(data::random_matrix<double>(T, H, 1)),
         w_EH(data::random_matrix<double>(config.num_experts, H, 2, 0.5)) {
     const auto bias = data::random_matrix<double>(1, config.num_experts, 3, 0.1);
     for (Index e = 0; e < config.num_experts; ++e) {
       bias_E.push_back(config.bias.enabled ? bias(0, e) : 0);
+      gate_bias_E.push_back(has_gate_bias ? 10 * bias(0, e) : 0);
     }
   }
 
   Row logits(Index t) const {
     Row logits;
-    for (Index e = 0; e < w_EH.rows(); ++e) logits.push_back(x_TH.row(t).dot(w_EH.row(e)));
+    for (Index e = 0; e < w_EH.rows(); ++e) {
+      logits.push_back(x_TH.row(t).dot(w_EH.row(e)) + gate_bias_E[static_cast<std::size_t>(e)]);
+    }
     return logits;
   }
 
   gatepro::RowMatrix<double> x_TH, w_EH;
-  Row bias_E;
+  Row bias_E, gate_bias_E;
 };
 
 /// GatePro eq. 7 and 8.
@@ -108,7 +113,7 @@ TEST_P(PublishedRouterTest, IsTheModelsOwnWithAndWithoutGatePro) {
     CompleteConfig config = GetParam().settings;
     config.hidden_size = Batch::H;
     config.competition = Competition::penalty(lambda);
-    const Batch batch(config);
+    const Batch batch(config, GetParam().has_gate_bias);
     gatepro::CompleteRouter<double> router(config);
     router.refresh(batch.w_EH, 0);
     if (config.bias.enabled) {
@@ -116,7 +121,9 @@ TEST_P(PublishedRouterTest, IsTheModelsOwnWithAndWithoutGatePro) {
       state.expert_bias_E = batch.bias_E;
       router.restore(state);
     }
-    const auto routed = complete_data::forward(router, batch.x_TH, batch.w_EH);
+    gatepro::RoutingBuffers buffers(router, Batch::T);
+    router.forward(batch.x_TH, {batch.w_EH, batch.gate_bias_E}, {}, buffers);
+    const auto routed = complete_data::outcome_of(buffers);
     const auto partners = reference::pair_partners(
         reference::cosine_similarity(data::to_reference(batch.w_EH)), config.pairing);
     for (Index t = 0; t < Batch::T; ++t) {
