@@ -61,6 +61,7 @@ TEST_F(UnknownInstructionSet, IsRefusedByStages) {
   EXPECT_REFUSED(cosine_similarity(view(w_EH), view(similarity_EE), memory));
   EXPECT_REFUSED(find_partners(view(w_EH), Pairing{}, {view(partners_E1)}, memory));
   EXPECT_REFUSED(orthogonality_loss(view(w_EH), {}, {}, view(out_EH), memory));
+  EXPECT_REFUSED(orthogonal_weights(1, 1.0, view(out_EH), memory));
   EXPECT_REFUSED(apply_competition(view(logits_TE), rivals, Competition::penalty(1), view(out_TE),
                                    {}, memory));
   EXPECT_REFUSED(

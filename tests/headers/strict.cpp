@@ -38,6 +38,7 @@ void route() {
   gatepro::Router<X, W> router({hidden, experts, top_k});
   gatepro::RoutingBuffers<gatepro::Router<X, W>> buffers(router, tokens);
   router.refresh(w_EH, 0, executor);
+  router.refresh_with_loss(w_EH, 0, {}, dw_EH, executor);
   router.forward(x_TH, w_EH, buffers, executor);
   router.forward(x_TH, w_EH, buffers);
   const RowMatrix<A> logits_TE = zeros<A>(tokens, experts);
@@ -47,6 +48,17 @@ void route() {
   router.backward_logits({buffers.expert_ids_TK(), buffers.weights_TK()}, {dweights_TK}, dlogits_TE,
                          buffers.workspace(), executor);
 }
+
+template <class W>
+void start_weights() {
+  RowMatrix<W> w_EH = zeros<W>(experts, hidden);
+  std::vector<std::byte> memory(gatepro::orthogonal_weights_workspace_bytes(experts, hidden));
+  gatepro::orthogonal_weights(1, 1.0, gatepro::view(w_EH), memory);
+}
+template void start_weights<float>();
+template void start_weights<double>();
+template void start_weights<gatepro::bfloat16>();
+template void start_weights<gatepro::half>();
 
 template <class X, class W>
 void route_completely() {

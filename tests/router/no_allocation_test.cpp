@@ -224,6 +224,8 @@ void expect_no_cost() {
     rule.coefficient = 1;
     std::vector<std::byte> memory(
         gatepro::orthogonality_loss_workspace_bytes<A>(experts, hidden, 2));
+    std::vector<std::byte> more(gatepro::orthogonal_weights_workspace_bytes(experts, hidden));
+    EXPECT_EQ(cost_of([&] { gatepro::orthogonal_weights(1, 1.0, gatepro::view(dw), more); }), 0);
     for (const bool only_partners : {false, true}) {
       rule.only_partners = only_partners;
       EXPECT_EQ(cost_of([&] {

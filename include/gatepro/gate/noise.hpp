@@ -32,7 +32,13 @@ struct NoiseKey {
 namespace detail {
 
 /// What noise is for. Uses have streams of their own.
-enum class NoiseUse : std::uint32_t { jitter = 1, logits = 2, routing = 3 };
+enum class NoiseUse : std::uint32_t {
+  jitter = 1,
+  logits = 2,
+  routing = 3,
+  weights = 4,
+  hashes = 5
+};
 
 /// What a value of noise takes, in multiply-adds of the gate: uniform, or normal.
 inline constexpr Index uniform_work = 512, normal_work = 2048;
