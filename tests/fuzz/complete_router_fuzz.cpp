@@ -61,6 +61,7 @@ gatepro::CompleteConfig choose_config(FuzzedDataProvider& data) {
   c.noise.logit_sigma = pick({0, 0, 0.1, 1e30});
   c.noise.seed = data.ConsumeIntegral<std::uint8_t>();
   c.choice.step = pick({0, 0, 0x1p-14, 0.125, 0x1p100});
+  c.choice.order = static_cast<gatepro::ChoiceOrder>(data.ConsumeIntegralInRange(0, 1));
   // Settings that may be refused.
   if (rarely(data)) c.top_k = data.ConsumeIntegral<std::int8_t>();
   if (rarely(data)) c.groups.num_groups = data.ConsumeIntegral<std::int8_t>();
@@ -83,6 +84,7 @@ bool same_state(const gatepro::RouterState& a, const gatepro::RouterState& b) {
 
 void check_routing(const gatepro::CompleteConfig& config, const gatepro::ForwardInputs<>& in,
                    const Router::Routing& out, const gatepro::CompleteReport& report) {
+  const bool by_id = config.choice.order == gatepro::ChoiceOrder::ascending_ids;
   std::int64_t routed = 0;
   for (Index t = 0; t < out.expert_ids_TK.rows; ++t) {
     std::vector<bool> seen(static_cast<std::size_t>(config.num_experts));
@@ -91,6 +93,8 @@ void check_routing(const gatepro::CompleteConfig& config, const gatepro::Forward
       const auto id = static_cast<std::size_t>(out.expert_ids_TK(t, j));
       check(id < seen.size() && !seen[id], "distinct ids in range");
       seen[id] = true;
+      check(!by_id || j == 0 || out.expert_ids_TK(t, j - 1) < out.expert_ids_TK(t, j),
+            "ids in their order");
       check(!padding || out.weights_TK(t, j) == 0, "padding weighs nothing");
       check(!padding || !config.capacity || out.kept_TK(t, j) == 0, "padding has no slot");
       routed += padding ? 0 : 1;

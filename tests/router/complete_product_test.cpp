@@ -26,6 +26,7 @@ using complete_data::zeros;
 using data::random_matrix;
 using data::to_reference;
 using gatepro::CapacityRule;
+using gatepro::ChoiceOrder;
 using gatepro::Competition;
 using gatepro::CompleteConfig;
 using gatepro::CompleteRouter;
@@ -77,6 +78,8 @@ std::vector<CompleteConfig> all_combinations() {
                 all.push_back(config);
                 if (!renormalise) continue;
                 config.choice.step = 0.125;
+                const bool ranked = capacity && capacity->policy == DropPolicy::choice_major;
+                if (!ranked) config.choice.order = ChoiceOrder::ascending_ids;
                 all.push_back(config);
               }
             }
@@ -97,6 +100,7 @@ std::string name_of(const CompleteConfig& c) {
   name += " competition " + std::to_string(static_cast<int>(c.competition.mode));
   name += c.losses.counts == CountSource::unpenalised ? " unpenalised" : "";
   name += c.choice.step > 0 ? " rounded" : "";
+  name += c.choice.order == ChoiceOrder::ascending_ids ? " by id" : "";
   if (c.capacity) {
     name += " drop " + std::to_string(static_cast<int>(c.capacity->policy));
     name += c.capacity->renormalise ? " renormalise" : "";

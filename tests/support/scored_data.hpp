@@ -38,8 +38,8 @@ inline std::vector<Competition> all_competitions() {
           {gatepro::CompetitionMode::eliminate, 0, ties_lose}};
 }
 
-/// Every way from scores to weights, with every competition, for groups as given; one way also by
-/// rounded scores, of which many tie.
+/// Every way from scores to weights, with every competition, for groups as given; two ways also by
+/// rounded scores, of which many tie, and in order of ids.
 inline std::vector<SelectionRule> rules_of(Index top_k, const GroupLimit& groups) {
   std::vector<SelectionRule> rules;
   for (ScoreFunction function : data::score_functions) {
@@ -50,6 +50,11 @@ inline std::vector<SelectionRule> rules_of(Index top_k, const GroupLimit& groups
         rules.push_back({top_k, scores, groups, competition});
       }
       rules.push_back({top_k, {function, true, 2.5}, groups, competition, {0.0625}});
+      rules.push_back({top_k,
+                       {function, false, 1},
+                       groups,
+                       competition,
+                       {0, gatepro::ChoiceOrder::ascending_ids}});
     }
   }
   return rules;
@@ -62,7 +67,7 @@ inline std::string describe(const SelectionRule& rule) {
        << rule.scores.scale << ", competition " << static_cast<int>(rule.competition.mode) << ", K "
        << rule.top_k << ", groups " << rule.groups.num_groups << "/" << rule.groups.groups_per_token
        << " by " << static_cast<int>(rule.groups.score) << "/" << rule.groups.best << ", step "
-       << rule.choice.step;
+       << rule.choice.step << ", order " << static_cast<int>(rule.choice.order);
   return text.str();
 }
 

@@ -34,6 +34,8 @@
 
 #include "gatepro/kernels/group_limit.inl"
 
+#include "gatepro/kernels/sort_ids.inl"
+
 #include "gatepro/kernels/gradient.inl"
 
 #include "gatepro/kernels/similarity.inl"
@@ -54,7 +56,7 @@ inline constexpr ScoreKernels<A> table<ScoreKernels<A>>{
     scores<A>,         slopes<A>,         shares<A>,
     add_shares<A>,     choice_keys<A>,    separate_choice_keys<A>,
     weigh_scores<A>,   finish_weights<A>, mean_prices<A>,
-    price_gradient<A>, limit_groups<A>};
+    price_gradient<A>, limit_groups<A>,   sort_ids<A>};
 
 template <class A>
 inline constexpr PenaltyKernels<A> table<PenaltyKernels<A>>{store_penalised<A>};

@@ -140,6 +140,7 @@ struct ScoreKernels {
                          const A* mean_L, A factor, A* gradient_EL);
   void (*limit_groups)(const Key* choice_EL, Index experts, const GroupsRule& rule,
                        const GroupsScratch<Key>& scratch, Key* limited_EL);
+  void (*sort_ids)(Index k, Key* ids_KL, Key* keys_KL);
 };
 
 /// What the gate does with tokens or router weights of Source.

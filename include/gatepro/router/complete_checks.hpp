@@ -66,6 +66,10 @@ const CompleteConfig& checked_complete(const CompleteConfig& config) {
               "update_rate finite, also in the router's precision, and >= 0",
               {{"update_rate", rate}});
   if (config.capacity) check_capacity_rule(checks, *config.capacity);
+  checks.need(!config.capacity || config.capacity->policy != DropPolicy::choice_major ||
+                  config.choice.order == ChoiceOrder::best_first,
+              "choices best first, not by id, for DropPolicy::choice_major",
+              {{"order", static_cast<int>(config.choice.order)}});
   return config;
 }
 

@@ -70,7 +70,7 @@ struct CompleteConfig : RouterConfig {
   LossRule losses{};                       ///< Balancing by losses, and the z-loss.
   std::optional<CapacityRule> capacity{};  ///< Drops; none: dropless.
   NoiseRule noise{};                       ///< Jitter, logit noise, forced routing.
-  ChoiceRule choice{};                     ///< What of a score decides.
+  ChoiceRule choice{};                     ///< Rounded scores, and the order of the choices.
 
   /// The part that chooses experts and weighs them.
   GATEPRO_ALWAYS_INLINE constexpr SelectionRule selection() const {

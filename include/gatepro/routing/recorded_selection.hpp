@@ -100,7 +100,8 @@ struct RecordedSelection {
     const Key* ranked_EL =
         rank_by_record(group, experts, competition, choices, penalised_TK, tokens);
     score_all<A>(ranked_EL, experts, rule, group.scores_EL);
-    gather_ranked(group, ranked_EL, rule);
+    gather_selected(group, top_k, ranked_EL, group.selected_KL);
+    score_selected(group, rule);
     lower_missing(group, choices, tokens);
     return competition.eliminate;
   }

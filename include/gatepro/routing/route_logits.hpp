@@ -77,8 +77,8 @@ std::size_t route_logits_workspace_bytes(Index num_experts, const SelectionRule&
 /// id. Groups rank by: fewer losers and NaNs among the best that count, larger sum of the choice
 /// values of the others (a NaN, of two infinities, last), lower id. Losers of elimination that fill
 /// slots stand in order of their choice value without competition; their scores and weights are
-/// exactly 0. A logit of -inf scores 0. If
-/// a selected logit is NaN or +inf, or all selected are -inf or losers, or with
+/// exactly 0. Choices stand in order of rank, or of their ids if rule.choice says so. A logit of
+/// -inf scores 0. If a selected logit is NaN or +inf, or all selected are -inf or losers, or with
 /// softmax_before_top_k any logit is +inf, the token's weights and scores are quiet NaNs and it is
 /// counted. With defaults the results are those of Router to the bit.
 ///

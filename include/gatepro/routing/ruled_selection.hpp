@@ -56,7 +56,8 @@ inline bool scores_after_top_k(const SelectionRule& rule) {
 /// True if a rule without a bias asks for nothing that PlainSelection does not do.
 inline bool is_plain(const SelectionRule& rule) {
   return scores_after_top_k(rule) && !rule.groups.active() &&
-         key_of(rule.scores.scale) == key_of(1.0) && !(rule.choice.step > 0);
+         key_of(rule.scores.scale) == key_of(1.0) && !(rule.choice.step > 0) &&
+         rule.choice.order == ChoiceOrder::best_first;
 }
 
 /// True if weights are shares of scores that come before the choice.
@@ -73,11 +74,10 @@ void score_all(const typename Order<A>::Key* ranked_EL, Index experts, const Sel
   score_kernels<A>().scores(ranked_EL, experts, rule.scores.function, scores_EL);
 }
 
-/// The ranked keys of the experts in ids_KL, and their scores where they come before the choice.
+/// The scores of the selected, whose ids and ranked keys are known, where they come before the
+/// choice.
 template <class A>
-void gather_ranked(const RuledGroup<A>& group, const typename Order<A>::Key* ranked_EL,
-                   const SelectionRule& rule) {
-  gather_selected(group, rule.top_k, ranked_EL, group.selected_KL);
+void score_selected(const RuledGroup<A>& group, const SelectionRule& rule) {
   if (scores_after_top_k(rule)) return;
   if (is_softmax(rule.scores.function)) {
     gather_selected<A, A>(group, rule.top_k, group.scores_EL, group.scores_KL);
@@ -133,13 +133,18 @@ struct RuledSelection {
     if (choice_EL == ranked_EL) {
       std::copy_n(group.top_keys_KL, top_k * kernels<A>().lanes, group.selected_KL);
     } else {
-      gather_ranked(group, ranked_EL, rule);
+      gather_selected(group, top_k, ranked_EL, group.selected_KL);
     }
-    if (!competition.eliminate || !holds_losers(group, tokens.count, top_k)) return false;
-    const Key* order_EL = choice_of(group.keys_EL, experts, group.other_scores_EL, group.other_EL);
-    Key* writable_EL = choice_EL == group.choice_EL ? group.choice_EL : group.ranked_EL;
-    kernels<A>().refill(order_EL, experts, top_k, writable_EL, group.other(), group.top());
-    return true;
+    const bool lost_some = competition.eliminate && holds_losers(group, tokens.count, top_k);
+    if (lost_some) {
+      Key* writable_EL = choice_EL == group.choice_EL ? group.choice_EL : group.ranked_EL;
+      refill(group, experts, writable_EL);
+    }
+    if (rule.choice.order == ChoiceOrder::ascending_ids) {
+      score_kernels<A>().sort_ids(top_k, group.ids_KL, group.selected_KL);
+    }
+    score_selected(group, rule);
+    return lost_some;
   }
 
   void choose_unpenalised(const Group& group, Index experts) const {
@@ -168,6 +173,13 @@ struct RuledSelection {
       kernel.separate_choice_keys(ranked_EL, experts, function, bias_E, choice_EL);
     }
     return choice_EL;
+  }
+
+  /// Puts the losers that fill slots in order of their choice values. All losers have one ranked
+  /// key, so what was gathered of them holds for whoever takes the slot. Overwrites choice_EL.
+  void refill(const Group& group, Index experts, Key* choice_EL) const {
+    const Key* order_EL = choice_of(group.keys_EL, experts, group.other_scores_EL, group.other_EL);
+    kernels<A>().refill(order_EL, experts, top_k, choice_EL, group.other(), group.top());
   }
 
   /// choice_EL itself, or limited_EL with the experts of forbidden groups behind all others.

@@ -87,7 +87,14 @@ struct GroupLimit {
   GATEPRO_ALWAYS_INLINE constexpr bool active() const { return num_groups > 1; }
 };
 
-/// What of a score decides the choice. Weights come from the scores themselves.
+/// How the choices of a token stand in the outputs.
+enum class ChoiceOrder {
+  best_first,     ///< By rank.
+  ascending_ids,  ///< By id, for consumers that want them sorted.
+};
+
+/// What of a score decides the choice, and how choices stand. Weights come from the scores
+/// themselves.
 struct ChoiceRule {
   /// Scores, or with softmax_after_top_k penalised logits, are rounded to the nearest multiple of
   /// this before the bias is added, the one further from 0 if two are as near. 0 for no rounding,
@@ -101,6 +108,10 @@ struct ChoiceRule {
   /// The competition compares the logits as they are; its losers may change with the noise. With
   /// softmax_after_top_k a penalty far below the step seldom changes a choice.
   double step = 0;
+  /// The same experts in either order; ids, weights, scores, penalised marks and record have the
+  /// same one. Weights are sums in this order, so another one rounds them differently. By id nobody
+  /// knows which choice was the first: CompleteRouter refuses it with DropPolicy::choice_major.
+  ChoiceOrder order = ChoiceOrder::best_first;
 };
 
 /// How a token's experts and their weights follow from its logits. Experts rank by: in an allowed
@@ -111,7 +122,7 @@ struct SelectionRule {
   ScoreRule scores{};         ///< From logits to weights.
   GroupLimit groups{};        ///< Which experts may be chosen together.
   Competition competition{};  ///< The rule for losers.
-  ChoiceRule choice{};        ///< What of a score decides.
+  ChoiceRule choice{};        ///< What of a score decides, and the order of the choices.
 
   /// True if each token's weights are constants, as for one expert whose weight is normalised: then
   /// no gradient reaches the logits through them.

@@ -14,7 +14,8 @@ namespace gatepro {
 /// ids. The first two are required; the others are written only if given.
 template <class A, class Id = std::int32_t>
 struct RoutingView {
-  /// T x K: the selected experts, best first; distinct, in [0, E). Any strides.
+  /// T x K: the selected experts, best first unless ChoiceRule::order says otherwise; distinct, in
+  /// [0, E). Any strides.
   StridedView<Id> expert_ids_TK;
   /// T x K: their weights, in the same order; 0 for padding. Any strides.
   StridedView<A> weights_TK;

@@ -37,7 +37,8 @@ std::size_t weigh_choices_workspace_bytes(Index num_experts, const SelectionRule
 /// Weighs experts that were chosen before, e.g. when a forward is computed again or when the
 /// choice comes from another system: the same weights as route_logits, had it chosen them.
 ///
-/// in: as in route_logits; a bias plays no part and must not be given, groups play none either.
+/// in: as in route_logits; a bias plays no part and must not be given, groups and rule.choice play
+/// none either: choices stand as they stood.
 /// chosen: for experts that it does not name, competition decides anew; penalised_TK is ignored if
 /// rule.competition is off. A choice of none weighs and scores 0, a token without any expert has
 /// weights of 0. out: weights_TK, and scores_TK and tokens_per_expert_E if given; nothing else may

@@ -124,7 +124,7 @@ Flags allowed_groups(const Contest& c, const std::vector<int>& order,
 
 struct Token {
   Contest contest;
-  std::vector<int> ids;  ///< K, best first.
+  std::vector<int> ids;  ///< K, in the order of the outputs.
   Row weights;
   Row scores;
   std::vector<int> penalised;  ///< 1 for a loser.
@@ -185,6 +185,7 @@ Token route(const Row& logits, const Ids& rivals, const gatepro::SelectionRule& 
     if (!allowed[static_cast<std::size_t>(id) / size]) continue;
     if (static_cast<gatepro::Index>(ids.size()) < rule.top_k) ids.push_back(id);
   }
+  if (rule.choice.order == gatepro::ChoiceOrder::ascending_ids) std::sort(ids.begin(), ids.end());
   return weigh(c, ids, rule, is_padding);
 }
 
