@@ -78,8 +78,9 @@ gatepro::CompleteConfig choose_config(FuzzedDataProvider& data) {
 
 bool same_state(const gatepro::RouterState& a, const gatepro::RouterState& b) {
   return a.partners_EM == b.partners_EM && a.expert_bias_E == b.expert_bias_E &&
-         a.bias_counts_E == b.bias_counts_E && a.balance_counts_E == b.balance_counts_E &&
-         a.balance_tokens == b.balance_tokens && a.noise_position == b.noise_position;
+         a.bias_counts_E == b.bias_counts_E && a.correction_bias_E == b.correction_bias_E &&
+         a.balance_counts_E == b.balance_counts_E && a.balance_tokens == b.balance_tokens &&
+         a.noise_position == b.noise_position;
 }
 
 void check_routing(const gatepro::CompleteConfig& config, const gatepro::ForwardInputs<>& in,
@@ -117,7 +118,8 @@ void run(FuzzedDataProvider& data) {
   const Index tokens = data.ConsumeIntegralInRange<Index>(0, 70);
   const LastWorkerFirst workers{data.ConsumeIntegralInRange(1, 4)};
   const bool refreshes = !rarely(data), bad_borders = rarely(data), pads = data.ConsumeBool();
-  const bool evaluates = data.ConsumeBool(), biased = data.ConsumeBool();
+  const bool evaluates = data.ConsumeBool(), corrects = data.ConsumeBool(),
+             biased = data.ConsumeBool();
   Values values(data);
   values.set_special_share(data.ConsumeIntegralInRange<std::uint64_t>(0, 40));
   const auto x_TH = values.matrix(tokens, config.hidden_size);
@@ -128,6 +130,10 @@ void run(FuzzedDataProvider& data) {
       w_EH, biased ? gatepro::VectorView<const float>(bias.data(), bias.size())
                    : gatepro::VectorView<const float>()};
   if (refreshes) router.refresh(w_EH, 0);
+  if (corrects) {
+    const auto correction_1E = values.matrix(1, config.num_experts);
+    router.set_correction_bias({correction_1E.data(), config.num_experts});
+  }
 
   std::vector<std::uint8_t> padding(static_cast<std::size_t>(tokens));
   for (auto& p : padding) p = values.next_bits() % 5 == 0 ? 1 : 0;

@@ -99,7 +99,7 @@ std::string name_of(const CompleteConfig& c) {
           std::to_string(static_cast<int>(c.groups.score));
   name += " competition " + std::to_string(static_cast<int>(c.competition.mode));
   name += c.losses.counts == CountSource::unpenalised ? " unpenalised" : "";
-  name += c.choice.step > 0 ? " rounded" : "";
+  name += c.choice.step > 0 ? " rounded, corrected" : "";
   name += c.choice.order == ChoiceOrder::ascending_ids ? " by id" : "";
   if (c.capacity) {
     name += " drop " + std::to_string(static_cast<int>(c.capacity->policy));
@@ -116,7 +116,8 @@ class CompleteProductTest : public testing::Test {
   CompleteProductTest()
       : logits_TE_(random_matrix<A>(tokens, experts, 11, 2)),
         dweights_TK_(random_matrix<A>(tokens, top_k, 12)),
-        bias_E_(random_matrix<A>(1, experts, 13, 0.2)) {}
+        bias_E_(random_matrix<A>(1, experts, 13, 0.2)),
+        correction_E_(random_matrix<A>(1, experts, 14, 0.2)) {}
 
   void run(const CompleteConfig& config, bool masked) {
     SCOPED_TRACE(name_of(config) + (masked ? " masked" : ""));
@@ -161,6 +162,9 @@ class CompleteProductTest : public testing::Test {
     gatepro::RouterState state = router.state();
     state.partners_EM = partners_;
     if (config.bias.enabled) state.expert_bias_E.assign(bias_E_.data(), bias_E_.data() + experts);
+    if (config.choice.step > 0) {
+      state.correction_bias_E.assign(correction_E_.data(), correction_E_.data() + experts);
+    }
     router.restore(state);
     return router;
   }
@@ -171,6 +175,13 @@ class CompleteProductTest : public testing::Test {
     double& lambda = rules.selection.competition.lambda;
     lambda = data::round_to<A>(lambda);
     if (config.bias.enabled) rules.bias_E.assign(bias_E_.data(), bias_E_.data() + experts);
+    if (config.choice.step > 0) {
+      rules.bias_E.resize(static_cast<std::size_t>(experts), 0.0);
+      for (Index e = 0; e < experts; ++e) {
+        double& bias = rules.bias_E[static_cast<std::size_t>(e)];
+        bias = data::round_to<A>(bias + static_cast<double>(correction_E_(e)));
+      }
+    }
     for (int partner : partners_) rules.rivals.push_back({partner});
     return rules;
   }
@@ -232,7 +243,7 @@ class CompleteProductTest : public testing::Test {
     }
   }
 
-  RowMatrix<A> logits_TE_, dweights_TK_, bias_E_;
+  RowMatrix<A> logits_TE_, dweights_TK_, bias_E_, correction_E_;
   std::vector<std::int32_t> partners_ = {1, 0, 3, 2, 5, 4, 7, 6};
   std::vector<std::int64_t> sequences_ = {0, 2, 2, tokens};
 };

@@ -273,11 +273,22 @@ inline void check_state_sizes(const Checks& checks, const CompleteConfig& config
   const char* rule = config.bias.enabled ? per_expert : "no elements: BiasRule::enabled is false";
   check_state_size(checks, "expert_bias_E", rule, state.expert_bias_E, biases);
   check_state_size(checks, "bias_counts_E", rule, state.bias_counts_E, biases);
+  check_state_size(checks, "correction_bias_E", per_expert, state.correction_bias_E, experts);
   checks.need(!state.expert_bias_E.empty() || state.bias_counts_E.empty(),
               "expert_bias_E where there are bias_counts_E",
               {{"size of bias_counts_E", state.bias_counts_E.size()}});
   check_state_size(checks, "partners_EM", "num_experts * partners_per_expert elements, or none",
                    state.partners_EM, experts * config.pairing.partners_per_expert);
+}
+
+/// Values of a bias that a router of accumulator A can hold.
+template <class A>
+void check_state_bias(const Checks& checks, const char* name, const std::vector<double>& bias_E) {
+  for (const double bias : bias_E) {
+    if (is_finite_as<A>(bias)) continue;
+    checks.refuse(name, "values that are finite, also in the router's precision",
+                  {{"value", bias}});
+  }
 }
 
 /// Everything that `restore` takes. `A` is the type of the bias.
@@ -289,11 +300,8 @@ void check_state(const Checks& checks, const CompleteConfig& config, const Route
   const StridedView<const std::int32_t> partners(state.partners_EM.data(), size(state.partners_EM),
                                                  1, 1, 1);
   checks.ids("partners_EM", partners, experts);
-  for (const double bias : state.expert_bias_E) {
-    checks.need(is_finite_as<A>(bias),
-                "expert_bias_E with values that are finite, also in the router's precision",
-                {{"value", bias}});
-  }
+  check_state_bias<A>(checks, "expert_bias_E", state.expert_bias_E);
+  check_state_bias<A>(checks, "correction_bias_E", state.correction_bias_E);
   check_counts(checks, "bias_counts_E", state.bias_counts_E, size(state.bias_counts_E));
   check_counts(checks, "balance_counts_E", state.balance_counts_E, size(state.balance_counts_E));
   checks.need(state.balance_tokens >= 0, "balance_tokens >= 0",

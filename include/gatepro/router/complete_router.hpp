@@ -16,6 +16,7 @@
 #include "gatepro/router/complete_checks.hpp"
 #include "gatepro/router/complete_forward.hpp"
 #include "gatepro/router/complete_routing.hpp"
+#include "gatepro/router/correction_bias.hpp"
 #include "gatepro/router/forward_ids.hpp"
 #include "gatepro/router/partnered_router.hpp"
 #include "gatepro/router/router_state.hpp"
@@ -65,6 +66,17 @@ class CompleteRouter : public PartneredRouter<accumulator_t<X, W>, W, CompleteCo
 
   /// The expert bias; zeros if BiasRule is off.
   const ExpertBias<Accumulator>& bias() const { return bias_; }
+  /// The fixed bias; not given if there is none.
+  VectorView<const Accumulator> correction_bias() const { return correction_.values(); }
+  /// Sets a fixed bias per expert, in units of the scores, such as the `e_score_correction_bias` of
+  /// a checkpoint that is trained on: it is added for the choice only, to the moving bias if there
+  /// is one, whose steps and centring do not touch it. Replayed and forced choices ignore both.
+  ///
+  /// bias_E: E, finite, copied; not given for none. It is part of the state. Throws Error for size
+  /// and values, before any change. Allocates.
+  void set_correction_bias(VectorView<const Accumulator> bias_E) {
+    correction_.set("CompleteRouter::set_correction_bias", bias_E, bias_.values());
+  }
   /// The loads that losses count: of the last training forward, and of all since end_step.
   const BalanceAccumulator& balance() const { return balance_; }
 
@@ -245,6 +257,7 @@ class CompleteRouter : public PartneredRouter<accumulator_t<X, W>, W, CompleteCo
   template <class Reduce = NoReduce>
   void end_step(const Reduce& reduce = {}) {
     if (config().bias.enabled) bias_.step(reduce, config().bias.update_rate, config().bias.centre);
+    correction_.follow(bias_.values());
     balance_.reset();
   }
 
@@ -329,10 +342,16 @@ class CompleteRouter : public PartneredRouter<accumulator_t<X, W>, W, CompleteCo
     return in.pass == Pass::recompute ? in.replay->noise_position : noise_position_;
   }
 
+  /// True where biases have a say in the choices.
+  bool biases_decide(const Inputs& in) const {
+    return in.replay == nullptr && !detail::is_forced(config(), in.pass);
+  }
+
   /// The bias, where it has a say in the choices.
   VectorView<const A> choice_bias(const Inputs& in) const {
-    const bool decides = in.replay == nullptr && !detail::is_forced(config(), in.pass);
-    return config().bias.enabled && decides ? bias_.values() : VectorView<const A>();
+    if (!biases_decide(in)) return {};
+    if (correction_.given()) return correction_.sums();
+    return config().bias.enabled ? bias_.values() : VectorView<const A>();
   }
 
   detail::LogitNoise<A> logit_noise(const Inputs& in, const Routing& out) const {
@@ -400,7 +419,7 @@ class CompleteRouter : public PartneredRouter<accumulator_t<X, W>, W, CompleteCo
   /// Moves the counters and hands out the results. What can throw throws before anything changes.
   void commit(const Inputs& in, const Routing& out, const CompleteReport& report) {
     if (in.pass == Pass::training) {
-      if (choice_bias(in).given()) bias_.accumulate(out.tokens_per_expert_E);
+      if (config().bias.enabled && biases_decide(in)) bias_.accumulate(out.tokens_per_expert_E);
       if (config().losses.any()) balance_.commit();
       noise_position_ += report.tokens;
     }
@@ -426,6 +445,7 @@ class CompleteRouter : public PartneredRouter<accumulator_t<X, W>, W, CompleteCo
   }
 
   ExpertBias<Accumulator> bias_;
+  detail::CorrectionBias<Accumulator> correction_;
   BalanceAccumulator balance_;
   std::int64_t noise_position_ = 0;
   detail::ForwardIds ids_;
@@ -445,6 +465,8 @@ RouterState CompleteRouter<X, W, Id>::state() const {
     state.expert_bias_E.assign(values.data, values.data + values.size);
     state.bias_counts_E.assign(counts.data, counts.data + counts.size);
   }
+  const auto correction = correction_.values();
+  state.correction_bias_E.assign(correction.data, correction.data + correction.size);
   const BalanceCounts total = balance_.total();
   state.balance_counts_E.assign(total.tokens_per_expert_E.data,
                                 total.tokens_per_expert_E.data + total.tokens_per_expert_E.size);
@@ -467,6 +489,10 @@ void CompleteRouter<X, W, Id>::restore(const RouterState& state) {
     std::vector<std::int64_t> counts_E = state.bias_counts_E;
     counts_E.resize(bias_E.size());
     fresh.bias_.restore(bias_E, counts_E);
+  }
+  if (!state.correction_bias_E.empty()) {
+    const std::vector<A> bias_E(state.correction_bias_E.begin(), state.correction_bias_E.end());
+    fresh.set_correction_bias(bias_E);
   }
   if (!state.balance_counts_E.empty()) {
     fresh.balance_.restore({state.balance_counts_E, state.balance_tokens});

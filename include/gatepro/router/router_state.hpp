@@ -21,6 +21,7 @@ struct RouterState {
   std::int64_t partners_step = 0;              ///< The step of the last refresh or set_partners.
   std::vector<double> expert_bias_E;           ///< E, or empty without a bias.
   std::vector<std::int64_t> bias_counts_E;     ///< Tokens per expert since the last bias step.
+  std::vector<double> correction_bias_E;       ///< E: the fixed bias, or empty without one.
   std::vector<std::int64_t> balance_counts_E;  ///< Accumulated since the last end_step.
   std::int64_t balance_tokens = 0;             ///< The same for tokens.
   std::int64_t noise_position = 0;  ///< Tokens that have drawn noise: the next one draws here.
