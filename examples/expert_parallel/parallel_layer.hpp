@@ -49,7 +49,7 @@ class ParallelLayer {
         ledger_(options.ledger),
         owner_(static_cast<int>(number % comm_.size())),
         name_("layer" + std::to_string(number) + "."),
-        gate_(name_ + "router", sizes.experts, sizes.hidden, train_moe::gate_deviation,
+        gate_(name_ + "router", sizes.experts, sizes.hidden, sizes.router_deviation,
               train_moe::layer_random(seed, number, 0)),
         experts_(some_experts(train_moe::expert_networks<A>(sizes, name_, number, seed),
                               comm_.rank() * (sizes.experts / comm_.size()),

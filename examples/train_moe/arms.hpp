@@ -94,6 +94,34 @@ inline const std::vector<ArmPart>& arm_modifiers() {
          r.config.capacity.emplace();
          r.config.capacity->factor = factor;
        }},
+      {"rivals", PartValue{1, 64}, "the VALUE most similar experts are rivals",
+       [](Routing& r, double count) {
+         r.config.pairing.partners_per_expert = static_cast<gatepro::Index>(count);
+       }},
+      {"pair",
+       {},
+       "the loser of a pair pays, whoever named whom",
+       [](Routing& r, double) { r.config.pairing.both_sides = true; }},
+      {"refresh", PartValue{1, 1e9}, "new partners every VALUE steps",
+       [](Routing& r, double steps) { r.refresh_every = static_cast<std::int64_t>(steps); }},
+      {"lazy",
+       {},
+       "a refresh looks only at rows that turned",
+       [](Routing& r, double) { r.lazy_refresh = true; }},
+      {"outputs", PartValue{1, 1e9, 10},
+       "partners are those whose outputs are most similar, found every VALUE steps",
+       [](Routing& r, double steps) {
+         r.output_partners = true;
+         r.refresh_every = static_cast<std::int64_t>(steps);
+       }},
+      {"from", PartValue{1, 1e9}, "competition starts at step VALUE",
+       [](Routing& r, double step) { r.swaps.on_at = static_cast<std::int64_t>(step); }},
+      {"until", PartValue{1, 1e9}, "competition stops at step VALUE",
+       [](Routing& r, double step) { r.swaps.off_at = static_cast<std::int64_t>(step); }},
+      {"bf16",
+       {},
+       "logits are rounded to bfloat16 before they decide",
+       [](Routing& r, double) { r.bf16_logits = true; }},
   };
   return modifiers;
 }

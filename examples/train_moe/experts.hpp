@@ -45,6 +45,7 @@ class Experts {
  public:
   explicit Experts(ExpertNetworks<A> networks) : networks_(std::move(networks)) {}
 
+  ExpertNetworks<A>& networks() { return networks_; }
   Parameter<A>& in() { return networks_.in(); }
   Parameter<A>& out() { return networks_.out(); }
 

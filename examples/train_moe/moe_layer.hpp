@@ -10,6 +10,8 @@
 #include <vector>
 
 #include "experts.hpp"
+#include "linear.hpp"
+#include "output_similarity.hpp"
 #include "rms_norm.hpp"
 #include "routing.hpp"
 
@@ -17,17 +19,18 @@ namespace train_moe {
 
 /// Sizes of the model, by the names of the options.
 struct Sizes {
-  Index tokens = 512;        // T, per step
-  Index context = 16;        // C, bytes that predict the next one
-  Index embedding = 16;      // M, per byte
-  Index hidden = 64;         // H
-  Index layers = 2;          // L
-  Index experts = 64;        // E
-  Index top_k = 6;           // K
-  Index expert_hidden = 32;  // F, per expert
-  Index window = 1;          // consecutive tokens that attention spans; 1: no attention
-  Index heads = 4;           // of attention
-  double weight_scale = 1;   // see initial_deviation
+  Index tokens = 512;              // T, per step
+  Index context = 16;              // C, bytes that predict the next one
+  Index embedding = 16;            // M, per byte
+  Index hidden = 64;               // H
+  Index layers = 2;                // L
+  Index experts = 64;              // E
+  Index top_k = 6;                 // K
+  Index expert_hidden = 32;        // F, per expert
+  Index window = 1;                // consecutive tokens that attention spans; 1: no attention
+  Index heads = 4;                 // of attention
+  double weight_scale = 1;         // see initial_deviation
+  double router_deviation = 0.02;  // of the router's initial weights
 };
 
 /// The deviation of a linear map's initial weights. At scale 1 it is that of PyTorch's default,
@@ -35,9 +38,6 @@ struct Sizes {
 inline double initial_deviation(const Sizes& sizes, Index fan_in) {
   return sizes.weight_scale / std::sqrt(3 * static_cast<double>(fan_in));
 }
-
-/// The deviation of the router's initial weights.
-inline constexpr double gate_deviation = 0.02;
 
 /// The numbers that a parameter of a layer starts from: 0 for the router, 1 and 2 for the experts.
 inline Random layer_random(std::uint64_t seed, Index layer, Index which) {
@@ -85,8 +85,10 @@ class MoeLayer {
   MoeLayer(const Sizes& sizes, const Routing& routing, Index number, std::uint64_t seed,
            const Executor& executor)
       : sizes_(sizes),
+        bf16_logits_(routing.bf16_logits),
+        output_partners_(routing.output_partners),
         name_("layer" + std::to_string(number) + "."),
-        gate_(name_ + "router", sizes.experts, sizes.hidden, gate_deviation,
+        gate_(name_ + "router", sizes.experts, sizes.hidden, sizes.router_deviation,
               layer_random(seed, number, 0)),
         experts_(expert_networks<A>(sizes, name_, number, seed)),
         router_(router_config(sizes, routing)),
@@ -97,7 +99,15 @@ class MoeLayer {
 
   /// After each optimizer step: partners follow the router weights. True if it was due.
   bool refresh(std::int64_t step, const Executor& executor) {
-    return router_.refresh(gate_.value, step, executor);
+    if (!output_partners_ || input().rows() == 0) {
+      return router_.refresh(gate_.value, step, executor);
+    }
+    if (!router_.similarity_cache().is_due(step)) return false;
+    const Index sample = std::min<Index>(128, input().rows());
+    const auto partners_E1 =
+        most_similar(output_similarity<A>(experts_.networks(), input().topRows(sample), executor));
+    router_.set_partners(gatepro::MatrixView<const std::int32_t>(partners_E1), step);
+    return true;
   }
 
   /// Ends an optimizer step: what balances without a loss moves.
@@ -111,8 +121,10 @@ class MoeLayer {
     statistics_ = {};
     auto out = routed_.view(x_TH.rows());
     out.statistics = &statistics_;
-    routed_.set_report(router_.forward(norm_.normed_TH, gate_.value, in_, out, routed_.workspace(),
-                                       gatepro::NoReduce(), executor));
+    routed_.set_report(bf16_logits_
+                           ? route_rounded(out, executor)
+                           : router_.forward(norm_.normed_TH, gate_.value, in_, out,
+                                             routed_.workspace(), gatepro::NoReduce(), executor));
     experts_.forward(norm_.normed_TH, routed_.expert_ids_TK(), routed_.weights_TK(), x_TH,
                      executor);
   }
@@ -129,6 +141,8 @@ class MoeLayer {
   /// E x H: the weights of the router.
   Parameter<A>& gate() { return gate_; }
   Experts<A>& experts() { return experts_; }
+  /// What the last forward routed: its tokens, normed.
+  const RowMatrix<A>& input() const { return norm_.normed_TH; }
   /// Results of the last forward.
   const gatepro::RoutingBuffers<gatepro::CompleteRouter<A>>& routed() const { return routed_; }
   /// What the penalty did in the last forward.
@@ -137,7 +151,20 @@ class MoeLayer {
   double auxiliary_loss() const { return routed_.report().losses.sum(); }
 
  private:
+  /// The same with logits rounded to bfloat16. The gradient takes the rounding for the identity.
+  template <class Out>
+  gatepro::CompleteReport route_rounded(const Out& out, const Executor& executor) {
+    linear(norm_.normed_TH, gate_.value, logits_TE_, executor);
+    for (Index t = 0; t < logits_TE_.rows(); ++t) {
+      for (Index e = 0; e < logits_TE_.cols(); ++e) {
+        out.logits_TE(t, e) = static_cast<A>(static_cast<Eigen::bfloat16>(logits_TE_(t, e)));
+      }
+    }
+    return router_.forward_logits(in_, out, routed_.workspace(), gatepro::NoReduce(), executor);
+  }
+
   Sizes sizes_;
+  bool bf16_logits_, output_partners_;
   std::string name_;
   Parameter<A> gate_;
   Experts<A> experts_;
@@ -147,7 +174,7 @@ class MoeLayer {
   std::vector<std::int64_t> begin_S1_;
   gatepro::ForwardInputs<> in_;  // of the last forward
   gatepro::PenaltyStatistics statistics_;
-  RowMatrix<A> dnormed_TH_, dweights_TK_;
+  RowMatrix<A> logits_TE_, dnormed_TH_, dweights_TK_;
 };
 
 }  // namespace train_moe

@@ -23,8 +23,7 @@ struct Settings {
   std::int64_t seeds = 3;
   std::int64_t first_seed = 1;
   std::int64_t steps = 200;
-  std::int64_t swap_on_at = 0;   // 0: never
-  std::int64_t swap_off_at = 0;  // 0: never
+  Swaps swaps;
   std::int64_t refresh_every = 1;
   Sizes sizes;
   double learning_rate = 3e-3;
@@ -37,18 +36,6 @@ struct Settings {
   std::string trace;             // empty: none
   std::int64_t trace_every = 0;  // 0: the last step alone
 };
-
-/// True if the arms compete at `step`. Each swap holds until the other one; before the first, the
-/// competition is what that swap ends.
-inline bool competes_at(const Settings& settings, std::int64_t step) {
-  const std::int64_t on = settings.swap_on_at;
-  const std::int64_t off = settings.swap_off_at;
-  const bool on_passed = on > 0 && step >= on;
-  const bool off_passed = off > 0 && step >= off;
-  if (on_passed && off_passed) return on > off;
-  if (on_passed || off_passed) return on_passed;
-  return on == 0 || (off > 0 && off < on);
-}
 
 /// The validator of a whole number.
 inline CLI::Range count(std::int64_t low, std::int64_t high) { return CLI::Range(low, high); }
@@ -65,6 +52,9 @@ inline void add_size_options(CLI::App& app, Sizes& sizes) {
   app.add_option("--top-k", sizes.top_k, "Experts per token")->check(count(2, 8192));
   app.add_option("--expert-hidden", sizes.expert_hidden, "Hidden units per expert")
       ->check(count(1, 8192));
+  app.add_option("--router-deviation", sizes.router_deviation,
+                 "Standard deviation of the router's initial weights")
+      ->check(CLI::Range(0.0, 1e3));
   app.add_option("--weight-scale", sizes.weight_scale,
                  "Initial weights, but the router's, in units of PyTorch's default deviation")
       ->check(CLI::Range(1e-6, 1e3));
@@ -107,10 +97,10 @@ inline void add_options(CLI::App& app, Settings& s) {
   app.add_option("--seeds", s.seeds, "Runs per arm")->check(count(1, 10000));
   app.add_option("--first-seed", s.first_seed, "Seed of the first run")->check(count(0, many));
   app.add_option("--steps", s.steps, "Optimizer steps per run")->check(count(1, many));
-  app.add_option("--swap-on-at", s.swap_on_at, "Step at which competition starts")
+  app.add_option("--swap-on-at", s.swaps.on_at, "Step at which competition starts")
       ->check(count(1, many))
       ->default_str("");
-  app.add_option("--swap-off-at", s.swap_off_at, "Step at which competition stops")
+  app.add_option("--swap-off-at", s.swaps.off_at, "Step at which competition stops")
       ->check(count(1, many))
       ->default_str("");
   app.add_option("--refresh-every", s.refresh_every, "Steps between two choices of partners")
@@ -134,13 +124,27 @@ inline void add_options(CLI::App& app, Settings& s) {
   app.add_flag("--plots,!--no-plots", s.plots, "Draw with gnuplot");
 }
 
+inline void check_swaps(const Swaps& swaps, std::int64_t steps) {
+  if (swaps.on_at > steps || swaps.off_at > steps) {
+    throw UserError("a swap comes after the last step: lower it, or raise --steps");
+  }
+  if (swaps.on_at > 0 && swaps.on_at == swaps.off_at) {
+    throw UserError("competition starts and stops at the same step: choose two");
+  }
+}
+
 /// Arms whose parts do not fit each other or the sizes; the router itself knows.
 inline void check_arms(const Settings& settings) {
   for (const Arm& arm : settings.arms) {
     try {
-      gatepro::CompleteRouter<float> router(router_config(settings.sizes, arm.routing));
+      const Routing routing = refreshed(arm.routing, settings.refresh_every);
+      gatepro::CompleteRouter<float> router(router_config(settings.sizes, routing));
     } catch (const gatepro::Error& error) {
       throw UserError("arm '" + arm.name + "': " + error.what());
+    }
+    check_swaps(arm.routing.swaps, settings.steps);
+    if (arm.routing.output_partners && arm.routing.config.pairing.partners_per_expert > 1) {
+      throw UserError("arm '" + arm.name + "': +outputs finds one rival per expert");
     }
   }
 }
@@ -151,16 +155,17 @@ inline void check_settings(Settings& settings) {
   check_sizes(settings.sizes);
   check_windows(settings.sizes, "--val-tokens", settings.validation_tokens);
   check_arms(settings);
-  for (const double value : {settings.sizes.weight_scale, settings.learning_rate}) {
+  for (const double value :
+       {settings.sizes.weight_scale, settings.sizes.router_deviation, settings.learning_rate}) {
     if (std::isnan(value)) throw UserError("an option is nan: give a number");  // CLI11 accepts it
   }
   if (settings.trace_every > settings.steps) {
     throw UserError("--trace-every is beyond the last step: lower it, or raise --steps");
   }
-  if (settings.swap_on_at > settings.steps || settings.swap_off_at > settings.steps) {
+  if (settings.swaps.on_at > settings.steps || settings.swaps.off_at > settings.steps) {
     throw UserError("a swap comes after the last step: lower it, or raise --steps");
   }
-  if (settings.swap_on_at > 0 && settings.swap_on_at == settings.swap_off_at) {
+  if (settings.swaps.on_at > 0 && settings.swaps.on_at == settings.swaps.off_at) {
     throw UserError("--swap-on-at and --swap-off-at are the same step: choose two");
   }
 }

@@ -70,7 +70,9 @@ class Training {
     record.seed = static_cast<std::int64_t>(seed_);
     record.step = step_;
 
-    const bool competes = competes_at(settings_, step_);
+    const Swaps& own = arm_.routing.swaps;
+    const bool has_own = own.on_at > 0 || own.off_at > 0;
+    const bool competes = competes_at(has_own ? own : settings_.swaps, step_);
     model_.set_competition(competes ? arm_.routing.config.competition
                                     : gatepro::Competition::off());
     const Batch batch =

@@ -287,11 +287,9 @@ TEST(Training, MovesTheBiasOncePerStep) {
 
 TEST(Swaps, HoldUntilTheOtherOne) {
   const auto steps = [](std::int64_t on, std::int64_t off) {
-    Settings settings;
-    settings.swap_on_at = on;
-    settings.swap_off_at = off;
+    const Swaps swaps{on, off};
     std::string result;
-    for (int step = 1; step <= 6; ++step) result += competes_at(settings, step) ? '1' : '0';
+    for (int step = 1; step <= 6; ++step) result += competes_at(swaps, step) ? '1' : '0';
     return result;
   };
   EXPECT_EQ(steps(0, 0), "111111");
@@ -299,6 +297,104 @@ TEST(Swaps, HoldUntilTheOtherOne) {
   EXPECT_EQ(steps(0, 3), "110000");
   EXPECT_EQ(steps(2, 5), "011100");
   EXPECT_EQ(steps(5, 2), "100011");
+}
+
+Settings small_settings() {
+  Settings settings;
+  settings.sizes = small_sizes();
+  settings.steps = 12;
+  return settings;
+}
+
+TEST(Training, AnArmSwapsAtItsOwnSteps) {
+  Settings settings = small_settings();
+  settings.swaps.off_at = 1;  // of arms without steps of their own
+  const Text text(words(3 * Text::block_bytes));
+  for (const auto& [name, competing] :
+       {std::pair("eliminate", "000000000000"), std::pair("eliminate+until=4", "111000000000"),
+        std::pair("eliminate+from=4", "000111111111")}) {
+    Training<float> training(settings, parse_arm(name), 1, text);
+    std::string seen;
+    while (!training.done()) {
+      training.step();
+      seen += training.model().layers()[0].router().config().competition.active() ? '1' : '0';
+    }
+    EXPECT_EQ(seen, competing) << name;
+  }
+}
+
+TEST(Training, RoundsLogitsWhereAskedTo) {
+  const Settings settings = small_settings();
+  const Text text(words(3 * Text::block_bytes));
+  for (const bool rounded : {false, true}) {
+    Training<float> training(settings, parse_arm(rounded ? "off+bf16" : "off"), 1, text);
+    training.step();
+    const auto logits_TE = training.model().layers()[0].routed().logits_TE();
+    bool exact = true;
+    for (Index t = 0; t < logits_TE.rows; ++t) {
+      for (Index e = 0; e < logits_TE.cols; ++e) {
+        const float logit = logits_TE(t, e);
+        exact = exact && static_cast<float>(static_cast<Eigen::bfloat16>(logit)) == logit;
+      }
+    }
+    EXPECT_EQ(exact, rounded);
+  }
+}
+
+// Expert 2 answers like expert 0, and expert 3 the opposite of expert 1.
+TEST(OutputSimilarity, IsTheMeanCosineOfOutputs) {
+  Sizes sizes = small_sizes();
+  sizes.expert_hidden = 20;  // no output is zero
+  auto networks = expert_networks<double>(sizes, "", 0, 1);
+  const auto copy = [&](Index from, Index to, double factor) {
+    auto& in = networks.in().value;
+    auto& out = networks.out().value;
+    const Index units = sizes.expert_hidden, hidden = sizes.hidden;
+    in.middleRows(to * units, units) = in.middleRows(from * units, units);
+    out.middleRows(to * hidden, hidden) = factor * out.middleRows(from * hidden, hidden);
+  };
+  copy(0, 2, 3);
+  copy(1, 3, -1);
+  const RowMatrix<double> x_TH = RowMatrix<double>::Random(10, sizes.hidden);
+  const auto similarity_EE = output_similarity(networks, x_TH, make_executor(1));
+  ASSERT_EQ(similarity_EE.rows(), sizes.experts);
+  EXPECT_NEAR(similarity_EE(0, 2), 1, 1e-12);
+  EXPECT_NEAR(similarity_EE(1, 3), -1, 1e-12);
+  EXPECT_EQ(similarity_EE, similarity_EE.transpose());
+  const auto partner_E1 = most_similar(similarity_EE);
+  EXPECT_EQ(partner_E1(0, 0), 2);
+  EXPECT_EQ(partner_E1(2, 0), 0);
+
+  // Experts 4 and 5 by hand.
+  double sum = 0;
+  for (Index t = 0; t < x_TH.rows(); ++t) {
+    const auto output = [&](Index e) -> Eigen::VectorXd {
+      const auto in = networks.in().value.middleRows(e * sizes.expert_hidden, sizes.expert_hidden);
+      const auto out = networks.out().value.middleRows(e * sizes.hidden, sizes.hidden);
+      return out * (in * x_TH.row(t).transpose()).cwiseMax(0);
+    };
+    sum += output(4).dot(output(5)) / (output(4).norm() * output(5).norm());
+  }
+  EXPECT_NEAR(similarity_EE(4, 5), sum / 10, 1e-12);
+}
+
+TEST(Training, OutputPartnersFollowTheOutputs) {
+  Settings settings = small_settings();
+  const Text text(words(3 * Text::block_bytes));
+  Training<float> training(settings, parse_arm("eliminate+outputs=3"), 1, text);
+  while (!training.done()) {
+    const StepRecord record = training.step();
+    auto& layer = training.model().layers()[0];
+    const auto& cache = layer.router().similarity_cache();
+    EXPECT_EQ(cache.last_refresh_step(), record.step / 3 * 3);
+    // The last step validates, and so has other tokens.
+    if (record.step % 3 != 0 || training.done()) continue;
+    const auto partner_E1 = most_similar(
+        output_similarity<float>(layer.experts().networks(), layer.input(), training.executor()));
+    for (Index e = 0; e < settings.sizes.experts; ++e) {
+      EXPECT_EQ(cache.partners()(e, 0), partner_E1(e, 0)) << e;
+    }
+  }
 }
 
 TEST(Sample, HasMeanAndDeviation) {
