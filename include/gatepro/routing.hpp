@@ -13,6 +13,7 @@
 
 #include "gatepro/routing/competition.hpp"
 #include "gatepro/routing/count_unpenalised.hpp"
+#include "gatepro/routing/fewer_choices.hpp"
 #include "gatepro/routing/forced_routing.hpp"
 #include "gatepro/routing/penalty_statistics.hpp"
 #include "gatepro/routing/route_logits.hpp"

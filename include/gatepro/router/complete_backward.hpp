@@ -118,12 +118,14 @@ void check_complete_backward(const CompleteConfig& config, const RivalTable& riv
   check_complete_outputs(checks, config, out, tokens, report.jittered, /*recorded=*/false);
   check_report(checks, config, rivals, in, out, report);
   const bool losses = counts_for_losses(config.losses, in.pass);
+  SelectionRule chosen = config.selection();
+  chosen.top_k = report.top_k;
   checks.need(
-      !config.selection().constant_weights() || losses || more.dlogits_TE.given() ||
+      !chosen.constant_weights() || losses || more.dlogits_TE.given() ||
           config.allow_zero_gradient || tokens == 0,
       "top_k > 1, a loss, a dlogits_TE, or allow_zero_gradient: the weight of one normalised "
       "expert is constant, the router would learn nothing",
-      {{"top_k", config.top_k}});
+      {{"top_k", chosen.top_k}});
   checks.strided("dweights_TK", more.dweights_TK, tokens, config.top_k);
   check_choices(checks, "expert_ids_TK", choices_of(in, out), experts);
   checks.optional_matrix("dlogits_TE", more.dlogits_TE, tokens, experts);

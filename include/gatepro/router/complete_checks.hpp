@@ -30,6 +30,21 @@ bool chooses(const CompleteConfig& config, const ForwardInputs<Id>& in) {
   return in.replay == nullptr && !(round_robin && is_forced(config, in.pass));
 }
 
+/// The most choices of a token: those of the call, or of its record, or of the settings.
+template <class Id>
+Index most_choices(const CompleteConfig& config, const ForwardInputs<Id>& in) {
+  const Index wanted = in.replay != nullptr ? in.replay->most_choices : in.top_k;
+  return wanted != 0 ? wanted : config.top_k;
+}
+
+/// `rule` with fewer choices. Which groups are best stays as it was.
+inline SelectionRule with_top_k(SelectionRule rule, Index top_k) {
+  rule.groups.best = experts_per_group_score(rule);
+  rule.groups.score = GroupScore::best_n;
+  rule.top_k = top_k;
+  return rule;
+}
+
 /// The rule that a pass chooses and weighs by.
 template <class Id>
 SelectionRule selection_in(const CompleteConfig& config, const ForwardInputs<Id>& in) {
@@ -38,7 +53,8 @@ SelectionRule selection_in(const CompleteConfig& config, const ForwardInputs<Id>
   if (in.pass == Pass::recompute && in.replay->competition) {
     rule.competition = *in.replay->competition;
   }
-  return rule;
+  const bool fewer = in.replay == nullptr && most_choices(config, in) < config.top_k;
+  return fewer ? with_top_k(rule, in.top_k) : rule;
 }
 
 inline void check_loss_rule(const Checks& checks, const LossRule& rule) {
@@ -65,6 +81,7 @@ const CompleteConfig& checked_complete(const CompleteConfig& config) {
   checks.need(is_finite_as<A>(rate) && rate >= 0,
               "update_rate finite, also in the router's precision, and >= 0",
               {{"update_rate", rate}});
+  if (config.fewer) check_fewer_choices(checks, *config.fewer, config.top_k);
   if (config.capacity) check_capacity_rule(checks, *config.capacity);
   checks.need(!config.capacity || config.capacity->policy != DropPolicy::choice_major ||
                   config.choice.order == ChoiceOrder::best_first,
@@ -97,6 +114,9 @@ void check_replay(const Checks& checks, const CompleteConfig& config, const Forw
         {"ids", record.expert_ids_TK.size()},
         {"tokens needed", tokens},
         {"top_k needed", config.top_k}});
+  checks.need(record.most_choices >= 0 && record.most_choices <= config.top_k,
+              "a record with 0 <= most_choices <= top_k",
+              {{"most_choices", record.most_choices}, {"top_k", config.top_k}});
   const bool recompute = in.pass == Pass::recompute;
   if (config.capacity) {
     const std::size_t kept_size = record.capacity ? size : 0;
@@ -148,7 +168,11 @@ void check_complete_inputs(const Checks& checks, const CompleteConfig& config,
   need(in.tokens_in_mean >= 0 && in.sequences_in_mean >= 0, checks.where(),
        "tokens_in_mean and sequences_in_mean >= 0",
        {{"tokens_in_mean", in.tokens_in_mean}, {"sequences_in_mean", in.sequences_in_mean}});
-  if (config.losses.sequence > 0 && in.pass != Pass::evaluation) {
+  checks.need(in.top_k >= 0 && in.top_k <= config.top_k,
+              "ForwardInputs::top_k from 1 to top_k, or 0 for all",
+              {{"ForwardInputs::top_k", in.top_k}, {"top_k", config.top_k}});
+  const bool per_sequence = config.losses.sequence > 0 && in.pass != Pass::evaluation;
+  if (per_sequence || (shares_choices(config) && chooses(config, in))) {
     check_sequences(checks, in.sequence_begin_S1, tokens);
   }
 }
@@ -163,10 +187,15 @@ void check_complete_outputs(const Checks& checks, const CompleteConfig& config,
   checks.strided("expert_ids_TK", out.expert_ids_TK, tokens, top_k);
   checks.strided("weights_TK", out.weights_TK, tokens, top_k);
   checks.strided("scores_TK", out.scores_TK, tokens, top_k);
-  if (recorded || gradient_needs_logits(config.selection())) {
+  if (recorded || needs_penalised(config)) {
     checks.strided("penalised_TK", out.penalised_TK, tokens, top_k);
   } else {
     checks.optional_strided("penalised_TK", out.penalised_TK, tokens, top_k);
+  }
+  if (shares_choices(config)) {
+    checks.strided("choice_values_TK", out.choice_values_TK, tokens, top_k);
+  } else {
+    checks.optional_strided("choice_values_TK", out.choice_values_TK, tokens, top_k);
   }
   checks.vector("tokens_per_expert_E", out.tokens_per_expert_E, experts);
   checks.vector("forward_id", out.forward_id, 1);
@@ -202,7 +231,7 @@ void check_complete_overlaps(const Checks& checks, Access access, const ForwardI
   checks.overlaps(
       of_out("logits_TE", out.logits_TE), of_out("expert_ids_TK", out.expert_ids_TK),
       of_out("weights_TK", out.weights_TK), of_out("scores_TK", out.scores_TK),
-      of_out("penalised_TK", out.penalised_TK),
+      of_out("penalised_TK", out.penalised_TK), of_out("choice_values_TK", out.choice_values_TK),
       of_out("tokens_per_expert_E", out.tokens_per_expert_E), of_out("totals", out.totals),
       of_out("share_sums_E", out.share_sums_E), of_out("log_sum_exp_T", out.log_sum_exp_T),
       of_out("counted_ids_TK", out.counted_ids_TK), of_out("kept_TK", out.kept_TK),

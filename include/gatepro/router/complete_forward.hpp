@@ -13,6 +13,7 @@
 #include "gatepro/router/complete_losses.hpp"
 #include "gatepro/router/forward_pass.hpp"
 #include "gatepro/router/tile_losses.hpp"
+#include "gatepro/routing/fewer_choices.hpp"
 #include "gatepro/routing/forced_routing.hpp"
 #include "gatepro/routing/recorded_selection.hpp"
 
@@ -32,7 +33,9 @@ std::size_t forward_bytes(const CompleteConfig& config, const BufferShape& shape
       config.capacity ? drop_over_capacity_workspace_bytes<A>(shape.tokens, config.num_experts,
                                                               config.top_k, config.capacity->policy)
                       : 0;
-  return (std::max)({pass, complete_losses_workspace_bytes<A>(config, shape), drop});
+  const std::size_t fewer =
+      config.fewer ? keep_fewer_choices_workspace_bytes<A>(config.top_k, shape.workers) : 0;
+  return (std::max)({pass, fewer, complete_losses_workspace_bytes<A>(config, shape), drop});
 }
 
 /// True if a forward from tokens jitters them.
@@ -95,6 +98,7 @@ void fill_record(const CompleteConfig& config, const ForwardInputs<Id>& in,
   RoutingRecord<Id>& record = *in.record;
   record.tokens = report.tokens;
   record.top_k = out.expert_ids_TK.cols;
+  record.most_choices = report.top_k;
   record.noise_position = report.noise_position;
   record.capacity.reset();
   if (config.capacity) record.capacity = report.capacity;
@@ -206,10 +210,46 @@ RoutingReport route_tokens(const CompleteRoute<X, A, Id>& to, Arena& arena, int 
     return run_as(RecordedSelection<A, Id>{rule, rule.top_k, ruled.competition,
                                            choices_of(to.in, to.out), recorded_losers(to.in)});
   }
-  if (is_plain(rule) && !to.bias_E.given()) {
+  if (is_plain(rule) && !to.bias_E.given() && !to.out.choice_values_TK.given()) {
     return run_as(PlainSelection<A>{rule.top_k, ruled.competition});
   }
   return run_as(ruled);
+}
+
+/// The outputs that a forward fills of which a token makes up to `count` choices.
+template <class X, class A, class Id>
+CompleteRoutingView<X, A, Id> first_choices(CompleteRoutingView<X, A, Id> out, Index count) {
+  out.expert_ids_TK = first_columns(out.expert_ids_TK, count);
+  out.weights_TK = first_columns(out.weights_TK, count);
+  out.scores_TK = first_columns(out.scores_TK, count);
+  out.penalised_TK = first_columns(out.penalised_TK, count);
+  out.choice_values_TK = first_columns(out.choice_values_TK, count);
+  return out;
+}
+
+/// The other outputs: no choice.
+template <class X, class A, class Id>
+void clear_choices(const CompleteRoutingView<X, A, Id>& out, Index first) {
+  clear_columns(out.expert_ids_TK, first, static_cast<Id>(-1));
+  clear_columns(out.weights_TK, first, A(0));
+  clear_columns(out.scores_TK, first, A(0));
+  clear_columns(out.penalised_TK, first, std::uint8_t{0});
+  clear_columns(out.choice_values_TK, first, value_of<A>(-Order<A>::infinity));
+}
+
+/// Choices that FewerChoices takes away again. Those that are replayed or made up stay.
+template <class X, class A, class Id, class Executor>
+RoutingReport keep_fewer(const CompleteRoute<X, A, Id>& to, const RoutingReport& found,
+                         Workspace workspace, const Executor& executor) {
+  if (!to.config.fewer || !chooses(to.config, to.in)) return found;
+  const SelectionRule rule = selection_in(to.config, to.in);
+  FewerChoices fewer = *to.config.fewer;
+  const auto most = static_cast<double>(rule.top_k);
+  fewer.least = (std::min)(fewer.least, rule.top_k);
+  fewer.budget = (std::min)(fewer.budget, most);
+  return keep_fewer_choices(RoutingInputs<A>{to.out.logits_TE, {}, to.in.is_padding_T}, rule, fewer,
+                            to.in.sequence_begin_S1, static_cast<const RoutingView<A, Id>&>(to.out),
+                            workspace, executor);
 }
 
 /// The report of a routing, before what needs all tokens.
@@ -253,16 +293,16 @@ BalanceCounts reduced_tokens(const BalanceCounts& mine, const Reduce& reduce) {
   return all;
 }
 
-/// The slots of an expert in a forward of so many valid tokens. A rank may hold more than the mean,
-/// but not more than all of them.
-inline Index capacity_of(const CompleteConfig& config, Pass pass, const BalanceCounts& valid) {
+/// The slots of an expert in a forward of so many valid tokens with up to top_k choices. A rank may
+/// hold more than the mean, but not more than all of them.
+inline Index capacity_of(const CompleteConfig& config, Pass pass, Index top_k,
+                         const BalanceCounts& valid) {
   CapacityRule rule = *config.capacity;
   if (pass == Pass::evaluation && rule.evaluation_factor > 0) rule.factor = rule.evaluation_factor;
   need(valid.ranks >= 1, "CompleteRouter::forward", "a rank at least, from the reduce hook",
        {{"ranks", valid.ranks}});
   const std::int64_t mean = valid.tokens / valid.ranks + (valid.tokens % valid.ranks != 0 ? 1 : 0);
-  return expert_capacity(index_of(mean), config.num_experts, config.top_k, rule,
-                         index_of(valid.tokens));
+  return expert_capacity(index_of(mean), config.num_experts, top_k, rule, index_of(valid.tokens));
 }
 
 /// Drops by the rule, down to the report's capacity.

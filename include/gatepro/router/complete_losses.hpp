@@ -66,39 +66,42 @@ inline bool counts_unpenalised_ids(const LossRule& losses) {
   return losses.counts == CountSource::unpenalised && losses.sequence > 0;
 }
 
-/// counted_ids_TK and counts_E: who would be chosen by score alone.
+/// counted_ids_TK and counts_E, where tokens make top_k choices: who would be chosen by score
+/// alone.
 template <class X, class A, class Id, class Executor>
 void select_unpenalised(const CompleteConfig& config,
-                        const VectorView<const std::uint8_t>& is_padding_T,
+                        const VectorView<const std::uint8_t>& is_padding_T, Index top_k,
                         const CompleteRoutingView<X, A, Id>& out,
                         const VectorView<std::int64_t>& counts_E, Workspace workspace,
                         const Executor& executor) {
-  const SelectionRule rule = plain_selection(config.scores.function, config.top_k);
+  const SelectionRule rule = plain_selection(config.scores.function, top_k);
   const Index experts = config.num_experts;
   const auto selection =
       checked_selection<A>("CompleteRouter::forward", rule, RivalTable(), experts);
   const int workers = executor.workers();
   Arena arena("CompleteRouter", workspace, pass_bytes<RuledSelection<A>>(experts, rule, workers));
   RoutingView<A, Id> counted;
-  counted.expert_ids_TK = out.counted_ids_TK;
+  counted.expert_ids_TK = first_columns(out.counted_ids_TK, top_k);
   counted.tokens_per_expert_E = counts_E;
   run_pass(arena, rule, selection, RoutingInputs<A>{out.logits_TE, {}, is_padding_T}, counted,
            executor, workers);
+  clear_columns(out.counted_ids_TK, top_k, static_cast<Id>(-1));
 }
 
-/// counts_E: the choices that the losses count. Fills counted_ids_TK where a loss needs it.
+/// counts_E: the choices that the losses count, where tokens make up to top_k. Fills counted_ids_TK
+/// where a loss needs it.
 template <class X, class A, class Id, class Executor>
 void count_for_losses(const CompleteConfig& config,
-                      const VectorView<const std::uint8_t>& is_padding_T,
+                      const VectorView<const std::uint8_t>& is_padding_T, Index top_k,
                       const CompleteRoutingView<X, A, Id>& out,
                       const VectorView<std::int64_t>& counts_E, Workspace workspace,
                       const Executor& executor) {
   if (config.losses.counts == CountSource::dispatched) {
     std::copy_n(out.tokens_per_expert_E.data, counts_E.size, counts_E.data);
   } else if (counts_unpenalised_ids(config.losses)) {
-    select_unpenalised(config, is_padding_T, out, counts_E, workspace, executor);
+    select_unpenalised(config, is_padding_T, top_k, out, counts_E, workspace, executor);
   } else {
-    count_unpenalised(out.logits_TE, config.scores.function, config.top_k, is_padding_T, counts_E,
+    count_unpenalised(out.logits_TE, config.scores.function, top_k, is_padding_T, counts_E,
                       workspace, executor);
   }
 }
@@ -147,8 +150,9 @@ double complete_sequence_loss(const CompleteConfig& config, const ForwardInputs<
   const std::int64_t sequences = in.sequences_in_mean != 0 ? in.sequences_in_mean : latest;
   return sequence_load_balancing_loss(
       LossLogits<A>{out.logits_TE, in.is_padding_T, dlogits_TE},
-      SequenceChoices<Id>{counted_ids(out), in.sequence_begin_S1}, config.scores.function,
-      {config.losses.sequence, sequences, gradient_scale}, workspace, executor);
+      SequenceChoices<Id>{counted_ids(out), in.sequence_begin_S1, /*k_varies=*/true},
+      config.scores.function, {config.losses.sequence, sequences, gradient_scale}, workspace,
+      executor);
 }
 
 /// Values of the losses of a forward, most of them from what TileLosses found.
@@ -164,9 +168,10 @@ LossValues loss_values(const CompleteConfig& config, const ForwardInputs<Id>& in
   LossValues values;
   if (weighs_shares(rule)) {
     values.batch =
-        load_balancing_loss_value(out.share_sums_E, latest, config.top_k, weight(rule.batch));
+        load_balancing_loss_value(out.share_sums_E, latest, config.top_k, weight(rule.batch),
+                                  /*k_varies=*/true);
     values.global = load_balancing_loss_value(out.share_sums_E, accumulated_load(out.totals),
-                                              config.top_k, weight(rule.global));
+                                              config.top_k, weight(rule.global), /*k_varies=*/true);
   }
   if (rule.z > 0) values.z = z_loss_value(out.log_sum_exp_T, in.is_padding_T, weight(rule.z));
   values.sequence =
@@ -183,7 +188,7 @@ void add_loss_gradients(const CompleteConfig& config, const ForwardInputs<Id>& i
                         const Executor& executor) {
   const LossRule& rule = config.losses;
   const LossLogits<A> logits{out.logits_TE, in.is_padding_T, dlogits_TE};
-  const BalanceRule balance{config.scores.function, config.top_k};
+  const BalanceRule balance{config.scores.function, config.top_k, /*k_varies=*/true};
   const BalanceCounts latest = latest_load(out.totals);
   const auto weight = [&](double coefficient) {
     return weight_per_token(coefficient, in, latest, gradient_scale);

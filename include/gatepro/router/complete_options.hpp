@@ -9,6 +9,7 @@
 #include "gatepro/balance/balance_counts.hpp"
 #include "gatepro/dispatch/capacity.hpp"
 #include "gatepro/router/config.hpp"
+#include "gatepro/routing/fewer_choices.hpp"
 #include "gatepro/routing/routing_record.hpp"
 
 namespace gatepro {
@@ -64,10 +65,12 @@ struct NoiseRule {
 /// Everything that defines a CompleteRouter. With the defaults it routes bit for bit like a Router
 /// with the same RouterConfig.
 struct CompleteConfig : RouterConfig {
-  ScoreRule scores{};                      ///< How logits become weights.
-  GroupLimit groups{};                     ///< Which experts a token may use.
-  BiasRule bias{};                         ///< Balancing by bias.
-  LossRule losses{};                       ///< Balancing by losses, and the z-loss.
+  ScoreRule scores{};   ///< How logits become weights.
+  GroupLimit groups{};  ///< Which experts a token may use.
+  BiasRule bias{};      ///< Balancing by bias.
+  LossRule losses{};    ///< Balancing by losses, and the z-loss.
+  /// Tokens that make fewer than top_k choices; none: all make top_k.
+  std::optional<FewerChoices> fewer{};
   std::optional<CapacityRule> capacity{};  ///< Drops; none: dropless.
   NoiseRule noise{};                       ///< Jitter, logit noise, forced routing.
   ChoiceRule choice{};                     ///< Rounded scores, and the order of the choices.
@@ -93,8 +96,12 @@ struct ForwardInputs {
   /// count, no place in an expert, gradient 0.
   VectorView<const std::uint8_t> is_padding_T{};
   /// S + 1 ascending offsets from 0 to T: sequence s is tokens [begin_s, begin_s+1), of any length.
-  /// Required for a sequence loss.
+  /// Required for a sequence loss and for a budget of choices.
   VectorView<const std::int64_t> sequence_begin_S1{};
+  /// k of this forward, 1 to top_k; 0: top_k. The best k choices are made, weighed as if there were
+  /// no others; the outputs keep top_k columns, of which the last hold ids of -1 and weights of 0.
+  /// On several ranks it is the same on all. What is replayed has the k of its record.
+  Index top_k = 0;
   RoutingRecord<Id>* record = nullptr;  ///< Filled if given.
   /// Followed if given; Pass::recompute needs it. In Pass::training its choices count for the
   /// losses, as any do, but not for the expert bias.

@@ -338,6 +338,8 @@ class CompleteRouter : public PartneredRouter<accumulator_t<X, W>, W, CompleteCo
             std::max<Index>(1, in.sequence_begin_S1.size - 1)};
   }
 
+  Index most_choices(const Inputs& in) const { return detail::most_choices(config(), in); }
+
   std::int64_t noise_position(const Inputs& in) const {
     return in.pass == Pass::recompute ? in.replay->noise_position : noise_position_;
   }
@@ -383,11 +385,18 @@ class CompleteRouter : public PartneredRouter<accumulator_t<X, W>, W, CompleteCo
   CompleteReport route(const Inputs& in, const Routing& out, bool jittered, Workspace workspace,
                        const Reduce& reduce, const Executor& executor, const Run& run) {
     const auto& cache = similarity_cache();
-    const detail::CompleteRoute<X, A, Id> to{
-        config(), cache.rivals(), cache.partners(), choice_bias(in), noise_position(in), in, out};
+    const Index columns = in.replay != nullptr ? config().top_k : most_choices(in);
+    const Routing chosen = detail::first_choices(out, columns);
+    const detail::CompleteRoute<X, A, Id> to{config(),        cache.rivals(),     cache.partners(),
+                                             choice_bias(in), noise_position(in), in,
+                                             chosen};
     detail::Arena arena("CompleteRouter::forward", workspace, 0);
     const int workers = detail::Checks("CompleteRouter").workers(executor);
-    CompleteReport report = detail::report_of(to, detail::route_tokens(to, arena, workers, run));
+    const RoutingReport made = detail::route_tokens(to, arena, workers, run);
+    CompleteReport report =
+        detail::report_of(to, detail::keep_fewer(to, made, workspace, executor));
+    detail::clear_choices(out, columns);
+    report.top_k = most_choices(in);
     report.jittered = jittered;
     report.forward_id = ids_.draw();
     if (detail::counts_for_losses(config().losses, in.pass)) {
@@ -413,7 +422,7 @@ class CompleteRouter : public PartneredRouter<accumulator_t<X, W>, W, CompleteCo
       const bool counted = detail::counts_for_losses(config().losses, in.pass);
       valid = counted ? balance_.next_latest() : detail::reduced_tokens(valid, reduce);
     }
-    return detail::capacity_of(config(), in.pass, valid);
+    return detail::capacity_of(config(), in.pass, report.top_k, valid);
   }
 
   /// Moves the counters and hands out the results. What can throw throws before anything changes.
@@ -432,7 +441,8 @@ class CompleteRouter : public PartneredRouter<accumulator_t<X, W>, W, CompleteCo
   void count_for_losses(const Inputs& in, const Routing& out, std::int64_t tokens,
                         Workspace workspace, const Reduce& reduce, const Executor& executor) {
     const VectorView<std::int64_t> counts_E(out.totals.data, config().num_experts);
-    detail::count_for_losses(config(), in.is_padding_T, out, counts_E, workspace, executor);
+    detail::count_for_losses(config(), in.is_padding_T, most_choices(in), out, counts_E, workspace,
+                             executor);
     if (in.pass == Pass::recompute) {
       std::copy(in.replay->totals.begin(), in.replay->totals.end(), out.totals.data);
       return;

@@ -30,6 +30,7 @@ struct LossValues {
 struct CompleteReport : RoutingReport {
   Pass pass = Pass::training;     ///< What the forward was for.
   std::int64_t valid_tokens = 0;  ///< Tokens that are not padding.
+  Index top_k = 0;                ///< The most choices of a token: ForwardInputs::top_k, or K.
   /// Slots per expert; 0 if dropless or without tokens, on all ranks with CapacityRule::over_ranks.
   Index capacity = 0;
   Index dropped_choices = 0;        ///< (token, choice) pairs without a slot.
@@ -89,6 +90,31 @@ inline bool weighs_shares(const LossRule& losses) { return losses.batch > 0 || l
 /// Integers in CompleteRoutingView::totals.
 inline Index totals_size(Index experts) { return 2 * (experts + 1) + 1; }
 
+/// The first `count` columns, if it is given.
+template <class T>
+StridedView<T> first_columns(StridedView<T> view, Index count) {
+  if (view.given()) view.cols = count;
+  return view;
+}
+
+/// Fills the columns from `first` on, if it is given.
+template <class T>
+void clear_columns(const StridedView<T>& view, Index first, T value) {
+  for (Index t = 0; t < view.rows; ++t) {
+    for (Index j = first; j < view.cols; ++j) view(t, j) = value;
+  }
+}
+
+/// True if tokens share a budget of choices.
+inline bool shares_choices(const CompleteConfig& config) {
+  return config.fewer && config.fewer->budget > 0;
+}
+
+/// True if gradients, or the weights of fewer choices, need to know who had lost.
+inline bool needs_penalised(const CompleteConfig& config) {
+  return config.fewer || gradient_needs_logits(config.selection());
+}
+
 /// Divides memory into all outputs that `config` needs, as the other carve_outputs does.
 template <class X, class A, class Id>
 void carve_outputs(Arena& arena, const CompleteConfig& config, const BufferShape& shape,
@@ -97,7 +123,7 @@ void carve_outputs(Arena& arena, const CompleteConfig& config, const BufferShape
   const Index top_k = config.top_k;
   BufferShape kept = shape;
   kept.keep_logits = true;
-  kept.keep_penalised = kept.keep_penalised || gradient_needs_logits(config.selection());
+  kept.keep_penalised = kept.keep_penalised || needs_penalised(config);
   RoutingView<A, Id>& plain = out;
   carve_outputs(arena, static_cast<const RouterConfig&>(config), kept, tokens, plain);
   out.scores_TK = take_rows<A>(arena, shape, tokens, top_k);
@@ -118,6 +144,7 @@ void carve_outputs(Arena& arena, const CompleteConfig& config, const BufferShape
       out.kept_sums_T = {arena.take<A>(shape.tokens), tokens};
     }
   }
+  if (shares_choices(config)) out.choice_values_TK = take_rows<A>(arena, shape, tokens, top_k);
   if (config.noise.jitter > 0) {
     out.jittered_TH = take_rows<X>(arena, shape, tokens, config.hidden_size);
   }

@@ -259,6 +259,7 @@ class Router : public PartneredRouter<accumulator_t<X, W>, W, RouterConfig> {
                         Workspace workspace, const Executor& executor,
                         const Inputs&... inputs) const {
     detail::check_routing_view(checks, out, tokens, config().num_experts, config().top_k);
+    checks.need(!out.choice_values_TK.given(), "no choice_values_TK: they are its logits");
     checks.overlaps(detail::output("expert_ids_TK", out.expert_ids_TK),
                     detail::output("weights_TK", out.weights_TK),
                     detail::output("tokens_per_expert_E", out.tokens_per_expert_E),

@@ -40,6 +40,7 @@ struct PlainSelection {
   using Group = RoutingGroup<A>;
   using Key = typename Order<A>::Key;
   static constexpr bool is_recorded = false;
+  static constexpr bool knows_choice_values = false;
 
   Index top_k = 0;
   ActiveCompetition<A> competition;

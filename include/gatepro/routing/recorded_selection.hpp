@@ -85,6 +85,7 @@ struct RecordedSelection {
   using Group = RuledGroup<A>;
   using Key = typename Order<A>::Key;
   static constexpr bool is_recorded = true;
+  static constexpr bool knows_choice_values = false;
 
   SelectionRule rule;
   Index top_k = 0;

@@ -50,6 +50,7 @@ void check_routing_view(const Checks& checks, const RoutingView<A, Id>& out, Ind
   checks.optional_matrix("logits_TE", out.logits_TE, tokens, experts);
   checks.optional_strided("scores_TK", out.scores_TK, tokens, top_k);
   checks.optional_strided("penalised_TK", out.penalised_TK, tokens, top_k);
+  checks.optional_strided("choice_values_TK", out.choice_values_TK, tokens, top_k);
 }
 
 /// The layout of a worker's scratch.
@@ -149,6 +150,7 @@ class RoutingPass {
       report += *mine.report;
       if (out_.statistics != nullptr) *out_.statistics += *mine.statistics;
       for (Index e = 0; e < counts_E.size; ++e) counts_E[e] += mine.tokens_per_expert_E[e];
+      for (Index e = 0; e < layout_.experts; ++e) report.choices += mine.tokens_per_expert_E[e];
     }
     if (out_.statistics != nullptr) {
       out_.statistics->tokens_short_of_survivors = report.tokens_short_of_survivors;
@@ -166,6 +168,7 @@ class RoutingPass {
     const bool lost_some = selection_.choose(group, tokens, layout_.experts);
     // The ids first: the softmax would wait for the keys, which were stored one by one.
     if constexpr (!Selection::is_recorded) store_if_given(group.ids_KL, out_.expert_ids_TK, tokens);
+    if constexpr (Selection::knows_choice_values) tell_choice_values(group, tokens);
     count_choices_of(mine, tokens);
     if (lost_some) {
       mine.report->tokens_short_of_survivors +=
@@ -199,6 +202,19 @@ class RoutingPass {
     selection_.choose_unpenalised(group, layout_.experts);
     observe_group(group, tokens.count, layout_.experts, selection_.top_k, selection_.competition,
                   partners_, mine.selected_E, *mine.statistics, not_padding(tokens));
+  }
+
+  void tell_choice_values(const Group& group, const TokenRange& tokens) const {
+    if (!out_.choice_values_TK.given()) return;
+    const Index lanes = kernels<A>().lanes;
+    for (Index lane = 0; lane < tokens.count; ++lane) {
+      for (Index j = 0; j < selection_.top_k; ++j) {
+        const Index i = j * lanes + lane;
+        const bool lost = group.selected_KL[i] == Order<A>::loser;
+        out_.choice_values_TK(tokens.first + lane, j) =
+            value_of<A>(lost ? Order<A>::loser : group.top_keys_KL[i]);
+      }
+    }
   }
 
   void count_choices_of(const Scratch& mine, const TokenRange& tokens) const {

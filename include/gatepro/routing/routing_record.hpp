@@ -21,9 +21,11 @@ namespace gatepro {
 /// vectors grow.
 template <class Id = std::int32_t>
 struct RoutingRecord {
-  Index tokens = 0;                        ///< T.
-  Index top_k = 0;                         ///< K.
-  std::vector<Id> expert_ids_TK;           ///< T x K, row-major: the choices, as they stood.
+  Index tokens = 0;        ///< T.
+  Index top_k = 0;         ///< K.
+  Index most_choices = 0;  ///< ForwardInputs::top_k; 0 for K.
+  /// T x K, row-major: the choices, as they stood; -1 behind those of a token that made fewer.
+  std::vector<Id> expert_ids_TK;
   std::vector<std::uint8_t> penalised_TK;  ///< T x K: 1 where the chosen expert had lost.
   std::int64_t noise_position = 0;         ///< Where the noise of token 0 was drawn.
   /// The reduced integers that the losses used, as in CompleteRoutingView::totals. Empty if the

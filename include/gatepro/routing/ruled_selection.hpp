@@ -113,6 +113,7 @@ struct RuledSelection {
   using Group = RuledGroup<A>;
   using Key = typename Order<A>::Key;
   static constexpr bool is_recorded = false;
+  static constexpr bool knows_choice_values = true;
 
   SelectionRule rule;
   Index top_k = 0;

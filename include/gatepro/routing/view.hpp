@@ -29,6 +29,10 @@ struct RoutingView {
   StridedView<std::uint8_t> penalised_TK{};
   /// What the penalty did. Costs a second selection; null for none.
   PenaltyStatistics* statistics = nullptr;
+  /// T x K: what the selected were chosen by, which never rises from one to the next: score plus
+  /// bias, or with softmax_after_top_k the penalised logit plus bias; -inf for losers of
+  /// elimination. Of route_logits and CompleteRouter, where the router chooses. Any strides.
+  StridedView<A> choice_values_TK{};
 };
 
 /// What a routing tells about its tokens. Padding needs no attention.
@@ -38,10 +42,13 @@ struct RoutingReport {
   Index nonfinite_rows = 0;
   Index tokens_short_of_survivors = 0;  ///< Elimination: fewer than K survivors; losers filled in.
   Index tokens = 0;                     ///< T.
+  /// (token, choice) pairs that were made: over the tokens, their mean is the k in use.
+  std::int64_t choices = 0;
 
   /// Adds the counts of other tokens.
   GATEPRO_ALWAYS_INLINE RoutingReport& operator+=(const RoutingReport& other) {
     tokens += other.tokens;
+    choices += other.choices;
     nonfinite_rows += other.nonfinite_rows;
     tokens_short_of_survivors += other.tokens_short_of_survivors;
     return *this;

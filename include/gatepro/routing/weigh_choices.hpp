@@ -62,7 +62,8 @@ RoutingReport weigh_choices(const RoutingInputs<A>& in, const RivalTable& rivals
   checks.optional_vector("is_padding_T", in.is_padding_T, tokens);
   checks.strided("expert_ids_TK", chosen.expert_ids_TK, tokens, rule.top_k);
   checks.optional_strided("penalised_TK", chosen.penalised_TK, tokens, rule.top_k);
-  checks.need(!out.expert_ids_TK.given() && !out.penalised_TK.given() && !out.logits_TE.given() &&
+  checks.need(!out.expert_ids_TK.given() && !out.penalised_TK.given() &&
+                  !out.choice_values_TK.given() && !out.logits_TE.given() &&
                   out.statistics == nullptr,
               "no outputs but weights_TK, scores_TK and tokens_per_expert_E");
   checks.strided("weights_TK", out.weights_TK, tokens, rule.top_k);
