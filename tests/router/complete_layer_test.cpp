@@ -32,12 +32,14 @@ struct Layer {
   using R = CompleteRouter<double>;
   static constexpr Index T = 24, H = 6, E = 8, K = 3;
 
-  Layer(const RowMatrix<double>& x, const RowMatrix<double>& w)
-      : x_TH(x), w_EH(w), router(config()) {
+  Layer(const CompleteConfig& settings, Index most, const RowMatrix<double>& x,
+        const RowMatrix<double>& w)
+      : x_TH(x), w_EH(w), router(settings) {
     router.refresh(w_EH, 0);
     padding[5] = padding[17] = 1;
     in.is_padding_T = padding;
     in.sequence_begin_S1 = sequences;
+    in.top_k = most;
     report = router.forward(x_TH, w_EH, in, buffers);
     const auto out = buffers.view();
     gatepro::DispatchPlan<std::int32_t> plan;
@@ -105,12 +107,16 @@ struct Layer {
   Index rows = 0;
 };
 
-TEST(CompleteRouter, GradientsOfAWholeLayerMatchDifferences) {
+/// The gradients of a layer with these settings and up to `most` choices, 0 for all, against
+/// differences.
+void expect_differences(const CompleteConfig& settings, Index most = 0) {
   const auto x_TH = random_matrix<double>(Layer::T, Layer::H, 7);
   const auto w_EH = random_matrix<double>(Layer::E, Layer::H, 2);
   const auto dy_TH = random_matrix<double>(Layer::T, Layer::H, 3);
-  Layer layer(x_TH, w_EH);
+  Layer layer(settings, most, x_TH, w_EH);
   ASSERT_GT(layer.report.dropped_choices, 0) << "the test needs drops";
+  const bool fewer = settings.fewer || most != 0;
+  ASSERT_EQ(layer.report.choices < layer.report.valid_tokens * Layer::K, fewer);
   RowMatrix<double> dx_TH = zeros<double>(Layer::T, Layer::H);
   RowMatrix<double> dw_EH = zeros<double>(Layer::E, Layer::H);
   layer.backward(dy_TH, dx_TH, dw_EH);
@@ -118,7 +124,7 @@ TEST(CompleteRouter, GradientsOfAWholeLayerMatchDifferences) {
     const auto objective = [&](double offset) {
       RowMatrix<double> moved[] = {x_TH, w_EH};
       moved[of_x ? 0 : 1](r, c) += offset;
-      return Layer(moved[0], moved[1]).objective(dy_TH);
+      return Layer(settings, most, moved[0], moved[1]).objective(dy_TH);
     };
     const double expected = reference::derivative(objective, 1e-4);
     EXPECT_NEAR(actual, expected, 1e-9 * std::max(1.0, std::abs(expected))) << r << ", " << c;
@@ -126,6 +132,31 @@ TEST(CompleteRouter, GradientsOfAWholeLayerMatchDifferences) {
   for (Index t = 0; t < Layer::T; t += 3)
     expect_near(true, t, t % Layer::H, dx_TH(t, t % Layer::H));
   for (Index e = 0; e < Layer::E; ++e) expect_near(false, e, e % Layer::H, dw_EH(e, e % Layer::H));
+}
+
+TEST(CompleteRouter, GradientsOfAWholeLayerMatchDifferences) {
+  expect_differences(Layer::config());
+}
+
+// The number of choices is piecewise constant.
+TEST(CompleteRouter, GradientsOfALayerWithFewerChoicesMatchDifferences) {
+  for (const ScoreFunction function : data::score_functions) {
+    for (const bool renormalise : {false, true}) {
+      for (const CountSource counts : {CountSource::dispatched, CountSource::unpenalised}) {
+        SCOPED_TRACE(testing::Message() << static_cast<int>(function) << renormalise);
+        CompleteConfig config = Layer::config();
+        config.scores = {function, renormalise, 2};
+        config.losses.counts = counts;
+        config.capacity->renormalise = renormalise;
+        config.capacity->factor = 0.8;
+        expect_differences(config, 2);
+        config.fewer = gatepro::FewerChoices{0.9, 1.75, 1};
+        expect_differences(config);
+        config.fewer = gatepro::FewerChoices{1, 2, 0};
+        expect_differences(config);
+      }
+    }
+  }
 }
 
 /// Megatron-LM's test_aux_loss: without a gradient from the weights only the losses move the
