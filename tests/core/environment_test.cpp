@@ -73,6 +73,9 @@ TEST_F(UnknownInstructionSet, IsRefusedByStages) {
   RoutingView<float> weighed;
   weighed.weights_TK = a_TK;
   EXPECT_REFUSED(weigh_choices({logits_TE}, rivals, rule, chosen, weighed, memory));
+  RoutingView<float> limited{ids_TK, a_TK};
+  limited.scores_TK = b_TK;
+  EXPECT_REFUSED(keep_fewer_choices<float>({logits_TE}, rule, {}, {}, limited, memory));
   EXPECT_REFUSED(gate_backward_tokens(Choices{strided_view(ids_TK)}, {strided_view(a_TK)},
                                       view(w_EH), view(out_TH), memory));
   EXPECT_REFUSED(gate_backward_weights(Choices{strided_view(ids_TK)}, {strided_view(a_TK)},

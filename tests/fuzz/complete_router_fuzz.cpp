@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Raw bytes choose shapes, options, inputs and the bits of every number of a complete router. A
 // step then either throws gatepro::Error and moves no counter, or keeps its promises: distinct ids
-// in range, padding weighs 0, capacities hold, a recomputation and other workers give the same bits
-// and count nothing twice.
+// in range, as many as the settings allow, padding weighs 0, capacities hold, a recomputation and
+// other workers give the same bits and count nothing twice.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -57,6 +57,12 @@ gatepro::CompleteConfig choose_config(FuzzedDataProvider& data) {
     rule.renormalise = data.ConsumeBool();
     c.capacity = rule;
   }
+  if (data.ConsumeBool()) {
+    const Index least = data.ConsumeIntegralInRange<Index>(0, c.top_k);
+    c.fewer = gatepro::FewerChoices{pick({1, 0.5, 0.9, 1e-9}), 0, least};
+    const double most = pick({0, 0.25, 1}) * static_cast<double>(c.top_k - least);
+    if (data.ConsumeBool()) c.fewer->budget = static_cast<double>(least) + most;
+  }
   c.noise.jitter = pick({0, 0, 0.01, 0.999});
   c.noise.logit_sigma = pick({0, 0, 0.1, 1e30});
   c.noise.seed = data.ConsumeIntegral<std::uint8_t>();
@@ -68,6 +74,8 @@ gatepro::CompleteConfig choose_config(FuzzedDataProvider& data) {
   if (rarely(data)) c.groups.groups_per_token = data.ConsumeIntegral<std::int8_t>();
   if (rarely(data)) c.scores.scale = number(data);
   if (rarely(data)) c.choice.step = number(data);
+  if (rarely(data) && c.fewer) c.fewer->top_p = number(data);
+  if (rarely(data) && c.fewer) c.fewer->budget = number(data);
   if (rarely(data)) c.bias.update_rate = number(data);
   if (rarely(data)) c.losses.batch = number(data);
   if (rarely(data)) c.noise.jitter = number(data);
@@ -87,10 +95,18 @@ void check_routing(const gatepro::CompleteConfig& config, const gatepro::Forward
                    const Router::Routing& out, const gatepro::CompleteReport& report) {
   const bool by_id = config.choice.order == gatepro::ChoiceOrder::ascending_ids;
   std::int64_t routed = 0;
+  const Index most = in.top_k != 0 ? in.top_k : config.top_k;
   for (Index t = 0; t < out.expert_ids_TK.rows; ++t) {
     std::vector<bool> seen(static_cast<std::size_t>(config.num_experts));
     const bool padding = in.is_padding_T.given() && in.is_padding_T[t] != 0;
     for (Index j = 0; j < config.top_k; ++j) {
+      if (out.expert_ids_TK(t, j) == -1) {
+        const bool last = j + 1 == config.top_k || out.expert_ids_TK(t, j + 1) == -1;
+        check(last && (j >= most || (config.fewer && !padding)), "ids of -1 only where asked for");
+        check(j < most || out.weights_TK(t, j) == 0, "what was not chosen weighs nothing");
+        continue;
+      }
+      check(j < most, "no more choices than the call allows");
       const auto id = static_cast<std::size_t>(out.expert_ids_TK(t, j));
       check(id < seen.size() && !seen[id], "distinct ids in range");
       seen[id] = true;
@@ -101,6 +117,7 @@ void check_routing(const gatepro::CompleteConfig& config, const gatepro::Forward
       routed += padding ? 0 : 1;
     }
   }
+  check(routed == report.choices, "all choices are told");
   for (Index e = 0; e < config.num_experts; ++e) routed -= out.tokens_per_expert_E[e];
   check(routed == 0, "choices counted once");
   if (!config.capacity) return;
@@ -120,6 +137,7 @@ void run(FuzzedDataProvider& data) {
   const bool refreshes = !rarely(data), bad_borders = rarely(data), pads = data.ConsumeBool();
   const bool evaluates = data.ConsumeBool(), corrects = data.ConsumeBool(),
              biased = data.ConsumeBool();
+  const Index call_top_k = data.ConsumeIntegralInRange<Index>(rarely(data) ? -1 : 0, config.top_k);
   Values values(data);
   values.set_special_share(data.ConsumeIntegralInRange<std::uint64_t>(0, 40));
   const auto x_TH = values.matrix(tokens, config.hidden_size);
@@ -148,6 +166,7 @@ void run(FuzzedDataProvider& data) {
   if (pads) in.is_padding_T = padding;
   in.sequence_begin_S1 = begin;
   in.record = &record;
+  in.top_k = call_top_k;
   if (evaluates) in.pass = gatepro::Pass::evaluation;
   const Index sequences = static_cast<Index>(begin.size()) - 1;
   Buffers first(router, gatepro::BufferShape{tokens, workers.workers(), sequences, true, true});
@@ -180,7 +199,12 @@ void run(FuzzedDataProvider& data) {
   gatepro::GateGradients<float> gradients{dx_TH, dw_EH}, others{other_dx_TH, other_dw_EH};
   gradients.dbias_E = dbias_E;
   others.dbias_E = other_dbias_E;
-  router.backward(x_TH, w_EH, in, first, {dweights_TK}, gradients, workers);
+  try {
+    router.backward(x_TH, w_EH, in, first, {dweights_TK}, gradients, workers);
+  } catch (const gatepro::Error&) {
+    check(in.top_k == 1 || config.top_k == 1, "only constant weights have no backward");
+    return;
+  }
   router.backward(x_TH, w_EH, replayed, again, {dweights_TK}, others);
   check_same(gatepro::view(dx_TH), gatepro::view(other_dx_TH), "dX again");
   check_same(gatepro::view(dw_EH), gatepro::view(other_dw_EH), "dW again");

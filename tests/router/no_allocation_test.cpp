@@ -362,7 +362,9 @@ TEST(NoAllocation, CompleteRouter) {
   const auto x = random_matrix<float>(tokens, hidden, 1);
   const auto w = random_matrix<float>(experts, hidden, 2);
   const auto dweights = random_matrix<float>(tokens, top_k, 3);
-  gatepro::CompleteRouter<float> router(complete_data::full_config(hidden, experts, top_k));
+  gatepro::CompleteConfig config = complete_data::full_config(hidden, experts, top_k);
+  config.fewer = gatepro::FewerChoices{0.9, 2};
+  gatepro::CompleteRouter<float> router(config);
   router.refresh(w, 0);
   gatepro::RoutingBuffers buffers(router, gatepro::BufferShape{tokens, 1, 1, true, true});
   const std::vector<std::int64_t> sequences = {0, tokens};
@@ -395,7 +397,10 @@ TEST(NoAllocation, RoutingStages) {
   RowMatrix<float> weights(tokens, top_k), scores(tokens, top_k), dselected(tokens, top_k);
   RowMatrix<std::uint8_t> penalised(tokens, top_k);
   RowMatrix<float> dlogits = RowMatrix<float>::Zero(tokens, experts);
-  const gatepro::RoutingView<float, std::int64_t> out{ids, weights, {}, {}, scores, penalised};
+  RowMatrix<float> choice_values(tokens, top_k);
+  gatepro::RoutingView<float, std::int64_t> out{ids, weights, {}, {}, scores, penalised};
+  out.choice_values_TK = choice_values;
+  const std::vector<std::int64_t> begin_S1{0, 100, tokens};
   const gatepro::RecordedChoices<std::int64_t> chosen{ids, penalised};
   gatepro::RoutingView<float, std::int64_t> weighed;
   weighed.weights_TK = weights;
@@ -412,6 +417,8 @@ TEST(NoAllocation, RoutingStages) {
           gatepro::route_logits_workspace_bytes<float>(experts, rule, 4);
           gatepro::route_logits({logits, bias, is_padding}, rivals, rule, out, memory);
           gatepro::weigh_choices({logits, {}, is_padding}, rivals, rule, chosen, weighed, memory);
+          gatepro::keep_fewer_choices<float>({logits, {}, is_padding}, rule, {0.6, 2.5}, begin_S1,
+                                             out, memory);
           gatepro::route_logits_backward<float>({logits, {}, is_padding}, rivals, rule, chosen,
                                                 {scores, dweights, dselected, dlogits}, memory);
         }),

@@ -418,9 +418,11 @@ TEST(Overlap, RouteLogits) {
                            {"logits_TE", bytes_of_TE, false, 4},
                            {"expert_bias_E", experts * 4, false, 4},
                            {"is_padding_T", tokens, false, 1},
-                           {"workspace", needed, true, 1}},
+                           {"workspace", needed, true, 1},
+                           {"choice_values_TK", bytes_of_TK, true, 4}},
                           [&](const auto& at) {
                             gatepro::RoutingView<float> out;
+                            out.choice_values_TK = {as<float>(at[9]), tokens, top_k};
                             out.expert_ids_TK = {as<std::int32_t>(at[0]), tokens, top_k};
                             out.weights_TK = {as<float>(at[1]), tokens, top_k};
                             out.scores_TK = {as<float>(at[2]), tokens, top_k};
@@ -432,6 +434,35 @@ TEST(Overlap, RouteLogits) {
                                                   gatepro::RivalTable(), rule, out,
                                                   Workspace(at[8], needed));
                           });
+}
+
+TEST(Overlap, KeepFewerChoices) {
+  gatepro::SelectionRule rule;
+  rule.top_k = top_k;
+  const std::vector<std::int64_t> begin_S1{0, tokens};
+  const std::size_t needed = gatepro::keep_fewer_choices_workspace_bytes<float>(top_k);
+  expect_overlaps_refused(
+      {{"expert_ids_TK", bytes_of_TK, true, 4},
+       {"weights_TK", bytes_of_TK, true, 4},
+       {"scores_TK", bytes_of_TK, true, 4},
+       {"penalised_TK", tokens * top_k, true, 1},
+       {"tokens_per_expert_E", experts * 8, true},
+       {"logits_TE", bytes_of_TE, false, 4},
+       {"choice_values_TK", bytes_of_TK, false, 4},
+       {"is_padding_T", tokens, false, 1},
+       {"workspace", needed, true, 1}},
+      [&](const auto& at) {
+        gatepro::RoutingView<float> out;
+        out.expert_ids_TK = {as<std::int32_t>(at[0]), tokens, top_k};
+        out.weights_TK = {as<float>(at[1]), tokens, top_k};
+        out.scores_TK = {as<float>(at[2]), tokens, top_k};
+        out.penalised_TK = {as<std::uint8_t>(at[3]), tokens, top_k};
+        out.tokens_per_expert_E = {as<std::int64_t>(at[4]), experts};
+        out.choice_values_TK = {as<float>(at[6]), tokens, top_k};
+        gatepro::keep_fewer_choices<float>(
+            {{as<float>(at[5]), tokens, experts}, {}, {as<std::uint8_t>(at[7]), tokens}}, rule,
+            gatepro::FewerChoices{0.5, 1}, begin_S1, out, Workspace(at[8], needed));
+      });
 }
 
 TEST(Overlap, WeighChoicesAndBackward) {
