@@ -54,7 +54,9 @@ std::vector<CompleteConfig> all_settings() {
   full.capacity->renormalise = true;
   CompleteConfig groups = full;
   groups.groups = {4, 2, GroupScore::share_of_top_k};
-  return {plain, softmax, full, groups};
+  CompleteConfig by_id = full;
+  by_id.choice = {0.0625, gatepro::ChoiceOrder::ascending_ids};
+  return {plain, softmax, full, groups, by_id};
 }
 
 template <class Executor = gatepro::SerialExecutor>

@@ -448,7 +448,7 @@ TEST(Overlap, KeepFewerChoices) {
        {"penalised_TK", tokens * top_k, true, 1},
        {"tokens_per_expert_E", experts * 8, true},
        {"logits_TE", bytes_of_TE, false, 4},
-       {"choice_values_TK", bytes_of_TK, false, 4},
+       {"choice_values_TK", bytes_of_TK, true, 4},
        {"is_padding_T", tokens, false, 1},
        {"workspace", needed, true, 1}},
       [&](const auto& at) {

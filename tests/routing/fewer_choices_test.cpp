@@ -76,6 +76,11 @@ std::vector<FewerChoices> all_fewer() {
           {1, 3, 3}, {1, 4, 1},   {0.8, 1.75, 1}, {0.6, 2.2, 0}};
 }
 
+SelectionRule best_first(SelectionRule rule) {
+  rule.choice.order = gatepro::ChoiceOrder::best_first;
+  return rule;
+}
+
 /// How many choices the reference keeps, of tokens with numbers for scores.
 std::vector<std::size_t> kept_by_reference(const std::vector<reference::Token>& tokens,
                                            const SelectionRule& rule, const FewerChoices& fewer,
@@ -150,9 +155,10 @@ TYPED_TEST(FewerChoicesTest, MatchesTheReference) {
         SCOPED_TRACE(scored_data::describe(rule));
         std::vector<reference::Token> whole;
         for (Index t = 0; t < tokens; ++t) {
-          whole.push_back(scored_data::expected<A, std::int32_t>(logits_TE, t, rule, extras));
+          whole.push_back(
+              scored_data::expected<A, std::int32_t>(logits_TE, t, best_first(rule), extras));
         }
-        const Routed<A> routed = route_all(logits_TE, rule, extras);
+        const Routed<A> routed = route_all(logits_TE, best_first(rule), extras);
         for (const FewerChoices& fewer : all_fewer()) {
           SCOPED_TRACE(testing::Message()
                        << "top_p " << fewer.top_p << ", budget " << fewer.budget);
@@ -165,12 +171,15 @@ TYPED_TEST(FewerChoicesTest, MatchesTheReference) {
             const auto row = static_cast<std::size_t>(t);
             auto ids = whole[row].ids;
             ids.resize(kept[row]);
+            if (rule.choice.order == gatepro::ChoiceOrder::ascending_ids) {
+              std::sort(ids.begin(), ids.end());
+            }
             const bool masked = !extras.is_padding.empty() && extras.is_padding[row] != 0;
             const auto want = reference::weigh(whole[row].contest, ids, rule, masked);
             for (Index j = 0; j < top_k; ++j) {
               const auto i = static_cast<std::size_t>(j);
               const bool made = i < kept[row];
-              ASSERT_EQ(got.outcome.ids_TK(t, j), made ? whole[row].ids[i] : -1) << t << ", " << j;
+              ASSERT_EQ(got.outcome.ids_TK(t, j), made ? ids[i] : -1) << t << ", " << j;
               ASSERT_EQ(got.outcome.penalised_TK(t, j), made ? want.penalised[i] : 0);
               scored_data::expect_close(static_cast<double>(got.outcome.weights_TK(t, j)),
                                         made ? want.weights[i] : 0, tolerance);
@@ -201,7 +210,7 @@ TYPED_TEST(FewerChoicesTest, WeighsAsWeighChoicesToTheBit) {
     const RowMatrix<A> logits_TE = data::special_matrix<A>(tokens, experts, 2, special_every);
     for (const SelectionRule& rule : scored_data::rules_of(top_k, {3, 2, GroupScore::top_2})) {
       SCOPED_TRACE(scored_data::describe(rule));
-      const Routed<A> routed = route_all(logits_TE, rule, extras);
+      const Routed<A> routed = route_all(logits_TE, best_first(rule), extras);
       for (const FewerChoices& fewer : all_fewer()) {
         Routed<A> got = routed;
         keep_fewer(logits_TE, rule, fewer, begin, got, extras);
@@ -228,7 +237,7 @@ TYPED_TEST(FewerChoicesTest, ABudgetIsKeptForAnyBits) {
   const Index tokens = 64, experts = 9, top_k = 4;
   const RowMatrix<A> logits_TE = data::special_matrix<A>(tokens, experts, 5, 3);
   for (const SelectionRule& rule : scored_data::rules_of(top_k, {})) {
-    const Routed<A> routed = route_all(logits_TE, rule);
+    const Routed<A> routed = route_all(logits_TE, best_first(rule));
     Routed<A> got = routed;
     keep_fewer(logits_TE, rule, {1, 1.5, 1}, {0, tokens}, got);
     std::int64_t made = 0, numbers = 0;
@@ -256,12 +265,12 @@ TYPED_TEST(FewerChoicesTest, TiesGoToLowerTokensThenLowerIds) {
   const RowMatrix<A> logits_TE = RowMatrix<A>::Zero(tokens, experts);
   for (const ScoreFunction function : data::score_functions) {
     const SelectionRule rule{top_k, {function, true, 1}, {}, Competition::off()};
-    Routed<A> got = route_all(logits_TE, rule);
+    Routed<A> got = route_all(logits_TE, best_first(rule));
     keep_fewer(logits_TE, rule, {1, 1.6, 0}, {0, tokens}, got);
     RowMatrix<std::int32_t> want_TK(tokens, top_k);
     want_TK << 0, 1, 2, 0, 1, 2, 0, 1, -1, -1, -1, -1, -1, -1, -1;
     EXPECT_EQ(got.outcome.ids_TK, want_TK);
-    Routed<A> one_each = route_all(logits_TE, rule);
+    Routed<A> one_each = route_all(logits_TE, best_first(rule));
     keep_fewer(logits_TE, rule, {1, 1.6, 1}, {0, tokens}, one_each);
     want_TK << 0, 1, 2, 0, 1, -1, 0, -1, -1, 0, -1, -1, 0, -1, -1;
     EXPECT_EQ(one_each.outcome.ids_TK, want_TK);
@@ -277,9 +286,9 @@ TYPED_TEST(FewerChoicesTest, DoesNotDependOnExecutorsOrHowSequencesAreCut) {
   const RowMatrix<A> logits_TE = data::random_matrix<A>(tokens, experts, 8) * A(2);
   const SelectionRule rule{top_k, {ScoreFunction::sigmoid, true, 2}, {}, Competition::eliminate()};
   for (const FewerChoices& fewer : all_fewer()) {
-    Routed<A> whole = route_all(logits_TE, rule, extras);
+    Routed<A> whole = route_all(logits_TE, best_first(rule), extras);
     keep_fewer(logits_TE, rule, fewer, begin, whole, extras);
-    Routed<A> threads = route_all(logits_TE, rule, extras);
+    Routed<A> threads = route_all(logits_TE, best_first(rule), extras);
     keep_fewer(logits_TE, rule, fewer, begin, threads, extras, ThreadExecutor(3));
     scored_data::expect_same(whole.outcome, threads.outcome);
     for (std::size_t s = 0; s + 1 < begin.size(); ++s) {
@@ -288,7 +297,7 @@ TYPED_TEST(FewerChoicesTest, DoesNotDependOnExecutorsOrHowSequencesAreCut) {
       const RowMatrix<A> part_TE = logits_TE.middleRows(first, count);
       const Extras mask{
           {}, {extras.is_padding.begin() + first, extras.is_padding.begin() + first + count}};
-      Routed<A> part = route_all(part_TE, rule, mask);
+      Routed<A> part = route_all(part_TE, best_first(rule), mask);
       keep_fewer(part_TE, rule, fewer, {0, count}, part, mask);
       EXPECT_TRUE(
           data::same_bits(part.outcome.ids_TK,
@@ -303,12 +312,12 @@ TYPED_TEST(FewerChoicesTest, OffChangesNothing) {
   using A = TypeParam;
   const RowMatrix<A> logits_TE = data::special_matrix<A>(50, 8, 9, 7);
   for (const SelectionRule& rule : scored_data::rules_of(3, {})) {
-    const Routed<A> routed = route_all(logits_TE, rule);
-    Routed<A> got = routed;
+    const auto want = scored_data::route<A>(logits_TE, rule);
+    Routed<A> got = route_all(logits_TE, best_first(rule));
     keep_fewer(logits_TE, rule, {}, {}, got);
-    scored_data::expect_same(routed.outcome, got.outcome);
+    scored_data::expect_same(got.outcome, want);
     EXPECT_EQ(got.outcome.report.choices, 150);
-    EXPECT_EQ(routed.outcome.report.choices, 150);
+    EXPECT_EQ(want.report.choices, 150);
   }
 }
 
@@ -318,7 +327,7 @@ TYPED_TEST(FewerChoicesTest, ScoresOfZeroReachNoThreshold) {
   RowMatrix<A> logits_TE(1, 3);
   logits_TE << A(-2000), A(-2001), A(-2002);
   const SelectionRule rule{3, {ScoreFunction::sigmoid, true, 1}, {}, Competition::off()};
-  Routed<A> got = route_all(logits_TE, rule);
+  Routed<A> got = route_all(logits_TE, best_first(rule));
   ASSERT_EQ(got.outcome.scores_TK(0, 0), 0);
   keep_fewer(logits_TE, rule, {0.5}, {}, got);
   EXPECT_EQ(got.outcome.report.choices, 3);
@@ -332,9 +341,10 @@ TYPED_TEST(FewerChoicesTest, ChoiceValuesAreWhatTheChoiceWentBy) {
   const double eps = static_cast<double>(std::numeric_limits<A>::epsilon());
   for (const SelectionRule& rule : scored_data::rules_of(top_k, {3, 2, GroupScore::top_2})) {
     SCOPED_TRACE(scored_data::describe(rule));
-    const Routed<A> got = route_all(logits_TE, rule, extras);
+    const Routed<A> got = route_all(logits_TE, best_first(rule), extras);
     for (Index t = 0; t < tokens; ++t) {
-      const auto want = scored_data::expected<A, std::int32_t>(logits_TE, t, rule, extras);
+      const auto want =
+          scored_data::expected<A, std::int32_t>(logits_TE, t, best_first(rule), extras);
       for (Index j = 0; j < top_k; ++j) {
         const auto e = static_cast<std::size_t>(want.ids[static_cast<std::size_t>(j)]);
         const double value =
@@ -351,7 +361,7 @@ TEST(FewerChoicesBadInput, IsRefused) {
   const Borders begin{0, 4};
   const auto with = [&](const FewerChoices& fewer, const Borders& borders = {0, 4}) {
     return [&, fewer, borders] {
-      Routed<float> routed = route_all(logits_TE, rule);
+      Routed<float> routed = route_all(logits_TE, best_first(rule));
       keep_fewer(logits_TE, rule, fewer, borders, routed);
     };
   };
@@ -370,7 +380,7 @@ TEST(FewerChoicesBadInput, IsRefused) {
 
   const auto with_view = [&](auto change) {
     return [&, change] {
-      Routed<float> routed = route_all(logits_TE, rule);
+      Routed<float> routed = route_all(logits_TE, best_first(rule));
       auto view = routed.view();
       change(routed, view);
       auto memory = data::scratch(gatepro::keep_fewer_choices_workspace_bytes<float>(2));
@@ -378,6 +388,10 @@ TEST(FewerChoicesBadInput, IsRefused) {
                                   FewerChoices{0.5, 1.5}, begin, view, memory);
     };
   };
+  SelectionRule by_id = rule;
+  by_id.choice.order = gatepro::ChoiceOrder::ascending_ids;
+  expect_error([&] { route_all(logits_TE, by_id); },
+               {"route_logits", "choices best first, not by id, for choice_values_TK"});
   using View = gatepro::RoutingView<float>;
   expect_error(with_view([](auto&, View& view) { view.scores_TK = {}; }), {"scores_TK"});
   expect_error(with_view([](auto&, View& view) { view.penalised_TK = {}; }), {"penalised_TK"});
@@ -391,7 +405,7 @@ TEST(FewerChoicesBadInput, IsRefused) {
                {"expert_ids_TK", "id=-2", "row=2"});
   expect_error(
       [&] {
-        Routed<float> routed = route_all(logits_TE, rule);
+        Routed<float> routed = route_all(logits_TE, best_first(rule));
         gatepro::keep_fewer_choices(gatepro::RoutingInputs<float>{logits_TE}, rule, FewerChoices{},
                                     begin, routed.view(), gatepro::Workspace());
       },

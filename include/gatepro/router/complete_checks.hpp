@@ -192,6 +192,9 @@ void check_complete_outputs(const Checks& checks, const CompleteConfig& config,
   } else {
     checks.optional_strided("penalised_TK", out.penalised_TK, tokens, top_k);
   }
+  checks.need(!out.choice_values_TK.given() || config.fewer ||
+                  config.choice.order == ChoiceOrder::best_first,
+              "choices best first, not by id, for choice_values_TK");
   if (shares_choices(config)) {
     checks.strided("choice_values_TK", out.choice_values_TK, tokens, top_k);
   } else {

@@ -192,7 +192,8 @@ TileLosses<A> tile_losses(const CompleteRoute<X, A, Id>& to, Arena& arena, int w
 template <class X, class A, class Id, class Run>
 RoutingReport route_tokens(const CompleteRoute<X, A, Id>& to, Arena& arena, int workers,
                            const Run& run) {
-  const SelectionRule rule = selection_in(to.config, to.in);
+  SelectionRule rule = selection_in(to.config, to.in);
+  if (to.config.fewer) rule.choice.order = ChoiceOrder::best_first;  // until some are taken away
   RuledSelection<A> ruled =
       checked_selection<A>("CompleteRouter::forward", rule, to.rivals, to.config.num_experts);
   ruled.bias_E = to.bias_E.data;

@@ -10,6 +10,7 @@
 #include <cmath>
 #include <cstdint>
 #include <type_traits>
+#include <utility>
 
 #include "gatepro/core/overlap.hpp"
 #include "gatepro/core/product.hpp"
@@ -154,6 +155,24 @@ void keep_best(const FewerChoices& rule, const RoutingInputs<A>& in, const Routi
   });
 }
 
+/// Puts the choices of a token in order of their ids, those that were taken away last.
+template <class A, class Id>
+void sort_by_id(const RoutingView<A, Id>& out, Index t) {
+  const StridedView<Id>& ids_TK = out.expert_ids_TK;
+  const auto place = [&](Index j) { return static_cast<std::make_unsigned_t<Id>>(ids_TK(t, j)); };
+  const auto swap_in = [t](const auto& view, Index i) {
+    if (view.given()) std::swap(view(t, i), view(t, i - 1));
+  };
+  for (Index j = 1; j < ids_TK.cols; ++j) {
+    for (Index i = j; i > 0 && place(i) < place(i - 1); --i) {
+      swap_in(ids_TK, i);
+      swap_in(out.scores_TK, i);
+      swap_in(out.penalised_TK, i);
+      swap_in(out.choice_values_TK, i);
+    }
+  }
+}
+
 /// Scratch to weigh a group: what weigh_group takes.
 template <class A>
 struct CarveWeighing {
@@ -213,16 +232,17 @@ Index choices_left(const StridedView<Id>& ids_TK, Index t) {
   return left;
 }
 
-/// Weighs the tokens of a group anew that have lost choices, but not all. Where what is left has no
-/// weight that is a number, all weights are NaN.
+/// Weighs the tokens of a group anew that have lost choices, but not all, or whose choices stand in
+/// another order. Where what is left has no weight that is a number, all weights are NaN.
 template <class A, class Id>
 void weigh_remaining(const RuledGroup<A>& group, const SelectionRule& rule,
                      const RoutingInputs<A>& in, const RoutingView<A, Id>& out,
                      const TokenRange& tokens) {
   const StridedView<Id>& ids_TK = out.expert_ids_TK;
+  const bool sorted = rule.choice.order == ChoiceOrder::ascending_ids;
   const auto weighs_anew = [&](Index t) {
     const Index left = choices_left(ids_TK, t);
-    return left > 0 && left < ids_TK.cols && !is_masked(in.is_padding_T, t);
+    return left > 0 && (sorted || left < ids_TK.cols) && !is_masked(in.is_padding_T, t);
   };
   bool any = false;
   for (Index t = tokens.first; t < tokens.first + tokens.count; ++t) any = any || weighs_anew(t);
@@ -289,7 +309,7 @@ void check_fewer_routing(const Checks& checks, const RoutingInputs<A>& in,
   checks.overlaps(output("expert_ids_TK", out.expert_ids_TK), output("weights_TK", out.weights_TK),
                   output("scores_TK", out.scores_TK), output("penalised_TK", out.penalised_TK),
                   output("tokens_per_expert_E", out.tokens_per_expert_E),
-                  output("workspace", workspace), input("choice_values_TK", out.choice_values_TK),
+                  output("workspace", workspace), output("choice_values_TK", out.choice_values_TK),
                   input("logits_TE", in.logits_TE), input("is_padding_T", in.is_padding_T),
                   input("sequence_begin_S1", sequence_begin_S1));
   check_choices(checks, "expert_ids_TK", Choices<Id>{out.expert_ids_TK, in.is_padding_T}, experts);
@@ -311,7 +331,9 @@ std::size_t keep_fewer_choices_workspace_bytes(Index top_k, Workers workers = 1)
 /// Takes choices away from tokens that need fewer than K: their ids become -1, their weights and
 /// scores 0, and what is left is weighed as weigh_choices would weigh it, to the bit.
 ///
-/// in, rule: as in route_logits; the bias is not looked at. sequence_begin_S1: S + 1 offsets from 0
+/// in, rule: as in route_logits, which must have written choices best first; with
+/// ChoiceOrder::ascending_ids they stand by id after this. The bias is not looked at.
+/// sequence_begin_S1: S + 1 offsets from 0
 /// to T, read with a budget. out: what route_logits wrote, ids, weights, scores, with a budget
 /// choice values, and with a competition penalised_TK; ids, weights, scores, penalised_TK and, if
 /// given, tokens_per_expert_E are brought up to date. Padding is left alone; a token whose scores
@@ -352,6 +374,9 @@ RoutingReport keep_fewer_choices(const RoutingInputs<A>& in, const SelectionRule
       detail::keep_best(fewer, in, out, static_cast<Index>(sequence_begin_S1[s]),
                         static_cast<Index>(sequence_begin_S1[s + 1]));
     });
+  }
+  if (rule.choice.order == ChoiceOrder::ascending_ids) {
+    detail::for_each_row(tokens, executor, busy, [&](Index t) { detail::sort_by_id(out, t); });
   }
   detail::for_each_group<A>(tokens, executor, busy, [&](int worker, const auto& range) {
     detail::weigh_remaining(scratch(worker), rule, in, out, range);

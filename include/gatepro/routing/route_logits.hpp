@@ -101,6 +101,8 @@ RoutingReport route_logits(const RoutingInputs<A>& in, const RivalTable& rivals,
   checks.optional_vector("expert_bias_E", in.expert_bias_E, experts);
   detail::check_bias_values(checks, "expert_bias_E", in.expert_bias_E);
   checks.optional_vector("is_padding_T", in.is_padding_T, tokens);
+  checks.need(!out.choice_values_TK.given() || rule.choice.order == ChoiceOrder::best_first,
+              "choices best first, not by id, for choice_values_TK");
   checks.need(!out.logits_TE.given() && out.statistics == nullptr,
               "neither logits_TE nor statistics among the outputs");
   detail::check_routing_view(checks, out, tokens, experts, rule.top_k);
