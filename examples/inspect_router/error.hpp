@@ -1,19 +1,16 @@
 // SPDX-License-Identifier: MIT
-// What the user can put right: ends the program with one line and exit code 2.
+// What the user can put right, above all in the files.
 #ifndef INSPECT_ROUTER_ERROR_HPP
 #define INSPECT_ROUTER_ERROR_HPP
 
-#include <stdexcept>
 #include <string>
 #include <string_view>
 
+#include "support/error.hpp"
+
 namespace inspect_router {
 
-/// The message says what is wrong and what to do about it.
-class UserError : public std::runtime_error {
- public:
-  using std::runtime_error::runtime_error;
-};
+using report::UserError;
 
 /// Text from a file, for a message: one line, of bounded length, without control characters.
 inline std::string shown(std::string_view text) {

@@ -42,8 +42,8 @@ inline std::string page_css() {
          "font-variant-numeric:tabular-nums}th,td{border-bottom:1px solid;padding:5px 10px;"
          "text-align:right;vertical-align:top}th{font-weight:600;line-height:1.25}"
          "th.words,td.words{text-align:left}.stack{display:grid;gap:16px}"
-         "@media(min-width:820px){.wide{grid-column:span 2}.wide .figure{font-size:8px}"
-         ".whole{grid-column:1/-1}}\n" +
+         "@media(min-width:820px){.wide{grid-column:span 2}.wide .figure{font-size:6.6px}"
+         ".whole{grid-column:1/-1}}@media(max-width:480px){th,td{padding:5px 6px}}\n" +
          shape_css();
 }
 
@@ -59,24 +59,33 @@ class Page {
   }
   void lead(const std::string& text) { body_ += "<p class=\"lead\">" + escaped(text) + "</p>\n"; }
   void paragraph(const std::string& text) { body_ += "<p>" + escaped(text) + "</p>\n"; }
-  /// Markup that is well-formed already.
-  void raw(const std::string& markup) { body_ += markup; }
+  /// More rules for the style sheet, in the light and in the dark scheme.
+  void add_css(const std::string& light, const std::string& dark) {
+    light_css_ += light;
+    dark_css_ += dark;
+  }
 
   /// Figures stand side by side between these two, as many as there is room for.
   void begin_cards() { body_ += "<div class=\"grid-of-cards\">\n"; }
   void end_cards() { body_ += "</div>\n"; }
-  /// Cards below each other in one column of the grid.
-  void begin_stack() { body_ += "<div class=\"stack\">\n"; }
-  void end_stack() { body_ += "</div>\n"; }
-
   enum class Width { one, wide, whole };
+  /// Cards below each other in one place of the grid.
+  void begin_stack(Width width = Width::one) {
+    body_ += std::string("<div class=\"stack") + css_class(width) + "\">\n";
+  }
+  void end_stack() { body_ += "</div>\n"; }
+  /// A card with a heading; what follows, up to end_card, stands in it.
+  void begin_card(const std::string& heading) {
+    body_ += "<div class=\"card\">\n<h3>" + escaped(heading) + "</h3>\n";
+  }
+  void end_card() { body_ += "</div>\n"; }
+
   /// A drawing, what it is called, and what one sees.
   void figure(const std::string& heading, const Svg& drawing, const std::string& caption,
               Width width = Width::one) {
-    const char* css = width == Width::one ? "" : width == Width::wide ? " wide" : " whole";
-    body_ += std::string("<figure class=\"card") + css + "\">\n<h3>" + escaped(heading) +
-             "</h3>\n" + drawing.inline_text() + "<figcaption>" + escaped(caption) +
-             "</figcaption>\n</figure>\n";
+    body_ += std::string("<figure class=\"card") + css_class(width) + "\">\n<h3>" +
+             escaped(heading) + "</h3>\n" + drawing.inline_text() + "<figcaption>" +
+             escaped(caption) + "</figcaption>\n</figure>\n";
   }
 
   /// Numbers that are read first: the number, and what it counts.
@@ -114,11 +123,16 @@ class Page {
            "<meta charset=\"utf-8\" />\n<meta name=\"viewport\" content=\"width=device-width, "
            "initial-scale=1\" />\n<meta name=\"color-scheme\" content=\"light dark\" />\n<title>" +
            escaped(title_) + "</title>\n<style>\n" + page_css() + page_colour_css(light_theme) +
-           "@media(prefers-color-scheme:dark){\n" + page_colour_css(dark_theme) +
-           "}\n</style>\n</head>\n<body>\n<main>\n" + body_ + "</main>\n</body>\n</html>\n";
+           light_css_ + "@media(prefers-color-scheme:dark){\n" + page_colour_css(dark_theme) +
+           dark_css_ + "}\n</style>\n</head>\n<body>\n<main>\n" + body_ +
+           "</main>\n</body>\n</html>\n";
   }
 
  private:
+  static const char* css_class(Width width) {
+    return width == Width::one ? "" : width == Width::wide ? " wide" : " whole";
+  }
+
   static std::string cell(const std::string& tag, const std::string& text, bool words) {
     std::string content = escaped(text);
     const std::size_t bar = text.find('|');
@@ -131,6 +145,7 @@ class Page {
 
   std::string title_;
   std::string body_;
+  std::string light_css_, dark_css_;
 };
 
 }  // namespace report

@@ -50,8 +50,11 @@ inline double round_step(double span, int parts) {
   return 10 * power;
 }
 
-/// The smallest round number that is at least `value` > 0.
-inline double round_up(double value) { return round_step(value, 1); }
+/// The smallest number with one digit that is at least `value` > 0.
+inline double round_up(double value) {
+  const double power = std::pow(10, std::floor(std::log10(value)));
+  return power * std::ceil(value / power - 1e-9);
+}
 
 inline std::vector<Tick> linear_ticks(double low, double high, int parts = 5) {
   const double step = round_step(high - low, parts);
@@ -139,7 +142,8 @@ class Plot {
   void bar(double from, double to, double py, int series, const std::string& tooltip = "") {
     if (!std::isfinite(py)) return;
     const double width = x(to) - x(from);
-    const double gap = width > 6 ? 1 : width > 3 ? 0.5 : 0;
+    // Narrow bars overlap a little, or the background would shine through.
+    const double gap = width > 6 ? 1 : width > 3 ? 0.5 : -0.4;
     svg_.rectangle(x(from) + gap / 2, y(py), width - gap, bottom_ - y(py),
                    series_class(series, "-fill"), tooltip);
   }

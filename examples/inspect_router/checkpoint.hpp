@@ -1,0 +1,257 @@
+// SPDX-License-Identifier: MIT
+// Finds the routers in what the user names: files, folders, sharded checkpoints, stacks.
+#ifndef INSPECT_ROUTER_CHECKPOINT_HPP
+#define INSPECT_ROUTER_CHECKPOINT_HPP
+
+#include <algorithm>
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "npy.hpp"
+#include "safetensors.hpp"
+#include "trace.hpp"
+
+namespace inspect_router {
+
+namespace fs = std::filesystem;
+
+/// A router that can be loaded.
+struct StoredRouter {
+  std::string label;
+  std::optional<std::uint64_t> layer;  ///< What its name says.
+  std::shared_ptr<Source> source;
+  Tensor tensor;
+  std::uint64_t number = 0;  ///< Within a stack.
+
+  RowMatrix<float> load() const { return read_matrix(*source, tensor, number); }
+};
+
+/// Names of router weights in checkpoints that are published: Qwen, DeepSeek, OLMoE; Mixtral;
+/// gpt-oss; Llama 4; Megatron.
+inline const std::vector<std::string>& known_names() {
+  static const std::vector<std::string> names = {
+      "model.layers.*.mlp.gate.weight", "model.layers.*.block_sparse_moe.gate.weight",
+      "model.layers.*.mlp.router.weight", "*.layers.*.feed_forward.router.weight",
+      "*decoder.layers.*.mlp.router.weight"};
+  return names;
+}
+
+/// True if `name` is `pattern`, where each '*' stands for any characters. `parts`: those.
+inline bool matches(std::string_view pattern, std::string_view name,
+                    std::vector<std::string>& parts) {
+  const std::size_t star = pattern.find('*');
+  if (star == std::string_view::npos) return pattern == name;
+  if (name.substr(0, star) != pattern.substr(0, star)) return false;
+  const std::string_view rest = pattern.substr(star + 1);
+  const std::size_t kept = parts.size();
+  for (std::size_t end = star; end <= name.size(); ++end) {
+    parts.resize(kept);
+    parts.emplace_back(name.substr(star, end - star));
+    if (matches(rest, name.substr(end), parts)) return true;
+  }
+  parts.resize(kept);
+  return false;
+}
+
+/// The number that stands last in a name's parts, or in a file's name.
+inline std::optional<std::uint64_t> layer_number(const std::vector<std::string>& parts) {
+  for (auto part = parts.rbegin(); part != parts.rend(); ++part) {
+    const bool digits = !part->empty() && part->size() < 10 &&
+                        part->find_first_not_of("0123456789") == std::string::npos;
+    if (digits) return std::stoull(*part);
+  }
+  return std::nullopt;
+}
+inline std::optional<std::uint64_t> layer_number(const std::string& file_name) {
+  std::vector<std::string> parts(1);
+  for (const char c : file_name) {
+    if (c >= '0' && c <= '9') {
+      parts.back() += c;
+    } else {
+      parts.emplace_back();
+    }
+  }
+  return layer_number(parts);
+}
+
+namespace detail {
+
+class Finder {
+ public:
+  explicit Finder(std::string pattern) : pattern_(std::move(pattern)) {}
+
+  void add(const fs::path& path) {
+    std::error_code error;
+    const std::string name = path.filename().string();
+    if (fs::is_directory(path, error)) {
+      add_folder(path);
+    } else if (path.extension() == ".npy") {
+      add_npy(path);
+    } else if (path.extension() == ".safetensors") {
+      add_safetensors(path);
+    } else if (name.size() > 11 && name.compare(name.size() - 11, 11, ".index.json") == 0) {
+      add_index(path);
+    } else {
+      FileSource exists(path);
+      refuse(path.string(), "name", "need .npy, .safetensors, .index.json or a folder");
+    }
+  }
+
+  std::vector<StoredRouter> take() {
+    if (routers_.empty()) complain();
+    std::stable_sort(routers_.begin(), routers_.end(), [](const auto& a, const auto& b) {
+      return std::tuple(a.layer.value_or(~std::uint64_t{0}), a.label, a.number) <
+             std::tuple(b.layer.value_or(~std::uint64_t{0}), b.label, b.number);
+    });
+    return std::move(routers_);
+  }
+
+ private:
+  void add_folder(const fs::path& folder) {
+    if (fs::exists(folder / "model.safetensors.index.json")) {
+      add_index(folder / "model.safetensors.index.json");
+    } else if (fs::exists(folder / "model.safetensors")) {
+      add_safetensors(folder / "model.safetensors");
+    } else {
+      std::vector<fs::path> files;
+      for (const auto& entry : fs::directory_iterator(folder)) {
+        if (entry.path().extension() == ".npy") files.push_back(entry.path());
+      }
+      std::sort(files.begin(), files.end());
+      for (const fs::path& file : files) add_npy(file);
+      if (files.empty()) {
+        refuse(folder.string(), "folder",
+               "need model.safetensors.index.json, model.safetensors or *.npy in it");
+      }
+    }
+  }
+
+  void add_npy(const fs::path& path) {
+    auto source = std::make_shared<FileSource>(path);
+    const Tensor tensor = read_npy_header(*source);
+    add(path.filename().string(), layer_number(path.stem().string()), source, tensor);
+  }
+
+  void add_safetensors(const fs::path& path) {
+    auto source = std::make_shared<FileSource>(path);
+    for (const auto& [name, stored] : read_safetensors_header(*source)) {
+      add_if_wanted(name, source, stored);
+    }
+  }
+
+  void add_index(const fs::path& path) {
+    std::map<std::string, std::vector<std::string>> wanted;  // of each shard
+    for (const auto& [name, file] : read_safetensors_index(FileSource(path))) {
+      names_.push_back(name);
+      if (is_wanted(name)) wanted[file].push_back(name);
+    }
+    for (const auto& [file, names] : wanted) {
+      auto source = std::make_shared<FileSource>(path.parent_path() / file);
+      const auto tensors = read_safetensors_header(*source);
+      for (const std::string& name : names) {
+        const auto found = tensors.find(name);
+        if (found == tensors.end()) {
+          refuse(path.string(), "weight_map " + shown(name), "is not in " + shown(file));
+        }
+        add_if_wanted(name, source, found->second);
+      }
+    }
+  }
+
+  bool is_wanted(const std::string& name) {
+    constexpr std::size_t longest = 1000;  // the time to match grows faster than the name
+    if (name.size() > longest) return false;
+    parts_.clear();
+    if (!pattern_.empty()) return matches(pattern_, name, parts_);
+    return std::any_of(known_names().begin(), known_names().end(), [&](const std::string& known) {
+      parts_.clear();
+      return matches(known, name, parts_);
+    });
+  }
+
+  void add_if_wanted(const std::string& name, const std::shared_ptr<Source>& source,
+                     const StoredTensor& stored) {
+    names_.push_back(name);
+    if (!is_wanted(name)) return;
+    const std::optional<std::uint64_t> layer = layer_number(parts_);
+    add(name, layer, source, readable(source->name(), name, stored));
+  }
+
+  void add(const std::string& label, std::optional<std::uint64_t> layer,
+           const std::shared_ptr<Source>& source, const Tensor& tensor) {
+    if (tensor.shape.size() != 3) {
+      routers_.push_back({label, layer, source, tensor});
+      return;
+    }
+    constexpr std::uint64_t most = 4096;
+    if (tensor.shape[0] > most) {
+      refuse(source->name(), "tensor " + shown(tensor.name), "need at most 4096 layers in a stack");
+    }
+    for (std::uint64_t n = 0; n < tensor.shape[0]; ++n) {
+      routers_.push_back({label + " [" + std::to_string(n) + "]", n, source, tensor, n});
+    }
+  }
+
+  [[noreturn]] void complain() const {
+    std::string message =
+        "no tensor's name fits " +
+        (pattern_.empty() ? std::string("a pattern that is known") : "--name " + shown(pattern_));
+    std::string candidates;
+    int listed = 0;
+    for (const std::string& name : names_) {
+      const bool likely =
+          name.find("gate") != std::string::npos || name.find("router") != std::string::npos;
+      if (likely && listed++ < 5) candidates += (candidates.empty() ? "" : ", ") + shown(name);
+    }
+    if (!candidates.empty()) message += "; these might: " + candidates;
+    throw UserError(message + "; give --name, with '*' for the layer");
+  }
+
+  std::string pattern_;
+  std::vector<StoredRouter> routers_;
+  std::vector<std::string> names_;
+  std::vector<std::string> parts_;
+};
+
+}  // namespace detail
+
+/// The routers in `paths`, in the order of their layers. `pattern`: names of tensors in
+/// .safetensors, '*' for any characters; empty for the known ones.
+inline std::vector<StoredRouter> find_routers(const std::vector<std::string>& paths,
+                                              const std::string& pattern) {
+  detail::Finder finder(pattern);
+  for (const std::string& path : paths) finder.add(path);
+  return finder.take();
+}
+
+/// The decisions in a file, or in all router_trace_rank*.jsonl of a folder.
+inline Trace find_trace(const fs::path& path) {
+  Trace trace;
+  std::error_code error;
+  if (!fs::is_directory(path, error)) {
+    add_trace(FileSource(path), trace);
+    return trace;
+  }
+  std::vector<fs::path> files;
+  std::vector<std::string> parts;
+  for (const auto& entry : fs::directory_iterator(path)) {
+    if (matches("router_trace_rank*.jsonl", entry.path().filename().string(), parts)) {
+      files.push_back(entry.path());
+    }
+  }
+  if (files.empty()) refuse(path.string(), "folder", "need router_trace_rank*.jsonl in it");
+  std::sort(files.begin(), files.end());
+  for (const fs::path& file : files) add_trace(FileSource(file), trace);
+  return trace;
+}
+
+}  // namespace inspect_router
+
+#endif  // INSPECT_ROUTER_CHECKPOINT_HPP

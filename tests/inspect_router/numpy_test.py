@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: MIT
+"""inspect_router on files that NumPy wrote, against NumPy's own arithmetic.
+
+Usage: numpy_test.py <inspect_router>. If the package safetensors is installed, it writes the
+.safetensors file too; else that file follows the published format by hand.
+"""
+import json
+import os
+import struct
+import subprocess
+import sys
+import tempfile
+
+import numpy as np
+
+
+def inspect(program, folder, *arguments):
+    subprocess.run([program, *arguments, "--no-png", "--out", "out"], cwd=folder, check=True,
+                   stdout=subprocess.DEVNULL)
+    with open(os.path.join(folder, "out", "inspect.json"), encoding="utf-8") as file:
+        return json.load(file)["layers"]
+
+
+def cosines(weights):
+    rows = weights.astype(np.float64)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    result = rows @ rows.T
+    np.fill_diagonal(result, -2)
+    return result
+
+
+def check_similarity(layer, weights):
+    similarity = layer["similarity"]
+    expected = cosines(weights)
+    got = similarity["partner_cosine_of_expert"]
+    np.testing.assert_allclose(got, expected.max(axis=1), atol=1e-5)
+    partners = similarity["partner_of_expert"]
+    np.testing.assert_allclose(expected[np.arange(len(partners)), partners], expected.max(axis=1),
+                               atol=1e-5)
+    off_diagonal = expected[~np.eye(len(expected), dtype=bool)]
+    np.testing.assert_allclose(similarity["pairs"]["mean"], off_diagonal.mean(), atol=1e-6)
+    np.testing.assert_allclose(similarity["pairs"]["deviation"], off_diagonal.std(), atol=1e-6)
+
+
+def write_safetensors(path, tensors):
+    try:
+        from safetensors.numpy import save_file
+        save_file(tensors, path)
+        return
+    except ImportError:
+        pass
+    names = {np.dtype("float32"): "F32", np.dtype("float16"): "F16", np.dtype("float64"): "F64"}
+    header, data = {"__metadata__": {"format": "np"}}, b""
+    for name, tensor in tensors.items():
+        begin = len(data)
+        data += tensor.tobytes()
+        header[name] = {"dtype": names[tensor.dtype], "shape": list(tensor.shape),
+                        "data_offsets": [begin, len(data)]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text + data)
+
+
+def main(program):
+    random = np.random.default_rng(5)
+    with tempfile.TemporaryDirectory() as folder:
+        tensors = {}
+        for dtype in (np.float16, np.float32, np.float64):
+            for version in ((1, 0), (2, 0), (3, 0)):
+                weights = random.normal(size=(40, 96)).astype(dtype)
+                with open(os.path.join(folder, "w.npy"), "wb") as file:
+                    np.lib.format.write_array(file, weights, version=version)
+                check_similarity(inspect(program, folder, "w.npy")[0], weights)
+            tensors[f"model.layers.{len(tensors)}.mlp.gate.weight"] = weights
+        write_safetensors(os.path.join(folder, "model.safetensors"), tensors)
+        layers = inspect(program, folder, ".")
+        assert len(layers) == 3
+        for layer, weights in zip(layers, tensors.values()):
+            check_similarity(layer, weights)
+
+        # Tokens: loads and the lift of partners, by the definition of the documentation.
+        tokens = random.normal(size=(500, 96)).astype(np.float16)
+        np.save(os.path.join(folder, "x.npy"), tokens)
+        layer = inspect(program, folder, "model.safetensors", "--x", "x.npy", "--top-k", "4")[1]
+        weights = tensors["model.layers.1.mlp.gate.weight"]
+        logits = tokens.astype(np.float64) @ weights.astype(np.float64).T
+        chosen = np.zeros(logits.shape)
+        np.put_along_axis(chosen, np.argsort(-logits, axis=1)[:, :4], 1, axis=1)
+        together = chosen.T @ chosen
+        loads = together.diagonal()
+        assert layer["routing"]["load_of_expert"] == loads.astype(int).tolist()
+        products = np.outer(loads, loads)
+        off_diagonal = ~np.eye(40, dtype=bool)
+        scale = together[off_diagonal].sum() / products[off_diagonal].sum()
+        pairs = np.arange(40), layer["similarity"]["partner_of_expert"]
+        np.testing.assert_allclose(layer["routing"]["partner_lift"],
+                                   together[pairs].sum() / (scale * products[pairs].sum()),
+                                   rtol=1e-9)
+
+        # What the format allows, but this program does not.
+        for bad in (np.asfortranarray(weights), weights.astype(">f4"), weights.astype(np.int32),
+                    np.where(weights > 3, np.nan, weights)):
+            np.save(os.path.join(folder, "bad.npy"), bad)
+            result = subprocess.run([program, "bad.npy"], cwd=folder, capture_output=True,
+                                    check=False)
+            assert result.returncode == 2 and b"bad.npy: " in result.stderr, result
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
