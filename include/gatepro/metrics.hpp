@@ -4,6 +4,7 @@
 //   counts per expert ──► load_metrics, LoadCounts          W ──► S ──► pairwise_similarity
 //   ids               ──► Coactivation                      partners ──► partner_similarity,
 //   logits, rivals    ──► count_margins ──► MarginCounts                 partner_graph, churn
+//                                     └──► LambdaEstimate ──► lambda
 //   PenaltyStatistics ──► penalty_shares
 //
 // Accumulators hold integers, which add up over micro-batches, threads, layers and ranks. Spectral
@@ -12,6 +13,7 @@
 #define GATEPRO_METRICS_HPP
 
 #include "gatepro/metrics/coactivation.hpp"
+#include "gatepro/metrics/lambda_estimate.hpp"
 #include "gatepro/metrics/loads.hpp"
 #include "gatepro/metrics/margins.hpp"
 #include "gatepro/metrics/partner_graph.hpp"

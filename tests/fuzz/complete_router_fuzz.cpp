@@ -68,6 +68,7 @@ gatepro::CompleteConfig choose_config(FuzzedDataProvider& data) {
   c.noise.seed = data.ConsumeIntegral<std::uint8_t>();
   c.choice.step = pick({0, 0, 0x1p-14, 0.125, 0x1p100});
   c.choice.order = static_cast<gatepro::ChoiceOrder>(data.ConsumeIntegralInRange(0, 1));
+  c.adaptive_lambda = {pick({0, 0, 0.1, 1}), pick({1, 16})};
   // Settings that may be refused.
   if (rarely(data)) c.top_k = data.ConsumeIntegral<std::int8_t>();
   if (rarely(data)) c.groups.num_groups = data.ConsumeIntegral<std::int8_t>();
@@ -80,6 +81,7 @@ gatepro::CompleteConfig choose_config(FuzzedDataProvider& data) {
   if (rarely(data)) c.losses.batch = number(data);
   if (rarely(data)) c.noise.jitter = number(data);
   if (rarely(data)) c.noise.logit_sigma = number(data);
+  if (rarely(data)) c.adaptive_lambda.share = number(data);
   if (rarely(data) && c.capacity) c.capacity->factor = number(data);
   return c;
 }
@@ -88,7 +90,8 @@ bool same_state(const gatepro::RouterState& a, const gatepro::RouterState& b) {
   return a.partners_EM == b.partners_EM && a.expert_bias_E == b.expert_bias_E &&
          a.bias_counts_E == b.bias_counts_E && a.correction_bias_E == b.correction_bias_E &&
          a.balance_counts_E == b.balance_counts_E && a.balance_tokens == b.balance_tokens &&
-         a.noise_position == b.noise_position;
+         a.noise_position == b.noise_position && a.lambda_estimate == b.lambda_estimate &&
+         a.lambda_counts == b.lambda_counts;
 }
 
 void check_routing(const gatepro::CompleteConfig& config, const gatepro::ForwardInputs<>& in,

@@ -364,6 +364,8 @@ TEST(NoAllocation, CompleteRouter) {
   const auto dweights = random_matrix<float>(tokens, top_k, 3);
   gatepro::CompleteConfig config = complete_data::full_config(hidden, experts, top_k);
   config.fewer = gatepro::FewerChoices{0.9, 2};
+  config.competition = gatepro::Competition::penalty(0.1);
+  config.adaptive_lambda.share = 0.1;
   gatepro::CompleteRouter<float> router(config);
   router.refresh(w, 0);
   gatepro::RoutingBuffers buffers(router, gatepro::BufferShape{tokens, 1, 1, true, true});
@@ -382,6 +384,38 @@ TEST(NoAllocation, CompleteRouter) {
   in.pass = gatepro::Pass::recompute;
   EXPECT_EQ(cost_of([&] { router.forward(x, w, in, buffers); }), 0);
   EXPECT_EQ(cost_of([&] { router.end_step(); }), 0);
+}
+
+TEST(NoAllocation, Metrics) {
+  const Index tokens = 300, experts = 12, top_k = 4;
+  const auto logits = random_matrix<float>(tokens, experts, 5);
+  const RowMatrix<float> similarity = random_matrix<float>(experts, experts, 6);
+  const RowMatrix<std::int32_t> partners = RowMatrix<std::int32_t>::Zero(experts, 1);
+  const gatepro::RivalTable rivals(partners, false);
+  const RowMatrix<std::int32_t> ids = RowMatrix<std::int32_t>::Constant(tokens, top_k, -1);
+  std::vector<std::int64_t> counts(static_cast<std::size_t>(experts), 3);
+  const gatepro::VectorView<std::int64_t> counts_E(counts);
+  std::vector<gatepro::CoactivatedPair> best(5);
+  std::vector<std::byte> memory(gatepro::count_margins_workspace_bytes<float>(experts, top_k));
+  gatepro::LoadCounts loads(experts);
+  gatepro::Coactivation pairs(experts);
+  gatepro::MarginCounts margins;
+  gatepro::LambdaEstimate lambda({0.1, 16});
+  EXPECT_EQ(cost_of([&] {
+              loads.add(counts);
+              loads.metrics();
+              gatepro::pairwise_similarity(gatepro::view(similarity));
+              gatepro::partner_similarity(gatepro::view(similarity), partners);
+              gatepro::add_pairwise_histogram(gatepro::view(similarity), counts_E);
+              gatepro::partner_graph(partners, counts_E);
+              pairs.add(gatepro::Choices{gatepro::strided_view(ids)});
+              pairs.top_pairs(gatepro::VectorView<gatepro::CoactivatedPair>(best));
+              gatepro::count_margins(gatepro::view(logits), rivals, {top_k}, {}, margins, memory);
+              margins.lambda_for_share(0.1);
+              lambda.observe(gatepro::view(logits), rivals, {top_k}, {}, memory);
+              lambda.step();
+            }),
+            0);
 }
 
 TEST(NoAllocation, RoutingStages) {

@@ -121,6 +121,8 @@ inline void expect_same_state(const gatepro::RouterState& a, const gatepro::Rout
   EXPECT_EQ(a.balance_counts_E, b.balance_counts_E);
   EXPECT_EQ(a.balance_tokens, b.balance_tokens);
   EXPECT_EQ(a.noise_position, b.noise_position);
+  EXPECT_EQ(a.lambda_estimate, b.lambda_estimate);
+  EXPECT_EQ(a.lambda_counts, b.lambda_counts);
 }
 
 /// Rows [first, first + count) of a matrix.

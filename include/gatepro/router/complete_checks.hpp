@@ -45,6 +45,14 @@ inline SelectionRule with_top_k(SelectionRule rule, Index top_k) {
   return rule;
 }
 
+/// True if a pass tells the estimate of lambda what its logits are like: if it learns, and the
+/// penalty has a part in it.
+template <class Id>
+bool informs_lambda(const CompleteConfig& config, const ForwardInputs<Id>& in) {
+  return config.adaptive_lambda.share > 0 && in.pass == Pass::training && in.replay == nullptr &&
+         config.competition.mode == CompetitionMode::penalty && !is_forced(config, in.pass);
+}
+
 /// The rule that a pass chooses and weighs by.
 template <class Id>
 SelectionRule selection_in(const CompleteConfig& config, const ForwardInputs<Id>& in) {
@@ -87,6 +95,7 @@ const CompleteConfig& checked_complete(const CompleteConfig& config) {
                   config.choice.order == ChoiceOrder::best_first,
               "choices best first, not by id, for DropPolicy::choice_major",
               {{"order", static_cast<int>(config.choice.order)}});
+  check_adaptive_lambda(checks, config.adaptive_lambda);
   return config;
 }
 
@@ -309,6 +318,16 @@ inline void check_state_sizes(const Checks& checks, const CompleteConfig& config
   checks.need(!state.expert_bias_E.empty() || state.bias_counts_E.empty(),
               "expert_bias_E where there are bias_counts_E",
               {{"size of bias_counts_E", state.bias_counts_E.size()}});
+  const bool adapts = config.adaptive_lambda.share > 0;
+  const Index lambdas = adapts ? LambdaEstimate::size() : 0;
+  const char* lambda_rule = adapts ? "LambdaEstimate::size() elements, or none"
+                                   : "no elements: AdaptiveLambda::share is 0";
+  check_state_size(checks, "lambda_estimate", lambda_rule, state.lambda_estimate, lambdas);
+  check_state_size(checks, "lambda_counts", lambda_rule, state.lambda_counts, lambdas);
+  checks.need(state.lambda_estimate.size() == state.lambda_counts.size(),
+              "lambda_estimate and lambda_counts, or none of both",
+              {{"size of lambda_estimate", state.lambda_estimate.size()},
+               {"size of lambda_counts", state.lambda_counts.size()}});
   check_state_size(checks, "partners_EM", "num_experts * partners_per_expert elements, or none",
                    state.partners_EM, experts * config.pairing.partners_per_expert);
 }

@@ -35,7 +35,12 @@ std::size_t forward_bytes(const CompleteConfig& config, const BufferShape& shape
                       : 0;
   const std::size_t fewer =
       config.fewer ? keep_fewer_choices_workspace_bytes<A>(config.top_k, shape.workers) : 0;
-  return (std::max)({pass, fewer, complete_losses_workspace_bytes<A>(config, shape), drop});
+  const std::size_t margins =
+      config.adaptive_lambda.share > 0
+          ? count_margins_workspace_bytes<A>(config.num_experts, config.top_k, shape.workers)
+          : 0;
+  return (std::max)(
+      {pass, fewer, complete_losses_workspace_bytes<A>(config, shape), drop, margins});
 }
 
 /// True if a forward from tokens jitters them.

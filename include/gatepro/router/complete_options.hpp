@@ -8,6 +8,7 @@
 
 #include "gatepro/balance/balance_counts.hpp"
 #include "gatepro/dispatch/capacity.hpp"
+#include "gatepro/metrics/lambda_estimate.hpp"
 #include "gatepro/router/config.hpp"
 #include "gatepro/routing/fewer_choices.hpp"
 #include "gatepro/routing/routing_record.hpp"
@@ -74,6 +75,12 @@ struct CompleteConfig : RouterConfig {
   std::optional<CapacityRule> capacity{};  ///< Drops; none: dropless.
   NoiseRule noise{};                       ///< Jitter, logit noise, forced routing.
   ChoiceRule choice{};                     ///< Rounded scores, and the order of the choices.
+  /// Lambda by the share of the choices that it changes, in CompetitionMode::penalty. Training
+  /// forwards look at their logits, and end_step sets the lambda of the next step, which
+  /// set_competition then leaves as it is; `competition.lambda` is that of the first step. The
+  /// share is that of plain top-k: a bias that balances, a group limit or a grid of scores may
+  /// shift it.
+  AdaptiveLambda adaptive_lambda{};
 
   /// The part that chooses experts and weighs them.
   GATEPRO_ALWAYS_INLINE constexpr SelectionRule selection() const {

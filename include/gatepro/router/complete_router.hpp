@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -59,7 +60,10 @@ class CompleteRouter : public PartneredRouter<accumulator_t<X, W>, W, CompleteCo
 
   /// Throws Error for settings that do not fit together.
   explicit CompleteRouter(const CompleteConfig& settings)
-      : Base(checked(settings)), bias_(settings.num_experts), balance_(settings.num_experts) {}
+      : Base(checked(settings)), bias_(settings.num_experts), balance_(settings.num_experts) {
+    if (settings.adaptive_lambda.share > 0) lambda_.emplace(settings.adaptive_lambda);
+    given_lambda_ = settings.competition.lambda;
+  }
 
   using Base::config;
   using Base::similarity_cache;
@@ -79,6 +83,14 @@ class CompleteRouter : public PartneredRouter<accumulator_t<X, W>, W, CompleteCo
   }
   /// The loads that losses count: of the last training forward, and of all since end_step.
   const BalanceAccumulator& balance() const { return balance_; }
+
+  /// Changes the competition for all later forwards, as PartneredRouter::set_competition does, but
+  /// for the lambda of a penalty once CompleteConfig::adaptive_lambda has found one.
+  void set_competition(const Competition& competition) {
+    Base::set_competition(competition);
+    given_lambda_ = competition.lambda;
+    adapt_lambda();
+  }
 
   /// Bytes of the outputs of shape.tokens tokens.
   std::size_t outputs_bytes(const BufferShape& shape) const {
@@ -251,14 +263,19 @@ class CompleteRouter : public PartneredRouter<accumulator_t<X, W>, W, CompleteCo
              buffers.workspace(), executor);
   }
 
-  /// Ends an optimizer step: moves the bias by the load of all ranks, and forgets the loads that
-  /// losses accumulated. `reduce` is called once if there is a bias, else not at all. Throws what
-  /// it throws, and Error for a bias that would not stay finite; nothing has changed then.
+  /// Ends an optimizer step: moves the bias by the load of all ranks, sets a lambda that adapts,
+  /// and forgets the loads that losses accumulated. `reduce` is called once if there is a bias, and
+  /// once if lambda adapts. Throws what it throws, and Error for a bias that would not stay finite;
+  /// nothing has changed then.
   template <class Reduce = NoReduce>
   void end_step(const Reduce& reduce = {}) {
+    if (lambda_) lambda_->prepare_step(reduce);
     if (config().bias.enabled) bias_.step(reduce, config().bias.update_rate, config().bias.centre);
     correction_.follow(bias_.values());
     balance_.reset();
+    if (!lambda_) return;
+    lambda_->commit_step();
+    adapt_lambda();
   }
 
   /// What a checkpoint needs. Allocates.
@@ -340,6 +357,14 @@ class CompleteRouter : public PartneredRouter<accumulator_t<X, W>, W, CompleteCo
 
   Index most_choices(const Inputs& in) const { return detail::most_choices(config(), in); }
 
+  /// The lambda of a penalty follows the estimate, if there is one.
+  void adapt_lambda() {
+    if (!lambda_ || config().competition.mode != CompetitionMode::penalty) return;
+    Competition competition = config().competition;
+    competition.lambda = lambda_->lambda() > 0 ? lambda_->lambda() : given_lambda_;
+    Base::set_competition(competition);
+  }
+
   std::int64_t noise_position(const Inputs& in) const {
     return in.pass == Pass::recompute ? in.replay->noise_position : noise_position_;
   }
@@ -407,6 +432,11 @@ class CompleteRouter : public PartneredRouter<accumulator_t<X, W>, W, CompleteCo
       report.capacity = capacity(in, report, reduce);
       detail::drop(config(), in, out, workspace, executor, report);
     }
+    if (detail::informs_lambda(config(), in)) {
+      lambda_->prepare(MatrixView<const A>(out.logits_TE), cache.rivals(),
+                       {most_choices(in), config().competition.ties}, in.is_padding_T, workspace,
+                       executor);
+    }
     commit(in, out, report);
     return report;
   }
@@ -432,6 +462,7 @@ class CompleteRouter : public PartneredRouter<accumulator_t<X, W>, W, CompleteCo
       if (config().losses.any()) balance_.commit();
       noise_position_ += report.tokens;
     }
+    if (detail::informs_lambda(config(), in)) lambda_->commit();
     detail::fill_record(config(), in, out, report);
     out.forward_id[0] = report.forward_id;
   }
@@ -457,6 +488,8 @@ class CompleteRouter : public PartneredRouter<accumulator_t<X, W>, W, CompleteCo
   ExpertBias<Accumulator> bias_;
   detail::CorrectionBias<Accumulator> correction_;
   BalanceAccumulator balance_;
+  std::optional<LambdaEstimate> lambda_;
+  double given_lambda_ = 0;  // while there is no estimate
   std::int64_t noise_position_ = 0;
   detail::ForwardIds ids_;
 };
@@ -482,6 +515,12 @@ RouterState CompleteRouter<X, W, Id>::state() const {
                                 total.tokens_per_expert_E.data + total.tokens_per_expert_E.size);
   state.balance_tokens = total.tokens;
   state.noise_position = noise_position_;
+  if (lambda_) {
+    const auto estimate = lambda_->estimate();
+    const auto counts = lambda_->counts();
+    state.lambda_estimate.assign(estimate.data, estimate.data + estimate.size);
+    state.lambda_counts.assign(counts.data, counts.data + counts.size);
+  }
   return state;
 }
 
@@ -507,6 +546,11 @@ void CompleteRouter<X, W, Id>::restore(const RouterState& state) {
   if (!state.balance_counts_E.empty()) {
     fresh.balance_.restore({state.balance_counts_E, state.balance_tokens});
   }
+  if (!state.lambda_estimate.empty()) {
+    fresh.lambda_->restore(state.lambda_estimate, state.lambda_counts);
+  }
+  fresh.given_lambda_ = given_lambda_;
+  fresh.adapt_lambda();
   fresh.noise_position_ = state.noise_position;
   fresh.ids_ = std::move(ids_);
   fresh.ids_.forget();

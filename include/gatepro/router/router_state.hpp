@@ -24,6 +24,8 @@ struct RouterState {
   std::vector<double> correction_bias_E;       ///< E: the fixed bias, or empty without one.
   std::vector<std::int64_t> balance_counts_E;  ///< Accumulated since the last end_step.
   std::int64_t balance_tokens = 0;             ///< The same for tokens.
+  std::vector<double> lambda_estimate;         ///< LambdaEstimate::estimate, if lambda adapts.
+  std::vector<std::int64_t> lambda_counts;     ///< LambdaEstimate::counts since the last end_step.
   std::int64_t noise_position = 0;  ///< Tokens that have drawn noise: the next one draws here.
 };
 
