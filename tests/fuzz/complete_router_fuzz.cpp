@@ -8,11 +8,13 @@
 #include <cstdint>
 #include <cstring>
 #include <gatepro/router/complete_router.hpp>
+#include <gatepro/routing/hash_tables.hpp>
 #include <limits>
 #include <vector>
 
 #include "fuzz/fuzzing.hpp"
 #include "support/executors.hpp"
+#include "support/memory.hpp"
 
 namespace {
 
@@ -105,15 +107,20 @@ void check_routing(const gatepro::CompleteConfig& config, const gatepro::Forward
     for (Index j = 0; j < config.top_k; ++j) {
       if (out.expert_ids_TK(t, j) == -1) {
         const bool last = j + 1 == config.top_k || out.expert_ids_TK(t, j + 1) == -1;
-        check(last && (j >= most || (config.fewer && !padding)), "ids of -1 only where asked for");
-        check(j < most || out.weights_TK(t, j) == 0, "what was not chosen weighs nothing");
+        check(in.hash != nullptr || (last && (j >= most || (config.fewer && !padding))),
+              "ids of -1 only where asked for");
+        check((j < most && in.hash == nullptr) || out.weights_TK(t, j) == 0,
+              "what was not chosen weighs nothing");
+        check(in.hash == nullptr || !config.capacity || out.kept_TK(t, j) == 0,
+              "a choice of none has no slot");
         continue;
       }
       check(j < most, "no more choices than the call allows");
       const auto id = static_cast<std::size_t>(out.expert_ids_TK(t, j));
       check(id < seen.size() && !seen[id], "distinct ids in range");
       seen[id] = true;
-      check(!by_id || j == 0 || out.expert_ids_TK(t, j - 1) < out.expert_ids_TK(t, j),
+      check(!by_id || in.hash != nullptr || j == 0 ||
+                out.expert_ids_TK(t, j - 1) < out.expert_ids_TK(t, j),
             "ids in their order");
       check(!padding || out.weights_TK(t, j) == 0, "padding weighs nothing");
       check(!padding || !config.capacity || out.kept_TK(t, j) == 0, "padding has no slot");
@@ -141,6 +148,12 @@ void run(FuzzedDataProvider& data) {
   const bool evaluates = data.ConsumeBool(), corrects = data.ConsumeBool(),
              biased = data.ConsumeBool();
   const Index call_top_k = data.ConsumeIntegralInRange<Index>(rarely(data) ? -1 : 0, config.top_k);
+  const bool hashes = data.ConsumeIntegralInRange(0, 3) == 1, bad_token_ids = rarely(data);
+  gatepro::OrthogonalityRule rule;
+  rule.kind = static_cast<gatepro::OrthogonalityKind>(data.ConsumeIntegralInRange(0, 1));
+  rule.coefficient = rarely(data) ? number(data) : data.ConsumeIntegralInRange(0, 1);
+  rule.groups = data.ConsumeIntegralInRange<Index>(1, 3);
+  rule.only_partners = data.ConsumeBool();
   Values values(data);
   values.set_special_share(data.ConsumeIntegralInRange<std::uint64_t>(0, 40));
   const auto x_TH = values.matrix(tokens, config.hidden_size);
@@ -150,7 +163,13 @@ void run(FuzzedDataProvider& data) {
   const gatepro::BiasedWeights<float> weights{
       w_EH, biased ? gatepro::VectorView<const float>(bias.data(), bias.size())
                    : gatepro::VectorView<const float>()};
-  if (refreshes) router.refresh(w_EH, 0);
+  gatepro::RowMatrix<float> pushed_EH = gatepro::RowMatrix<float>::Zero(w_EH.rows(), w_EH.cols());
+  if (refreshes) {
+    const auto apart = router.refresh_with_loss(w_EH, 0, rule, pushed_EH, workers);
+    check(apart.loss >= 0, "an orthogonality loss that is a number");
+    check(rule.kind == gatepro::OrthogonalityKind::simbal || apart.loss <= rule.coefficient * 1.001,
+          "a mean of squared cosines");
+  }
   if (corrects) {
     const auto correction_1E = values.matrix(1, config.num_experts);
     router.set_correction_bias({correction_1E.data(), config.num_experts});
@@ -164,8 +183,22 @@ void run(FuzzedDataProvider& data) {
     begin.push_back(at);
   }
   if (bad_borders) begin.back() += 1;
+  constexpr Index vocabulary = 11;
+  gatepro::RowMatrix<std::int32_t> hashed_VK = ::data::copy<std::int32_t>(
+      gatepro::random_hash_table(vocabulary, config.num_experts, config.top_k, 1).expert_ids());
+  hashed_VK.row(3).setConstant(-1);
+  hashed_VK(7, 0) = -1;
+  const gatepro::HashTable table(config.num_experts, hashed_VK);
+  std::vector<std::int64_t> token_ids(static_cast<std::size_t>(tokens));
+  for (auto& id : token_ids) {
+    id = static_cast<std::int64_t>(values.next_bits() % (vocabulary + (bad_token_ids ? 1 : 0)));
+  }
   gatepro::RoutingRecord<> record;
   gatepro::ForwardInputs<> in;
+  if (hashes) {
+    in.hash = &table;
+    in.token_ids_T = token_ids;
+  }
   if (pads) in.is_padding_T = padding;
   in.sequence_begin_S1 = begin;
   in.record = &record;

@@ -49,6 +49,17 @@ void route() {
                          buffers.workspace(), executor);
 }
 
+template <class Id>
+void hash() {
+  const std::vector<std::int64_t> token_ids(tokens);
+  RowMatrix<Id> ids_TK = zeros<Id>(tokens, top_k);
+  gatepro::hash_ids(gatepro::balanced_hash_table(token_ids, experts, top_k, 1), token_ids, {},
+                    gatepro::strided_view(ids_TK));
+}
+template void hash<std::int32_t>();
+template void hash<std::int64_t>();
+template void hash<std::uint64_t>();
+
 template <class W>
 void start_weights() {
   RowMatrix<W> w_EH = zeros<W>(experts, hidden);

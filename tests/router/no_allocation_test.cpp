@@ -383,6 +383,16 @@ TEST(NoAllocation, CompleteRouter) {
   in.replay = &record;
   in.pass = gatepro::Pass::recompute;
   EXPECT_EQ(cost_of([&] { router.forward(x, w, in, buffers); }), 0);
+  const auto table = gatepro::random_hash_table(9, experts, top_k, 1);
+  const std::vector<std::int64_t> token_ids(static_cast<std::size_t>(tokens), 5);
+  in.replay = nullptr;
+  in.pass = gatepro::Pass::training;
+  in.hash = &table;
+  in.token_ids_T = token_ids;
+  EXPECT_EQ(cost_of([&] { router.forward(x, w, in, buffers); }), 0);
+  RowMatrix<std::int64_t> ids(tokens, top_k);
+  EXPECT_EQ(cost_of([&] { gatepro::hash_ids(table, token_ids, {}, gatepro::strided_view(ids)); }),
+            0);
   EXPECT_EQ(cost_of([&] { router.end_step(); }), 0);
 }
 

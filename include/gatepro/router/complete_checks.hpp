@@ -23,11 +23,18 @@ inline bool is_forced(const CompleteConfig& config, Pass pass) {
   return config.noise.forced != ForcedRouting::none && pass != Pass::evaluation;
 }
 
+/// True if a hash table makes the choices of a pass.
+template <class Id>
+bool is_hashed(const CompleteConfig& config, const ForwardInputs<Id>& in) {
+  return in.hash != nullptr && in.replay == nullptr && !is_forced(config, in.pass);
+}
+
 /// True if a pass chooses experts by its logits, random ones included.
 template <class Id>
 bool chooses(const CompleteConfig& config, const ForwardInputs<Id>& in) {
   const bool round_robin = config.noise.forced == ForcedRouting::round_robin;
-  return in.replay == nullptr && !(round_robin && is_forced(config, in.pass));
+  return in.replay == nullptr && !is_hashed(config, in) &&
+         !(round_robin && is_forced(config, in.pass));
 }
 
 /// The most choices of a token: those of the call, or of its record, or of the settings.
@@ -57,7 +64,7 @@ bool informs_lambda(const CompleteConfig& config, const ForwardInputs<Id>& in) {
 template <class Id>
 SelectionRule selection_in(const CompleteConfig& config, const ForwardInputs<Id>& in) {
   SelectionRule rule = config.selection();
-  if (is_forced(config, in.pass)) rule.competition = Competition::off();
+  if (is_forced(config, in.pass) || in.hash != nullptr) rule.competition = Competition::off();
   if (in.pass == Pass::recompute && in.replay->competition) {
     rule.competition = *in.replay->competition;
   }
@@ -147,6 +154,24 @@ void check_replay(const Checks& checks, const CompleteConfig& config, const Forw
     check_balance_counts(totals_of, load, config.num_experts);
     check_choices_per_token(totals_of, load, config.top_k);
   }
+}
+
+/// A table for this router, and the ids that it is read by.
+template <class Id>
+void check_hash(const Checks& checks, const CompleteConfig& config, const ForwardInputs<Id>& in,
+                Index tokens) {
+  if (in.hash == nullptr) {
+    checks.need(!in.token_ids_T.given(), "a hash table for token_ids_T");
+    return;
+  }
+  const HashTable& table = *in.hash;
+  need(table.num_experts() == config.num_experts && table.top_k() == config.top_k, checks.where(),
+       "a hash table of the router's experts and top_k",
+       {{"num_experts", config.num_experts},
+        {"top_k", config.top_k},
+        {"num_experts of the table", table.num_experts()},
+        {"top_k of the table", table.top_k()}});
+  check_token_ids(checks, table, in.token_ids_T, in.is_padding_T, tokens);
 }
 
 /// True if a forward drops what its record dropped. All ranks agree on it, also those without
@@ -251,7 +276,8 @@ void check_complete_overlaps(const Checks& checks, Access access, const ForwardI
       of_out("weight_totals_T", out.weight_totals_T), of_out("kept_sums_T", out.kept_sums_T),
       of_out("jittered_TH", out.jittered_TH), of_out("forward_id", out.forward_id),
       of_out("statistics", out.statistics), input("is_padding_T", in.is_padding_T),
-      input("sequence_begin_S1", in.sequence_begin_S1), more...);
+      input("sequence_begin_S1", in.sequence_begin_S1), input("token_ids_T", in.token_ids_T),
+      more...);
 }
 
 /// What a forward writes does not stand in a record either. The record that it fills may be the one
@@ -268,6 +294,8 @@ void check_forward_overlaps(const Checks& checks, const ForwardInputs<Id>& in,
   };
   check_complete_overlaps(
       checks, Access::write, in, out, more...,
+      input("hash table",
+            in.hash != nullptr ? in.hash->expert_ids() : MatrixView<const std::int32_t>()),
       input_in("replay->expert_ids_TK", replay.expert_ids_TK),
       input_in("replay->penalised_TK", replay.penalised_TK),
       input_in("replay->kept_TK", replay.kept_TK), input_in("replay->totals", replay.totals),
@@ -285,8 +313,10 @@ void check_complete_forward(const CompleteConfig& config, const RivalTable& riva
   check_complete_inputs(checks, config, in, tokens);
   check_complete_outputs(checks, config, out, tokens, jittered, in.record != nullptr);
   check_replay(checks, config, in, tokens);
-  checks.need(out.statistics == nullptr || chooses(config, in),
-              "no statistics of choices that the penalty had no part in: replayed or forced ones");
+  check_hash(checks, config, in, tokens);
+  checks.need(
+      out.statistics == nullptr || chooses(config, in),
+      "no statistics of choices that the penalty had no part in: replayed, forced or hashed ones");
   const SelectionRule rule = selection_in(config, in);
   checked_competition<A>(checks, rule.competition, rivals, config.num_experts);
   checks.need(in.pass != Pass::recompute || !in.replay->competition || !rule.competition.active() ||

@@ -160,8 +160,12 @@ bool load_choices(const CompleteConfig& config, std::int64_t position, const For
     return true;
   }
   if (chooses(config, in)) return false;
-  round_robin_ids(round_robin_start(config, position, out.expert_ids_TK.rows), config.num_experts,
-                  out.expert_ids_TK);
+  if (is_hashed(config, in)) {
+    load_hash_ids(*in.hash, in.token_ids_T, in.is_padding_T, out.expert_ids_TK);
+  } else {
+    round_robin_ids(round_robin_start(config, position, out.expert_ids_TK.rows), config.num_experts,
+                    out.expert_ids_TK);
+  }
   for (Index t = 0; t < out.penalised_TK.rows; ++t) {
     for (Index j = 0; j < out.penalised_TK.cols; ++j) out.penalised_TK(t, j) = 0;
   }

@@ -11,6 +11,7 @@
 #include "gatepro/metrics/lambda_estimate.hpp"
 #include "gatepro/router/config.hpp"
 #include "gatepro/routing/fewer_choices.hpp"
+#include "gatepro/routing/hash_routing.hpp"
 #include "gatepro/routing/routing_record.hpp"
 
 namespace gatepro {
@@ -118,6 +119,12 @@ struct ForwardInputs {
   std::int64_t tokens_in_mean = 0;
   /// The same for the sequences that hold a valid token.
   std::int64_t sequences_in_mean = 0;
+  /// If given, it chooses, by token_ids_T, and logits only weigh: competition, bias and groups have
+  /// no say, nor does the bias move. A replay or forced routing goes before it.
+  const HashTable* hash = nullptr;
+  /// T: ids of tokens in the vocabulary of `hash`, which needs them. Those of padding may be
+  /// anything.
+  VectorView<const std::int64_t> token_ids_T{};
 };
 
 /// What a backward needs besides what its forward had. Only the first is required.

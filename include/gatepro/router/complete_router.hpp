@@ -371,7 +371,7 @@ class CompleteRouter : public PartneredRouter<accumulator_t<X, W>, W, CompleteCo
 
   /// True where biases have a say in the choices.
   bool biases_decide(const Inputs& in) const {
-    return in.replay == nullptr && !detail::is_forced(config(), in.pass);
+    return in.replay == nullptr && in.hash == nullptr && !detail::is_forced(config(), in.pass);
   }
 
   /// The bias, where it has a say in the choices.
