@@ -241,6 +241,19 @@ TEST(CompleteHash, ARecomputationHasTheSameBits) {
       same_bits(complete_data::forward(router, x_TH, w_EH, evaluation).ids_TK, want.ids_TK));
 }
 
+// A row of the table counts as best first.
+TEST(CompleteHash, FewerChoicesAreTheFirstOfTheTable) {
+  const auto x_TH = random_matrix<float>(T, H, 1);
+  const auto w_EH = random_matrix<float>(E, H, 2);
+  Hashed hashed;
+  CompleteRouter<float> router(config_of(ScoreFunction::sigmoid, true));
+  const auto all = complete_data::forward(router, x_TH, w_EH, hashed.in);
+  hashed.in.top_k = K - 1;
+  const auto got = complete_data::forward(router, x_TH, w_EH, hashed.in);
+  EXPECT_EQ(got.ids_TK.leftCols(K - 1), all.ids_TK.leftCols(K - 1));
+  EXPECT_TRUE((got.ids_TK.col(K - 1).array() == -1).all());
+}
+
 TEST(CompleteHash, ForcedRoutingGoesBeforeIt) {
   const auto x_TH = random_matrix<float>(T, H, 1);
   const auto w_EH = random_matrix<float>(E, H, 2);
