@@ -4,6 +4,7 @@
 #define TRAIN_MOE_ARMS_HPP
 
 #include <algorithm>
+#include <cmath>
 #include <cstdlib>
 #include <optional>
 #include <sstream>
@@ -88,6 +89,8 @@ inline const std::vector<ArmPart>& arm_modifiers() {
          r.config.scores.function = gatepro::ScoreFunction::sigmoid;
          r.config.scores.renormalise = true;
        }},
+      {"rounded", PartValue{1, 60, 14}, "experts are chosen by scores rounded to 2^-VALUE",
+       [](Routing& r, double bits) { r.config.choice.step = std::exp2(-bits); }},
       {"capacity", PartValue{1e-3, 1e3, 1.25},
        "experts drop what exceeds VALUE times the mean load",
        [](Routing& r, double factor) {

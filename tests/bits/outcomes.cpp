@@ -106,9 +106,10 @@ void route(Case<A, A> c) {
   print(hash, c.name + "gradients");
 }
 
-/// Every feature of the complete router, for one score function.
+/// Every feature of the complete router, for one score function; experts are chosen by rounded
+/// scores and a fixed bias only if asked to.
 template <class A>
-void route_completely(Case<A, A> c, ScoreFunction function) {
+void route_completely(Case<A, A> c, ScoreFunction function, bool rounds = false) {
   gatepro::CompleteConfig config{{c.hidden, c.experts, c.top_k}};
   config.competition = gatepro::Competition::penalty(0.25);
   config.scores = {function, function != ScoreFunction::softmax_after_top_k, 2.5};
@@ -120,11 +121,14 @@ void route_completely(Case<A, A> c, ScoreFunction function) {
   config.noise.jitter = 0.02;
   config.noise.logit_sigma = 0.1;
   config.noise.seed = 7;
+  if (rounds) config.choice = {0x1p-6, gatepro::ChoiceOrder::ascending_ids};
   gatepro::CompleteRouter<A> router(config);
   gatepro::RoutingBuffers buffers(router, gatepro::BufferShape{c.tokens, 1, 2});
   const std::vector<std::int64_t> begin = {0, c.tokens / 3, c.tokens};
   typename gatepro::CompleteRouter<A>::Inputs in;
   in.sequence_begin_S1 = begin;
+  const std::vector<A> correction_E = numbers<A>(c.experts, 7, 0.1);
+  if (rounds) router.set_correction_bias(correction_E);
   router.refresh(c.w_EH(), 0);
   Hash hash;
   for (int step = 0; step < 2; ++step) {  // the second with a bias
@@ -137,10 +141,11 @@ void route_completely(Case<A, A> c, ScoreFunction function) {
     router.backward(c.x_TH(), c.w_EH(), in, buffers, {c.dweights_TK()}, {c.dx_TH(), c.dw_EH()});
     router.end_step();
   }
-  print(hash, c.name + name_of(function));
+  const std::string name = c.name + name_of(function) + (rounds ? ", rounded" : "");
+  print(hash, name);
   hash.add_rows(c.dx_TH());
   hash.add_rows(c.dw_EH());
-  print(hash, c.name + name_of(function) + ", gradients");
+  print(hash, name + ", gradients");
 }
 
 /// Experts' results, and their gradients to rows and weights.
@@ -172,6 +177,7 @@ bool run_scalar() {
        {ScoreFunction::softmax_after_top_k, ScoreFunction::softmax_before_top_k,
         ScoreFunction::sigmoid, ScoreFunction::sqrt_softplus}) {
     route_completely(c, function);
+    route_completely(c, function, /*rounds=*/true);
   }
   combine(c);
   return stand_alone;

@@ -142,6 +142,15 @@ TEST(CorrectionBias, HasNoSayInChoicesThatAreMade) {
   in.replay = &record;
   in.pass = Pass::recompute;
   expect_same_outcome(want, complete_data::forward(router, batch.x_TH, batch.w_EH, in));
+
+  for (auto forced : {gatepro::ForcedRouting::random, gatepro::ForcedRouting::round_robin}) {
+    CompleteConfig config = sigmoid_config();
+    config.noise.forced = forced;
+    R without = router_of(config, batch), with = router_of(config, batch);
+    with.set_correction_bias(correction());
+    expect_same_outcome(complete_data::forward(without, batch.x_TH, batch.w_EH),
+                        complete_data::forward(with, batch.x_TH, batch.w_EH));
+  }
 }
 
 TEST(CorrectionBias, BadInputChangesNothing) {

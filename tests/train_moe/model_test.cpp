@@ -108,6 +108,7 @@ INSTANTIATE_TEST_SUITE_P(
                     GradientCase{"eliminate+balance=0.5", 4}, GradientCase{"off+sequence=0.5", 4},
                     GradientCase{"off+sequence=0.5"}, GradientCase{"off+z=0.1"},
                     GradientCase{"eliminate+sigmoid+balance=0.5"},
+                    GradientCase{"off+rounded=6+sigmoid"},
                     GradientCase{"off+bias=0.1+capacity=1.1"}));
 
 // One step of Adam moves every parameter by the rate, against the sign of its gradient.
@@ -228,7 +229,7 @@ TEST(Arms, AreReadFromTheirNames) {
 // Every modifier changes the settings, with its preset and with a value of its own, and no other
 // modifier's.
 TEST(Arms, HaveModifiersThatAddUp) {
-  const Arm arm = parse_arm("off+bias+sigmoid+z=0.5+sequence=2+balance=3+capacity");
+  const Arm arm = parse_arm("off+bias+sigmoid+z=0.5+sequence=2+balance=3+rounded+capacity");
   const gatepro::CompleteConfig& config = arm.routing.config;
   EXPECT_FALSE(config.competition.active());
   EXPECT_TRUE(config.bias.enabled);
@@ -238,10 +239,11 @@ TEST(Arms, HaveModifiersThatAddUp) {
   EXPECT_EQ(config.losses.z, 0.5);
   EXPECT_EQ(config.losses.sequence, 2);
   EXPECT_EQ(config.losses.batch, 3);
+  EXPECT_EQ(config.choice.step, 0x1p-14);
   ASSERT_TRUE(config.capacity);
   EXPECT_EQ(config.capacity->factor, 1.25);
-  EXPECT_EQ(arm.modifiers,
-            (std::vector<std::string>{"bias", "sigmoid", "z", "sequence", "balance", "capacity"}));
+  EXPECT_EQ(arm.modifiers, (std::vector<std::string>{"bias", "sigmoid", "z", "sequence", "balance",
+                                                     "rounded", "capacity"}));
 }
 
 TEST(Arms, AreToldFromTheTables) {
