@@ -2,7 +2,7 @@
 // The gate: logits from tokens and router weights, and the way back (GatePro eq. 1).
 //
 //   X (T x H) ─► jitter ─┐
-//                        ├─► logits = X W^T, + c ─► noise ─► (T x E)
+//                        ├─► logits = X W^T, + c ─► noise ─► cap ─► (T x E)
 //   W (E x H) ─► packed ─┘
 //
 //   dlogits, or the gradients of the K selected ─► dX += dlogits W,  dW += dlogits^T X,  dc
@@ -21,5 +21,6 @@
 #include "gatepro/gate/logits.hpp"
 #include "gatepro/gate/noise.hpp"
 #include "gatepro/gate/pairs.hpp"
+#include "gatepro/gate/soft_cap.hpp"
 
 #endif  // GATEPRO_GATE_HPP

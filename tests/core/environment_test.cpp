@@ -85,6 +85,10 @@ TEST_F(UnknownInstructionSet, IsRefusedByStages) {
   EXPECT_REFUSED(gate_backward_bias(view(logits_TE), all(floats_E)));
   EXPECT_REFUSED(
       gate_logits(view(x_TH), BiasedWeights<float>{w_EH, floats_E}, view(out_TE), memory));
+  EXPECT_REFUSED(soft_cap_logits(1, view(out_TE)));
+  EXPECT_REFUSED(soft_cap_backward(1, view(logits_TE), view(out_TE)));
+  EXPECT_REFUSED(
+      soft_cap_backward(1, view(logits_TE), Choices{strided_view(ids_TK)}, strided_view(a_TK)));
   EXPECT_REFUSED(
       merge_logit_gradients(Choices{strided_view(ids_TK)}, {strided_view(a_TK)}, view(out_TE)));
   EXPECT_REFUSED(

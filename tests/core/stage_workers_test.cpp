@@ -203,6 +203,26 @@ TEST(StageWorkers, Losses) {
       });
 }
 
+TEST(StageWorkers, SoftCap) {
+  expect_as_many_as_pay("soft_cap_logits", [](Batch& in, const auto& executor) {
+    RowMatrix<float> out = in.logits_TE;
+    gatepro::soft_cap_logits(1, view(out), executor);
+    return bytes_of(out);
+  });
+  expect_as_many_as_pay("soft_cap_backward of all", [](Batch& in, const auto& executor) {
+    RowMatrix<float> out = in.logits_TE;
+    gatepro::soft_cap_backward(2, view(in.logits_TE), view(out), executor);
+    return bytes_of(out);
+  });
+  expect_as_many_as_pay("soft_cap_backward of the selected", [](Batch& in, const auto& executor) {
+    RowMatrix<float> out = in.weights_TK;
+    gatepro::soft_cap_backward(2, view(in.logits_TE),
+                               gatepro::Choices{Ids(strided_view(in.ids_TK))}, strided_view(out),
+                               executor);
+    return bytes_of(out);
+  });
+}
+
 TEST(StageWorkers, Noise) {
   expect_as_many_as_pay("jitter_tokens", [](Batch& in, const auto& executor) {
     RowMatrix<float> out(tokens, hidden);

@@ -71,6 +71,7 @@ gatepro::CompleteConfig choose_config(FuzzedDataProvider& data) {
   c.choice.step = pick({0, 0, 0x1p-14, 0.125, 0x1p100});
   c.choice.order = static_cast<gatepro::ChoiceOrder>(data.ConsumeIntegralInRange(0, 1));
   c.adaptive_lambda = {pick({0, 0, 0.1, 1}), pick({1, 16})};
+  c.logit_soft_cap = pick({0, 0, 30, 1e-3});
   // Settings that may be refused.
   if (rarely(data)) c.top_k = data.ConsumeIntegral<std::int8_t>();
   if (rarely(data)) c.groups.num_groups = data.ConsumeIntegral<std::int8_t>();
@@ -84,6 +85,7 @@ gatepro::CompleteConfig choose_config(FuzzedDataProvider& data) {
   if (rarely(data)) c.noise.jitter = number(data);
   if (rarely(data)) c.noise.logit_sigma = number(data);
   if (rarely(data)) c.adaptive_lambda.share = number(data);
+  if (rarely(data)) c.logit_soft_cap = number(data);
   if (rarely(data) && c.capacity) c.capacity->factor = number(data);
   return c;
 }

@@ -33,14 +33,14 @@ struct Layer {
   static constexpr Index T = 24, H = 6, E = 8, K = 3;
 
   Layer(const CompleteConfig& settings, Index most, const RowMatrix<double>& x,
-        const RowMatrix<double>& w)
-      : x_TH(x), w_EH(w), router(settings) {
+        const RowMatrix<double>& w, const RowMatrix<double>& bias)
+      : x_TH(x), w_EH(w), bias_1E(bias), router(settings) {
     router.refresh(w_EH, 0);
     padding[5] = padding[17] = 1;
     in.is_padding_T = padding;
     in.sequence_begin_S1 = sequences;
     in.top_k = most;
-    report = router.forward(x_TH, w_EH, in, buffers);
+    report = router.forward(x_TH, {w_EH, {bias_1E.data(), E}}, in, buffers);
     const auto out = buffers.view();
     gatepro::DispatchPlan<std::int32_t> plan;
     plan.offsets_E1 = offsets_E1;
@@ -77,8 +77,8 @@ struct Layer {
   double objective(const RowMatrix<double>& dy_TH) const {
     return y_TH.cwiseProduct(dy_TH).sum() + report.losses.sum();
   }
-  void backward(const RowMatrix<double>& dy_TH, RowMatrix<double>& dx_TH,
-                RowMatrix<double>& dw_EH) {
+  void backward(const RowMatrix<double>& dy_TH, RowMatrix<double>& dx_TH, RowMatrix<double>& dw_EH,
+                RowMatrix<double>& dbias_1E) {
     const auto out = buffers.view();
     const gatepro::StridedView<const std::int32_t> row(row_TK.data(), T, K, K, 1);
     RowMatrix<double> dweights_TK = zeros<double>(T, K), dreturned_NH = zeros<double>(rows, H);
@@ -90,10 +90,12 @@ struct Layer {
     RowMatrix<double> dsent_NH;
     scale_by_expert(dreturned_NH, dsent_NH);
     gatepro::permute_backward(row, dsent_NH, gatepro::view(dx_TH));
-    router.backward(x_TH, w_EH, in, buffers, {dweights_TK}, {dx_TH, dw_EH});
+    gatepro::GateGradients<double> gradients{dx_TH, dw_EH};
+    gradients.dbias_E = {dbias_1E.data(), E};
+    router.backward(x_TH, w_EH, in, buffers, {dweights_TK}, gradients);
   }
 
-  RowMatrix<double> x_TH, w_EH, sent_NH, returned_NH, y_TH;
+  RowMatrix<double> x_TH, w_EH, bias_1E, sent_NH, returned_NH, y_TH;
   std::vector<std::uint8_t> padding = std::vector<std::uint8_t>(T, 0);
   std::vector<std::int64_t> sequences = {0, 10, T};
   R router;
@@ -113,25 +115,29 @@ void expect_differences(const CompleteConfig& settings, Index most = 0) {
   const auto x_TH = random_matrix<double>(Layer::T, Layer::H, 7);
   const auto w_EH = random_matrix<double>(Layer::E, Layer::H, 2);
   const auto dy_TH = random_matrix<double>(Layer::T, Layer::H, 3);
-  Layer layer(settings, most, x_TH, w_EH);
+  const auto bias_1E = random_matrix<double>(1, Layer::E, 4);
+  Layer layer(settings, most, x_TH, w_EH, bias_1E);
   ASSERT_GT(layer.report.dropped_choices, 0) << "the test needs drops";
   const bool fewer = settings.fewer || most != 0;
   ASSERT_EQ(layer.report.choices < layer.report.valid_tokens * Layer::K, fewer);
   RowMatrix<double> dx_TH = zeros<double>(Layer::T, Layer::H);
   RowMatrix<double> dw_EH = zeros<double>(Layer::E, Layer::H);
-  layer.backward(dy_TH, dx_TH, dw_EH);
-  const auto expect_near = [&](bool of_x, Index r, Index c, double actual) {
+  RowMatrix<double> dbias_1E = zeros<double>(1, Layer::E);
+  layer.backward(dy_TH, dx_TH, dw_EH, dbias_1E);
+  const auto expect_near = [&](int of, Index r, Index c, double actual) {
     const auto objective = [&](double offset) {
-      RowMatrix<double> moved[] = {x_TH, w_EH};
-      moved[of_x ? 0 : 1](r, c) += offset;
-      return Layer(settings, most, moved[0], moved[1]).objective(dy_TH);
+      RowMatrix<double> moved[] = {x_TH, w_EH, bias_1E};
+      moved[of](r, c) += offset;
+      return Layer(settings, most, moved[0], moved[1], moved[2]).objective(dy_TH);
     };
     const double expected = reference::derivative(objective, 1e-4);
     EXPECT_NEAR(actual, expected, 1e-9 * std::max(1.0, std::abs(expected))) << r << ", " << c;
   };
-  for (Index t = 0; t < Layer::T; t += 3)
-    expect_near(true, t, t % Layer::H, dx_TH(t, t % Layer::H));
-  for (Index e = 0; e < Layer::E; ++e) expect_near(false, e, e % Layer::H, dw_EH(e, e % Layer::H));
+  for (Index t = 0; t < Layer::T; t += 3) expect_near(0, t, t % Layer::H, dx_TH(t, t % Layer::H));
+  for (Index e = 0; e < Layer::E; ++e) {
+    expect_near(1, e, e % Layer::H, dw_EH(e, e % Layer::H));
+    expect_near(2, 0, e, dbias_1E(0, e));
+  }
 }
 
 TEST(CompleteRouter, GradientsOfAWholeLayerMatchDifferences) {

@@ -287,7 +287,7 @@ void expect_no_cost_of_dispatch() {
   constexpr Index tokens = 300, experts = 20, top_k = 3, hidden = 33;
   constexpr std::size_t rows = 4 * experts + tokens * top_k;
   auto x = random_matrix<A>(tokens, hidden, 6);
-  auto logits = random_matrix<A>(tokens, experts, 7);
+  auto logits = random_matrix<A>(tokens, experts, 7), more_logits = logits;
   auto weights = random_matrix<A>(tokens, top_k, 8);
   RowMatrix<A> sorted = RowMatrix<A>::Zero(rows, hidden), y = x, dweights = weights;
   RowMatrix<std::int32_t> ids(tokens, top_k), row_of_choice(tokens, top_k);
@@ -314,6 +314,11 @@ void expect_no_cost_of_dispatch() {
           gatepro::random_logits({1, 2}, gatepro::view(logits));
           gatepro::round_robin_logits(0, top_k, gatepro::view(logits));
           gatepro::round_robin_ids(0, experts, gatepro::strided_view(ids));
+          gatepro::soft_cap_logits(3, gatepro::view(logits));
+          gatepro::soft_cap_backward(3, gatepro::view(logits), gatepro::view(more_logits));
+          gatepro::soft_cap_backward(3, gatepro::view(logits),
+                                     gatepro::Choices{gatepro::strided_view(ids)},
+                                     gatepro::strided_view(dweights));
           const Index capacity = gatepro::expert_capacity(tokens, experts, top_k, {0.9});
           gatepro::total_weights<A>(weights_TK, totals);
           gatepro::drop_over_capacity(

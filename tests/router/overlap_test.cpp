@@ -555,6 +555,27 @@ TEST(Overlap, GateBackward) {
       });
 }
 
+TEST(Overlap, SoftCap) {
+  expect_overlaps_refused(
+      {{"dlogits_TE", bytes_of_TE, true, 4}, {"capped_TE", bytes_of_TE, false, 4}},
+      [&](const auto& at) {
+        gatepro::soft_cap_backward(1, MatrixView<const float>(as<float>(at[1]), tokens, experts),
+                                   MatrixView(as<float>(at[0]), tokens, experts));
+      });
+  expect_overlaps_refused(
+      {{"dselected_logits_TK", bytes_of_TK, true, 4},
+       {"capped_TE", bytes_of_TE, false, 4},
+       {"expert_ids_TK", bytes_of_TK, false, 4},
+       {"is_padding_T", tokens, false}},
+      [&](const auto& at) {
+        gatepro::soft_cap_backward(
+            1, MatrixView<const float>(as<float>(at[1]), tokens, experts),
+            gatepro::Choices{StridedView(as<std::int32_t>(at[2]), tokens, top_k),
+                             {as<std::uint8_t>(at[3]), tokens}},
+            StridedView(as<float>(at[0]), tokens, top_k));
+      });
+}
+
 TEST(Overlap, Losses) {
   const std::size_t needed = gatepro::z_loss_workspace_bytes<float>(tokens, experts);
   expect_overlaps_refused({{"dlogits_TE", bytes_of_TE, true, 4},

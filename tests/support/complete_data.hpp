@@ -144,6 +144,7 @@ inline gatepro::CompleteConfig full_config(Index hidden, Index experts, Index to
   config.noise.jitter = 0.02;
   config.noise.logit_sigma = 0.1;
   config.noise.seed = 7;
+  config.logit_soft_cap = 5;
   return config;
 }
 

@@ -36,6 +36,12 @@ const PenaltyKernels<A>& penalty_kernels() {
 }
 
 /// Likewise.
+template <class A>
+const CapKernels<A>& cap_kernels() {
+  return kernels_for<CapKernels<A>>(chosen_isa());
+}
+
+/// Likewise.
 template <class A, class Source>
 const GateKernels<A, Source>& gate_kernels() {
   return kernels_for<GateKernels<A, Source>>(chosen_isa());

@@ -22,6 +22,8 @@
 
 #include "gatepro/kernels/softmax.inl"
 
+#include "gatepro/kernels/soft_cap.inl"
+
 #include "gatepro/kernels/logarithm.inl"
 
 #include "gatepro/kernels/score_functions.inl"
@@ -60,6 +62,9 @@ inline constexpr ScoreKernels<A> table<ScoreKernels<A>>{
 
 template <class A>
 inline constexpr PenaltyKernels<A> table<PenaltyKernels<A>>{store_penalised<A>};
+
+template <class A>
+inline constexpr CapKernels<A> table<CapKernels<A>>{soft_cap<A>, soft_cap_slopes<A>};
 
 template <class A, class Source>
 constexpr GateKernels<A, Source> gate_table() {

@@ -60,6 +60,16 @@ inline constexpr double exp_polynomial<double>[] = {1.0,
                                                     2.7632549702056417965e-7,
                                                     2.5109147637486606619e-8};
 
+/// ln(2), in two parts: products of the first with the whole numbers that occur are exact.
+template <class A>
+inline constexpr A ln2_high = 0.693359375F;
+template <>
+inline constexpr double ln2_high<double> = 0.693147180369123816490;
+template <class A>
+inline constexpr A ln2_low = -2.12194440e-4F;
+template <>
+inline constexpr double ln2_low<double> = 1.90821492927058770002e-10;
+
 /// x = exp(x) for x <= 0, -inf included: 2^n times a polynomial of what is left. Below the smallest
 /// denormal it gives 0.
 template <class A, std::size_t U>
@@ -68,8 +78,6 @@ GATEPRO_FN void exp_nonpositive(Lanes<A> (&x)[U]) {
   constexpr bool single = sizeof(A) == 4;
   constexpr int degree = int(std::size(exp_polynomial<A>)) - 1;
   constexpr A most = single ? A(104) : A(746);
-  constexpr A ln2_high = single ? A(0.693359375) : A(0.693147180369123816490);
-  constexpr A ln2_low = single ? A(-2.12194440e-4) : A(1.90821492927058770002e-10);
   V n[U], sum[U];
   GATEPRO_UNROLL
   for (std::size_t u = 0; u < U; ++u) {
@@ -82,9 +90,9 @@ GATEPRO_FN void exp_nonpositive(Lanes<A> (&x)[U]) {
     n[u] = truncate(mul_add(x[u], V::splat(A(1.44269504088896340736)), V::splat(A(-0.5))));
   }
   GATEPRO_UNROLL
-  for (std::size_t u = 0; u < U; ++u) x[u] = mul_add(n[u], V::splat(-ln2_high), x[u]);
+  for (std::size_t u = 0; u < U; ++u) x[u] = mul_add(n[u], V::splat(-ln2_high<A>), x[u]);
   GATEPRO_UNROLL
-  for (std::size_t u = 0; u < U; ++u) x[u] = mul_add(n[u], V::splat(-ln2_low), x[u]);
+  for (std::size_t u = 0; u < U; ++u) x[u] = mul_add(n[u], V::splat(-ln2_low<A>), x[u]);
   GATEPRO_UNROLL
   for (std::size_t u = 0; u < U; ++u) sum[u] = V::splat(exp_polynomial<A>[degree]);
   GATEPRO_UNROLL

@@ -191,6 +191,13 @@ struct PenaltyKernels {
                           const A* logits, Index logits_stride, A* out, Index out_stride);
 };
 
+/// What soft caps of logits need.
+template <class A>
+struct CapKernels {
+  void (*soft_cap)(A* row, Index count, A cap);
+  void (*soft_cap_slopes)(const A* capped, Index count, A cap, A* gradients);
+};
+
 inline namespace GATEPRO_ABI {
 
 /// A table of one set, which the machine must have. A unit compiles the tables that it uses.
@@ -200,9 +207,9 @@ const Table& kernels_for(Isa isa);
 // Every table there is.
 #define GATEPRO_SOURCE_TABLES(apply, A, Source) \
   apply(GateKernels<A, Source>) apply(GradientKernels<A, Source>)
-#define GATEPRO_TABLES_OF(apply, A)                                                  \
-  apply(Kernels<A>) apply(ScoreKernels<A>) apply(PenaltyKernels<A>)                  \
-      GATEPRO_SOURCE_TABLES(apply, A, float) GATEPRO_SOURCE_TABLES(apply, A, double) \
+#define GATEPRO_TABLES_OF(apply, A)                                                      \
+  apply(Kernels<A>) apply(ScoreKernels<A>) apply(PenaltyKernels<A>) apply(CapKernels<A>) \
+      GATEPRO_SOURCE_TABLES(apply, A, float) GATEPRO_SOURCE_TABLES(apply, A, double)     \
           GATEPRO_SOURCE_TABLES(apply, A, bfloat16) GATEPRO_SOURCE_TABLES(apply, A, half)
 #define GATEPRO_TABLES(apply)      \
   GATEPRO_TABLES_OF(apply, float)  \

@@ -56,7 +56,9 @@ CompleteGradients<A> carve_gradients(Arena& arena, const CompleteConfig& config,
   CompleteGradients<A> gradients;
   gradients.dselected_TK = matrix(config.top_k);
   if (config.capacity) gradients.dkept_TK = matrix(config.top_k);
-  if (has_dense_gradients(config)) gradients.dlogits_TE = matrix(config.num_experts);
+  if (has_dense_gradients(config) || config.logit_soft_cap > 0) {
+    gradients.dlogits_TE = matrix(config.num_experts);
+  }
   if (config.noise.jitter > 0) gradients.djittered_TH = matrix(config.hidden_size);
   const std::size_t bytes = backward_stage_bytes<X, A>(config, shape);
   gradients.stages = {arena.take<std::byte>(static_cast<Index>(bytes)), bytes};
@@ -153,8 +155,8 @@ StridedView<const A> undrop(const CompleteConfig& config, const CompleteRoutingV
   return dkept_TK;
 }
 
-/// From gradients of the weights to those of the raw logits: gradients.dselected_TK for the
-/// selected, and the result, which may be not given, for all.
+/// From gradients of the weights to those of the logits before their cap: gradients.dselected_TK
+/// for the selected, and the result, which may be not given, for all.
 template <class X, class A, class Id, class Executor>
 MatrixView<const A> logit_gradients(const CompleteConfig& config, const RivalTable& rivals,
                                     const ForwardInputs<Id>& in,
@@ -162,7 +164,10 @@ MatrixView<const A> logit_gradients(const CompleteConfig& config, const RivalTab
                                     const CompleteReport& report, const BackwardInputs<A>& more,
                                     const CompleteGradients<A>& gradients,
                                     const Executor& executor) {
-  const MatrixView<A> dense_TE = gradients.dlogits_TE;
+  // Gradients that come from the trainer alone are copied to be multiplied by the cap's slope.
+  const bool capped = config.logit_soft_cap > 0;
+  const bool dense = has_dense_gradients(config) || (capped && more.dlogits_TE.given());
+  const MatrixView<A> dense_TE = dense ? gradients.dlogits_TE : MatrixView<A>();
   for (Index t = 0; t < dense_TE.rows; ++t) {
     if (more.dlogits_TE.given()) {
       std::copy_n(more.dlogits_TE.row(t), dense_TE.cols, dense_TE.row(t));
@@ -181,6 +186,11 @@ MatrixView<const A> logit_gradients(const CompleteConfig& config, const RivalTab
       {out.logits_TE, {}, in.is_padding_T}, rivals, selection_of(config, report),
       RecordedChoices<Id>{out.expert_ids_TK, out.penalised_TK},
       {out.scores_TK, drouted_TK, gradients.dselected_TK, dense_TE}, gradients.stages, executor);
+  if (capped) {
+    soft_cap_backward<Id, A>(config.logit_soft_cap, out.logits_TE, choices_of(in, out),
+                             gradients.dselected_TK, executor);
+    if (dense) soft_cap_backward(config.logit_soft_cap, out.logits_TE, dense_TE, executor);
+  }
   return dense_TE.given() ? MatrixView<const A>(dense_TE) : more.dlogits_TE;
 }
 

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "gatepro/core/overlap.hpp"
+#include "gatepro/gate/soft_cap.hpp"
 #include "gatepro/router/complete_losses.hpp"
 #include "gatepro/router/complete_routing.hpp"
 #include "gatepro/router/router_state.hpp"
@@ -92,6 +93,7 @@ const CompleteConfig& checked_complete(const CompleteConfig& config) {
   check_selection<A>(checks, config.selection(), config.num_experts);
   check_loss_rule(checks, config.losses);
   check_noise_rule(checks, config.noise);
+  if (key_of(config.logit_soft_cap) != 0) check_soft_cap<A>(checks, config.logit_soft_cap);
   const double rate = config.bias.update_rate;
   checks.need(is_finite_as<A>(rate) && rate >= 0,
               "update_rate finite, also in the router's precision, and >= 0",

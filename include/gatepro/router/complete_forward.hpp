@@ -9,6 +9,7 @@
 #include <type_traits>
 
 #include "gatepro/gate/noise.hpp"
+#include "gatepro/gate/soft_cap.hpp"
 #include "gatepro/router/complete_checks.hpp"
 #include "gatepro/router/complete_losses.hpp"
 #include "gatepro/router/forward_pass.hpp"
@@ -59,27 +60,31 @@ MatrixView<const X> jitter(const NoiseRule& rule, Pass pass, std::int64_t positi
   return jittered_TH;
 }
 
-/// Noise on the logits, or made-up logits in their place, where a pass wants them.
+/// Noise on the logits, or made-up logits in their place, where a pass wants them; then their cap.
 template <class A>
-struct LogitNoise {
+struct LogitChange {
   const NoiseRule& rule;
+  double cap;  ///< 0 for none.
   Pass pass;
   std::int64_t position;  ///< Of token 0.
   MatrixView<A> logits_TE;
 
-  bool active() const {
+  bool draws() const {
     return pass != Pass::evaluation &&
            (rule.forced == ForcedRouting::random || rule.logit_sigma > 0);
   }
+  bool active() const { return cap > 0 || draws(); }
   void operator()(const TokenRange& tile) const {
-    if (!active()) return;
-    const NoiseKey noise{rule.seed, 0, index_of(position) + tile.first};
     const MatrixView<A> tile_TE = logits_TE.middle_rows(tile.first, tile.count);
-    if (rule.forced == ForcedRouting::random) {
-      random_logits(noise, tile_TE);
-    } else {
-      add_logit_noise(rule.logit_sigma, noise, tile_TE);
+    if (draws()) {
+      const NoiseKey noise{rule.seed, 0, index_of(position) + tile.first};
+      if (rule.forced == ForcedRouting::random) {
+        random_logits(noise, tile_TE);
+      } else {
+        add_logit_noise(rule.logit_sigma, noise, tile_TE);
+      }
     }
+    if (cap > 0) soft_cap_logits(cap, tile_TE);
   }
 };
 

@@ -82,6 +82,9 @@ struct CompleteConfig : RouterConfig {
   /// share is that of plain top-k: a bias that balances, a group limit or a grid of scores may
   /// shift it.
   AdaptiveLambda adaptive_lambda{};
+  /// c > 0: the logits, noise included, become c tanh(l / c) before anything looks at them, so that
+  /// these are the raw logits of all that follows. 0: they stay. See soft_cap_logits.
+  double logit_soft_cap = 0;
 
   /// The part that chooses experts and weighs them.
   GATEPRO_ALWAYS_INLINE constexpr SelectionRule selection() const {

@@ -151,16 +151,16 @@ class CompleteRouter : public PartneredRouter<accumulator_t<X, W>, W, CompleteCo
   }
 
   /// The same for logits that the trainer computed: they stand in out.logits_TE, where noise is
-  /// added to them: write them again to repeat a call that threw. Jitter is then the trainer's:
-  /// backward takes the tokens that made the logits.
+  /// added to them, and where they are capped: write them again to repeat a call that threw. Jitter
+  /// is then the trainer's: backward takes the tokens that made the logits.
   template <class Reduce = NoReduce, class Executor = SerialExecutor>
   CompleteReport forward_logits(const Inputs& in, const Routing& out, Workspace workspace,
                                 const Reduce& reduce = {}, const Executor& executor = {}) {
     begin_forward(in, out, out.logits_TE.rows, /*jittered=*/false, workspace, executor);
-    const auto noise = logit_noise(in, out);
+    const auto change = logit_change(in, out);
     return route(
         in, out, /*jittered=*/false, workspace, reduce, executor,
-        [&](const auto&, const auto& pass) { pass.route_all(out.logits_TE, executor, noise); });
+        [&](const auto&, const auto& pass) { pass.route_all(out.logits_TE, executor, change); });
   }
 
   /// The same as forward, into buffers that own the results.
@@ -234,8 +234,9 @@ class CompleteRouter : public PartneredRouter<accumulator_t<X, W>, W, CompleteCo
     }
   }
 
-  /// The gradient of the raw logits alone, for trainers with a GEMM of their own: dlogits_TE
-  /// (T x E) is added to; it is other memory than incoming.dlogits_TE. The rest as in backward.
+  /// The gradient of the logits alone, for trainers with a GEMM of their own: dlogits_TE (T x E) is
+  /// added to; it is other memory than incoming.dlogits_TE. With a soft cap, it is the gradient of
+  /// the logits before it. The rest as in backward.
   template <class Executor = SerialExecutor>
   void backward_logits(const Forward& forward, const BackwardInputs<Accumulator>& incoming,
                        MatrixView<Accumulator> dlogits_TE, Workspace workspace,
@@ -381,8 +382,8 @@ class CompleteRouter : public PartneredRouter<accumulator_t<X, W>, W, CompleteCo
     return config().bias.enabled ? bias_.values() : VectorView<const A>();
   }
 
-  detail::LogitNoise<A> logit_noise(const Inputs& in, const Routing& out) const {
-    return {config().noise, in.pass, noise_position(in), out.logits_TE};
+  detail::LogitChange<A> logit_change(const Inputs& in, const Routing& out) const {
+    return {config().noise, config().logit_soft_cap, in.pass, noise_position(in), out.logits_TE};
   }
 
   template <class Weights, class Reduce, class Executor, class... More>
@@ -397,10 +398,10 @@ class CompleteRouter : public PartneredRouter<accumulator_t<X, W>, W, CompleteCo
                   more...);
     const auto seen_TH = detail::jitter(config().noise, in.pass, noise_position(in), x_TH,
                                         out.jittered_TH, executor);
-    const auto noise = logit_noise(in, out);
+    const auto change = logit_change(in, out);
     return route(
         in, out, jittered, workspace, reduce, executor, [&](const auto& layout, const auto& pass) {
-          detail::gate_and_route(seen_TH, weights, layout, pass, out.logits_TE, noise, executor);
+          detail::gate_and_route(seen_TH, weights, layout, pass, out.logits_TE, change, executor);
         });
   }
 
