@@ -65,6 +65,12 @@ inline const std::vector<ArmPart>& arm_bases() {
   return bases;
 }
 
+/// The rule by which tokens make fewer choices, which then acts.
+inline gatepro::FewerChoices& fewer_choices(Routing& routing) {
+  if (!routing.config.fewer) routing.config.fewer.emplace();
+  return *routing.config.fewer;
+}
+
 /// What may follow, each once, behind a '+'. A method of the trainer is a line here.
 inline const std::vector<ArmPart>& arm_modifiers() {
   constexpr double tiny = 1e-12;
@@ -97,6 +103,14 @@ inline const std::vector<ArmPart>& arm_modifiers() {
          r.config.capacity.emplace();
          r.config.capacity->factor = factor;
        }},
+      {"choices", PartValue{1, 64}, "tokens make the best VALUE of their K choices",
+       [](Routing& r, double count) { r.choices = static_cast<gatepro::Index>(count); }},
+      {"top-p", PartValue{tiny, 1, 0.8},
+       "tokens make no more choices than sum to VALUE of their scores",
+       [](Routing& r, double share) { fewer_choices(r).top_p = share; }},
+      {"budget", PartValue{1, 64},
+       "the tokens of a sequence share VALUE choices each, the best of all",
+       [](Routing& r, double choices) { fewer_choices(r).budget = choices; }},
       {"rivals", PartValue{1, 64}, "the VALUE most similar experts are rivals",
        [](Routing& r, double count) {
          r.config.pairing.partners_per_expert = static_cast<gatepro::Index>(count);

@@ -11,23 +11,26 @@
 
 namespace train_moe {
 
-/// The T x K choices sorted by expert, so that each expert's tokens are neighbouring rows of one
-/// matrix with S = T K rows.
+/// The choices sorted by expert, so that each expert's tokens are neighbouring rows of one matrix
+/// with S rows: T K, or fewer where ids are -1, for none.
 struct Dispatch {
   std::vector<std::int64_t> begin_E1;  // expert e has the rows [begin_E1[e], begin_E1[e + 1])
   std::vector<Index> token_S;          // the token in each row
-  std::vector<Index> row_TK;           // the row of each choice
+  std::vector<Index> row_TK;           // the row of each choice; -1 for none
 
   void sort(gatepro::MatrixView<const std::int32_t> expert_ids_TK, Index experts) {
     const Index choices = expert_ids_TK.rows * expert_ids_TK.cols;
-    token_S.resize(static_cast<std::size_t>(choices));
-    row_TK.resize(static_cast<std::size_t>(choices));
+    row_TK.assign(static_cast<std::size_t>(choices), -1);
     begin_E1.assign(static_cast<std::size_t>(experts) + 1, 0);
     const std::int32_t* ids = expert_ids_TK.data;
-    for (Index i = 0; i < choices; ++i) ++begin_E1[static_cast<std::size_t>(ids[i]) + 1];
+    for (Index i = 0; i < choices; ++i) {
+      if (ids[i] >= 0) ++begin_E1[static_cast<std::size_t>(ids[i]) + 1];
+    }
     for (std::size_t e = 1; e < begin_E1.size(); ++e) begin_E1[e] += begin_E1[e - 1];
+    token_S.resize(static_cast<std::size_t>(begin_E1.back()));
     std::vector<Index> next(begin_E1.begin(), begin_E1.end() - 1);
     for (Index i = 0; i < choices; ++i) {
+      if (ids[i] < 0) continue;
       const Index row = next[static_cast<std::size_t>(ids[i])]++;
       row_TK[static_cast<std::size_t>(i)] = row;
       token_S[static_cast<std::size_t>(row)] = i / expert_ids_TK.cols;
@@ -65,7 +68,8 @@ class Experts {
     parallel_ranges(executor, x_TH.rows(), token_range, [&](Index first, Index count) {
       for (Index t = first; t < first + count; ++t) {
         for (Index k = 0; k < ids_TK.cols; ++k) {
-          x_TH.row(t) += weights_TK(t, k) * result_SH_.row(dispatch_.row(t * ids_TK.cols + k));
+          const Index row = dispatch_.row(t * ids_TK.cols + k);
+          if (row >= 0) x_TH.row(t) += weights_TK(t, k) * result_SH_.row(row);
         }
       }
     });
@@ -82,6 +86,8 @@ class Experts {
       for (Index t = first; t < first + count; ++t) {
         for (Index k = 0; k < top_k; ++k) {
           const Index row = dispatch_.row(t * top_k + k);
+          dweights_TK(t, k) = 0;
+          if (row < 0) continue;
           dweights_TK(t, k) = dx_TH.row(t).dot(result_SH_.row(row));
           dresult_SH_.row(row) = weights_TK(t, k) * dx_TH.row(t);
         }
@@ -92,7 +98,8 @@ class Experts {
       dnormed_TH.middleRows(first, count).setZero();
       for (Index t = first; t < first + count; ++t) {
         for (Index k = 0; k < top_k; ++k) {
-          dnormed_TH.row(t) += dgathered_SH_.row(dispatch_.row(t * top_k + k));
+          const Index row = dispatch_.row(t * top_k + k);
+          if (row >= 0) dnormed_TH.row(t) += dgathered_SH_.row(row);
         }
       }
     });

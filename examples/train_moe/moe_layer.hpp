@@ -94,6 +94,7 @@ class MoeLayer {
         router_(router_config(sizes, routing)),
         routed_(router_, gatepro::BufferShape{sizes.tokens, executor.workers(),
                                               1 + sizes.tokens / sequence_tokens(sizes)}) {
+    in_.top_k = routing.choices;
     refresh(0, executor);
   }
 

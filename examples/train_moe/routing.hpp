@@ -39,6 +39,8 @@ struct Routing {
   std::int64_t refresh_every = 0;
   /// A refresh looks at rows that turned, only.
   bool lazy_refresh = false;
+  /// Of a token's K choices, the best that count; 0: all.
+  gatepro::Index choices = 0;
   /// Other than the run's.
   Swaps swaps{};
   /// Logits are rounded to bfloat16 before they decide.

@@ -109,7 +109,9 @@ INSTANTIATE_TEST_SUITE_P(
                     GradientCase{"off+sequence=0.5"}, GradientCase{"off+z=0.1"},
                     GradientCase{"eliminate+sigmoid+balance=0.5"},
                     GradientCase{"off+rounded=6+sigmoid"},
-                    GradientCase{"off+bias=0.1+capacity=1.1"}));
+                    GradientCase{"off+bias=0.1+capacity=1.1"}, GradientCase{"off+choices=2"},
+                    GradientCase{"eliminate+top-p=0.6+balance=0.5"},
+                    GradientCase{"off+sigmoid+budget=1.5+sequence=0.5", 4}));
 
 // One step of Adam moves every parameter by the rate, against the sign of its gradient.
 TEST(Adam, FirstStepMovesByTheRate) {
@@ -244,6 +246,15 @@ TEST(Arms, HaveModifiersThatAddUp) {
   EXPECT_EQ(config.capacity->factor, 1.25);
   EXPECT_EQ(arm.modifiers, (std::vector<std::string>{"bias", "sigmoid", "z", "sequence", "balance",
                                                      "rounded", "capacity"}));
+}
+
+TEST(Arms, MayMakeFewerChoices) {
+  EXPECT_EQ(parse_arm("off+choices=2").routing.choices, 2);
+  EXPECT_FALSE(parse_arm("off+choices=2").routing.config.fewer);
+  const auto fewer = parse_arm("off+top-p+budget=1.5").routing.config.fewer;
+  ASSERT_TRUE(fewer);
+  EXPECT_EQ(fewer->top_p, 0.8);
+  EXPECT_EQ(fewer->budget, 1.5);
 }
 
 TEST(Arms, AreToldFromTheTables) {
