@@ -177,6 +177,18 @@ TEST(CorrectionBias, BadInputChangesNothing) {
   state_refused([](auto& b) { b[2] = 1e300; }, {"correction_bias_E", "value=1e+300"});
 }
 
+// A coarse step would make random choices tie, and the lowest ids busy.
+TEST(RoundedScores, HaveNoSayInForcedLoads) {
+  const Batch batch;
+  CompleteConfig config = sigmoid_config();
+  config.noise.forced = gatepro::ForcedRouting::random;
+  R exact = router_of(config, batch);
+  config.choice.step = 4;
+  R rounded = router_of(config, batch);
+  expect_same_outcome(complete_data::forward(exact, batch.x_TH, batch.w_EH),
+                      complete_data::forward(rounded, batch.x_TH, batch.w_EH));
+}
+
 // ---- Choices by id ----------------------------------------------------------------------------
 
 /// Of each token and expert: 1 where it keeps a slot, 0 where it lost it, -1 where it is not

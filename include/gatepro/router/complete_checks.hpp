@@ -65,7 +65,10 @@ bool informs_lambda(const CompleteConfig& config, const ForwardInputs<Id>& in) {
 template <class Id>
 SelectionRule selection_in(const CompleteConfig& config, const ForwardInputs<Id>& in) {
   SelectionRule rule = config.selection();
-  if (is_forced(config, in.pass) || in.hash != nullptr) rule.competition = Competition::off();
+  if (is_forced(config, in.pass) || in.hash != nullptr) {
+    rule.competition = Competition::off();
+    rule.choice.step = 0;
+  }
   if (in.pass == Pass::recompute && in.replay->competition) {
     rule.competition = *in.replay->competition;
   }

@@ -42,8 +42,9 @@ struct LossRule {
   }
 };
 
-/// A routing that is made up, to measure a balanced system before the router is. Expert bias and
-/// competition have no say in it, nor does it move the bias. Padding and capacity act as always.
+/// A routing that is made up, to measure a balanced system before the router is. Expert biases,
+/// rounding and competition have no say in it, nor does it move the bias. Padding and capacity act
+/// as always.
 enum class ForcedRouting {
   none,  ///< The router decides.
   /// Experts take turns, K per token, whatever the groups are. Ranks take turns, too: the first

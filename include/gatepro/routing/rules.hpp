@@ -111,6 +111,7 @@ struct ChoiceRule {
   /// The same experts in either order; ids, weights, scores, penalised marks and record have the
   /// same one. Weights are sums in this order, so another one rounds them differently. By id nobody
   /// knows which choice was the first: CompleteRouter refuses it with DropPolicy::choice_major.
+  /// Replayed, hashed and round-robin choices stand as they were made.
   ChoiceOrder order = ChoiceOrder::best_first;
 };
 
