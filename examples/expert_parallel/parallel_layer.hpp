@@ -133,6 +133,8 @@ class ParallelLayer {
   gatepro::CompleteRouter<A>& router() { return router_; }
   /// E x H: the weights of the router.
   Parameter<A>& gate() { return gate_; }
+  /// All that the router learns.
+  std::vector<Parameter<A>*> router_parameters() { return {&gate_}; }
   /// Those of this rank.
   ExpertNetworks<A>& experts() { return experts_; }
   /// Results of the last forward.

@@ -97,6 +97,12 @@ inline const std::vector<ArmPart>& arm_modifiers() {
        }},
       {"rounded", PartValue{1, 60, 14}, "experts are chosen by scores rounded to 2^-VALUE",
        [](Routing& r, double bits) { r.config.choice.step = std::exp2(-bits); }},
+      {"gate-bias",
+       {},
+       "the logits have a learned bias",
+       [](Routing& r, double) { r.gate_bias = true; }},
+      {"softcap", PartValue{1e-3, 1e6, 30}, "logits l become VALUE tanh(l / VALUE)",
+       [](Routing& r, double cap) { r.config.logit_soft_cap = cap; }},
       {"capacity", PartValue{1e-3, 1e3, 1.25},
        "experts drop what exceeds VALUE times the mean load",
        [](Routing& r, double factor) {

@@ -84,7 +84,9 @@ class Model {
     for (Attention<A>& attention : attention_) {
       for (Parameter<A>* parameter : attention.parameters()) shared.push_back(parameter);
     }
-    for (Layer& layer : layers_) shared.push_back(&layer.gate());
+    for (Layer& layer : layers_) {
+      for (Parameter<A>* parameter : layer.router_parameters()) shared.push_back(parameter);
+    }
     return shared;
   }
   std::vector<Parameter<A>*> parameters() {

@@ -90,6 +90,8 @@ class MoeLayer {
         name_("layer" + std::to_string(number) + "."),
         gate_(name_ + "router", sizes.experts, sizes.hidden, sizes.router_deviation,
               layer_random(seed, number, 0)),
+        gate_bias_(name_ + "router_bias", 1, routing.gate_bias ? sizes.experts : 0, 0,
+                   layer_random(seed, number, 0)),
         experts_(expert_networks<A>(sizes, name_, number, seed)),
         router_(router_config(sizes, routing)),
         routed_(router_, gatepro::BufferShape{sizes.tokens, executor.workers(),
@@ -124,7 +126,8 @@ class MoeLayer {
     out.statistics = &statistics_;
     routed_.set_report(bf16_logits_
                            ? route_rounded(out, executor)
-                           : router_.forward(norm_.normed_TH, gate_.value, in_, out,
+                           : router_.forward(norm_.normed_TH,
+                                             {gate_.value, bias_of(gate_bias_.value)}, in_, out,
                                              routed_.workspace(), gatepro::NoReduce(), executor));
     experts_.forward(norm_.normed_TH, routed_.expert_ids_TK(), routed_.weights_TK(), x_TH,
                      executor);
@@ -133,14 +136,21 @@ class MoeLayer {
   /// dx_TH: the gradient after the layer; becomes the gradient before it.
   void backward(RowMatrix<A>& dx_TH, const Executor& executor) {
     experts_.backward(dx_TH, routed_.weights_TK(), dnormed_TH_, dweights_TK_, executor);
-    router_.backward(norm_.normed_TH, gate_.value, in_, routed_, {dweights_TK_},
-                     {dnormed_TH_, gate_.gradient}, executor);
+    gatepro::GateGradients<A> gradients{dnormed_TH_, gate_.gradient};
+    gradients.dbias_E = bias_of(gate_bias_.gradient);
+    router_.backward(norm_.normed_TH, gate_.value, in_, routed_, {dweights_TK_}, gradients,
+                     executor);
     norm_.backward(dnormed_TH_, dx_TH, executor);
   }
 
   gatepro::CompleteRouter<A>& router() { return router_; }
   /// E x H: the weights of the router.
   Parameter<A>& gate() { return gate_; }
+  /// All that the router learns: its weights, and the bias of its logits if it has one.
+  std::vector<Parameter<A>*> router_parameters() {
+    if (gate_bias_.value.size() == 0) return {&gate_};
+    return {&gate_, &gate_bias_};
+  }
   Experts<A>& experts() { return experts_; }
   /// What the last forward routed: its tokens, normed.
   const RowMatrix<A>& input() const { return norm_.normed_TH; }
@@ -152,10 +162,17 @@ class MoeLayer {
   double auxiliary_loss() const { return routed_.report().losses.sum(); }
 
  private:
+  /// Not given if there is none.
+  static gatepro::VectorView<A> bias_of(RowMatrix<A>& bias_1E) {
+    if (bias_1E.size() == 0) return {};
+    return {bias_1E.data(), bias_1E.size()};
+  }
+
   /// The same with logits rounded to bfloat16. The gradient takes the rounding for the identity.
   template <class Out>
   gatepro::CompleteReport route_rounded(const Out& out, const Executor& executor) {
     linear(norm_.normed_TH, gate_.value, logits_TE_, executor);
+    if (gate_bias_.value.size() != 0) logits_TE_.rowwise() += gate_bias_.value.row(0);
     for (Index t = 0; t < logits_TE_.rows(); ++t) {
       for (Index e = 0; e < logits_TE_.cols(); ++e) {
         out.logits_TE(t, e) = static_cast<A>(static_cast<Eigen::bfloat16>(logits_TE_(t, e)));
@@ -167,7 +184,7 @@ class MoeLayer {
   Sizes sizes_;
   bool bf16_logits_, output_partners_;
   std::string name_;
-  Parameter<A> gate_;
+  Parameter<A> gate_, gate_bias_;
   Experts<A> experts_;
   RmsNorm<A> norm_;
   gatepro::CompleteRouter<A> router_;

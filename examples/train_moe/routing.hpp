@@ -43,6 +43,8 @@ struct Routing {
   gatepro::Index choices = 0;
   /// Other than the run's.
   Swaps swaps{};
+  /// The logits have a learned bias, which starts at 0.
+  bool gate_bias = false;
   /// Logits are rounded to bfloat16 before they decide.
   bool bf16_logits = false;
 };

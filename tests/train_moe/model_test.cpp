@@ -108,7 +108,8 @@ INSTANTIATE_TEST_SUITE_P(
                     GradientCase{"eliminate+balance=0.5", 4}, GradientCase{"off+sequence=0.5", 4},
                     GradientCase{"off+sequence=0.5"}, GradientCase{"off+z=0.1"},
                     GradientCase{"eliminate+sigmoid+balance=0.5"},
-                    GradientCase{"off+rounded=6+sigmoid"},
+                    GradientCase{"off+rounded=6+sigmoid"}, GradientCase{"off+gate-bias"},
+                    GradientCase{"eliminate+gate-bias+softcap=0.5+balance=0.5"},
                     GradientCase{"off+bias=0.1+capacity=1.1"}, GradientCase{"off+choices=2"},
                     GradientCase{"eliminate+top-p=0.6+balance=0.5"},
                     GradientCase{"off+sigmoid+budget=1.5+sequence=0.5", 4}));
@@ -242,6 +243,8 @@ TEST(Arms, HaveModifiersThatAddUp) {
   EXPECT_EQ(config.losses.sequence, 2);
   EXPECT_EQ(config.losses.batch, 3);
   EXPECT_EQ(config.choice.step, 0x1p-14);
+  EXPECT_EQ(parse_arm("off+softcap").routing.config.logit_soft_cap, 30);
+  EXPECT_TRUE(parse_arm("off+gate-bias+softcap=2").routing.gate_bias);
   ASSERT_TRUE(config.capacity);
   EXPECT_EQ(config.capacity->factor, 1.25);
   EXPECT_EQ(arm.modifiers, (std::vector<std::string>{"bias", "sigmoid", "z", "sequence", "balance",
@@ -334,6 +337,22 @@ TEST(Training, AnArmSwapsAtItsOwnSteps) {
     }
     EXPECT_EQ(seen, competing) << name;
   }
+}
+
+TEST(Training, LearnsABiasOfTheLogits) {
+  const Text text(words(3 * Text::block_bytes));
+  for (const char* name : {"off+gate-bias", "off+gate-bias+bf16"}) {
+    Training<float> training(small_settings(), parse_arm(name), 1, text);
+    while (!training.done()) training.step();
+    const auto parameters = training.model().layers()[0].router_parameters();
+    ASSERT_EQ(parameters.size(), 2);
+    EXPECT_EQ(parameters[1]->name, "layer0.router_bias");
+    const RowMatrix<float>& bias_1E = parameters[1]->value;
+    EXPECT_GT(bias_1E.maxCoeff(), 0) << name;
+    EXPECT_LT(bias_1E.minCoeff(), 0) << name;
+  }
+  Training<float> training(small_settings(), parse_arm("off"), 1, text);
+  EXPECT_EQ(training.model().layers()[0].router_parameters().size(), 1);
 }
 
 TEST(Training, RoundsLogitsWhereAskedTo) {
