@@ -48,6 +48,8 @@ inline std::vector<std::pair<std::string, std::string>> tiles(const LayerReport&
          "mean cosine of all pairs, ± " + fixed(like.pairs.deviation, 3)},
         {fixed(like.pairs.largest, 3),
          "largest cosine; random routers " + fixed(layer.random->largest, 3)},
+        {fixed(layer.spectral_entropy, 2),
+         "nats of spectral entropy; a random router " + fixed(layer.random->spectral_entropy, 2)},
         {std::to_string(like.graph.mutual_pairs),
          like.graph.mutual_pairs == 1 ? "pair that name each other" : "pairs that name each other"},
         {std::to_string(like.graph.largest_in_degree),
@@ -65,8 +67,8 @@ inline std::vector<std::pair<std::string, std::string>> tiles(const LayerReport&
   if (layer.likeness) {
     tiles.push_back({fixed(routing.partner_lift, 2), "lift of partners; 1 is chance"});
   }
-  if (routing.eliminated) {
-    tiles.push_back({percent(routing.eliminated->changed_rate()),
+  if (routing.margins) {
+    tiles.push_back({percent(routing.margins->largest_share()),
                      "of the tokens would change experts if losers were eliminated"});
   }
   return tiles;
@@ -117,6 +119,22 @@ inline std::string load_caption(const LayerReport& layer) {
          std::to_string(routing.tokens) + " tokens, " + std::to_string(routing.top_k) +
          " experts each. " + std::to_string(routing.loads.zero_token_experts) +
          " experts got none; Gini " + fixed(routing.loads.gini, 3) + ".";
+}
+
+inline std::string lambda_caption(const LayerReport& layer) {
+  const gatepro::MarginCounts& margins = *layer.routing->margins;
+  std::string text =
+      "Tokens whose experts the penalty λ would change. The published λ, 1e-4, "
+      "changes " +
+      percent(margins.changed_share(1e-4), 2) + ", elimination " +
+      percent(margins.largest_share()) + ".";
+  for (const double share : {0.01, 0.1}) {
+    const double lambda = margins.lambda_for_share(share);
+    if (!std::isfinite(lambda)) continue;
+    text += " λ = " + number(lambda, 2) + " changes " + percent(share, 0) + ".";
+  }
+  return text + " Half of the tokens have less than " + number(margins.margin(0.5), 2) +
+         " between the logits of the last expert that is selected and the next one.";
 }
 
 inline std::vector<std::string> group_columns(const LayerReport& layer) {
@@ -183,6 +201,9 @@ inline void add_layer(Page& page, const LayerReport& layer, bool single, double 
                   "line of chance, similar experts are selected together, which is what the "
                   "competition is to prevent.");
     }
+    if (layer.routing->margins) {
+      page.figure("What would a penalty change?", lambda_picture(layer), lambda_caption(layer));
+    }
     page.end_stack();
     page.end_cards();
   }
@@ -203,14 +224,14 @@ inline void add_curves(Page& page, const std::vector<LayerReport>& layers) {
   if (partner.size() < 2) return;
   Plot plot("Similarity over the layers",
             {"layer, in the order of the table", 0, static_cast<double>(layers.size() - 1)},
-            {"cosine", low, 1.1 * high}, 760, 220);
+            {"cosine", low, 1.1 * high}, picture_width, 160);
   plot.line(chance, 1, true);
   plot.line(pairs, 2);
   plot.line(partner, 0);
   for (const auto& [x, y] : partner) {
     plot.point(x, y, 0, layers[static_cast<std::size_t>(x)].label + ": " + number(y));
   }
-  plot.legend({{0, "with the partner"}, {1, "the same, random router"}, {2, "all pairs"}});
+  plot.legend({{0, "partner"}, {1, "partner, random router"}, {2, "all pairs"}});
   page.begin_cards();
   page.figure(
       "Similarity over the layers", plot.svg(),
@@ -282,6 +303,9 @@ inline std::string sheet(const LayerReport& layer, double limit) {
     pictures.push_back({"Co-activation", lift_map(layer)});
     if (layer.likeness) {
       pictures.push_back({"Lift by similarity", lift_by_similarity(layer)});
+    }
+    if (layer.routing->margins) {
+      pictures.push_back({"What a penalty changes", lambda_picture(layer)});
     }
   }
   constexpr double gap = 24, head = 28;

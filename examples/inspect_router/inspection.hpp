@@ -52,6 +52,7 @@ class Inspection {
     LayerReport report = start(stored.label, w_EH.rows());
     report.hidden = w_EH.cols();
     report.likeness = likeness(w_EH);
+    report.spectral_entropy = spectral_entropy(*report.likeness);
     report.random = &random_of(w_EH.rows(), w_EH.cols());
     if (!settings_.x.empty()) report.routing = route_x(stored, w_EH);
     if (!settings_.trace.empty()) add_trace_of(stored, report);

@@ -30,7 +30,8 @@ inline Json json_of(const Likeness& likeness, const RandomRouters& random) {
   json["random_router"] = {{"draws", RandomRouters::draws},
                            {"mean_partner_cosine", random.mean_with_partner},
                            {"largest_cosine", random.largest},
-                           {"mean_cosine", random.mean_pair}};
+                           {"mean_cosine", random.mean_pair},
+                           {"spectral_entropy", random.spectral_entropy}};
   json["mutual_pairs"] = likeness.graph.mutual_pairs;
   json["unnamed_experts"] = likeness.graph.unnamed_experts;
   json["hub"] = likeness.graph.hub;
@@ -59,9 +60,16 @@ inline Json json_of(const RoutingSummary& routing, bool has_partners) {
     json["partner_lift"] = routing.partner_lift;
     json["partner_coactivation"] = routing.partner_rate;
   }
-  if (routing.eliminated) {
-    json["changed_by_elimination"] = routing.eliminated->changed_rate();
-    json["tokens_short_of_survivors"] = routing.eliminated->tokens_short_of_survivors;
+  if (routing.margins) {
+    const auto lambda = [&](double share) {
+      const double value = routing.margins->lambda_for_share(share);
+      return std::isfinite(value) ? Json(value) : Json();
+    };
+    json["median_margin"] = routing.margins->margin(0.5);
+    json["changed_by_published_lambda"] = routing.margins->changed_share(1e-4);
+    json["changed_by_elimination"] = routing.margins->largest_share();
+    json["lambda_that_changes"] = {
+        {"1%", lambda(0.01)}, {"10%", lambda(0.1)}, {"50%", lambda(0.5)}};
   }
   return json;
 }
@@ -71,6 +79,7 @@ inline Json json_of(const LayerReport& layer) {
   if (layer.likeness) {
     json["hidden"] = layer.hidden;
     json["similarity"] = json_of(*layer.likeness, *layer.random);
+    json["similarity"]["spectral_entropy"] = layer.spectral_entropy;
   }
   json["cluster_order"] = layer.order;
   Json groups = Json::array();

@@ -5,8 +5,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <gatepro/gatepro.hpp>
+#include <gatepro/metrics.hpp>
+#include <gatepro/spectral_entropy.hpp>
 #include <map>
 #include <optional>
 #include <string>
@@ -28,6 +31,11 @@ struct Likeness {
   gatepro::PartnerGraph graph;
   std::vector<std::int64_t> in_degree_E;
 };
+
+/// The spectral entropy of similarities, in nats: ln E if no direction is shared.
+inline double spectral_entropy(const Likeness& likeness) {
+  return gatepro::spectral_entropy(gatepro::view(likeness.similarity_EE));
+}
 
 inline Likeness likeness(const RowMatrix<float>& w_EH) {
   const Index experts = w_EH.rows();
@@ -53,6 +61,7 @@ struct RandomRouters {
   static constexpr int draws = 8;
   std::vector<double> with_partner;  ///< Of all draws.
   double mean_with_partner = 0, largest = 0, mean_pair = 0;
+  double spectral_entropy = 0;  ///< Of the first draw.
 };
 
 inline RandomRouters random_routers(Index experts, Index hidden) {
@@ -64,6 +73,7 @@ inline RandomRouters random_routers(Index experts, Index hidden) {
     const Likeness drawn = likeness(w_EH);
     result.with_partner.insert(result.with_partner.end(), drawn.with_partner_E.begin(),
                                drawn.with_partner_E.end());
+    if (draw == 0) result.spectral_entropy = spectral_entropy(drawn);
     result.mean_with_partner += drawn.partners.mean / RandomRouters::draws;
     result.mean_pair += drawn.pairs.mean / RandomRouters::draws;
     result.largest = std::max(result.largest, drawn.partners.largest);
@@ -88,8 +98,8 @@ struct RoutingSummary {
     return pairs_per_product * static_cast<double>(together.load(i)) *
            static_cast<double>(together.load(j));
   }
-  double partner_lift = 0, partner_rate = 0;             ///< With weights; else 0.
-  std::optional<gatepro::PenaltyStatistics> eliminated;  ///< With X: had losers been eliminated.
+  double partner_lift = 0, partner_rate = 0;     ///< With weights; else 0.
+  std::optional<gatepro::MarginCounts> margins;  ///< With X: what a penalty would change.
 };
 
 inline RoutingSummary summarise(gatepro::MatrixView<const std::int32_t> ids_TK, Index experts,
@@ -115,24 +125,24 @@ inline RoutingSummary summarise(gatepro::MatrixView<const std::int32_t> ids_TK, 
   return summary;
 }
 
-/// Routes tokens as the published router does, without competition, and once more with elimination.
+/// Routes tokens as the published router does, without competition, and counts what one would
+/// change.
 inline RoutingSummary route(const RowMatrix<float>& x_TH, const RowMatrix<float>& w_EH, Index top_k,
                             const std::string& source) {
   gatepro::RouterConfig config{w_EH.cols(), w_EH.rows(), top_k};
   config.competition = gatepro::Competition::off();
-  config.allow_zero_gradient = true;
   gatepro::Router<float> router(config);
   router.refresh_now(w_EH, 0);
-  gatepro::RoutingBuffers<gatepro::Router<float>> buffers(router, x_TH.rows());
+  gatepro::RoutingBuffers<gatepro::Router<float>> buffers(
+      router, gatepro::BufferShape{x_TH.rows(), 1, 1, /*keep_logits=*/true});
   router.forward(x_TH, w_EH, buffers);
   RoutingSummary summary = summarise(buffers.expert_ids_TK(), w_EH.rows(), source);
 
-  router.set_competition(gatepro::Competition::eliminate());
-  gatepro::PenaltyStatistics statistics;
-  auto out = buffers.view();
-  out.statistics = &statistics;
-  router.forward(x_TH, w_EH, out, buffers.workspace());
-  summary.eliminated = statistics;
+  std::vector<std::byte> workspace(
+      gatepro::count_margins_workspace_bytes<float>(w_EH.rows(), top_k));
+  summary.margins.emplace();
+  gatepro::count_margins(buffers.logits_TE(), router.similarity_cache().rivals(), {top_k}, {},
+                         *summary.margins, workspace);
   return summary;
 }
 
@@ -149,6 +159,7 @@ struct LayerReport {
   std::string id;                 ///< For file names and links: letters, digits, '_' and '-'.
   Index experts = 0, hidden = 0;  ///< hidden: 0 without weights.
   std::optional<Likeness> likeness;
+  double spectral_entropy = 0;            ///< With weights.
   const RandomRouters* random = nullptr;  ///< With weights.
   Experts order;
   std::vector<RedundantGroup> groups;

@@ -100,7 +100,7 @@ class HeatMap {
       const double size = cell_ * static_cast<double>(layer_.groups[group].experts.size());
       svg_.rectangle(at(first), top + at(first) - left, size, size, "group");
       const double y = top + at(first) - left + size / 2 + 4;
-      if (layer_.experts <= 40 || y < free_from + 9) continue;
+      if (layer_.experts <= 40 || y < free_from + 11) continue;
       svg_.text(left - 5, y, group_name(group), "ink", "end");
       free_from = y;
     }
@@ -358,6 +358,26 @@ inline Svg lift_by_similarity(const LayerReport& layer) {
   for (const auto& [x, y] : points) {
     plot.point(x, y, 0, "cosine " + report::number(x) + ": lift " + report::number(y));
   }
+  return plot.svg();
+}
+
+/// The share of the tokens whose experts a penalty would change.
+inline Svg lambda_picture(const LayerReport& layer) {
+  const gatepro::MarginCounts& margins = *layer.routing->margins;
+  const double nearly_all = margins.lambda_for_share(0.99 * margins.largest_share());
+  const double low = 1e-6, high = std::pow(10, std::ceil(std::log10(std::max(nearly_all, 0.1))));
+  const double most = 100 * std::max(0.01, margins.largest_share());
+  Plot plot("Tokens that a penalty changes in " + layer.label, {"penalty λ", low, high, true},
+            {"tokens changed (%)", 0, 1.15 * most});
+  report::Points curve;
+  constexpr int steps = 120;
+  for (int i = 0; i <= steps; ++i) {
+    const double lambda = low * std::pow(high / low, static_cast<double>(i) / steps);
+    curve.emplace_back(lambda, 100 * margins.changed_share(lambda));
+  }
+  plot.level(100 * margins.largest_share(), "elimination");
+  plot.mark(1e-4, "published λ", 0.35 * plot.svg().height());
+  plot.line(curve, 0);
   return plot.svg();
 }
 

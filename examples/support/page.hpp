@@ -43,7 +43,8 @@ inline std::string page_css() {
          "text-align:right;vertical-align:top}th{font-weight:600;line-height:1.25}"
          "th.words,td.words{text-align:left}.stack{display:grid;gap:16px}"
          "@media(min-width:820px){.wide{grid-column:span 2}.wide .figure{font-size:6.6px}"
-         ".whole{grid-column:1/-1}}@media(max-width:480px){th,td{padding:5px 6px}}\n" +
+         ".whole{grid-column:1/-1}.whole "
+         ".figure{font-size:8px}}@media(max-width:480px){th,td{padding:5px 6px}}\n" +
          shape_css();
 }
 

@@ -37,6 +37,10 @@ def check_similarity(layer, weights):
     partners = similarity["partner_of_expert"]
     np.testing.assert_allclose(expected[np.arange(len(partners)), partners], expected.max(axis=1),
                                atol=1e-5)
+    spectrum = np.linalg.eigvalsh(expected + 3 * np.eye(len(expected)))
+    spectrum = spectrum[spectrum > 0] / spectrum.sum()
+    np.testing.assert_allclose(similarity["spectral_entropy"],
+                               -(spectrum * np.log(spectrum)).sum(), atol=1e-4)
     off_diagonal = expected[~np.eye(len(expected), dtype=bool)]
     np.testing.assert_allclose(similarity["pairs"]["mean"], off_diagonal.mean(), atol=1e-6)
     np.testing.assert_allclose(similarity["pairs"]["deviation"], off_diagonal.std(), atol=1e-6)
@@ -97,6 +101,18 @@ def main(program):
         np.testing.assert_allclose(layer["routing"]["partner_lift"],
                                    together[pairs].sum() / (scale * products[pairs].sum()),
                                    rtol=1e-9)
+
+        # The margin of the last expert, and a penalty by the rule of the paper. Both come from
+        # histograms with bins of up to 12 %.
+        ranked = -np.sort(-logits, axis=1)
+        np.testing.assert_allclose(layer["routing"]["median_margin"],
+                                   np.median(ranked[:, 3] - ranked[:, 4]), rtol=0.15)
+        loses = logits < logits[:, pairs[1]]
+        penalised = logits - layer["routing"]["lambda_that_changes"]["10%"] * loses
+        again = np.zeros(logits.shape)
+        np.put_along_axis(again, np.argsort(-penalised, axis=1)[:, :4], 1, axis=1)
+        changed = (again != chosen).any(axis=1).mean()
+        assert 0.08 < changed < 0.12, changed
 
         # What the format allows, but this program does not.
         for bad in (np.asfortranarray(weights), weights.astype(">f4"), weights.astype(np.int32),
