@@ -94,6 +94,14 @@ bool keeps_all(const RoutingInputs<A>& in, const RoutingView<A, Id>& out, Index 
   return is_masked(in.is_padding_T, t) || key_of(out.scores_TK(t, 0)) == Order<A>::nan;
 }
 
+/// Choices of a token that are left.
+template <class Id>
+Index choices_left(const StridedView<Id>& ids_TK, Index t) {
+  Index left = 0;
+  for (Index j = 0; j < ids_TK.cols; ++j) left += is_some(ids_TK(t, j)) ? 1 : 0;
+  return left;
+}
+
 /// The threshold, for a token.
 template <class A, class Id>
 void keep_likely(const FewerChoices& rule, ScoreFunction function, const RoutingView<A, Id>& out,
@@ -128,26 +136,29 @@ void keep_best(const FewerChoices& rule, const RoutingInputs<A>& in, const Routi
                Index first, Index end) {
   using Key = typename Order<A>::Key;
   const StridedView<Id>& ids_TK = out.expert_ids_TK;
-  const auto for_each_made = [&](Index from, Index to, const auto& visit) {
+  const auto for_each_open = [&](const auto& visit) {
     for (Index t = first; t < end; ++t) {
       if (keeps_all(in, out, t)) continue;
-      for (Index j = from; j < to; ++j) {
+      for (Index j = rule.least; j < ids_TK.cols; ++j) {
         if (is_some(ids_TK(t, j))) visit(t, j);
       }
     }
   };
-  Index tokens = 0, safe = 0, others = 0;
-  for (Index t = first; t < end; ++t) tokens += keeps_all(in, out, t) ? 0 : 1;
-  for_each_made(0, rule.least, [&](Index, Index) { ++safe; });
-  for_each_made(rule.least, ids_TK.cols, [&](Index, Index) { ++others; });
-  const Index open = choices_within(rule.budget, tokens) - safe;
-  if (others <= open) return;
+  Index tokens = 0, made = 0, safe = 0;
+  for (Index t = first; t < end; ++t) {
+    if (keeps_all(in, out, t)) continue;
+    const Index left = choices_left(ids_TK, t);
+    ++tokens;
+    made += left;
+    safe += (std::min)(left, rule.least);
+  }
+  const Index most = choices_within(rule.budget, tokens);
+  if (made <= most) return;
 
-  auto cutoff = largest_keys<Key>(open, [&](const auto& visit) {
-    for_each_made(rule.least, ids_TK.cols,
-                  [&](Index t, Index j) { visit(key_of(out.choice_values_TK(t, j))); });
+  auto cutoff = largest_keys<Key>(most - safe, [&](const auto& visit) {
+    for_each_open([&](Index t, Index j) { visit(key_of(out.choice_values_TK(t, j))); });
   });
-  for_each_made(rule.least, ids_TK.cols, [&](Index t, Index j) {
+  for_each_open([&](Index t, Index j) {
     const Key key = key_of(out.choice_values_TK(t, j));
     const bool ties = key == cutoff.key && cutoff.ties > 0;
     cutoff.ties -= ties ? 1 : 0;
@@ -224,14 +235,6 @@ void load_remaining(const RuledGroup<A>& group, const RoutingInputs<A>& in,
   }
 }
 
-/// Choices of a token that are left.
-template <class Id>
-Index choices_left(const StridedView<Id>& ids_TK, Index t) {
-  Index left = 0;
-  for (Index j = 0; j < ids_TK.cols; ++j) left += is_some(ids_TK(t, j)) ? 1 : 0;
-  return left;
-}
-
 /// Weighs the tokens of a group anew that have lost choices, but not all, or whose choices stand in
 /// another order. Where what is left has no weight that is a number, all weights are NaN.
 template <class A, class Id>
@@ -264,23 +267,25 @@ void weigh_remaining(const RuledGroup<A>& group, const SelectionRule& rule,
 template <class A, class Id>
 RoutingReport report_remaining(const SelectionRule& rule, const RoutingInputs<A>& in,
                                const RoutingView<A, Id>& out) {
-  const Choices<Id> choices{out.expert_ids_TK, in.is_padding_T};
   const bool eliminate = rule.competition.mode == CompetitionMode::eliminate;
   RoutingReport report;
   report.tokens = in.logits_TE.rows;
+  const VectorView<std::int64_t>& counts_E = out.tokens_per_expert_E;
+  std::fill_n(counts_E.data, counts_E.size, std::int64_t{0});
   for (Index t = 0; t < report.tokens; ++t) {
+    if (is_masked(in.is_padding_T, t)) continue;
     bool is_short = false, nonfinite = false;
     for (Index j = 0; j < out.expert_ids_TK.cols; ++j) {
-      if (!counts(choices, t, j)) continue;
+      const auto id = out.expert_ids_TK(t, j);
+      if (!is_some(id)) continue;
       ++report.choices;
+      if (counts_E.given()) ++counts_E[static_cast<Index>(id)];
       is_short = is_short || (eliminate && out.penalised_TK(t, j) != 0);
       nonfinite = nonfinite || key_of(out.weights_TK(t, j)) == Order<A>::nan;
     }
     report.tokens_short_of_survivors += is_short ? 1 : 0;
     report.nonfinite_rows += nonfinite ? 1 : 0;
   }
-  const VectorView<std::int64_t>& counts_E = out.tokens_per_expert_E;
-  if (counts_E.given()) count_choices(choices, counts_E.size, counts_E.data);
   return report;
 }
 
