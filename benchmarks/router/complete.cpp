@@ -40,6 +40,15 @@ const std::vector<Feature>& features() {
       {"batch_loss", [](Config& c) { c.losses.batch = 0.01; }},
       {"z_loss", [](Config& c) { c.losses.z = 0.001; }},
       {"capacity", [](Config& c) { c.capacity = gatepro::CapacityRule{}; }},
+      {"quantised", [](Config& c) { c.choice.step = 0x1p-14; }},
+      {"ascending_ids", [](Config& c) { c.choice.order = gatepro::ChoiceOrder::ascending_ids; }},
+      {"soft_cap", [](Config& c) { c.logit_soft_cap = 30; }},
+      {"top_p",
+       [](Config& c) {
+         c.fewer.emplace();
+         c.fewer->top_p = 0.8;
+       }},
+      {"adaptive_lambda", [](Config& c) { c.adaptive_lambda.share = 0.1; }},
   };
   return all;
 }

@@ -79,6 +79,11 @@ std::vector<Family> families() {
       {"z_loss_over_select", {"E128"}, at_most(1.4)},
       {"z_loss_over_select", {"E256"}, reported()},
       {"capacity_over_select", selections, reported()},
+      {"quantised_over_select", selections, reported()},
+      {"ascending_ids_over_select", selections, reported()},
+      {"soft_cap_over_select", selections, reported()},
+      {"top_p_over_select", selections, reported()},
+      {"adaptive_lambda_over_select", selections, reported()},
       // The refresh
       {"refresh_over_forward", {"E64"}, at_most(0.025)},
       {"refresh_over_forward", {"E128"}, at_most(0.04)},
@@ -86,6 +91,9 @@ std::vector<Family> families() {
       {"refresh_vs_eigen", {"E256"}, at_least(1.5)},
       {"lazy_over_full_refresh", {"E256"}, at_most(0.3)},
       {"lazy_fast_over_full_refresh", {"E256"}, at_most(1.1)},
+      {"frobenius_over_refresh", selections, reported()},
+      {"simbal_over_refresh", selections, reported()},
+      {"partner_orthogonality_over_refresh", selections, reported()},
       // The backward
       {"backward_vs_torch", selections, at_least(3)},
       {"backward_vs_dense_openblas", {"E64"}, at_least(2.2, 3)},

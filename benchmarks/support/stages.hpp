@@ -27,6 +27,7 @@ Stage penalty_stage();
 Stage router_stage();
 Stage refresh_stage();
 Stage lazy_refresh_stage();
+Stage orthogonality_stage();
 Stage backward_stage();
 Stage builds_stage();
 Stage compile_time_stage();
@@ -36,10 +37,10 @@ Stage small_batches_stage();
 Stage conversion_stage();
 
 inline std::vector<Stage> all_stages() {
-  return {gate_stage(),          selection_stage(),    published_stage(),    penalty_stage(),
-          router_stage(),        refresh_stage(),      lazy_refresh_stage(), backward_stage(),
-          builds_stage(),        compile_time_stage(), complete_stage(),     limits_stage(),
-          small_batches_stage(), conversion_stage()};
+  return {gate_stage(),     selection_stage(),     published_stage(),    penalty_stage(),
+          router_stage(),   refresh_stage(),       lazy_refresh_stage(), orthogonality_stage(),
+          backward_stage(), builds_stage(),        compile_time_stage(), complete_stage(),
+          limits_stage(),   small_batches_stage(), conversion_stage()};
 }
 
 }  // namespace bench
