@@ -164,6 +164,27 @@ void combine(Case<A, A> c) {
   print(hash, c.name + "combine");
 }
 
+/// Logits with a bias, capped, and both ways back.
+template <class A>
+void change_logits(Case<A, A> c) {
+  std::vector<A> logits(static_cast<std::size_t>(c.tokens * c.experts));
+  std::vector<A> dbias(static_cast<std::size_t>(c.experts));
+  const std::vector<A> bias = numbers<A>(c.experts, 9);
+  const MatrixView<A> logits_TE(logits.data(), c.tokens, c.experts);
+  std::vector<std::byte> workspace(gatepro::gate_logits_workspace_bytes<A, A>(c.experts, c.hidden));
+  gatepro::gate_logits(c.x_TH(), gatepro::BiasedWeights<A>{c.w_EH(), bias}, logits_TE, workspace);
+  gatepro::soft_cap_logits(2.5, logits_TE);
+  Hash hash;
+  hash.add_rows(logits_TE);
+  std::vector<A> gradients = numbers<A>(c.tokens * c.experts, 10);
+  const MatrixView<A> dlogits_TE(gradients.data(), c.tokens, c.experts);
+  gatepro::soft_cap_backward(2.5, logits_TE, dlogits_TE);
+  gatepro::gate_backward_bias(dlogits_TE, gatepro::VectorView<A>(dbias));
+  hash.add_rows(dlogits_TE);
+  hash.add(dbias.data(), dbias.size());
+  print(hash, c.name + "changed logits");
+}
+
 template <class A>
 bool run_scalar() {
   bool stand_alone = true;
@@ -180,6 +201,7 @@ bool run_scalar() {
     route_completely(c, function, /*rounds=*/true);
   }
   combine(c);
+  change_logits(c);
   return stand_alone;
 }
 

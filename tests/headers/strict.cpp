@@ -92,6 +92,12 @@ void route_completely() {
   router.backward(x_TH, w_EH, {}, buffers, {dweights_TK}, {dx_TH, dw_EH}, executor);
   router.backward_logits({{}, buffers.view(), buffers.report()}, {dweights_TK}, dlogits_TE,
                          buffers.workspace(), executor);
+  const std::vector<A> bias_E(experts);
+  std::vector<A> dbias_E(experts);
+  router.forward(x_TH, {w_EH, bias_E}, {}, buffers, reduce, executor);
+  gatepro::GateGradients<A> gradients{dx_TH, dw_EH};
+  gradients.dbias_E = dbias_E;
+  router.backward(x_TH, w_EH, {}, buffers, {dweights_TK}, gradients, executor);
   router.end_step(reduce);
   router.restore(router.state());
 }
@@ -122,6 +128,10 @@ void dispatch() {
   gatepro::combine(row_view_TK, gatepro::strided_view(weights_TK), drows_NH, dx_TH);
   gatepro::combine_backward_weights(row_view_TK, drows_NH, dx_TH,
                                     gatepro::strided_view(weights_TK));
+  gatepro::permute_scaled(gatepro::VectorView<std::int32_t>(choice_of_row_N), weights_TK, dx_TH,
+                          drows_NH);
+  gatepro::permute_scaled_backward_weights(row_view_TK, dx_TH, drows_NH,
+                                           gatepro::strided_view(weights_TK));
 }
 
 template <class A>

@@ -60,19 +60,31 @@ void add_row(A coefficient, const Source* row, Index width, A* out) {
   gradient_kernels<A, Source>().add_rows(&coefficient, &first, 1, row, width, width, out);
 }
 
+/// What products are added to without a change, not even of the sign of a zero.
+template <class A>
+struct MinusZeros {
+  static constexpr Index count = 256;
+  A values[count] = {};
+
+  constexpr MinusZeros() {
+    for (A& value : values) value = A(-0.0);
+  }
+};
+template <class A>
+inline constexpr MinusZeros<A> minus_zeros{};
+
 /// row = weight * token, each element rounded once; those of 16 bits are multiplied in float.
 template <class X, class A>
 void scale_row(A weight, const X* token, Index width, X* row) {
-  if constexpr (std::is_same_v<X, A>) {
-    for (Index c = 0; c < width; ++c) row[c] = weight * token[c];
-  } else {
-    constexpr Index at_once = 256;
-    A products[at_once];
-    for (Index c = 0; c < width; c += at_once) {
-      const Index count = (std::min)(at_once, width - c);
-      gate_kernels<A, X>().widen(token + c, count, products);
-      for (Index i = 0; i < count; ++i) products[i] *= weight;
-      narrow_kernels<X>().narrow(products, count, row + c);
+  for (Index c = 0; c < width; c += MinusZeros<A>::count) {
+    const Index count = (std::min)(MinusZeros<A>::count, width - c);
+    if constexpr (std::is_same_v<X, A>) {
+      std::copy_n(minus_zeros<A>.values, count, row + c);
+      add_row(weight, token + c, count, row + c);
+    } else {
+      MinusZeros<A> products;
+      add_row(weight, token + c, count, products.values);
+      narrow_kernels<X>().narrow(products.values, count, row + c);
     }
   }
 }
