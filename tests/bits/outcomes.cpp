@@ -181,7 +181,7 @@ void change_logits(Case<A, A> c) {
   gatepro::soft_cap_backward(2.5, logits_TE, dlogits_TE);
   gatepro::gate_backward_bias(dlogits_TE, gatepro::VectorView<A>(dbias));
   hash.add_rows(dlogits_TE);
-  hash.add(dbias.data(), dbias.size());
+  hash.add(dbias.data(), c.experts);
   print(hash, c.name + "changed logits");
 }
 
