@@ -49,6 +49,12 @@ inline const std::vector<ArmPart>& arm_bases() {
        [](Routing& r, double) { r.config.competition = Competition{}; }},
       {"lambda", PartValue{0, 1e30}, "losers pay VALUE",
        [](Routing& r, double lambda) { r.config.competition = Competition::penalty(lambda); }},
+      {"share", PartValue{1e-6, 1, 0.1},
+       "losers pay what changes the choice of a share VALUE of the tokens",
+       [](Routing& r, double share) {
+         r.config.competition = Competition{};
+         r.config.adaptive_lambda.share = share;
+       }},
       {"eliminate",
        {},
        "losers rank last and weigh 0",

@@ -4,6 +4,7 @@
 #define TRAIN_MOE_LAYER_METRICS_HPP
 
 #include <cstdint>
+#include <optional>
 
 #include "moe_layer.hpp"
 
@@ -18,6 +19,10 @@ struct LayerMetrics {
   double coactivation = 0;    // P(the most similar expert is selected too | an expert is selected)
   double coactivation_unpenalised = 0;  // the same, had nobody been penalised
   Index partners_changed = 0;           // at the refresh that ended the step
+  double lost_in_rounding = 0;          // share of the penalties
+  double short_of_survivors = 0;        // share of the tokens
+  // Share of experts whose partner is not the one of the present weights, if all pairs compete.
+  std::optional<double> stale_partners{};
 };
 
 /// Looks at a layer through the partners that its present weights would have.
@@ -47,7 +52,12 @@ class LayerObserver {
     metrics.mean_cosine = gatepro::pairwise_similarity(present.similarity()).mean;
     metrics.partner_cosine =
         gatepro::partner_similarity(present.similarity(), present.partners()).mean;
-    metrics.changed = layer.statistics().changed_rate();
+    const gatepro::PenaltyShares shares =
+        gatepro::penalty_shares(layer.statistics(), present.partners().rows);
+    metrics.changed = shares.changed;
+    metrics.lost_in_rounding = shares.lost_in_rounding;
+    metrics.short_of_survivors = shares.short_of_survivors;
+    metrics.stale_partners = stale_partners(layer.router().similarity_cache());
     coactivation_.reset();
     coactivation_.add(gatepro::Choices{layer.routed().expert_ids_TK()});
     metrics.coactivation = coactivation_.partner_rate(present.partners());
@@ -56,6 +66,17 @@ class LayerObserver {
   }
 
  private:
+  /// Of those in use, the first partners are compared.
+  std::optional<double> stale_partners(const gatepro::SimilarityCache<A>& used) const {
+    const auto in_use = used.partners();
+    if (!in_use.given() || used.pairing().min_similarity > -1) return {};
+    const auto present = router_.similarity_cache().partners();
+    const gatepro::StridedView<const std::int32_t> first(in_use.data, in_use.rows, 1,
+                                                         in_use.row_stride, 1);
+    return static_cast<double>(gatepro::changed_partners(first, present)) /
+           static_cast<double>(present.rows);
+  }
+
   static gatepro::RouterConfig config(const Sizes& sizes) {
     gatepro::RouterConfig config{sizes.hidden, sizes.experts, sizes.top_k};
     config.competition = gatepro::Competition::off();

@@ -9,6 +9,7 @@
 
 #include "csv.hpp"
 #include "default_text.hpp"
+#include "diagnosis.hpp"
 #include "history.hpp"
 #include "output.hpp"
 #include "plots.hpp"
@@ -46,7 +47,7 @@ class Comparison {
     }
     progress_.stop();
     if (code == interrupted) report_interruption();
-    std::printf("%s", table(settings_, history_).c_str());
+    std::printf("%s%s", table(settings_, history_).c_str(), diagnosis(settings_, history_).c_str());
     if (code == finished) finish();
     return code;
   }

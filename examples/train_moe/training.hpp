@@ -22,8 +22,9 @@ struct StepRecord {
   std::int64_t seed = 0;
   std::int64_t step = 0;
   double loss = 0;
-  double validation_loss = std::nan("");  // NaN: not measured at this step
-  double tokens_per_second = 0;           // without validation and metrics
+  double validation_loss = std::nan("");                           // NaN: not measured at this step
+  double tokens_per_second = 0;                                    // without validation and metrics
+  gatepro::Competition competition = gatepro::Competition::off();  // of the first layer
   std::vector<LayerMetrics> layers;
 };
 
@@ -81,6 +82,7 @@ class Training {
     Stopwatch stopwatch;
     record.loss = model_.forward(batch);
     stopwatch.pause();
+    record.competition = model_.layers().front().routed().report().competition;
     for (MoeLayer<A>& layer : model_.layers()) {
       record.layers.push_back(observer_.observe(layer, step_, executor_));
     }
