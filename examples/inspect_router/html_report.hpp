@@ -237,7 +237,7 @@ inline void add_curves(Page& page, const std::vector<LayerReport>& layers) {
       "Similarity over the layers", plot.svg(),
       "Mean cosine of each expert with its partner, and of all pairs. Above the dashed line "
       "is more than a random router of the same shape has.",
-      Page::Width::whole);
+      Page::Width::wide);
   page.end_cards();
 }
 
