@@ -79,7 +79,8 @@ class ParallelLayer {
     return true;
   }
 
-  void forward(RowMatrix<A>& x_TH, gatepro::Pass pass, const Executor& executor) {
+  void forward(RowMatrix<A>& x_TH, const std::vector<std::int64_t>&, gatepro::Pass pass,
+               const Executor& executor) {
     norm_.forward(x_TH, executor);
     in_.pass = pass;
     ledger_.time(Part::route, [&] { route(executor); });

@@ -151,6 +151,24 @@ inline const std::vector<ArmPart>& arm_modifiers() {
        {},
        "logits are rounded to bfloat16 before they decide",
        [](Routing& r, double) { r.bf16_logits = true; }},
+      {"simbal", PartValue{tiny, 1e6, 0.1}, "SimBal: the sum of |W W^T - I|",
+       [](Routing& r, double coefficient) {
+         r.apart.kind = gatepro::OrthogonalityKind::simbal;
+         r.apart.coefficient = coefficient;
+       }},
+      {"orthogonal", PartValue{tiny, 1e6, 1}, "the mean of the squared cosines of router rows",
+       [](Routing& r, double coefficient) {
+         r.apart.kind = gatepro::OrthogonalityKind::frobenius;
+         r.apart.coefficient = coefficient;
+       }},
+      {"orthogonal-start",
+       {},
+       "a router that starts from orthogonal rows",
+       [](Routing& r, double) { r.orthogonal_start = true; }},
+      {"hash",
+       {},
+       "a random table chooses the experts of each byte, the router only weighs",
+       [](Routing& r, double) { r.hash = true; }},
   };
   return modifiers;
 }

@@ -4,6 +4,7 @@
 #ifndef TRAIN_MOE_MODEL_HPP
 #define TRAIN_MOE_MODEL_HPP
 
+#include <cstdint>
 #include <numeric>
 #include <vector>
 
@@ -37,10 +38,12 @@ class Model {
   /// The loss of a batch, without auxiliary losses: mean nats per byte.
   double forward(const Batch& batch, gatepro::Pass pass = gatepro::Pass::training) {
     embed(batch.context_TC);
+    const auto last_T = batch.context_TC.rightCols<1>();
+    last_byte_T_.assign(last_T.begin(), last_T.end());
     linear(embedded_TI_, input_.value, x_TH_, executor_);
     for (std::size_t l = 0; l < layers_.size(); ++l) {
       if (!attention_.empty()) attention_[l].forward(x_TH_, executor_);
-      layers_[l].forward(x_TH_, pass, executor_);
+      layers_[l].forward(x_TH_, last_byte_T_, pass, executor_);
     }
     linear(x_TH_, output_.value, scores_TV_, executor_);
     cross_entropy(scores_TV_, batch.target_T, loss_T_, executor_);
@@ -133,6 +136,7 @@ class Model {
   RowMatrix<A> embedded_TI_, x_TH_, scores_TV_;
   RowMatrix<A> dembedded_TI_, dx_TH_;
   std::vector<double> loss_T_;
+  std::vector<std::int64_t> last_byte_T_;
 };
 
 }  // namespace train_moe

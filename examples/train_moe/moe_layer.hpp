@@ -4,8 +4,10 @@
 #define TRAIN_MOE_MOE_LAYER_HPP
 
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <gatepro/gatepro.hpp>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -64,6 +66,29 @@ inline gatepro::CompleteConfig router_config(const Sizes& sizes, const Routing& 
   return config;
 }
 
+/// The router's weights as they start.
+template <class A>
+Parameter<A> router_weights(const Sizes& sizes, const Routing& routing, const std::string& name,
+                            Index number, std::uint64_t seed) {
+  Parameter<A> gate(name, sizes.experts, sizes.hidden, sizes.router_deviation,
+                    layer_random(seed, number, 0));
+  if (!routing.orthogonal_start) return gate;
+  const double length = sizes.router_deviation * std::sqrt(static_cast<double>(sizes.hidden));
+  std::vector<std::byte> memory(
+      gatepro::orthogonal_weights_workspace_bytes(sizes.experts, sizes.hidden));
+  gatepro::orthogonal_weights(seed + static_cast<std::uint64_t>(number) * 1000003, length,
+                              gatepro::view(gate.value), memory);
+  return gate;
+}
+
+/// The table of a hashed layer, whose vocabulary is all bytes.
+inline std::optional<gatepro::HashTable> hash_table(const Sizes& sizes, const Routing& routing,
+                                                    Index number, std::uint64_t seed) {
+  if (!routing.hash) return std::nullopt;
+  return gatepro::random_hash_table(256, sizes.experts, sizes.top_k,
+                                    seed + static_cast<std::uint64_t>(number) * 1000003);
+}
+
 /// Tokens of a sequence, for losses per sequence: those of a window, or 64 where there are none.
 inline Index sequence_tokens(const Sizes& sizes) { return sizes.window > 1 ? sizes.window : 64; }
 
@@ -88,8 +113,9 @@ class MoeLayer {
         bf16_logits_(routing.bf16_logits),
         output_partners_(routing.output_partners),
         name_("layer" + std::to_string(number) + "."),
-        gate_(name_ + "router", sizes.experts, sizes.hidden, sizes.router_deviation,
-              layer_random(seed, number, 0)),
+        apart_(routing.apart),
+        hash_(hash_table(sizes, routing, number, seed)),
+        gate_(router_weights<A>(sizes, routing, name_ + "router", number, seed)),
         gate_bias_(name_ + "router_bias", 1, routing.gate_bias ? sizes.experts : 0, 0,
                    layer_random(seed, number, 0)),
         experts_(expert_networks<A>(sizes, name_, number, seed)),
@@ -116,14 +142,23 @@ class MoeLayer {
   /// Ends an optimizer step: what balances without a loss moves.
   void end_step() { router_.end_step(); }
 
-  void forward(RowMatrix<A>& x_TH, gatepro::Pass pass, const Executor& executor) {
+  /// bytes_T: the last byte that each token knows.
+  void forward(RowMatrix<A>& x_TH, const std::vector<std::int64_t>& bytes_T, gatepro::Pass pass,
+               const Executor& executor) {
     norm_.forward(x_TH, executor);
     begin_S1_ = sequence_begins(sizes_, x_TH.rows());
     in_.pass = pass;
     in_.sequence_begin_S1 = begin_S1_;
     statistics_ = {};
     auto out = routed_.view(x_TH.rows());
-    out.statistics = &statistics_;
+    if (hash_) {
+      bytes_T_ = bytes_T;
+      in_.hash = &*hash_;
+      in_.token_ids_T = bytes_T_;
+    } else {
+      out.statistics = &statistics_;
+    }
+    apart_loss_ = pass == gatepro::Pass::evaluation ? 0 : keep_apart({}, executor);
     routed_.set_report(bf16_logits_
                            ? route_rounded(out, executor)
                            : router_.forward(norm_.normed_TH,
@@ -140,6 +175,9 @@ class MoeLayer {
     gradients.dbias_E = bias_of(gate_bias_.gradient);
     router_.backward(norm_.normed_TH, gate_.value, in_, routed_, {dweights_TK_}, gradients,
                      executor);
+    if (in_.pass != gatepro::Pass::evaluation) {
+      keep_apart(gatepro::view(gate_.gradient), executor);
+    }
     norm_.backward(dnormed_TH_, dx_TH, executor);
   }
 
@@ -159,7 +197,7 @@ class MoeLayer {
   /// What the penalty did in the last forward.
   const gatepro::PenaltyStatistics& statistics() const { return statistics_; }
   /// The auxiliary losses of the last forward; 0 after an evaluation.
-  double auxiliary_loss() const { return routed_.report().losses.sum(); }
+  double auxiliary_loss() const { return routed_.report().losses.sum() + apart_loss_; }
 
  private:
   /// Not given if there is none.
@@ -168,7 +206,16 @@ class MoeLayer {
     return {bias_1E.data(), bias_1E.size()};
   }
 
-  /// The same with logits rounded to bfloat16. The gradient takes the rounding for the identity.
+  /// The loss on the router's rows; its gradient is added to dw_EH, if that is given.
+  double keep_apart(gatepro::MatrixView<A> dw_EH, const Executor& executor) {
+    apart_memory_.resize(
+        gatepro::orthogonality_loss_workspace_bytes<A>(sizes_.experts, sizes_.hidden, 0, executor));
+    return gatepro::orthogonality_loss(gatepro::view(gate_.value), {}, apart_, dw_EH, apart_memory_,
+                                       executor)
+        .loss;
+  }
+
+  /// Routes with logits rounded to bfloat16. The gradient takes the rounding for the identity.
   template <class Out>
   gatepro::CompleteReport route_rounded(const Out& out, const Executor& executor) {
     linear(norm_.normed_TH, gate_.value, logits_TE_, executor);
@@ -184,12 +231,16 @@ class MoeLayer {
   Sizes sizes_;
   bool bf16_logits_, output_partners_;
   std::string name_;
+  gatepro::OrthogonalityRule apart_;
+  double apart_loss_ = 0;
+  std::vector<std::byte> apart_memory_;
+  std::optional<gatepro::HashTable> hash_;
   Parameter<A> gate_, gate_bias_;
   Experts<A> experts_;
   RmsNorm<A> norm_;
   gatepro::CompleteRouter<A> router_;
   gatepro::RoutingBuffers<gatepro::CompleteRouter<A>> routed_;
-  std::vector<std::int64_t> begin_S1_;
+  std::vector<std::int64_t> begin_S1_, bytes_T_;
   gatepro::ForwardInputs<> in_;  // of the last forward
   gatepro::PenaltyStatistics statistics_;
   RowMatrix<A> logits_TE_, dnormed_TH_, dweights_TK_;

@@ -43,6 +43,12 @@ struct Routing {
   gatepro::Index choices = 0;
   /// Other than the run's.
   Swaps swaps{};
+  /// A loss that keeps the router's rows apart.
+  gatepro::OrthogonalityRule apart{};
+  /// The router starts from orthogonal rows, as long as random ones are.
+  bool orthogonal_start = false;
+  /// A random table chooses the experts of each byte; the router only weighs.
+  bool hash = false;
   /// The logits have a learned bias, which starts at 0.
   bool gate_bias = false;
   /// Logits are rounded to bfloat16 before they decide.

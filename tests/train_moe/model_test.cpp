@@ -110,6 +110,8 @@ INSTANTIATE_TEST_SUITE_P(
                     GradientCase{"eliminate+sigmoid+balance=0.5"},
                     GradientCase{"off+rounded=6+sigmoid"}, GradientCase{"off+gate-bias"},
                     GradientCase{"eliminate+gate-bias+softcap=0.5+balance=0.5"},
+                    GradientCase{"off+simbal=0.01"}, GradientCase{"eliminate+orthogonal"},
+                    GradientCase{"off+hash+balance=0.5"}, GradientCase{"off+orthogonal-start"},
                     GradientCase{"off+bias=0.1+capacity=1.1"}, GradientCase{"off+choices=2"},
                     GradientCase{"eliminate+top-p=0.6+balance=0.5"},
                     GradientCase{"off+sigmoid+budget=1.5+sequence=0.5", 4}));
@@ -258,6 +260,22 @@ TEST(Arms, MayMakeFewerChoices) {
   ASSERT_TRUE(fewer);
   EXPECT_EQ(fewer->top_p, 0.8);
   EXPECT_EQ(fewer->budget, 1.5);
+}
+
+TEST(Arms, KeepRowsApartAndHash) {
+  const Routing simbal = parse_arm("off+simbal").routing;
+  EXPECT_EQ(simbal.apart.kind, gatepro::OrthogonalityKind::simbal);
+  EXPECT_EQ(simbal.apart.coefficient, 0.1);
+  const Routing others = parse_arm("off+orthogonal=2+orthogonal-start+hash").routing;
+  EXPECT_EQ(others.apart.kind, gatepro::OrthogonalityKind::frobenius);
+  EXPECT_EQ(others.apart.coefficient, 2);
+  EXPECT_TRUE(others.orthogonal_start);
+  EXPECT_TRUE(others.hash);
+  const Sizes sizes = small_sizes();
+  MoeLayer<double> layer(sizes, others, 0, 1, make_executor(1));
+  const RowMatrix<double>& w_EH = layer.gate().value;
+  const double length = w_EH.row(0).norm();
+  EXPECT_NEAR(length, sizes.router_deviation * std::sqrt(static_cast<double>(sizes.hidden)), 1e-12);
 }
 
 TEST(Arms, AreToldFromTheTables) {
