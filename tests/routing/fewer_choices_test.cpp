@@ -72,7 +72,7 @@ void keep_fewer(const RowMatrix<A>& logits_TE, const SelectionRule& rule, const 
 }
 
 std::vector<FewerChoices> all_fewer() {
-  return {{0.5},     {0.9, 0, 2}, {0.3, 0, 0},    {1, 2.5},     {1, 1.2, 0},
+  return {{0.5},     {0.3, 0, 2}, {0.3, 0, 0},    {1, 2.5},     {1, 1.2, 0},
           {1, 3, 3}, {1, 4, 1},   {0.8, 1.75, 1}, {0.6, 2.2, 0}};
 }
 
@@ -276,6 +276,16 @@ TYPED_TEST(FewerChoicesTest, TiesGoToLowerTokensThenLowerIds) {
     EXPECT_EQ(one_each.outcome.ids_TK, want_TK);
     EXPECT_EQ(one_each.outcome.report.choices, 8);
   }
+}
+
+// 1.15 times 100 is below 115 in double.
+TYPED_TEST(FewerChoicesTest, TheRoundingOfABudgetCostsNoChoice) {
+  using A = TypeParam;
+  const RowMatrix<A> logits_TE = data::random_matrix<A>(100, 6, 7);
+  const SelectionRule rule{2, {}, {}, Competition::off()};
+  Routed<A> got = route_all(logits_TE, rule);
+  keep_fewer(logits_TE, rule, {1, 1.15, 1}, {0, 100}, got);
+  EXPECT_EQ(got.outcome.report.choices, 115);
 }
 
 TYPED_TEST(FewerChoicesTest, DoesNotDependOnExecutorsOrHowSequencesAreCut) {
