@@ -14,6 +14,7 @@
 #include "gatepro/balance/expert_bias.hpp"
 #include "gatepro/balance/load_balancing_loss.hpp"
 #include "gatepro/balance/loss_weight.hpp"
+#include "gatepro/balance/quantile_bias.hpp"
 #include "gatepro/balance/z_loss.hpp"
 
 #endif  // GATEPRO_BALANCE_HPP

@@ -106,6 +106,11 @@ TEST_F(UnknownInstructionSet, IsRefusedByLosses) {
                                               softmax, {1}, memory));
   EXPECT_REFUSED(z_loss(LossLogits{view(logits_TE), {}, view(out_TE)}, {1}, memory));
   EXPECT_REFUSED(count_unpenalised(view(logits_TE), softmax, K, {}, all(counts_E), memory));
+  QuantileRule quantiles;
+  quantiles.bins = 2;
+  RowMatrix<std::int64_t> counts_EB = RowMatrix<std::int64_t>::Zero(E, 3);
+  EXPECT_REFUSED(
+      count_needed_bias(view(logits_TE), all(floats_E), {}, 1, quantiles, view(counts_EB), memory));
 }
 
 TEST_F(UnknownInstructionSet, IsRefusedByTheWayToTheExperts) {

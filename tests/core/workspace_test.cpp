@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "gatepro/balance/load_balancing_loss.hpp"
+#include "gatepro/balance/quantile_bias.hpp"
 #include "gatepro/balance/z_loss.hpp"
 #include "gatepro/dispatch/capacity.hpp"
 #include "gatepro/dispatch/plan.hpp"
@@ -258,6 +259,10 @@ TEST(Workspace, QueriesOfHugeShapesOverflowNothing) {
           return gatepro::route_logits_workspace_bytes<float>(e, rule, count);
         });
         expect([&] { return gatepro::count_unpenalised_workspace_bytes<float>(e, k, count); });
+        expect([&] {
+          return gatepro::count_needed_bias_workspace_bytes<float>(e, k, gatepro::QuantileRule{},
+                                                                   count);
+        });
         expect_size_or_error(e, [&] { return gatepro::plan_dispatch_workspace_bytes(e); });
         expect_size_or_error(e, [&] {
           return gatepro::drop_over_capacity_workspace_bytes<float>(

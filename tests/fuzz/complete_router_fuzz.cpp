@@ -48,6 +48,11 @@ gatepro::CompleteConfig choose_config(FuzzedDataProvider& data) {
   c.scores.renormalise = data.ConsumeBool();
   c.scores.scale = pick({1, 2.5, 1e-30, 1e30});
   c.bias = {data.ConsumeBool(), pick({1e-3, 0, 1, 1e30}), data.ConsumeBool()};
+  c.quantile.enabled = data.ConsumeBool() && data.ConsumeBool();
+  if (c.quantile.enabled) c.bias.enabled = data.ConsumeBool() && data.ConsumeBool();
+  c.quantile.bins = data.ConsumeIntegralInRange<Index>(2, 40);
+  c.quantile.reach = pick({1, 1e-30, 8, 1e30});
+  c.quantile.memory = pick({0, 0.9});
   c.losses = {pick({0, 1e-2}), pick({0, 1e-2}), pick({0, 1e-2}), pick({0, 1e-3}),
               static_cast<gatepro::CountSource>(data.ConsumeIntegralInRange(0, 1))};
   if (data.ConsumeBool()) {
@@ -81,6 +86,9 @@ gatepro::CompleteConfig choose_config(FuzzedDataProvider& data) {
   if (rarely(data) && c.fewer) c.fewer->top_p = number(data);
   if (rarely(data) && c.fewer) c.fewer->budget = number(data);
   if (rarely(data)) c.bias.update_rate = number(data);
+  if (rarely(data)) c.quantile.bins = data.ConsumeIntegral<std::int8_t>();
+  if (rarely(data)) c.quantile.reach = number(data);
+  if (rarely(data)) c.quantile.memory = number(data);
   if (rarely(data)) c.losses.batch = number(data);
   if (rarely(data)) c.noise.jitter = number(data);
   if (rarely(data)) c.noise.logit_sigma = number(data);
@@ -93,6 +101,7 @@ gatepro::CompleteConfig choose_config(FuzzedDataProvider& data) {
 bool same_state(const gatepro::RouterState& a, const gatepro::RouterState& b) {
   return a.partners_EM == b.partners_EM && a.expert_bias_E == b.expert_bias_E &&
          a.bias_counts_E == b.bias_counts_E && a.correction_bias_E == b.correction_bias_E &&
+         a.quantile_counts_EB == b.quantile_counts_EB && a.quantile_choices == b.quantile_choices &&
          a.balance_counts_E == b.balance_counts_E && a.balance_tokens == b.balance_tokens &&
          a.noise_position == b.noise_position && a.lambda_estimate == b.lambda_estimate &&
          a.lambda_counts == b.lambda_counts;

@@ -258,6 +258,9 @@ void expect_no_cost_of_balancing() {
   const gatepro::VectorView<const std::uint8_t> padding(no_padding, tokens);
   gatepro::BalanceAccumulator sums(experts);
   gatepro::ExpertBias<A> bias(experts);
+  const gatepro::QuantileRule rule;
+  gatepro::ExpertBias<A> set(experts);
+  gatepro::QuantileCounts<A> quantiles(experts, rule);
   const gatepro::LossWeight weight{1e-2};
   auto memory = data::scratch(std::size_t{1} << 20);
   for (const auto function :
@@ -275,6 +278,10 @@ void expect_no_cost_of_balancing() {
               memory);
           gatepro::z_loss(loss, weight, memory);
           bias.step(gatepro::NoReduce(), 1e-3);
+          gatepro::count_needed_bias(gatepro::view(logits), set.values(), padding, top_k, rule,
+                                     quantiles.next(), memory);
+          quantiles.commit(tokens * top_k);
+          quantiles.step(gatepro::NoReduce(), set);
           sums.reset();
         }),
         0);

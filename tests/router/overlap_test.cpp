@@ -405,6 +405,25 @@ TEST(Overlap, MergedLogitGradients) {
       });
 }
 
+TEST(Overlap, CountNeededBias) {
+  gatepro::QuantileRule rule;
+  rule.bins = 3;
+  const std::size_t needed =
+      gatepro::count_needed_bias_workspace_bytes<float>(experts, top_k, rule);
+  expect_overlaps_refused({{"counts_EB", experts * 4 * 8, true},
+                           {"scores_TE", bytes_of_TE, false, 4},
+                           {"bias_E", experts * 4, false, 4},
+                           {"is_padding_T", tokens, false, 1},
+                           {"workspace", needed, true, 1}},
+                          [&](const auto& at) {
+                            gatepro::count_needed_bias(
+                                MatrixView(as<float>(at[1]), tokens, experts),
+                                {as<float>(at[2]), experts}, {as<std::uint8_t>(at[3]), tokens},
+                                top_k, rule, {as<std::int64_t>(at[0]), experts, 4},
+                                {at[4], needed});
+                          });
+}
+
 TEST(Overlap, RouteLogits) {
   gatepro::SelectionRule rule;
   rule.top_k = top_k;

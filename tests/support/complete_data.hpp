@@ -118,6 +118,8 @@ inline void expect_same_state(const gatepro::RouterState& a, const gatepro::Rout
   EXPECT_EQ(a.expert_bias_E, b.expert_bias_E);
   EXPECT_EQ(a.bias_counts_E, b.bias_counts_E);
   EXPECT_EQ(a.correction_bias_E, b.correction_bias_E);
+  EXPECT_EQ(a.quantile_counts_EB, b.quantile_counts_EB);
+  EXPECT_EQ(a.quantile_choices, b.quantile_choices);
   EXPECT_EQ(a.balance_counts_E, b.balance_counts_E);
   EXPECT_EQ(a.balance_tokens, b.balance_tokens);
   EXPECT_EQ(a.noise_position, b.noise_position);

@@ -31,6 +31,12 @@ const ScoreKernels<A>& score_kernels() {
 
 /// Likewise.
 template <class A>
+const QuantileKernels<A>& quantile_kernels() {
+  return kernels_for<QuantileKernels<A>>(chosen_isa());
+}
+
+/// Likewise.
+template <class A>
 const PenaltyKernels<A>& penalty_kernels() {
   return kernels_for<PenaltyKernels<A>>(chosen_isa());
 }

@@ -38,6 +38,8 @@
 
 #include "gatepro/kernels/sort_ids.inl"
 
+#include "gatepro/kernels/needed_bias.inl"
+
 #include "gatepro/kernels/gradient.inl"
 
 #include "gatepro/kernels/similarity.inl"
@@ -59,6 +61,9 @@ inline constexpr ScoreKernels<A> table<ScoreKernels<A>>{
     add_shares<A>,     choice_keys<A>,    separate_choice_keys<A>,
     weigh_scores<A>,   finish_weights<A>, mean_prices<A>,
     price_gradient<A>, limit_groups<A>,   sort_ids<A>};
+
+template <class A>
+inline constexpr QuantileKernels<A> table<QuantileKernels<A>>{count_needed_bias<A>};
 
 template <class A>
 inline constexpr PenaltyKernels<A> table<PenaltyKernels<A>>{store_penalised<A>};

@@ -58,6 +58,15 @@ struct Prices {
   const A* prices_EL;  ///< Or null.
 };
 
+/// Equal bins of biases: a bias b of expert e falls in bin (b - bias_E[e] + offset_E[e]) *
+/// per_unit.
+template <class A>
+struct BiasBins {
+  A per_unit;
+  Index count;
+  const A* offset_E;  ///< The bias that the expert has, less the lower edge of the first bin.
+};
+
 /// Totals of shares are whole numbers of 2^-share_bits_v. As many groups may add up in one total.
 template <class A>
 inline constexpr int share_bits_v = sizeof(A) == 4 ? 26 : 52;
@@ -143,6 +152,14 @@ struct ScoreKernels {
   void (*sort_ids)(Index k, Key* ids_KL, Key* keys_KL);
 };
 
+/// What quantile balancing needs.
+template <class A>
+struct QuantileKernels {
+  using Key = typename Order<A>::Key;
+  void (*count_needed_bias)(const Key* choice_EL, Index experts, Index k, const Key* last_keys_L,
+                            const Key* counted_L, const BiasBins<A>& bins, std::int32_t* counts_EC);
+};
+
 /// What the gate does with tokens or router weights of Source.
 template <class A, class Source>
 struct GateKernels {
@@ -207,10 +224,11 @@ const Table& kernels_for(Isa isa);
 // Every table there is.
 #define GATEPRO_SOURCE_TABLES(apply, A, Source) \
   apply(GateKernels<A, Source>) apply(GradientKernels<A, Source>)
-#define GATEPRO_TABLES_OF(apply, A)                                                      \
-  apply(Kernels<A>) apply(ScoreKernels<A>) apply(PenaltyKernels<A>) apply(CapKernels<A>) \
-      GATEPRO_SOURCE_TABLES(apply, A, float) GATEPRO_SOURCE_TABLES(apply, A, double)     \
-          GATEPRO_SOURCE_TABLES(apply, A, bfloat16) GATEPRO_SOURCE_TABLES(apply, A, half)
+#define GATEPRO_TABLES_OF(apply, A)                                                           \
+  apply(Kernels<A>) apply(ScoreKernels<A>) apply(PenaltyKernels<A>) apply(QuantileKernels<A>) \
+      apply(CapKernels<A>) GATEPRO_SOURCE_TABLES(apply, A, float)                             \
+          GATEPRO_SOURCE_TABLES(apply, A, double) GATEPRO_SOURCE_TABLES(apply, A, bfloat16)   \
+              GATEPRO_SOURCE_TABLES(apply, A, half)
 #define GATEPRO_TABLES(apply)      \
   GATEPRO_TABLES_OF(apply, float)  \
   GATEPRO_TABLES_OF(apply, double) \

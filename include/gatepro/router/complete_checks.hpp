@@ -7,6 +7,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "gatepro/balance/quantile_bias.hpp"
 #include "gatepro/core/overlap.hpp"
 #include "gatepro/gate/soft_cap.hpp"
 #include "gatepro/router/complete_losses.hpp"
@@ -102,6 +103,11 @@ const CompleteConfig& checked_complete(const CompleteConfig& config) {
               "update_rate finite, also in the router's precision, and >= 0",
               {{"update_rate", rate}});
   if (config.fewer) check_fewer_choices(checks, *config.fewer, config.top_k);
+  check_quantile_rule(checks, config.quantile);
+  if (config.quantile.enabled) {
+    checks.need(!config.bias.enabled, "one expert bias: BiasRule or QuantileRule, not both");
+    check_quantile_top_k(checks, config.top_k, config.num_experts);
+  }
   if (config.capacity) check_capacity_rule(checks, *config.capacity);
   checks.need(!config.capacity || config.capacity->policy != DropPolicy::choice_major ||
                   config.choice.order == ChoiceOrder::best_first,
@@ -315,6 +321,7 @@ void check_complete_forward(const CompleteConfig& config, const RivalTable& riva
                             const ForwardInputs<Id>& in, const CompleteRoutingView<X, A, Id>& out,
                             Index tokens, bool jittered) {
   const Checks checks("CompleteRouter::forward");
+  if (config.quantile.enabled) check_quantile_tokens(checks, tokens);
   check_complete_inputs(checks, config, in, tokens);
   check_complete_outputs(checks, config, out, tokens, jittered, in.record != nullptr);
   check_replay(checks, config, in, tokens);
@@ -345,10 +352,22 @@ inline void check_state_sizes(const Checks& checks, const CompleteConfig& config
   const Index experts = config.num_experts;
   const char* per_expert = "num_experts elements, or none";
   check_state_size(checks, "balance_counts_E", per_expert, state.balance_counts_E, experts);
-  const Index biases = config.bias.enabled ? experts : 0;
-  const char* rule = config.bias.enabled ? per_expert : "no elements: BiasRule::enabled is false";
-  check_state_size(checks, "expert_bias_E", rule, state.expert_bias_E, biases);
-  check_state_size(checks, "bias_counts_E", rule, state.bias_counts_E, biases);
+  const auto only_if = [](bool enabled, const char* otherwise, const char* size) {
+    return enabled ? size : otherwise;
+  };
+  const char* no_bias = "no elements: BiasRule::enabled is false";
+  check_state_size(checks, "expert_bias_E", only_if(config.has_bias(), no_bias, per_expert),
+                   state.expert_bias_E, config.has_bias() ? experts : 0);
+  check_state_size(checks, "bias_counts_E", only_if(config.bias.enabled, no_bias, per_expert),
+                   state.bias_counts_E, config.bias.enabled ? experts : 0);
+  const Index quantiles = config.quantile.enabled ? experts * (1 + config.quantile.bins) : 0;
+  check_state_size(checks, "quantile_counts_EB",
+                   only_if(config.quantile.enabled, "no elements: QuantileRule::enabled is false",
+                           "num_experts * (1 + bins) elements, or none"),
+                   state.quantile_counts_EB, quantiles);
+  checks.need(state.quantile_choices == 0 || !state.quantile_counts_EB.empty(),
+              "quantile_counts_EB where there are quantile_choices",
+              {{"quantile_choices", state.quantile_choices}});
   check_state_size(checks, "correction_bias_E", per_expert, state.correction_bias_E, experts);
   checks.need(!state.expert_bias_E.empty() || state.bias_counts_E.empty(),
               "expert_bias_E where there are bias_counts_E",
@@ -389,6 +408,11 @@ void check_state(const Checks& checks, const CompleteConfig& config, const Route
   check_state_bias<A>(checks, "expert_bias_E", state.expert_bias_E);
   check_state_bias<A>(checks, "correction_bias_E", state.correction_bias_E);
   check_counts(checks, "bias_counts_E", state.bias_counts_E, size(state.bias_counts_E));
+  if (!state.quantile_counts_EB.empty()) {
+    check_needed_counts("CompleteRouter::restore, quantile_counts_EB",
+                        {state.quantile_counts_EB.data(), experts, 1 + config.quantile.bins},
+                        state.quantile_choices);
+  }
   check_counts(checks, "balance_counts_E", state.balance_counts_E, size(state.balance_counts_E));
   checks.need(state.balance_tokens >= 0, "balance_tokens >= 0",
               {{"balance_tokens", state.balance_tokens}});

@@ -22,6 +22,12 @@ namespace gatepro {
 namespace detail {
 inline namespace GATEPRO_ABI {
 
+/// Scratch for the counts of quantile balancing, none without it.
+template <class A>
+NeededBias<A> needed_bias(Arena& arena, const CompleteConfig& config, int workers) {
+  return {arena, config.quantile.enabled ? config.num_experts : 0, config.quantile.bins, workers};
+}
+
 /// Bytes of workspace for all steps of a forward, which use it one after the other.
 template <class X, class W>
 std::size_t forward_bytes(const CompleteConfig& config, const BufferShape& shape) {
@@ -29,6 +35,7 @@ std::size_t forward_bytes(const CompleteConfig& config, const BufferShape& shape
   const std::size_t pass = measure([&](Arena& arena) {
     ForwardLayout<X, A, RuledSelection<A>>(arena, config, config.selection(), shape.workers);
     TileLosses<A>(arena, config, shape.workers);
+    needed_bias<A>(arena, config, shape.workers);
   });
   const std::size_t drop =
       config.capacity ? drop_over_capacity_workspace_bytes<A>(shape.tokens, config.num_experts,
@@ -177,6 +184,13 @@ bool load_choices(const CompleteConfig& config, std::int64_t position, const For
   return true;
 }
 
+/// Where what choices need is counted.
+template <class A>
+struct NeededCounts {
+  VectorView<const A> bias_E;  ///< The bias that is to move.
+  MatrixView<std::int64_t> counts_EB;
+};
+
 /// What a forward routes by, and where to.
 template <class X, class A, class Id>
 struct CompleteRoute {
@@ -184,6 +198,7 @@ struct CompleteRoute {
   const RivalTable& rivals;
   FirstPartners partners;
   VectorView<const A> bias_E;  ///< Where it has a say.
+  NeededCounts<A> needed;      ///< Where the choices count for quantiles.
   std::int64_t position;       ///< Where the noise of token 0 is drawn.
   const ForwardInputs<Id>& in;
   const CompleteRoutingView<X, A, Id>& out;
@@ -211,6 +226,11 @@ RoutingReport route_tokens(const CompleteRoute<X, A, Id>& to, Arena& arena, int 
   RuledSelection<A> ruled =
       checked_selection<A>("CompleteRouter::forward", rule, to.rivals, to.config.num_experts);
   ruled.bias_E = to.bias_E.data;
+  NeededBias<A> needed = needed_bias<A>(arena, to.config, workers);
+  if (to.needed.counts_EB.given()) {
+    needed.start(to.needed.bias_E, to.config.quantile.reach, to.in.is_padding_T);
+    ruled.needed = &needed;
+  }
   const auto run_as = [&](const auto& selection) {
     using Selection = std::decay_t<decltype(selection)>;
     const ForwardLayout<X, A, Selection> layout(arena, to.config, rule, workers);
@@ -219,6 +239,7 @@ RoutingReport route_tokens(const CompleteRoute<X, A, Id>& to, Arena& arena, int 
         layout.pass, selection, to.out, to.partners, to.in.is_padding_T, losses);
     run(layout, pass);
     losses.finish();
+    if (ruled.needed != nullptr) needed.finish(to.needed.counts_EB);
     return pass.finish();
   };
   if (load_choices(to.config, to.position, to.in, to.out)) {

@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "gatepro/balance/balance_counts.hpp"
+#include "gatepro/balance/quantile_bias.hpp"
 #include "gatepro/dispatch/capacity.hpp"
 #include "gatepro/metrics/lambda_estimate.hpp"
 #include "gatepro/router/config.hpp"
@@ -68,10 +69,11 @@ struct NoiseRule {
 /// Everything that defines a CompleteRouter. With the defaults it routes bit for bit like a Router
 /// with the same RouterConfig.
 struct CompleteConfig : RouterConfig {
-  ScoreRule scores{};   ///< How logits become weights.
-  GroupLimit groups{};  ///< Which experts a token may use.
-  BiasRule bias{};      ///< Balancing by bias.
-  LossRule losses{};    ///< Balancing by losses, and the z-loss.
+  ScoreRule scores{};       ///< How logits become weights.
+  GroupLimit groups{};      ///< Which experts a token may use.
+  BiasRule bias{};          ///< Balancing by bias, in steps.
+  QuantileRule quantile{};  ///< Balancing by bias, set to quantiles.
+  LossRule losses{};        ///< Balancing by losses, and the z-loss.
   /// Tokens that make fewer than top_k choices; none: all make top_k.
   std::optional<FewerChoices> fewer{};
   std::optional<CapacityRule> capacity{};  ///< Drops; none: dropless.
@@ -87,6 +89,8 @@ struct CompleteConfig : RouterConfig {
   /// these are the raw logits of all that follows. 0: they stay. See soft_cap_logits.
   double logit_soft_cap = 0;
 
+  /// True if there is an expert bias.
+  GATEPRO_ALWAYS_INLINE constexpr bool has_bias() const { return bias.enabled || quantile.enabled; }
   /// The part that chooses experts and weighs them.
   GATEPRO_ALWAYS_INLINE constexpr SelectionRule selection() const {
     return {top_k, scores, groups, competition, choice};

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "gatepro/balance/expert_bias.hpp"
+#include "gatepro/balance/quantile_bias.hpp"
 #include "gatepro/gate/bias_gradient.hpp"
 #include "gatepro/router/complete_backward.hpp"
 #include "gatepro/router/complete_checks.hpp"
@@ -61,6 +62,9 @@ class CompleteRouter : public PartneredRouter<accumulator_t<X, W>, W, CompleteCo
   /// Throws Error for settings that do not fit together.
   explicit CompleteRouter(const CompleteConfig& settings)
       : Base(checked(settings)), bias_(settings.num_experts), balance_(settings.num_experts) {
+    if (settings.quantile.enabled) {
+      quantiles_ = QuantileCounts<A>(settings.num_experts, settings.quantile);
+    }
     if (settings.adaptive_lambda.share > 0) lambda_.emplace(settings.adaptive_lambda);
     given_lambda_ = settings.competition.lambda;
   }
@@ -68,7 +72,7 @@ class CompleteRouter : public PartneredRouter<accumulator_t<X, W>, W, CompleteCo
   using Base::config;
   using Base::similarity_cache;
 
-  /// The expert bias; zeros if BiasRule is off.
+  /// The expert bias; zeros if BiasRule and QuantileRule are off.
   const ExpertBias<Accumulator>& bias() const { return bias_; }
   /// The fixed bias; not given if there is none.
   VectorView<const Accumulator> correction_bias() const { return correction_.values(); }
@@ -272,6 +276,7 @@ class CompleteRouter : public PartneredRouter<accumulator_t<X, W>, W, CompleteCo
   void end_step(const Reduce& reduce = {}) {
     if (lambda_) lambda_->prepare_step(reduce);
     if (config().bias.enabled) bias_.step(reduce, config().bias.update_rate, config().bias.centre);
+    if (config().quantile.enabled) quantiles_.step(reduce, bias_);
     correction_.follow(bias_.values());
     balance_.reset();
     if (!lambda_) return;
@@ -379,7 +384,19 @@ class CompleteRouter : public PartneredRouter<accumulator_t<X, W>, W, CompleteCo
   VectorView<const A> choice_bias(const Inputs& in) const {
     if (!biases_decide(in)) return {};
     if (correction_.given()) return correction_.sums();
-    return config().bias.enabled ? bias_.values() : VectorView<const A>();
+    return config().has_bias() ? bias_.values() : VectorView<const A>();
+  }
+
+  /// Where the choices of a forward count for quantiles, if they do.
+  detail::NeededCounts<A> needed_counts(const Inputs& in) {
+    if (!moves_bias(config().quantile, in)) return {};
+    return {bias_.values(), quantiles_.next()};
+  }
+
+  /// True if the choices of a forward move the bias of a rule.
+  template <class Rule>
+  bool moves_bias(const Rule& rule, const Inputs& in) const {
+    return rule.enabled && in.pass == Pass::training && biases_decide(in);
   }
 
   detail::LogitChange<A> logit_change(const Inputs& in, const Routing& out) const {
@@ -413,8 +430,13 @@ class CompleteRouter : public PartneredRouter<accumulator_t<X, W>, W, CompleteCo
     const auto& cache = similarity_cache();
     const Index columns = in.replay != nullptr ? config().top_k : most_choices(in);
     const Routing chosen = detail::first_choices(out, columns);
-    const detail::CompleteRoute<X, A, Id> to{config(),        cache.rivals(),     cache.partners(),
-                                             choice_bias(in), noise_position(in), in,
+    const detail::CompleteRoute<X, A, Id> to{config(),
+                                             cache.rivals(),
+                                             cache.partners(),
+                                             choice_bias(in),
+                                             needed_counts(in),
+                                             noise_position(in),
+                                             in,
                                              chosen};
     detail::Arena arena("CompleteRouter::forward", workspace, 0);
     const int workers = detail::Checks("CompleteRouter").workers(executor);
@@ -459,7 +481,8 @@ class CompleteRouter : public PartneredRouter<accumulator_t<X, W>, W, CompleteCo
   /// Moves the counters and hands out the results. What can throw throws before anything changes.
   void commit(const Inputs& in, const Routing& out, const CompleteReport& report) {
     if (in.pass == Pass::training) {
-      if (config().bias.enabled && biases_decide(in)) bias_.accumulate(out.tokens_per_expert_E);
+      if (moves_bias(config().bias, in)) bias_.accumulate(out.tokens_per_expert_E);
+      if (moves_bias(config().quantile, in)) quantiles_.commit(report.valid_tokens * report.top_k);
       if (config().losses.any()) balance_.commit();
       noise_position_ += report.tokens;
     }
@@ -488,6 +511,7 @@ class CompleteRouter : public PartneredRouter<accumulator_t<X, W>, W, CompleteCo
 
   ExpertBias<Accumulator> bias_;
   detail::CorrectionBias<Accumulator> correction_;
+  QuantileCounts<Accumulator> quantiles_;
   BalanceAccumulator balance_;
   std::optional<LambdaEstimate> lambda_;
   double given_lambda_ = 0;  // while there is no estimate
@@ -503,11 +527,18 @@ RouterState CompleteRouter<X, W, Id>::state() const {
   state.partners_EM.assign(partners_EM.data,
                            partners_EM.data + partners_EM.rows * partners_EM.cols);
   if (cache.has_partners()) state.partners_step = cache.last_refresh_step();
-  if (config().bias.enabled) {
+  if (config().has_bias()) {
     const auto values = bias_.values();
-    const auto counts = bias_.counts();
     state.expert_bias_E.assign(values.data, values.data + values.size);
+  }
+  if (config().bias.enabled) {
+    const auto counts = bias_.counts();
     state.bias_counts_E.assign(counts.data, counts.data + counts.size);
+  }
+  if (quantiles_.choices() > 0) {
+    const auto counts = quantiles_.counts();
+    state.quantile_counts_EB.assign(counts.data, counts.data + counts.rows * counts.cols);
+    state.quantile_choices = quantiles_.choices();
   }
   const auto correction = correction_.values();
   state.correction_bias_E.assign(correction.data, correction.data + correction.size);
@@ -539,6 +570,10 @@ void CompleteRouter<X, W, Id>::restore(const RouterState& state) {
     std::vector<std::int64_t> counts_E = state.bias_counts_E;
     counts_E.resize(bias_E.size());
     fresh.bias_.restore(bias_E, counts_E);
+  }
+  if (!state.quantile_counts_EB.empty()) {
+    fresh.quantiles_.restore({state.quantile_counts_EB.data(), experts, 1 + config().quantile.bins},
+                             state.quantile_choices);
   }
   if (!state.correction_bias_E.empty()) {
     const std::vector<A> bias_E(state.correction_bias_E.begin(), state.correction_bias_E.end());

@@ -17,11 +17,14 @@ namespace gatepro {
 /// "has none": no partners yet, a bias of zeros, nothing counted. The members may be written to any
 /// file format; integers and doubles hold every value exactly.
 struct RouterState {
-  std::vector<std::int32_t> partners_EM;       ///< E x m ids, row-major; empty before a refresh.
-  std::int64_t partners_step = 0;              ///< The step of the last refresh or set_partners.
-  std::vector<double> expert_bias_E;           ///< E, or empty without a bias.
-  std::vector<std::int64_t> bias_counts_E;     ///< Tokens per expert since the last bias step.
-  std::vector<double> correction_bias_E;       ///< E: the fixed bias, or empty without one.
+  std::vector<std::int32_t> partners_EM;    ///< E x m ids, row-major; empty before a refresh.
+  std::int64_t partners_step = 0;           ///< The step of the last refresh or set_partners.
+  std::vector<double> expert_bias_E;        ///< E, or empty without a bias.
+  std::vector<std::int64_t> bias_counts_E;  ///< Tokens per expert since the last bias step.
+  std::vector<double> correction_bias_E;    ///< E: the fixed bias, or empty without one.
+  /// E x (1 + bins), row-major, since the last bias step; empty without any. See QuantileRule.
+  std::vector<std::int64_t> quantile_counts_EB;
+  std::int64_t quantile_choices = 0;           ///< That the tokens of these counts made.
   std::vector<std::int64_t> balance_counts_E;  ///< Accumulated since the last end_step.
   std::int64_t balance_tokens = 0;             ///< The same for tokens.
   std::vector<double> lambda_estimate;         ///< LambdaEstimate::estimate, if lambda adapts.

@@ -33,6 +33,7 @@ struct RoutingGroup {
   A* scores_KL = nullptr;       ///< Scores of the selected.
   A* weights_KL = nullptr;      ///< Their weights.
   Key* nonfinite_L = nullptr;   ///< All ones where the weights are NaN.
+  int worker = 0;               ///< Whose scratch this is.
 
   SelectedKeys<Key> top() const { return {top_keys_KL, ids_KL}; }
   SelectedKeys<Key> other() const { return {other_keys_KL, other_ids_KL}; }

@@ -110,7 +110,8 @@ class RoutingPass {
 
   /// Routes a tile of any number of tokens.
   void route(int worker, const TokenRange& tile, const LogitRows<A>& logits) const {
-    const Scratch mine = layout_.scratch(worker);
+    Scratch mine = layout_.scratch(worker);
+    mine.group.worker = worker;
     const Index lanes = kernels<A>().lanes;
     for (Index done = 0; done < tile.count; done += lanes) {
       const TokenRange tokens{tile.first + done, (std::min)(lanes, tile.count - done)};

@@ -15,6 +15,7 @@
 #include <cstdint>
 
 #include "gatepro/routing/group_limit.hpp"
+#include "gatepro/routing/needed_bias.hpp"
 #include "gatepro/routing/plain_selection.hpp"
 
 namespace gatepro {
@@ -118,7 +119,8 @@ struct RuledSelection {
   SelectionRule rule;
   Index top_k = 0;
   ActiveCompetition<A> competition;
-  const A* bias_E = nullptr;  ///< Null for none.
+  const A* bias_E = nullptr;              ///< Null for none.
+  const NeededBias<A>* needed = nullptr;  ///< Null unless biases are counted.
 
   static Group carve(Arena& arena, Index experts, const SelectionRule& rule) {
     return carve_ruled_group<A>(arena, experts, rule);
@@ -131,6 +133,10 @@ struct RuledSelection {
         limited(group, experts, choice_of(ranked_EL, experts, group.scores_EL, group.choice_EL),
                 group.choice_EL);
     kernels<A>().top_k(choice_EL, experts, top_k, group.top());
+    if (needed != nullptr) {
+      const Key* last_keys_L = group.top_keys_KL + (top_k - 1) * kernels<A>().lanes;
+      needed->add(group.worker, tokens, choice_EL, top_k, last_keys_L);
+    }
     if (choice_EL == ranked_EL) {
       std::copy_n(group.top_keys_KL, top_k * kernels<A>().lanes, group.selected_KL);
     } else {
