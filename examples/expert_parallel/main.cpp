@@ -50,7 +50,7 @@ class Comparison {
     train_moe::Sizes sizes = s.sizes;
     sizes.tokens = job_.shares.count(comm_.rank());
     train_moe::Routing routing = train_moe::refreshed(arm.routing, s.refresh_every);
-    routing.config.bias.enabled = s.bias_rate > 0;
+    routing.config.bias.enabled = s.bias_rate > 0 && !routing.config.quantile.enabled;
     routing.config.bias.update_rate = s.bias_rate;
     ParallelModel<float> model(sizes, {routing, comm_, ledger}, static_cast<std::uint64_t>(s.seed),
                                executor_);

@@ -32,7 +32,7 @@ struct Settings {
 inline std::vector<train_moe::ArmPart> shared_modifiers() {
   std::vector<train_moe::ArmPart> shared;
   for (const train_moe::ArmPart& modifier : train_moe::arm_modifiers()) {
-    for (const char* name : {"balance", "sigmoid"}) {
+    for (const char* name : {"balance", "quantile", "sigmoid"}) {
       if (modifier.name == std::string(name)) shared.push_back(modifier);
     }
   }
@@ -67,7 +67,8 @@ inline void add_options(CLI::App& app, Settings& s) {
       ->check(count(1, many));
   app.add_option("--learning-rate", s.learning_rate, "Adam's, falling over the second half")
       ->check(CLI::Range(1e-12, 10.0));
-  app.add_option("--bias-rate", s.bias_rate, "Change of the expert bias per step, 0 for no bias")
+  app.add_option("--bias-rate", s.bias_rate,
+                 "Change of the expert bias per step, 0 for no bias; without +quantile")
       ->check(CLI::Range(0.0, 1e3));
   app.add_option("--threads", s.threads, "Threads per rank; results do not depend on them")
       ->check(CLI::Range(1, train_moe::max_threads()));

@@ -94,6 +94,12 @@ inline const std::vector<ArmPart>& arm_modifiers() {
          r.config.bias.enabled = true;
          r.config.bias.update_rate = rate;
        }},
+      {"quantile", PartValue{0, 0.999, 0.0},
+       "an expert bias at quantiles of what choices need, VALUE of the bias before it",
+       [](Routing& r, double memory) {
+         r.config.quantile.enabled = true;
+         r.config.quantile.memory = memory;
+       }},
       {"sigmoid",
        {},
        "sigmoid scores, renormalised",

@@ -113,6 +113,7 @@ INSTANTIATE_TEST_SUITE_P(
                     GradientCase{"off+simbal=0.01"}, GradientCase{"eliminate+orthogonal"},
                     GradientCase{"off+hash+balance=0.5"}, GradientCase{"off+orthogonal-start"},
                     GradientCase{"off+bias=0.1+capacity=1.1"}, GradientCase{"off+choices=2"},
+                    GradientCase{"eliminate+sigmoid+quantile"},
                     GradientCase{"eliminate+top-p=0.6+balance=0.5"},
                     GradientCase{"off+sigmoid+budget=1.5+sequence=0.5", 4}));
 
