@@ -107,7 +107,7 @@ void route(Case<A, A> c) {
 }
 
 /// Every feature of the complete router, for one score function; experts are chosen by rounded
-/// scores and a fixed bias only if asked to.
+/// scores and a fixed bias, and fewer than K of them, only if asked to.
 template <class A>
 void route_completely(Case<A, A> c, ScoreFunction function, bool rounds = false) {
   gatepro::CompleteConfig config{{c.hidden, c.experts, c.top_k}};
@@ -121,7 +121,10 @@ void route_completely(Case<A, A> c, ScoreFunction function, bool rounds = false)
   config.noise.jitter = 0.02;
   config.noise.logit_sigma = 0.1;
   config.noise.seed = 7;
-  if (rounds) config.choice = {0x1p-6, gatepro::ChoiceOrder::ascending_ids};
+  if (rounds) {
+    config.choice = {0x1p-6, gatepro::ChoiceOrder::ascending_ids};
+    config.fewer = gatepro::FewerChoices{0.9, 2.25, 1};
+  }
   gatepro::CompleteRouter<A> router(config);
   gatepro::RoutingBuffers buffers(router, gatepro::BufferShape{c.tokens, 1, 2});
   const std::vector<std::int64_t> begin = {0, c.tokens / 3, c.tokens};
