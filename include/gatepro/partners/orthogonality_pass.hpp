@@ -91,7 +91,7 @@ class OrthogonalityPass {
       const Index group_begin = i / group_ * group_;
       const double below = sum_values(terms, row_E, (std::max)(group_begin, tile.from_expert), i);
       const double above = sum_values(terms, row_E, i + 1, group_begin + group_);
-      value_E_[i] = product(2 * above, terms.length(i)) + terms.diagonal(i);
+      value_E_[i] = product(2 * above, terms.row_weight(i)) + terms.diagonal(i);
       if (!dw_EH_.given()) continue;
       std::fill(row_E + begin, row_E + group_begin, A(0));
       std::fill(row_E + group_begin + group_, row_E + end, A(0));

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // What a pair of rows adds to an orthogonality loss, and what multiplies a row in a gradient.
 //
-// The loss is a sum over pairs (i, j) of length(i) * value(j, C_ij). The gradient to row i is
+// The loss is a sum over pairs (i, j) of row_weight(i) * value(j, C_ij). The gradient to row i is
 // slope(i) times the sum over j of coefficient(j, C_ij) times scaled row j, plus one(i) times its
 // own, which for cosines takes the part along w_i away.
 #ifndef GATEPRO_PARTNERS_ORTHOGONALITY_TERMS_HPP
@@ -39,7 +39,7 @@ template <class A>
 struct FrobeniusTerms {
   const CosineRows<A>& rows;
 
-  double length(Index) const { return 1; }
+  double row_weight(Index) const { return 1; }
   double value(Index, A cosine) const {
     const double c = static_cast<double>(cosine);
     return product(c, c);
@@ -58,7 +58,7 @@ struct SimBalTerms {
   const CosineRows<A>& rows;
   bool has_diagonal;
 
-  double length(Index i) const { return rows.norm_E[i]; }
+  double row_weight(Index i) const { return rows.norm_E[i]; }
   double value(Index j, A cosine) const {
     return product(std::fabs(static_cast<double>(cosine)), rows.norm_E[j]);
   }

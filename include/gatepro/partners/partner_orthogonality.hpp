@@ -96,7 +96,7 @@ class PartnerOrthogonality {
       kernels<A>().normalise(&cosine, 1, rows_.inverse_norm_E[i], rows_.inverse_norm_E + j);
       sum += terms.value(j, cosine);
     }
-    value_E_[i] = product(sum, terms.length(i));
+    value_E_[i] = product(sum, terms.row_weight(i));
   }
 
   /// Fills the lists, with cosines where coefficients will stand.
