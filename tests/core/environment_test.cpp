@@ -111,6 +111,8 @@ TEST_F(UnknownInstructionSet, IsRefusedByLosses) {
   RowMatrix<std::int64_t> counts_EB = RowMatrix<std::int64_t>::Zero(E, 3);
   EXPECT_REFUSED(
       count_needed_bias(view(logits_TE), all(floats_E), {}, 1, quantiles, view(counts_EB), memory));
+  MarginCounts margins;
+  EXPECT_REFUSED(count_margins(view(logits_TE), rivals, {K}, {}, margins, memory));
 }
 
 TEST_F(UnknownInstructionSet, IsRefusedByTheWayToTheExperts) {

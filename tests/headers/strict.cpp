@@ -160,6 +160,11 @@ void measure() {
   gatepro::count_margins(gatepro::view(logits_TE), gatepro::RivalTable(partners_EM, true), {top_k},
                          {}, margins, scratch, OwnExecutor());
   gatepro::all_reduced(gatepro::PenaltyStatistics(), reduce);
+  gatepro::LambdaEstimate lambda({0.1, 16});
+  lambda.observe(gatepro::view(logits_TE), gatepro::RivalTable(), {top_k}, {}, scratch,
+                 OwnExecutor());
+  lambda.step(reduce);
+  gatepro::describe(gatepro::diagnose({}));
 }
 
 }  // namespace

@@ -455,6 +455,32 @@ TEST(Overlap, RouteLogits) {
                           });
 }
 
+TEST(Overlap, Metrics) {
+  expect_overlaps_refused(
+      {{"sorted_E", experts * 8, true}, {"tokens_per_expert_E", experts * 8, false}},
+      [&](const auto& at) {
+        gatepro::load_metrics({as<std::int64_t>(at[1]), experts},
+                              {as<std::int64_t>(at[0]), experts});
+      });
+  expect_overlaps_refused(
+      {{"in_degree_E", experts * 8, true}, {"partners_EM", experts * 4, false, 4}},
+      [&](const auto& at) {
+        gatepro::partner_graph({as<std::int32_t>(at[1]), experts, 1},
+                               {as<std::int64_t>(at[0]), experts});
+      });
+  const std::size_t needed = gatepro::count_margins_workspace_bytes<float>(experts, top_k);
+  gatepro::MarginCounts counts;
+  expect_overlaps_refused(
+      {{"logits_TE", bytes_of_TE, false, 4},
+       {"is_padding_T", tokens, false, 1},
+       {"workspace", needed, true, 1}},
+      [&](const auto& at) {
+        const gatepro::MatrixView<const float> logits_TE(as<float>(at[0]), tokens, experts);
+        gatepro::count_margins(logits_TE, gatepro::RivalTable(), {top_k},
+                               {as<std::uint8_t>(at[1]), tokens}, counts, Workspace(at[2], needed));
+      });
+}
+
 TEST(Overlap, KeepFewerChoices) {
   gatepro::SelectionRule rule;
   rule.top_k = top_k;
