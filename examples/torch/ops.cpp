@@ -14,6 +14,7 @@
 
 #include "autograd.hpp"
 #include "cpu.hpp"
+#include "diagnosis.hpp"
 #include "fallback.hpp"
 #include "options.hpp"
 
@@ -89,6 +90,43 @@ Tensor find_partners_anywhere(const Tensor& w, std::int64_t partners_per_expert,
   return cpu::find_partners(w.cpu(), pairing).to(w.device());
 }
 
+Tensor layer_metrics_anywhere(const Tensor& logits, const Tensor& w, const OptionalTensor& partners,
+                              std::int64_t top_k, double penalty, bool eliminate) {
+  const Checks checks("layer_metrics");
+  checks.logits(logits);
+  checks.weights(w);
+  checks.need(w.size(0) == logits.size(1) && w.size(0) >= 2, "w with a row per expert, 2 or more",
+              "rows", w.size(0), ", num_experts=", logits.size(1));
+  RouteOptions o;
+  o.top_k = top_k;
+  o.penalty = penalty;
+  o.eliminate = eliminate;
+  const at::NoGradGuard no_graph;
+  return diagnosis::layer_metrics(
+      logits, w, checked_options(checks, partners.value_or(Tensor()), o, logits, w.size(0)));
+}
+
+std::string diagnose_anywhere(const Tensor& metrics, const Tensor& losses,
+                              const Tensor& validation_losses, double penalty, bool eliminate,
+                              const OptionalTensor& baseline_metrics,
+                              const OptionalTensor& baseline_losses,
+                              const OptionalTensor& baseline_validation_losses) {
+  using gatepro::Competition;
+  const Checks checks("diagnose");
+  const Competition competition = eliminate     ? Competition::eliminate()
+                                  : penalty > 0 ? Competition::penalty(penalty)
+                                                : Competition::off();
+  const auto run = diagnosis::checked_run(checks, metrics, losses, validation_losses);
+  gatepro::RunHistory baseline;
+  if (baseline_metrics) {
+    baseline = diagnosis::history_of(
+        diagnosis::checked_run(checks, *baseline_metrics, baseline_losses.value_or(Tensor()),
+                               baseline_validation_losses.value_or(Tensor())),
+        Competition::off());
+  }
+  return gatepro::describe(gatepro::diagnose(diagnosis::history_of(run, competition), &baseline));
+}
+
 /// The operator `name`, whose kernels have the type of `Kernel`.
 template <class Kernel>
 auto operator_of(const char* name, Kernel&) {
@@ -119,6 +157,16 @@ Tensor find_partners(const Tensor& w, std::int64_t partners_per_expert, double m
   return call.call(w, partners_per_expert, min_similarity);
 }
 
+Tensor layer_metrics(const Tensor& logits, const Tensor& w, const Tensor& partners,
+                     const RouteOptions& o) {
+  return layer_metrics_anywhere(logits, w, optional(partners), o.top_k, o.penalty, o.eliminate);
+}
+
+std::string diagnose(const Tensor& metrics, const Tensor& losses, const Tensor& validation_losses,
+                     const RouteOptions& o) {
+  return diagnose_anywhere(metrics, losses, validation_losses, o.penalty, o.eliminate, {}, {}, {});
+}
+
 TORCH_LIBRARY(gatepro, library) {
   const std::string settings =
       "Tensor? partners, int top_k, *, float penalty=1e-4, bool eliminate=False, "
@@ -131,6 +179,15 @@ TORCH_LIBRARY(gatepro, library) {
   library.def(
       "find_partners(Tensor w, int partners_per_expert=1, float min_similarity=-1.0) -> Tensor",
       find_partners_anywhere);
+  library.def(
+      "layer_metrics(Tensor logits, Tensor w, Tensor? partners, int top_k, *, float penalty=1e-4, "
+      "bool eliminate=False) -> Tensor",
+      layer_metrics_anywhere);
+  library.def(
+      "diagnose(Tensor metrics, Tensor losses, Tensor validation_losses, *, float penalty=1e-4, "
+      "bool eliminate=False, Tensor? baseline_metrics=None, Tensor? baseline_losses=None, "
+      "Tensor? baseline_validation_losses=None) -> str",
+      diagnose_anywhere);
 }
 
 TORCH_LIBRARY_IMPL(gatepro, CPU, library) {

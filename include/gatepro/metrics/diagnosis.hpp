@@ -146,10 +146,12 @@ struct SignatureRule {
   /// In a layer, or in the run if `layer` is -1; NaN where it does not apply.
   double (*value)(const Diagnosed& run, Index layer) = nullptr;
 
+  /// True if healthy numbers are the large ones.
+  bool wants_more() const { return healthy_least > threshold; }
   /// How far a number is on the wrong side; negative on the right one, or for a NaN.
   double excess(double number) const {
     if (key_of(number) == Order<double>::nan) return -1;
-    return healthy_least > threshold ? threshold - number : number - threshold;
+    return wants_more() ? threshold - number : number - threshold;
   }
 };
 
@@ -282,8 +284,8 @@ inline void state_evidence(const SignatureRule& rule, Finding& finding) {
   }
   text += ", steps " + std::to_string(finding.first_step) + " to " +
           std::to_string(finding.last_step) + "; counts from " + short_number(rule.threshold) +
-          ", healthy runs have " + short_number(rule.healthy_least) + " to " +
-          short_number(rule.healthy_most);
+          (rule.wants_more() ? " down" : "") + ", healthy runs have " +
+          short_number(rule.healthy_least) + " to " + short_number(rule.healthy_most);
 }
 
 /// Adds a finding if a layer shows the signature: of the layer that shows it most.

@@ -48,6 +48,60 @@ def reference(x, w, partners, top_k, penalty=1e-4, eliminate=False):
     return top.softmax(1), expert_ids, logits
 
 
+class DiagnosisTest(unittest.TestCase):
+    def test_layer_metrics_are_what_plain_torch_counts(self):
+        x, w, partners = data(tokens=200)
+        logits = F.linear(x, w)
+        plain = logits.topk(4)[1]
+        ids = reference(x, w, partners, 4, penalty=0.5)[1]
+        used = torch.zeros(16)
+        together, selected, changed = 0, 0, 0
+        for mine, before in zip(ids.tolist(), plain.tolist()):
+            used[mine] = 1
+            changed += set(mine) != set(before)
+            together += sum(int(partners[e, 0]) in mine for e in mine)
+            selected += len(mine)
+        got = ops.layer_metrics(logits, w, partners, 4, penalty=0.5)
+        similarity = F.normalize(w, dim=1) @ F.normalize(w, dim=1).T
+        pairs = similarity[~torch.eye(16, dtype=torch.bool)]
+        self.assertAlmostEqual(float(got[0]), 1 - float(used.mean()), places=6)
+        self.assertAlmostEqual(float(got[1]), float(pairs.mean()), places=5)
+        best = similarity.fill_diagonal_(-2).max(1)[0]
+        self.assertAlmostEqual(float(got[2]), float(best.mean()), places=5)
+        self.assertAlmostEqual(float(got[3]), changed / 200, places=6)
+        self.assertAlmostEqual(float(got[6]), together / selected, places=6)
+        self.assertEqual(float(got[8]), 0)
+        others = ops.layer_metrics(logits, w.flip(0), partners, 4, eliminate=True)
+        self.assertGreater(float(others[8]), 0.3)  # the partners are those of other weights
+        with self.assertRaisesRegex(ValueError, "layer_metrics.*top_k"):
+            ops.layer_metrics(logits, w, partners, 17)
+
+    def test_a_run_is_diagnosed(self):
+        from gatepro_diagnosis import Diagnosis
+
+        router = GateProRouter(24, 16, 4, penalty=1e-4)
+        run = Diagnosis()
+        for step in range(20):
+            logits = router(torch.randn(300, 24))[0]
+            run.record(3 - 0.01 * step, [(router, logits), (router, logits)])
+        self.assertIn("lambda without effect", run.report())
+        self.assertIn("the worst of 2, steps 16 to 20", run.report())
+        router.set_competition(eliminate=True)
+        acting = Diagnosis()
+        for step in range(20):
+            logits = router(torch.randn(300, 24))[0]
+            acting.record(3 - 0.01 * step, [(router, logits)], validation_loss=3.1)
+        self.assertEqual(acting.report(), "")
+        baseline = Diagnosis()
+        router.set_competition(penalty=0)
+        for step in range(20):
+            logits = router(torch.randn(300, 24))[0]
+            baseline.record(3, [(router, logits)], validation_loss=3.0)
+        self.assertIn("over-suppression", acting.report(baseline))
+        run.losses[10] = float("nan")
+        self.assertIn("instability", run.report())
+
+
 class OperatorTest(unittest.TestCase):
     def assert_routed(self, got, want, tolerance=2e-6):
         self.assertTrue(torch.equal(got[1], want[1]))
