@@ -29,7 +29,7 @@ inline std::string group_name(std::size_t number) {
   return number < 26 ? letter : letter + std::to_string(number / 26 + 1);
 }
 
-/// "expert 3" or "experts 3, 7 and 9"; long lists end early.
+/// "3, 7, 9"; long lists end early.
 inline std::string list_of(const Experts& experts, std::size_t most = 24) {
   std::string text;
   for (std::size_t i = 0; i < std::min(most, experts.size()); ++i) {

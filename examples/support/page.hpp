@@ -43,8 +43,7 @@ inline std::string page_css() {
          "text-align:right;vertical-align:top}th{font-weight:600;line-height:1.25}"
          "th.words,td.words{text-align:left}.stack{display:grid;gap:16px}"
          "@media(min-width:820px){.wide{grid-column:span 2}.wide .figure{font-size:6.6px}"
-         ".whole{grid-column:1/-1}.whole "
-         ".figure{font-size:8px}}@media(max-width:480px){th,td{padding:5px 6px}}\n" +
+         "}@media(max-width:480px){th,td{padding:5px 6px}}\n" +
          shape_css();
 }
 
@@ -69,7 +68,7 @@ class Page {
   /// Figures stand side by side between these two, as many as there is room for.
   void begin_cards() { body_ += "<div class=\"grid-of-cards\">\n"; }
   void end_cards() { body_ += "</div>\n"; }
-  enum class Width { one, wide, whole };
+  enum class Width { one, wide };
   /// Cards below each other in one place of the grid.
   void begin_stack(Width width = Width::one) {
     body_ += std::string("<div class=\"stack") + css_class(width) + "\">\n";
@@ -130,9 +129,7 @@ class Page {
   }
 
  private:
-  static const char* css_class(Width width) {
-    return width == Width::one ? "" : width == Width::wide ? " wide" : " whole";
-  }
+  static const char* css_class(Width width) { return width == Width::one ? "" : " wide"; }
 
   static std::string cell(const std::string& tag, const std::string& text, bool words) {
     std::string content = escaped(text);
