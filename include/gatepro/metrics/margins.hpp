@@ -125,7 +125,6 @@ class MarginCounts : public Tally<MarginCounts> {
 }  // namespace GATEPRO_ABI
 
 namespace detail {
-
 inline namespace GATEPRO_ABI {
 
 /// The scratch of one worker.
@@ -168,7 +167,7 @@ typename Order<A>::Key lowest_selected_loser(const RoutingGroup<A>& group, Index
 }
 
 /// Counts the least lambdas of the tokens of a group that count. Overwrites ranked_EL, which holds
-/// the keys with losers, other_keys_KL and weights_KL.
+/// the keys with losers, the other selection and nonfinite_L.
 template <class A, class CountsToken>
 void count_lambdas(const RoutingGroup<A>& group, Index tokens, Index experts, Index top_k,
                    std::int64_t* counts, const CountsToken& counts_token) {
