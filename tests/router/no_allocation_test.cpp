@@ -369,6 +369,21 @@ void expect_no_cost_of_dispatch() {
   }
 }
 
+TEST(NoAllocation, QuantilesOfACompleteRouter) {
+  constexpr Index tokens = 300, hidden = 40, experts = 8, top_k = 3;
+  const auto x = random_matrix<float>(tokens, hidden, 1);
+  const auto w = random_matrix<float>(experts, hidden, 2);
+  gatepro::CompleteConfig config{{hidden, experts, top_k, gatepro::Competition::off()}};
+  config.quantile.enabled = true;
+  gatepro::CompleteRouter<float> router(config);
+  gatepro::RoutingBuffers buffers(router, tokens);
+  EXPECT_EQ(cost_of([&] {
+              router.forward(x, w, {}, buffers);
+              router.end_step();
+            }),
+            0);
+}
+
 TEST(NoAllocation, CompleteRouter) {
   constexpr Index tokens = 300, hidden = 40, experts = 8, top_k = 3;
   const auto x = random_matrix<float>(tokens, hidden, 1);
