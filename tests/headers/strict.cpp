@@ -56,9 +56,6 @@ void hash() {
   gatepro::hash_ids(gatepro::balanced_hash_table(token_ids, experts, top_k, 1), token_ids, {},
                     gatepro::strided_view(ids_TK));
 }
-template void hash<std::int32_t>();
-template void hash<std::int64_t>();
-template void hash<std::uint64_t>();
 
 template <class W>
 void start_weights() {
@@ -66,10 +63,6 @@ void start_weights() {
   std::vector<std::byte> memory(gatepro::orthogonal_weights_workspace_bytes(experts, hidden));
   gatepro::orthogonal_weights(1, 1.0, gatepro::view(w_EH), memory);
 }
-template void start_weights<float>();
-template void start_weights<double>();
-template void start_weights<gatepro::bfloat16>();
-template void start_weights<gatepro::half>();
 
 template <class X, class W>
 void route_completely() {
@@ -173,6 +166,13 @@ int main() {
   route<float, float>();
   route<double, double>();
   route<gatepro::bfloat16, float>();
+  hash<std::int32_t>();
+  hash<std::int64_t>();
+  hash<std::uint64_t>();
+  start_weights<float>();
+  start_weights<double>();
+  start_weights<gatepro::bfloat16>();
+  start_weights<gatepro::half>();
   route_completely<float, float>();
   route_completely<double, double>();
   route_completely<gatepro::bfloat16, float>();
