@@ -41,7 +41,7 @@ inline std::string page_css() {
          ".scroll{overflow-x:auto}table{border-collapse:collapse;font-size:.9rem;"
          "font-variant-numeric:tabular-nums}th,td{border-bottom:1px solid;padding:5px 10px;"
          "text-align:right;vertical-align:top}th{font-weight:600;line-height:1.25}"
-         "th.words,td.words{text-align:left}.stack{display:grid;gap:16px}"
+         "th.words,td.words{text-align:left;min-width:7em}.stack{display:grid;gap:16px}"
          "@media(min-width:820px){.wide{grid-column:span 2}.wide .figure{font-size:6.6px}"
          "}@media(max-width:480px){th,td{padding:5px 6px}}\n" +
          shape_css();
@@ -59,6 +59,8 @@ class Page {
   }
   void lead(const std::string& text) { body_ += "<p class=\"lead\">" + escaped(text) + "</p>\n"; }
   void paragraph(const std::string& text) { body_ += "<p>" + escaped(text) + "</p>\n"; }
+  /// Markup that is well-formed already.
+  void raw(const std::string& markup) { body_ += markup; }
   /// More rules for the style sheet, in the light and in the dark scheme.
   void add_css(const std::string& light, const std::string& dark) {
     light_css_ += light;
