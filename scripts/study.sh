@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: MIT
+#
+# study.sh [--short] [--jobs N] [--question ID]... [--time-limit SECONDS] [--out FOLDER]
+#
+# Trains the grid of small models that docs/evidence.md rests on, and writes a report like it:
+# FOLDER/evidence.md and FOLDER/study/report.html, from FOLDER/data/runs.csv. Full it takes about two
+# hours on two cores, with --short ten minutes. A study that was interrupted goes on where it ended.
+# --jobs: runs side by side, one thread each (all cores); no result depends on it. FOLDER: build/study.
+#
+# To write the report of the repository anew from its own data: build/release/examples/study/study report
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+build=build/release
+out=build/study
+options=(--jobs "$(nproc)")
+while [[ $# -gt 0 ]]; do
+  case $1 in
+    --short) options+=("$1") ;;
+    --out)
+      out=${2:?--out needs a folder}
+      shift
+      ;;
+    --jobs | --question | --time-limit | --text)
+      options+=("$1" "${2:?$1 needs a value}")
+      shift
+      ;;
+    *)
+      sed -n '4,12s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
+      exit 2
+      ;;
+  esac
+  shift
+done
+
+echo "== packages"
+scripts/install_deps.sh test
+echo "== build study in $build"
+cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DGATEPRO_BUILD_BENCHMARKS=OFF
+cmake --build "$build" --parallel "$(nproc)" --target study
+echo "== train"
+status=0
+"$build/examples/study/study" run --out "$out/data" "${options[@]}" || status=$?
+[[ $status -eq 0 || $status -eq 130 ]] || exit "$status"
+echo "== report"
+"$build/examples/study/study" report --data "$out/data" --docs "$out"
+exit "$status"

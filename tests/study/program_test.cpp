@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: MIT
+// study from outside: its files do not depend on how it was run, and bad input is one line.
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <string>
+
+namespace {
+
+namespace fs = std::filesystem;
+
+std::string read(const fs::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+class Program : public testing::Test {
+ protected:
+  void SetUp() override {
+    std::string pattern = (fs::temp_directory_path() / "study_test.XXXXXX").string();
+    ASSERT_NE(mkdtemp(pattern.data()), nullptr);
+    folder = pattern;
+    std::ofstream text(folder / "text", std::ios::binary);
+    for (unsigned i = 0, word = 1; i < 12000; ++i, word = word * 1103515245U + 12345U) {
+      text << "the cat " << static_cast<char>('a' + (word >> 16) % 26);
+    }
+  }
+  void TearDown() override { fs::remove_all(folder); }
+
+  /// The exit code; what it prints goes to the files out and err.
+  int run(const std::string& arguments) const {
+    const std::string command = std::string(STUDY_PROGRAM) + " " + arguments + " > " +
+                                (folder / "out").string() + " 2> " + (folder / "err").string();
+    const int status = std::system(command.c_str());
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+  }
+
+  fs::path folder;
+};
+
+TEST_F(Program, RefusesBadInputInOneLine) {
+  const std::string data = (folder / "empty").string();
+  for (const std::string& bad :
+       {std::string(), std::string("walk"), std::string("run --jobs 0"),
+        std::string("run --question what"), "run --text " + data, "report --data " + data,
+        std::string("run --out /dev/null/x --text ") + (folder / "text").string()}) {
+    EXPECT_EQ(run(bad), 2) << bad;
+    const std::string err = read(folder / "err");
+    EXPECT_EQ(std::count(err.begin(), err.end(), '\n'), 1) << bad << ": " << err;
+    EXPECT_EQ(err.compare(0, 7, "study: "), 0) << err;
+  }
+}
+
+TEST_F(Program, ListsTheGrid) {
+  ASSERT_EQ(run("list --short"), 0);
+  const std::string out = read(folder / "out");
+  EXPECT_NE(out.find("tiny        eliminate                        seed 5\n"), std::string::npos);
+  EXPECT_EQ(out.find("seed 6"), std::string::npos);
+}
+
+// Whatever stands is kept, whatever was cut off or made otherwise is made again, and rows are in
+// order: of a finished run nothing depends on the runs beside it.
+TEST_F(Program, TakesUpWhereItEnded) {
+  const std::string arguments = "run --question outputs --time-limit 0.05 --text " +
+                                (folder / "text").string() + " --out " + (folder / "data").string();
+  ASSERT_EQ(run(arguments), 0) << read(folder / "err");
+  EXPECT_NE(read(folder / "out").find("stopped early: 0 runs"), std::string::npos);
+  const std::string runs = read(folder / "data/runs.csv");
+  EXPECT_EQ(std::count(runs.begin(), runs.end(), '\n'), 1) << runs;
+  std::ofstream(folder / "data/runs.csv", std::ios::app) << "tiny,off,1";
+  std::ofstream(folder / "data/steps.csv", std::ios::app) << "tiny,off,1,10,0,1,";
+  const std::string header = read(folder / "data/curves.csv");
+  ASSERT_EQ(run(arguments + " --jobs 2"), 0) << read(folder / "err");
+  EXPECT_EQ(read(folder / "data/runs.csv"), runs);
+  EXPECT_EQ(read(folder / "data/curves.csv"), header);
+}
+
+}  // namespace
