@@ -27,6 +27,7 @@ const std::vector<Feature>& features() {
          c.scores = {gatepro::ScoreFunction::sigmoid, /*renormalise=*/true, 1};
        }},
       {"bias", [](Config& c) { c.bias.enabled = true; }},
+      {"quantile", [](Config& c) { c.quantile.enabled = true; }},
       {"groups",
        [](Config& c) {
          c.groups = {8, 4, gatepro::GroupScore::top_2};

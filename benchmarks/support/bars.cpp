@@ -69,6 +69,7 @@ std::vector<Family> families() {
       {"softmax_before_over_select", selections, reported()},
       {"sigmoid_over_select", selections, reported()},
       {"bias_over_select", selections, reported()},
+      {"quantile_over_select", selections, reported()},
       {"groups_over_select", selections, reported()},
       {"deepseek_over_select", {"E64", "E128"}, reported()},
       {"deepseek_over_select", {"E256"}, at_most(2.0)},
