@@ -229,6 +229,19 @@ TEST(FewerChoices, OffIsOff) {
   }
 }
 
+// Whatever a rule for groups says that is off.
+TEST(FewerChoices, OfOneCallDoNotLookAtGroupsThatAreOff) {
+  const Data data;
+  CompleteConfig config{{H, E, K}};
+  ForwardInputs<> in;
+  in.top_k = 2;
+  const auto want = step(config, data, in);
+  for (const Index groups_per_token : {0, -3, 7}) {
+    config.groups = {1, groups_per_token, GroupScore::share_of_top_k};
+    expect_same_outcome(want, step(config, data, in));
+  }
+}
+
 // Choices that the router has no part in stay.
 TEST(FewerChoices, ForcedRoundRobinIsLeftAlone) {
   const Data data;

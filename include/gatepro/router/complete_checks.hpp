@@ -48,8 +48,10 @@ Index most_choices(const CompleteConfig& config, const ForwardInputs<Id>& in) {
 
 /// `rule` with fewer choices. Which groups are best stays as it was.
 inline SelectionRule with_top_k(SelectionRule rule, Index top_k) {
-  rule.groups.best = experts_per_group_score(rule);
-  rule.groups.score = GroupScore::best_n;
+  if (rule.groups.active()) {
+    rule.groups.best = experts_per_group_score(rule);
+    rule.groups.score = GroupScore::best_n;
+  }
   rule.top_k = top_k;
   return rule;
 }

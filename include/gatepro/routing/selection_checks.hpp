@@ -11,7 +11,7 @@ namespace gatepro {
 namespace detail {
 inline namespace GATEPRO_ABI {
 
-/// How many of a group's best experts its score sums.
+/// How many of a group's best experts its score sums, of a rule for groups that is active.
 inline Index experts_per_group_score(const SelectionRule& rule) {
   if (rule.groups.score == GroupScore::top_1) return 1;
   if (rule.groups.score == GroupScore::top_2) return 2;
