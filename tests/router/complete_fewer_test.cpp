@@ -7,6 +7,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <numeric>
 #include <vector>
 
@@ -157,9 +158,13 @@ TEST(FewerChoices, CountsAreThoseOfTheIds) {
   });
 }
 
+// Also for tokens whose weights are NaN, of which choices that are not made still weigh 0.
 TEST(FewerChoices, ARecomputationRepeatsThem) {
-  const Data data;
-  for_each_way([&](const CompleteConfig& config, Index top_k) {
+  const Data finite;
+  Data nonfinite;
+  nonfinite.x_TH.row(0).setConstant(std::numeric_limits<float>::quiet_NaN());
+  nonfinite.x_TH(40, 3) = std::numeric_limits<float>::infinity();
+  const auto repeat = [](const CompleteConfig& config, Index top_k, const Data& data) {
     gatepro::RoutingRecord<> record;
     ForwardInputs<> in;
     in.top_k = top_k;
@@ -175,6 +180,12 @@ TEST(FewerChoices, ARecomputationRepeatsThem) {
     EXPECT_EQ(want.report.top_k, got.report.top_k);
     EXPECT_EQ(want.report.nonfinite_rows, got.report.nonfinite_rows);
     EXPECT_EQ(want.report.tokens_short_of_survivors, got.report.tokens_short_of_survivors);
+    return got.report.nonfinite_rows;
+  };
+  for_each_way([&](CompleteConfig config, Index top_k) {
+    EXPECT_EQ(repeat(config, top_k, finite), 0);
+    config.losses = {};  // of NaNs they are NaN
+    EXPECT_GE(repeat(config, top_k, nonfinite), 1);
   });
 }
 

@@ -232,6 +232,23 @@ TYPED_TEST(WeighChoicesTest, ChoicesWithoutAnExpertAreLeftOut) {
   }
 }
 
+// Also beside weights that are NaN.
+TYPED_TEST(WeighChoicesTest, ChoicesWithoutAnExpertWeighNothingBesideNans) {
+  using A = TypeParam;
+  RowMatrix<A> logits_TE(1, 3);
+  logits_TE << 1, data::marked_nan<A>(), 0;
+  RowMatrix<std::int32_t> ids_TK(1, 3);
+  ids_TK << 1, -1, 0;
+  for (const SelectionRule& rule : scored_data::rules_of(3, {})) {
+    SCOPED_TRACE(scored_data::describe(rule));
+    const auto got = replay(logits_TE, rule, ids_TK, Bytes(Bytes::Zero(1, 3)));
+    EXPECT_TRUE(std::isnan(got.weights_TK(0, 0)) && std::isnan(got.weights_TK(0, 2)));
+    EXPECT_EQ(got.weights_TK(0, 1), 0);
+    EXPECT_EQ(got.scores_TK(0, 1), 0);
+    EXPECT_EQ(got.report.nonfinite_rows, 1);
+  }
+}
+
 TEST(WeighChoicesBadInput, IdsAndViews) {
   const RowMatrix<float> logits_TE = data::random_matrix<float>(4, 6, 6);
   const SelectionRule rule{2, {}, {}, Competition::off()};

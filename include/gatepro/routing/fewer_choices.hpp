@@ -15,6 +15,7 @@
 #include "gatepro/core/overlap.hpp"
 #include "gatepro/core/product.hpp"
 #include "gatepro/core/sequences.hpp"
+#include "gatepro/routing/recorded_selection.hpp"
 #include "gatepro/routing/route_logits.hpp"
 
 namespace gatepro {
@@ -236,7 +237,7 @@ void load_remaining(const RuledGroup<A>& group, const RoutingInputs<A>& in,
 }
 
 /// Weighs the tokens of a group anew that have lost choices, but not all, or whose choices stand in
-/// another order. Where what is left has no weight that is a number, all weights are NaN.
+/// another order. Where what is left has no weight that is a number, its weights are NaN.
 template <class A, class Id>
 void weigh_remaining(const RuledGroup<A>& group, const SelectionRule& rule,
                      const RoutingInputs<A>& in, const RoutingView<A, Id>& out,
@@ -252,6 +253,7 @@ void weigh_remaining(const RuledGroup<A>& group, const SelectionRule& rule,
   if (!any) return;
   load_remaining(group, in, decided_competition<A>(rule.competition), out, tokens);
   weigh_group(group, rule);
+  clear_missing(group, Choices<Id>{ids_TK, in.is_padding_T}, tokens);
   const Index lanes = kernels<A>().lanes;
   for (Index lane = 0; lane < tokens.count; ++lane) {
     const Index t = tokens.first + lane;

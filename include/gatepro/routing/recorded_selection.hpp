@@ -66,17 +66,23 @@ void lower_missing(const RoutingGroup<A>& group, const Choices<Id>& choices,
   }
 }
 
-/// Tokens without any expert weigh 0, which is no fault.
+/// Choices without an expert weigh and score 0, also beside NaNs. A token without any is no fault.
 template <class A, class Id>
-void clear_idle(const RoutingGroup<A>& group, const Choices<Id>& choices,
-                const TokenRange& tokens) {
-  const Index top_k = choices.expert_ids_TK.cols;
-  fill_lanes(group, top_k, A(0), [&](Index lane) {
-    bool idle = lane < tokens.count;
-    for (Index j = 0; j < top_k && idle; ++j) idle = !counts(choices, tokens.first + lane, j);
+void clear_missing(const RoutingGroup<A>& group, const Choices<Id>& choices,
+                   const TokenRange& tokens) {
+  const Index lanes = kernels<A>().lanes;
+  for (Index lane = 0; lane < tokens.count; ++lane) {
+    bool idle = true;
+    for (Index j = 0; j < choices.expert_ids_TK.cols; ++j) {
+      if (counts(choices, tokens.first + lane, j)) {
+        idle = false;
+        continue;
+      }
+      group.weights_KL[j * lanes + lane] = A(0);
+      group.scores_KL[j * lanes + lane] = A(0);
+    }
     if (idle) group.nonfinite_L[lane] = 0;
-    return idle;
-  });
+  }
 }
 
 /// What RoutingPass does with a group.
@@ -108,7 +114,7 @@ struct RecordedSelection {
   }
   void weigh(const Group& group, const TokenRange& tokens) const {
     weigh_group(group, rule);
-    clear_idle(group, choices, tokens);
+    clear_missing(group, choices, tokens);
   }
 };
 
