@@ -255,6 +255,36 @@ TEST(CompleteHash, FewerChoicesAreTheFirstOfTheTable) {
   EXPECT_TRUE((got.ids_TK.col(K - 1).array() == -1).all());
 }
 
+// Not even the competition goes by a table that has no say.
+TEST(CompleteHash, ReplaysGoBeforeIt) {
+  const auto x_TH = random_matrix<float>(T, H, 1);
+  const auto w_EH = random_matrix<float>(E, H, 2);
+  const Hashed hashed;
+  ForwardInputs<> plain = hashed.in;
+  plain.hash = nullptr;
+  plain.token_ids_T = {};
+  for (const ForwardInputs<>& recorded : {plain, hashed.in}) {
+    for (const gatepro::Pass pass : {gatepro::Pass::training, gatepro::Pass::evaluation}) {
+      CompleteConfig config = config_of(ScoreFunction::softmax_before_top_k, false);
+      config.competition = Competition::penalty(2);
+      CompleteRouter<float> router(config);
+      router.refresh(w_EH, 0);
+      gatepro::RoutingRecord<> record;
+      ForwardInputs<> in = recorded;
+      in.pass = pass;
+      in.record = &record;
+      const auto first = complete_data::forward(router, x_TH, w_EH, in);
+      ForwardInputs<> with = hashed.in, without = plain;
+      with.pass = without.pass = gatepro::Pass::evaluation;
+      with.replay = without.replay = &record;
+      const auto got = complete_data::forward(router, x_TH, w_EH, with);
+      complete_data::expect_same_outcome(got, complete_data::forward(router, x_TH, w_EH, without));
+      EXPECT_EQ(got.report.competition.mode, gatepro::CompetitionMode::penalty);
+      EXPECT_EQ(same_bits(got.weights_TK, first.weights_TK), recorded.hash == nullptr);
+    }
+  }
+}
+
 TEST(CompleteHash, ForcedRoutingGoesBeforeIt) {
   const auto x_TH = random_matrix<float>(T, H, 1);
   const auto w_EH = random_matrix<float>(E, H, 2);

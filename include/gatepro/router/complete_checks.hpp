@@ -68,7 +68,7 @@ bool informs_lambda(const CompleteConfig& config, const ForwardInputs<Id>& in) {
 template <class Id>
 SelectionRule selection_in(const CompleteConfig& config, const ForwardInputs<Id>& in) {
   SelectionRule rule = config.selection();
-  if (is_forced(config, in.pass) || in.hash != nullptr) {
+  if (is_forced(config, in.pass) || is_hashed(config, in)) {
     rule.competition = Competition::off();
     rule.choice.step = 0;
   }

@@ -128,7 +128,8 @@ struct ForwardInputs {
   /// The same for the sequences that hold a valid token.
   std::int64_t sequences_in_mean = 0;
   /// If given, it chooses, by token_ids_T, and logits only weigh: competition, bias and groups have
-  /// no say, nor does the bias move. A replay or forced routing goes before it.
+  /// no say, nor does the bias move. A replay or forced routing goes before it: what is replayed,
+  /// hashed or not, competes by the router's rule, in Pass::recompute by that of the record.
   const HashTable* hash = nullptr;
   /// T: ids of tokens in the vocabulary of `hash`, which needs them. Those of padding may be
   /// anything.
