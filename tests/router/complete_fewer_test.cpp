@@ -263,6 +263,39 @@ TEST(FewerChoices, ForcedRoundRobinIsLeftAlone) {
   EXPECT_EQ(got.report.choices, K * got.report.valid_tokens);
 }
 
+// Those of choices that were not made are -inf.
+TEST(FewerChoices, ChoiceValuesAreThoseOfTheChoicesMade) {
+  const Data data;
+  for_each_way([&](const CompleteConfig& config, Index top_k) {
+    if (!config.fewer && config.choice.order == gatepro::ChoiceOrder::ascending_ids) return;
+    R router(config);
+    router.refresh(data.w_EH, 0);
+    gatepro::RoutingRecord<> record;
+    ForwardInputs<> in;
+    in.sequence_begin_S1 = data.begin;
+    in.top_k = top_k;
+    in.record = &record;
+    gatepro::RoutingBuffers<R> buffers(
+        router, gatepro::BufferShape{T, 1, complete_data::sequences_of(data.begin), true, true});
+    RowMatrix<float> values_TK = RowMatrix<float>::Constant(T, K, 42);
+    auto out = buffers.view();
+    out.choice_values_TK = values_TK;
+    router.forward(data.x_TH, data.w_EH, in, out, buffers.workspace());
+    for (Index t = 0; t < T; ++t) {
+      for (Index j = 0; j < K; ++j) {
+        ASSERT_NE(values_TK(t, j), 42);
+        const bool lost = config.competition.mode == gatepro::CompetitionMode::eliminate &&
+                          out.penalised_TK(t, j) != 0;
+        ASSERT_EQ(std::isinf(values_TK(t, j)), lost || out.expert_ids_TK(t, j) < 0);
+      }
+    }
+    in.record = nullptr;
+    in.replay = &record;
+    router.forward(data.x_TH, data.w_EH, in, out, buffers.workspace());
+    EXPECT_TRUE((values_TK.array() == -std::numeric_limits<float>::infinity()).all());
+  });
+}
+
 TEST(FewerChoices, BadInputIsRefused) {
   const Data data;
   CompleteConfig config{{H, E, K}};

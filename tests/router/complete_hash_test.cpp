@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "support/bits.hpp"
@@ -299,6 +300,20 @@ TEST(CompleteHash, ForcedRoutingGoesBeforeIt) {
     complete_data::expect_same_outcome(complete_data::forward(router, x_TH, w_EH, hashed.in),
                                        complete_data::forward(other, x_TH, w_EH, plain));
   }
+}
+
+TEST(CompleteHash, HasNoChoiceValues) {
+  const auto x_TH = random_matrix<float>(T, H, 1);
+  const auto w_EH = random_matrix<float>(E, H, 2);
+  const Hashed hashed;
+  CompleteConfig config{{H, E, K}};
+  CompleteRouter<float> router(config);
+  gatepro::RoutingBuffers<CompleteRouter<float>> buffers(router, gatepro::BufferShape{T});
+  RowMatrix<float> values_TK = RowMatrix<float>::Constant(T, K, 42);
+  auto out = buffers.view();
+  out.choice_values_TK = values_TK;
+  router.forward(x_TH, w_EH, hashed.in, out, buffers.workspace());
+  EXPECT_TRUE((values_TK.array() == -std::numeric_limits<float>::infinity()).all());
 }
 
 TEST(CompleteHash, BadInputIsRefused) {

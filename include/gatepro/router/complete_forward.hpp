@@ -243,6 +243,7 @@ RoutingReport route_tokens(const CompleteRoute<X, A, Id>& to, Arena& arena, int 
     return pass.finish();
   };
   if (load_choices(to.config, to.position, to.in, to.out)) {
+    clear_columns(to.out.choice_values_TK, 0, value_of<A>(-Order<A>::infinity));
     return run_as(RecordedSelection<A, Id>{rule, rule.top_k, ruled.competition,
                                            choices_of(to.in, to.out), recorded_losers(to.in)});
   }

@@ -87,6 +87,7 @@ void take_choice_away(const RoutingView<A, Id>& out, Index t, Index j) {
   out.weights_TK(t, j) = A(0);
   out.scores_TK(t, j) = A(0);
   if (out.penalised_TK.given()) out.penalised_TK(t, j) = 0;
+  if (out.choice_values_TK.given()) out.choice_values_TK(t, j) = value_of<A>(-Order<A>::infinity);
 }
 
 /// True if no rule concerns a token: it is masked, or has no scores to go by.
@@ -336,7 +337,8 @@ std::size_t keep_fewer_choices_workspace_bytes(Index top_k, Workers workers = 1)
 }
 
 /// Takes choices away from tokens that need fewer than K: their ids become -1, their weights and
-/// scores 0, and what is left is weighed as weigh_choices would weigh it, to the bit.
+/// scores 0, their choice values -inf, and what is left is weighed as weigh_choices would weigh it,
+/// to the bit.
 ///
 /// in, rule: as in route_logits, which must have written choices best first; with
 /// ChoiceOrder::ascending_ids they stand by id after this. The bias is not looked at.

@@ -31,7 +31,8 @@ struct RoutingView {
   PenaltyStatistics* statistics = nullptr;
   /// T x K: what the selected were chosen by, which never rises from one to the next: score plus
   /// bias, or with softmax_after_top_k the penalised logit plus bias; -inf for losers of
-  /// elimination. Of route_logits and CompleteRouter, where they choose, best first. Any strides.
+  /// elimination, and where the router made no choice: it needed fewer, or they are replayed,
+  /// forced in turn or hashed. Of route_logits and CompleteRouter, best first. Any strides.
   StridedView<A> choice_values_TK{};
 };
 
