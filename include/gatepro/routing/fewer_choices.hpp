@@ -341,18 +341,19 @@ std::size_t keep_fewer_choices_workspace_bytes(Index top_k, Workers workers = 1)
 /// to the bit.
 ///
 /// in, rule: as in route_logits, which must have written choices best first; with
-/// ChoiceOrder::ascending_ids they stand by id after this. The bias is not looked at.
-/// sequence_begin_S1: S + 1 offsets from 0
-/// to T, read with a budget. out: what route_logits wrote, ids, weights, scores, with a budget
-/// choice values, and with a competition penalised_TK; ids, weights, scores, penalised_TK and, if
-/// given, tokens_per_expert_E are brought up to date. Padding is left alone; a token whose scores
-/// are NaN keeps all choices, outside of any budget. The number of choices is piecewise constant,
-/// so the gradient is that of weigh_choices: route_logits_backward with these ids.
+/// ChoiceOrder::ascending_ids they stand by id after this, those of padding, too. The bias is not
+/// looked at. sequence_begin_S1: S + 1 offsets from 0 to T, read with a budget. out: what
+/// route_logits wrote, ids, weights, scores, with a budget choice values, and with a competition
+/// penalised_TK; these and, if given, tokens_per_expert_E are brought up to date. Padding keeps all
+/// choices, as does, outside of any budget, a token whose scores are NaN. The number of choices is
+/// piecewise constant, so the gradient is that of weigh_choices: route_logits_backward with these
+/// ids.
 ///
 /// Returns the report of the routing as it is then. Results do not depend on the executor, nor on
 /// how tokens are cut, with a budget between sequences. Throws Error for shapes, settings, offsets,
 /// ids that are neither in [0, E) nor -1, outputs that overlap other memory or a workspace that is
-/// too small, before any write. Cost: O(T K). No allocation. Thread-safe.
+/// too small, before any write. Cost: O(T K), with ascending_ids O(T K^2); the count for the report
+/// is on the calling thread alone. No allocation. Thread-safe.
 template <class A, class Id, class Executor = SerialExecutor>
 RoutingReport keep_fewer_choices(const RoutingInputs<A>& in, const SelectionRule& rule,
                                  const FewerChoices& fewer,
