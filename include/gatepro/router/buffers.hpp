@@ -127,7 +127,7 @@ class RoutingBuffers {
   /// Scratch for forward and backward.
   Workspace workspace() { return workspace_; }
 
-  /// T x K ids of the last forward, best first.
+  /// T x K ids of the last forward, as RoutingView::expert_ids_TK.
   MatrixView<const ExpertId> expert_ids_TK() const { return whole(outputs(tokens_).expert_ids_TK); }
   /// T x K weights of the last forward.
   MatrixView<const Accumulator> weights_TK() const { return whole(outputs(tokens_).weights_TK); }
