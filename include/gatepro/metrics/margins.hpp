@@ -47,11 +47,10 @@ inline namespace GATEPRO_ABI {
 ///   the first that it does not. A gap that is small everywhere makes routing jump between steps.
 /// * The relative margin: the same over the larger magnitude of the two logits. Below the relative
 ///   step of a format (2^-8 for bfloat16) logits of that format don't tell the two apart.
-/// * The least lambda that changes a token's set: min over the selected losers of l_i - max over
-/// the
-///   survivors not selected of l_u. All losers pay alike, so this is where the first selected loser
-///   falls behind a survivor, and with any larger lambda the set stays changed. There is none if no
-///   selected expert loses, or no other survives.
+/// * The least lambda that changes a token's set: the lowest logit of a selected loser, minus the
+///   highest of a survivor that is not selected. All losers pay alike, so this is where the first
+///   selected loser falls behind a survivor, and with any larger lambda the set stays changed.
+///   There is none if no selected expert loses, or no other survives.
 ///
 /// Each is a histogram of bins 6 to 12 % wide. Quantiles and shares take numbers for evenly spread
 /// within a bin.
