@@ -127,15 +127,37 @@ TEST(LambdaEstimate, FollowsTheScaleAtThePaceOfItsMemory) {
 }
 
 TEST(LambdaEstimate, StepsWithoutTokensChangeNothing) {
-  LambdaEstimate estimate({0.1, 4});
-  estimate.step();
-  EXPECT_EQ(estimate.lambda(), 0);
-  observe(estimate, batch<float>(7));
-  estimate.step();
-  const double lambda = estimate.lambda();
-  EXPECT_GT(lambda, 0);
-  for (int step = 0; step < 5; ++step) estimate.step();
-  EXPECT_NEAR(estimate.lambda(), lambda, lambda * 1e-12);
+  for (const double memory : {1.0, 4.0}) {
+    LambdaEstimate estimate({0.1, memory});
+    estimate.step();
+    EXPECT_EQ(estimate.lambda(), 0);
+    observe(estimate, batch<float>(7));
+    estimate.step();
+    const double lambda = estimate.lambda();
+    const std::vector<double> before = data::copy(estimate.estimate());
+    EXPECT_GT(lambda, 0);
+    for (int step = 0; step < 5; ++step) estimate.step();
+    EXPECT_EQ(estimate.lambda(), lambda) << memory;
+    EXPECT_EQ(data::copy(estimate.estimate()), before) << memory;
+  }
+}
+
+// They would count as tokens that no lambda changes, and be made up for by too large a lambda.
+TEST(LambdaEstimate, TokensBeforeThereArePartnersDoNotCount) {
+  LambdaEstimate estimate({0.1, 16}), late({0.1, 16});
+  auto memory = data::scratch(gatepro::count_margins_workspace_bytes<float>(experts, top_k));
+  for (std::uint64_t step = 0; step < 16; ++step) {
+    const RowMatrix<float> logits = batch<float>(step);
+    late.observe(gatepro::view(logits), RivalTable(), {top_k}, {}, memory);
+    late.step();
+    EXPECT_EQ(late.lambda(), 0);
+  }
+  for (LambdaEstimate* each : {&estimate, &late}) {
+    observe(*each, batch<float>(7));
+    each->step();
+  }
+  EXPECT_GT(late.lambda(), 0);
+  EXPECT_EQ(late.lambda(), estimate.lambda());
 }
 
 TEST(LambdaEstimate, MicroBatchesRanksAndCheckpointsGiveTheSameBits) {

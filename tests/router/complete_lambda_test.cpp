@@ -7,6 +7,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <numeric>
 #include <stdexcept>
 #include <vector>
 
@@ -138,10 +139,14 @@ TEST(CompleteLambda, LambdaIsTheGivenOneUntilThereIsAnEstimate) {
   EXPECT_EQ(trainer.router.config().competition.lambda, 7);
 }
 
-// Without the penalty nothing is to be estimated; nor do evaluations or replayed choices teach.
+// Without the penalty nothing is to be estimated; nor do evaluations teach, nor choices that the
+// logits did not make.
 TEST(CompleteLambda, OnlyTrainingForwardsThatComputeWithAPenaltyCount) {
   const RowMatrix<float> x = random_matrix<float>(T, H, 1), w = random_matrix<float>(E, H, 2);
-  for (const int which : {0, 1, 2, 3, 4}) {
+  const gatepro::HashTable table = gatepro::random_hash_table(T, E, K, 3);
+  std::vector<std::int64_t> token_ids(T);
+  std::iota(token_ids.begin(), token_ids.end(), std::int64_t{0});
+  for (const int which : {0, 1, 2, 3, 4, 5}) {
     R router(adaptive(0.1));
     router.refresh_now(w, 0);
     gatepro::RoutingBuffers<R> buffers(router, gatepro::BufferShape{T, 1, 1, true, true});
@@ -156,9 +161,41 @@ TEST(CompleteLambda, OnlyTrainingForwardsThatComputeWithAPenaltyCount) {
     if (which == 2 || which == 3) in.replay = &record;
     if (which == 3) in.pass = Pass::recompute;
     if (which == 4) router.set_competition(Competition::eliminate());
+    if (which == 5) {
+      in.hash = &table;
+      in.token_ids_T = token_ids;
+    }
     router.forward(x, w, in, buffers);
     EXPECT_EQ(router.state().lambda_counts[0], which == 0 ? 2 * T : before) << which;
   }
+  for (const auto forced : {gatepro::ForcedRouting::random, gatepro::ForcedRouting::round_robin}) {
+    CompleteConfig config = adaptive(0.1);
+    config.noise.forced = forced;
+    R router(config);
+    router.refresh_now(w, 0);
+    complete_data::forward(router, x, w);
+    EXPECT_EQ(router.state().lambda_counts[0], 0);
+  }
+}
+
+// A warm-up without a penalty, and without the partners that only a penalty needs.
+TEST(CompleteLambda, TokensBeforeThereArePartnersDoNotCount) {
+  CompleteConfig config = adaptive(0.1, 16);
+  config.competition = Competition::penalty(0);
+  R router(config), late(config);
+  const RowMatrix<float> x = random_matrix<float>(T, H, 1), w = random_matrix<float>(E, H, 2);
+  for (int step = 0; step < 16; ++step) {
+    complete_data::forward(late, x, w);
+    late.end_step();
+    EXPECT_EQ(late.config().competition.lambda, 0);
+  }
+  for (R* each : {&router, &late}) {
+    each->refresh_now(w, 0);
+    complete_data::forward(*each, x, w);
+    each->end_step();
+  }
+  EXPECT_GT(late.config().competition.lambda, 0);
+  EXPECT_EQ(late.config().competition.lambda, router.config().competition.lambda);
 }
 
 TEST(CompleteLambda, AResumedRunHasTheSameBits) {

@@ -21,9 +21,9 @@ struct AdaptiveLambda {
   /// The share of the tokens whose set the penalty is to change, in [0, 1]; 0: lambda stays as set.
   /// Where elimination would change fewer, lambda becomes the largest that changes any set.
   double share = 0;
-  /// n >= 1: a step's tokens weigh 1 - 1/n in the next step, and so on. More for small batches and
-  /// small shares, of which a step shows few tokens; less where logits grow fast: lambda lags by
-  /// what they grow in n steps.
+  /// n >= 1: a step's tokens weigh 1 - 1/n in the next step that has any, and so on. More for small
+  /// batches and small shares, of which a step shows few tokens; less where logits grow fast:
+  /// lambda lags by what they grow in n steps.
   double memory = 16;
 };
 
@@ -47,10 +47,12 @@ inline namespace GATEPRO_ABI {
 /// CompleteRouter has one if CompleteConfig::adaptive_lambda asks for it; with a Router of your
 /// own:
 /// ```cpp
-/// estimate.observe(logits_TE, router.similarity_cache().rivals(), {top_k}, {}, memory);  // a
-/// batch estimate.step(reduce);                                                                 //
-/// a step if (estimate.lambda() > 0)
-/// router.set_competition(Competition::penalty(estimate.lambda()));
+/// // each micro-batch
+/// estimate.observe(logits_TE, router.similarity_cache().rivals(), {top_k}, {}, memory);
+/// // each optimizer step
+/// estimate.step(reduce);
+/// const double lambda = estimate.lambda();
+/// if (lambda > 0) router.set_competition(Competition::penalty(lambda));
 /// ```
 /// With logits of 16 bits many margins are exactly 0: a share below that of such ties is met by
 /// lambdas so small that they change all ties or none.
@@ -70,7 +72,8 @@ class LambdaEstimate {
   /// The lambda of the steps so far, in units of the logits; 0 if there is no estimate yet.
   double lambda() const { return lambda_; }
 
-  /// Adds a micro-batch. Takes, throws and costs what count_margins does.
+  /// Adds a micro-batch. Takes, throws and costs what count_margins does. With RivalTable() nothing
+  /// is added: while there are no partners, tokens do not tell what a penalty would change.
   template <class L, class Executor = SerialExecutor>
   void observe(MatrixView<L> logits_TE, const RivalTable& rivals, const MarginRule& rule,
                VectorView<const std::uint8_t> is_padding_T, Workspace workspace,
@@ -86,6 +89,7 @@ class LambdaEstimate {
                const Executor& executor = {}) {
     batch_.reset();
     count_margins(logits_TE, rivals, rule, is_padding_T, batch_, workspace, executor);
+    if (rivals.num_experts() == 0) batch_.reset();
   }
   /// The second half, once after each `prepare` that is to count.
   void commit() {
@@ -95,8 +99,9 @@ class LambdaEstimate {
   }
 
   /// Ends an optimizer step: sums its counts over ranks, lets the older ones fade, and sets lambda.
-  /// `reduce` is the hook, see NoReduce, and is called once. Throws Error for what it leaves
-  /// behind, and what it throws, before any change. Cost: some 650 multiplications.
+  /// A step without tokens on any rank changes nothing. `reduce` is the hook, see NoReduce, and is
+  /// called once. Throws Error for what it leaves behind, and what it throws, before any change.
+  /// Cost: some 650 multiplications.
   template <class Reduce = NoReduce>
   void step(const Reduce& reduce = {}) {
     prepare_step(reduce);
@@ -108,9 +113,9 @@ class LambdaEstimate {
     detail::check_reduce<Reduce>();
     reduced_ = counts_;
     detail::reduce_counts("LambdaEstimate", reduce, reduced_);
+    const double weight = reduced_[0] > 0 ? 1 - 1 / rule_.memory : 1;
     for (std::size_t i = 0; i < sizes; ++i) {
-      next_estimate_[i] =
-          detail::product(estimate_[i], 1 - 1 / rule_.memory) + static_cast<double>(reduced_[i]);
+      next_estimate_[i] = detail::product(estimate_[i], weight) + static_cast<double>(reduced_[i]);
     }
   }
   /// The second half.

@@ -57,11 +57,12 @@ inline SelectionRule with_top_k(SelectionRule rule, Index top_k) {
 }
 
 /// True if a pass tells the estimate of lambda what its logits are like: if it learns, and the
-/// penalty has a part in it.
+/// penalty has a part in its choices.
 template <class Id>
 bool informs_lambda(const CompleteConfig& config, const ForwardInputs<Id>& in) {
   return config.adaptive_lambda.share > 0 && in.pass == Pass::training && in.replay == nullptr &&
-         config.competition.mode == CompetitionMode::penalty && !is_forced(config, in.pass);
+         config.competition.mode == CompetitionMode::penalty && !is_hashed(config, in) &&
+         !is_forced(config, in.pass);
 }
 
 /// The rule that a pass chooses and weighs by.
