@@ -197,6 +197,88 @@ TYPED_TEST(OrthogonalityLossTest, HugeRows) {
   }
 }
 
+/// The gradient of the loss, with or without its pairs in a table of partners.
+template <class D, class W>
+std::vector<RowMatrix<D>> gradients_of(const RowMatrix<W>& w_EH, OrthogonalityRule rule) {
+  const Index experts = w_EH.rows();
+  Partners all_others_EM(experts, experts - 1);
+  for (Index i = 0; i < experts; ++i) {
+    for (Index p = 0; p < experts - 1; ++p) {
+      all_others_EM(i, p) = static_cast<std::int32_t>(p + (p >= i ? 1 : 0));
+    }
+  }
+  std::vector<RowMatrix<D>> gradients = {loss_of<D>(w_EH, rule).dw_EH};
+  rule.only_partners = true;
+  gradients.push_back(loss_of<D>(w_EH, rule, all_others_EM).dw_EH);
+  return gradients;
+}
+
+// Where the gradient has no number it is infinite, with its sign, and elsewhere it is as exact as
+// that of double, but for what the part along a row leaves of its digits.
+void expect_as_of_double(const RowMatrix<float>& w_EH, const OrthogonalityRule& rule) {
+  constexpr double most = (std::numeric_limits<float>::max)();
+  constexpr double least = 4.0 * std::numeric_limits<float>::denorm_min();
+  const bool divides = rule.kind == OrthogonalityKind::frobenius;
+  const RowMatrix<double> wide_EH = w_EH.cast<double>();
+  const auto got = gradients_of<float>(w_EH, rule);
+  const auto want = gradients_of<double>(wide_EH, rule);
+  for (std::size_t g = 0; g < got.size(); ++g) {
+    for (Index i = 0; i < w_EH.rows(); ++i) {
+      const double factor = std::abs(rule.coefficient * rule.gradient_scale);
+      const double left = divides ? 1e-6 * factor / wide_EH.row(i).norm() : 0;
+      for (Index h = 0; h < w_EH.cols(); ++h) {
+        const double is = static_cast<double>(got[g](i, h)), should = want[g](i, h);
+        if (std::abs(should) <= most) {
+          EXPECT_NEAR(is, should, 1e-5 * std::abs(should) + least + left) << i << " " << h;
+        } else {
+          EXPECT_EQ(is, std::copysign(std::numeric_limits<double>::infinity(), should));
+        }
+      }
+    }
+  }
+}
+
+TEST(OrthogonalityLoss, GradientsOfTinyRowsAreExactOrInfinite) {
+  RowMatrix<float> w_EH(3, 4);
+  w_EH << 1, 0.25F, -0.5F, 0, 0.75F, -1, 0, 0.5F, -0.5F, 1, 1, -0.125F;
+  for (int exponent : {-100, -120, -124, -126, -127, -130, -140}) {
+    const RowMatrix<float> tiny_EH = w_EH * std::ldexp(1.0F, exponent);
+    expect_as_of_double(tiny_EH, rule_of(OrthogonalityKind::frobenius));
+    expect_as_of_double(tiny_EH, rule_of(OrthogonalityKind::simbal));
+  }
+}
+
+TEST(OrthogonalityLoss, GradientsOfHugeRowsAreExactOrInfinite) {
+  RowMatrix<float> w_EH(5, 4);
+  w_EH << 1, 1, 0, 0, 1, 0.5F, 0, 0, 0, 0, 3e38F, 1, 0, 0, 3e38F, 2, 0, 0, -3e38F, 8;
+  for (auto kind : {OrthogonalityKind::frobenius, OrthogonalityKind::simbal}) {
+    OrthogonalityRule rule = rule_of(kind);
+    for (double coefficient : {1e-30, 1e-3, 0.5, 10.0, 1e30}) {
+      rule.coefficient = coefficient;
+      rule.gradient_scale = 65536;
+      expect_as_of_double(w_EH, rule);
+      rule.gradient_scale = -1;
+      expect_as_of_double(w_EH, rule);
+    }
+  }
+}
+
+// Whose norms leave the range of double.
+TEST(OrthogonalityLoss, FrobeniusTakesAllLengthsOfDouble) {
+  const RowMatrix<double> w_EH = data::random_matrix<double>(8, 60, 18).cwiseMax(-1).cwiseMin(1);
+  OrthogonalityRule rule = rule_of(OrthogonalityKind::frobenius);
+  const auto want = gradients_of<double>(w_EH, rule);
+  for (int exponent : {1023, -960}) {
+    rule.gradient_scale = std::ldexp(1.0, exponent > 0 ? 900 : -900);
+    const RowMatrix<double> scaled_EH = w_EH * std::ldexp(1.0, exponent);
+    const auto got = gradients_of<double>(scaled_EH, rule);
+    const double back = std::ldexp(1.0, exponent > 0 ? exponent - 900 : exponent + 900);
+    for (std::size_t g = 0; g < got.size(); ++g) {
+      EXPECT_TRUE(data::same_bits(RowMatrix<double>(got[g] * back), want[g])) << exponent;
+    }
+  }
+}
+
 TYPED_TEST(OrthogonalityLossTest, RowsWithoutADirection) {
   using W = TypeParam;
   using D = gatepro::accumulator_t<W>;

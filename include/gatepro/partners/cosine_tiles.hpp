@@ -19,6 +19,7 @@ struct CosineRows {
   A* packed = nullptr;          ///< The same, packed.
   A* inverse_norm_E = nullptr;  ///< Of scaled rows: 0 for a zero row, -1 for a non-finite one.
   A* unit_E = nullptr;          ///< Optional: what scaled rows have to be multiplied by.
+  int* exponent_E = nullptr;    ///< With unit_E: its logarithm to base 2.
   double* norm_E = nullptr;  ///< With unit_E: |w|, at most the largest double; 0 for no direction.
 };
 
@@ -124,6 +125,7 @@ void scale_row_into(const MatrixView<const W>& w_EH, Index i, const CosineRows<A
   const double unit = std::ldexp(1.0, row.exponent);
   const double norm = row.inverse_norm > 0 ? unit / static_cast<double>(row.inverse_norm) : 0.0;
   rows.unit_E[i] = static_cast<A>(unit);
+  rows.exponent_E[i] = row.exponent;
   rows.norm_E[i] = (std::min)(norm, (std::numeric_limits<double>::max)());
 }
 

@@ -21,6 +21,7 @@ struct OrthogonalityScratch {
   A* coefficients_TE = nullptr;  ///< tile_tokens x E: cosines first.
   A* panels = nullptr;           ///< As in DenseScratch.
   A* edge = nullptr;
+  A* sums = nullptr;  ///< tile_tokens rows of slab_cols.
 };
 
 inline namespace GATEPRO_ABI {
@@ -34,6 +35,7 @@ struct CarveOrthogonality {
     scratch.coefficients_TE = arena.take<A>(tile_tokens, experts);
     scratch.panels = arena.take<A>(depth_block * slab_cols);
     scratch.edge = arena.take<A>(tile_tokens * panel_cols<A>());
+    scratch.sums = arena.take<A>(tile_tokens * slab_cols);
     return scratch;
   }
 };
@@ -60,7 +62,7 @@ class OrthogonalityPass {
     if (rule_.kind == OrthogonalityKind::frobenius) {
       take_with(FrobeniusTerms<A>{rows_}, scratch_(worker), tile);
     } else {
-      take_with(SimBalTerms<A>{rows_, true}, scratch_(worker), tile);
+      take_with(SimBalTerms<A>(rows_, true, experts_), scratch_(worker), tile);
     }
   }
 
@@ -95,13 +97,12 @@ class OrthogonalityPass {
       if (!dw_EH_.given()) continue;
       std::fill(row_E + begin, row_E + group_begin, A(0));
       std::fill(row_E + group_begin + group_, row_E + end, A(0));
-      const A factor = row_factor<A>(2 * scale() * rule_.gradient_scale * terms.slope(i));
       for (Index j = group_begin; j < group_begin + group_; ++j) {
-        row_E[j] = factor * terms.coefficient(j, row_E[j]);
+        row_E[j] = terms.coefficient(j, row_E[j]);
       }
-      row_E[i] = factor * terms.one(i, below + above);
+      row_E[i] = terms.one(i, below + above);
     }
-    if (dw_EH_.given()) add_gradient(mine, tile, begin, end);
+    if (dw_EH_.given()) add_gradient(terms, mine, tile, begin, end);
   }
 
   /// The cosines of expert i with those of its group, 0 where one takes no part.
@@ -119,19 +120,26 @@ class OrthogonalityPass {
     return sum;
   }
 
-  /// dw += coefficients times the scaled rows [begin, end), for the rows of a tile: each element is
-  /// one chain in ascending order that starts from the value there.
-  void add_gradient(const OrthogonalityScratch<A>& mine, const CosineTile<A>& tile, Index begin,
-                    Index end) const {
-    const MatrixView<A> dw = dw_EH_.middle_rows(tile.first_expert, tile.cosines.rows);
-    for (Index c = 0; c < dw.cols; c += slab_cols) {
-      const Index cols = (std::min)(slab_cols, dw.cols - c);
+  /// dw_i += slope(i) times coefficients times the scaled rows [begin, end), for the rows of a
+  /// tile: in each element, one chain in ascending order.
+  template <class Terms>
+  void add_gradient(const Terms& terms, const OrthogonalityScratch<A>& mine,
+                    const CosineTile<A>& tile, Index begin, Index end) const {
+    const WideNumber factor = WideNumber(2 * scale()).times(WideNumber(rule_.gradient_scale));
+    for (Index c = 0; c < dw_EH_.cols; c += slab_cols) {
+      const Index cols = (std::min)(slab_cols, dw_EH_.cols - c);
+      const MatrixView<A> sums{mine.sums, tile.cosines.rows, cols, slab_cols};
+      std::fill_n(mine.sums, sums.rows * slab_cols, A(0));
       for (Index first = begin; first < end; first += depth_block) {
         const Index depth = (std::min)(depth_block, end - first);
         copy_to_panels<A>([&](Index j) { return rows_.scaled_EH.row(first + j) + c; }, depth, cols,
                           mine.panels);
-        add_product<A>(mine.coefficients_TE + first, experts_, depth, mine.panels,
-                       dw.middle_cols(c, cols), mine.edge, RowsAhead());
+        add_product<A>(mine.coefficients_TE + first, experts_, depth, mine.panels, sums, mine.edge,
+                       RowsAhead());
+      }
+      for (Index i = tile.first_expert; i < tile.end_expert(); ++i) {
+        const WideNumber own = factor.times(terms.slope(i));
+        own.add_product(sums.row(i - tile.first_expert), cols, dw_EH_.row(i) + c);
       }
     }
   }

@@ -4,6 +4,7 @@
 #define GATEPRO_PARTNERS_PARTNER_ORTHOGONALITY_HPP
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 
 #include "gatepro/gate/sparse_gradient.hpp"
@@ -37,27 +38,29 @@ class PartnerOrthogonality {
   /// Fills the rows, and returns the value of the loss.
   template <class W, class Executor>
   double run(const MatrixView<const W>& w_EH, const Executor& executor, int workers) const {
-    if (rule_.kind == OrthogonalityKind::frobenius) {
-      return run_with(FrobeniusTerms<A>{rows_}, w_EH, executor, workers);
-    }
-    return run_with(SimBalTerms<A>{rows_, false}, w_EH, executor, workers);
-  }
-
- private:
-  template <class Terms, class W, class Executor>
-  double run_with(const Terms& terms, const MatrixView<const W>& w_EH, const Executor& executor,
-                  int workers) const {
     const Index experts = w_EH.rows;
     const int busy = useful_workers(executor, workers, {experts, partners_EM_.cols, w_EH.cols});
     for_each_block(executor, busy, experts, [&](int, Index i) { scale_row_into(w_EH, i, rows_); });
+    if (rule_.kind == OrthogonalityKind::frobenius) {
+      return run_with(FrobeniusTerms<A>{rows_}, executor, busy);
+    }
+    const Index most_terms = experts * (2 * partners_EM_.cols + 1);
+    return run_with(SimBalTerms<A>(rows_, false, most_terms), executor, busy);
+  }
+
+ private:
+  template <class Terms, class Executor>
+  double run_with(const Terms& terms, const Executor& executor, int busy) const {
+    const Index experts = partners_EM_.rows;
     for_each_block(executor, busy, experts, [&](int, Index i) { compare(terms, i); });
     double sum = 0;
     for (Index i = 0; i < experts; ++i) sum += value_E_[i];
     const double scale = rule_.coefficient / mean_over();
     if (dw_EH_.given()) {
       list_pairs();
-      const double factor = scale * rule_.gradient_scale;
-      for_each_block(executor, busy, experts, [&](int, Index i) { add_row(terms, i, factor); });
+      const WideNumber factor = WideNumber(scale).times(WideNumber(rule_.gradient_scale));
+      for_each_block(executor, busy, experts,
+                     [&](int, Index i) { add_row(terms, i, factor.times(terms.slope(i))); });
     }
     return scale * sum;
   }
@@ -121,18 +124,23 @@ class PartnerOrthogonality {
 
   /// dw_i += its gradient.
   template <class Terms>
-  void add_row(const Terms& terms, Index i, double scale) const {
-    const Index self = begin_E_[i + 1] - 1;
-    const A factor = row_factor<A>(scale * terms.slope(i));
+  void add_row(const Terms& terms, Index i, const WideNumber& factor) const {
+    const Index begin = begin_E_[i], self = begin_E_[i + 1] - 1;
     double values = 0;
-    for (Index at = begin_E_[i]; at < self; ++at) {
+    for (Index at = begin; at < self; ++at) {
       values += terms.value(ids_[at], coefficients_[at]);
-      coefficients_[at] = factor * terms.coefficient(ids_[at], coefficients_[at]);
+      coefficients_[at] = terms.coefficient(ids_[at], coefficients_[at]);
     }
-    coefficients_[self] = factor * terms.one(i, values);
-    gradient_kernels<A, A>().add_rows(
-        coefficients_ + begin_E_[i], ids_ + begin_E_[i], begin_E_[i + 1] - begin_E_[i],
-        rows_.scaled_EH.data, rows_.scaled_EH.row_stride, rows_.scaled_EH.cols, dw_EH_.row(i));
+    coefficients_[self] = terms.one(i, values);
+    constexpr Index most = 256;  // columns at a time
+    for (Index c = 0; c < dw_EH_.cols; c += most) {
+      const Index cols = (std::min)(most, dw_EH_.cols - c);
+      std::array<A, most> sums{};
+      gradient_kernels<A, A>().add_rows(coefficients_ + begin, ids_ + begin, self + 1 - begin,
+                                        rows_.scaled_EH.data + c, rows_.scaled_EH.row_stride, cols,
+                                        sums.data());
+      factor.add_product(sums.data(), cols, dw_EH_.row(i) + c);
+    }
   }
 
   OrthogonalityRule rule_;
