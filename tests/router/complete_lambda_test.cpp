@@ -9,6 +9,8 @@
 #include <cstdint>
 #include <numeric>
 #include <stdexcept>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "support/complete_data.hpp"
@@ -137,6 +139,20 @@ TEST(CompleteLambda, LambdaIsTheGivenOneUntilThereIsAnEstimate) {
   // A new router has nothing to go by.
   trainer.router.restore({});
   EXPECT_EQ(trainer.router.config().competition.lambda, 7);
+}
+
+template <class Router, class = void>
+constexpr bool takes_competition = false;
+template <class Router>
+constexpr bool takes_competition<
+    Router, std::void_t<decltype(std::declval<Router&>().set_competition(Competition()))>> = true;
+
+// What routers share knows of no estimate, and so has no setter for users.
+TEST(CompleteLambda, IsNotBypassedThroughTheBase) {
+  using gatepro::PartneredRouter;
+  EXPECT_TRUE(takes_competition<R>);
+  EXPECT_TRUE(takes_competition<gatepro::Router<float>>);
+  EXPECT_FALSE((takes_competition<PartneredRouter<float, float, CompleteConfig>>));
 }
 
 // Without the penalty nothing is to be estimated; nor do evaluations teach, nor choices that the

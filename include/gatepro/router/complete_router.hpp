@@ -88,7 +88,7 @@ class CompleteRouter : public PartneredRouter<accumulator_t<X, W>, W, CompleteCo
   /// The loads that losses count: of the last training forward, and of all since end_step.
   const BalanceAccumulator& balance() const { return balance_; }
 
-  /// Changes the competition for all later forwards, as PartneredRouter::set_competition does, but
+  /// Changes the competition for all later forwards, as Router::set_competition does, but
   /// for the lambda of a penalty once CompleteConfig::adaptive_lambda has found one.
   void set_competition(const Competition& competition) {
     Base::set_competition(competition);

@@ -45,14 +45,6 @@ class PartneredRouter {
     return gatepro::gate_arithmetic(config_.gate_arithmetic, config_.num_experts);
   }
 
-  /// Changes the competition for all later forwards: on, off, lambda, elimination. Off, or lambda =
-  /// 0, routes bit for bit like a router without partners. Throws Error for a lambda that is
-  /// negative or not finite.
-  void set_competition(const Competition& competition) {
-    detail::check_competition<A>("Router", competition);
-    config_.competition = competition;
-  }
-
   /// Changes when partners are recomputed. Throws Error for an interval below 1.
   void set_refresh_schedule(const RefreshSchedule& schedule) {
     cache_.set_schedule(schedule);
@@ -98,6 +90,14 @@ class PartneredRouter {
   /// `config` has been checked.
   explicit PartneredRouter(const Config& config)
       : config_(config), cache_(config.num_experts, config.pairing, config.refresh) {}
+
+  /// Changes the competition for all later forwards: on, off, lambda, elimination. Off, or lambda =
+  /// 0, routes bit for bit like a router without partners. Throws Error for a lambda that is
+  /// negative or not finite.
+  void set_competition(const Competition& competition) {
+    detail::check_competition<A>("Router", competition);
+    config_.competition = competition;
+  }
 
   /// Throws Error unless they are E x H.
   void check_weights(const detail::Checks& checks, const MatrixView<const W>& w_EH) const {

@@ -48,6 +48,7 @@ class Router : public PartneredRouter<accumulator_t<X, W>, W, RouterConfig> {
   explicit Router(const RouterConfig& settings) : Base(checked(settings)) {}
 
   using Base::config;
+  using Base::set_competition;
 
   /// Bytes of the outputs of shape.tokens tokens, as RoutingBuffers has them.
   std::size_t outputs_bytes(const BufferShape& shape) const {
