@@ -176,6 +176,22 @@ TEST(GateBiasRouter, NonfiniteValuesActAsInLogits) {
   EXPECT_EQ(buffers.report().nonfinite_rows, T);
 }
 
+TEST(GateBiasRouter, ASoftCapMakesMinusInfinityALogitLikeOthers) {
+  const auto x_TH = random_matrix<float>(T, H, 1);
+  const auto w_EH = random_matrix<float>(E, H, 2);
+  auto bias_E = random_bias<float>();
+  bias_E[4] = -data::infinity<float>();
+  CompleteConfig config{{H, E, E}};
+  config.competition = Competition::off();
+  config.logit_soft_cap = 5;
+  CompleteRouter<float> router(config);
+  RoutingBuffers<CompleteRouter<float>> buffers(router, T);
+  router.forward(x_TH, BiasedWeights<float>{w_EH, bias_E}, {}, buffers);
+  EXPECT_EQ(buffers.report().nonfinite_rows, 0);
+  for (Index t = 0; t < T; ++t) EXPECT_EQ(buffers.logits_TE()(t, 4), -5);
+  EXPECT_GT(buffers.weights_TK().row(0)[E - 1], 0);
+}
+
 /// What a gradient is checked for: a sum over the weights, of a router whose losses are on or off.
 struct Problem {
   using R = CompleteRouter<double>;

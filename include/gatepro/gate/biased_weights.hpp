@@ -16,7 +16,8 @@ namespace gatepro {
 ///
 /// `A`: the type of the logits; a bias of 16 bits is widened by whoever has it, exactly. Each logit
 /// is the one without bias, plus c_e, rounded once: the bits of adding c to the logits afterwards.
-/// So NaN and -inf in c act as in logits: an expert with c_e = -inf is chosen last, and weighs 0.
+/// So NaN and -inf in c act as in logits: an expert with c_e = -inf is chosen last, and weighs 0; a
+/// CompleteConfig::logit_soft_cap makes that logit -cap, which is one like others.
 template <class W, class A = accumulator_t<W>>
 struct BiasedWeights {
   MatrixView<const W> w_EH;      ///< E x H: the router weights.
