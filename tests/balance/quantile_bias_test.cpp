@@ -45,13 +45,16 @@ QuantileRule rule_of(Index bins, double reach = 1, double memory = 0) {
 
 template <class A, class Executor = gatepro::SerialExecutor>
 Counts count(const RowMatrix<A>& scores_TE, const std::vector<A>& bias_E, Index top_k,
-             const QuantileRule& rule, const Mask& mask = {}, const Executor& executor = {}) {
+             const QuantileRule& rule, const Mask& mask = {}, const Executor& executor = {},
+             std::int64_t* choices = nullptr) {
   const Index experts = scores_TE.cols();
   Counts counts_EB = Counts::Constant(experts, 1 + rule.bins, -1);
   auto memory =
       data::scratch(gatepro::count_needed_bias_workspace_bytes<A>(experts, top_k, rule, executor));
-  gatepro::count_needed_bias(gatepro::view(scores_TE), bias_E, data::optional(mask), top_k, rule,
-                             gatepro::view(counts_EB), memory, executor);
+  const std::int64_t made =
+      gatepro::count_needed_bias(gatepro::view(scores_TE), bias_E, data::optional(mask), top_k,
+                                 rule, gatepro::view(counts_EB), memory, executor);
+  if (choices != nullptr) *choices = made;
   return counts_EB;
 }
 
@@ -187,6 +190,32 @@ TYPED_TEST(QuantileBiasTest, CountsWhatEachTokenNeeds) {
   }
 }
 
+// Rows that can choose nobody make no choices that others would have to make up for.
+TYPED_TEST(QuantileBiasTest, RowsWithoutNumbersMakeNoChoices) {
+  using A = TypeParam;
+  constexpr Index tokens = 200, experts = 12, top_k = 3;
+  const auto good_TE = skewed_scores<A>(tokens, experts, 9);
+  RowMatrix<A> all_TE(2 * tokens, experts);
+  for (Index t = 0; t < tokens; ++t) {
+    all_TE.row(2 * t) = good_TE.row(t);
+    all_TE.row(2 * t + 1).setConstant(t % 2 == 0 ? data::marked_nan<A>() : -data::infinity<A>());
+  }
+  Mask mask(2 * tokens), good_mask(tokens);
+  for (Index t = 0; t < tokens; t += 5) mask[std::size_t(2 * t)] = good_mask[std::size_t(t)] = 1;
+  const std::vector<A> bias_E(experts);
+  const QuantileRule rule = rule_of(100);
+  std::int64_t want = 0, got = 0;
+  const Counts want_EB =
+      count(good_TE, bias_E, top_k, rule, good_mask, gatepro::SerialExecutor(), &want);
+  EXPECT_EQ(want, (tokens - tokens / 5) * top_k);
+  EXPECT_EQ(count(all_TE, bias_E, top_k, rule, mask, ThreadExecutor(3), &got), want_EB);
+  EXPECT_EQ(got, want);
+  // One number is enough to count.
+  all_TE(1, 4) = 0;
+  count(all_TE, bias_E, top_k, rule, mask, ThreadExecutor(3), &got);
+  EXPECT_EQ(got, want + top_k);
+}
+
 // Wherever the quantile falls, the estimate is in its bin or, if that is empty, in the next.
 TYPED_TEST(QuantileBiasTest, IsTheQuantileToABin) {
   using A = TypeParam;
@@ -261,9 +290,8 @@ TYPED_TEST(QuantileBiasTest, ConvergesInFewerStepsThanSigns) {
   for (int step = 0; step < 10; ++step) {
     auto memory =
         data::scratch(gatepro::count_needed_bias_workspace_bytes<A>(experts, top_k, rule));
-    gatepro::count_needed_bias(gatepro::view(scores_TE), set.values(), {}, top_k, rule,
-                               quantiles.next(), memory);
-    quantiles.commit(tokens * top_k);
+    quantiles.commit(gatepro::count_needed_bias(gatepro::view(scores_TE), set.values(), {}, top_k,
+                                                rule, quantiles.next(), memory));
     quantiles.step(NoReduce(), set);
     std::vector<std::int64_t> loads(experts);
     for (Index t = 0; t < tokens; ++t) {
@@ -402,6 +430,14 @@ TYPED_TEST(QuantileBiasTest, RefusesBadInput) {
   expect_error([&] { counted(1, rule_of(1 << 21), bias_E, memory); }, {"2^20", "bins=2097152"});
   for (const double reach : {0.0, -1.0, infinite, 1e300, std::nan("")}) {
     expect_error([&] { counted(1, rule_of(8, reach), bias_E, memory); }, {"reach"});
+  }
+  // In units so small bins have no number as float; as double they have.
+  const bool is_float = sizeof(A) == sizeof(float);
+  if (is_float) {
+    expect_error([&] { counted(1, rule_of(8, 1e-38), bias_E, memory); }, {"bins / (2 reach)"});
+    expect_error([&] { QuantileCounts<A>(experts, rule_of(1 << 20, 1e-33)); }, {"reach=1e-33"});
+  } else {
+    QuantileCounts<A>(experts, rule_of(8, 1e-38));
   }
   for (const double memory_rule : {1.0, -0.1, std::nan("")}) {
     expect_error([&] { counted(1, rule_of(8, 1, memory_rule), bias_E, memory); }, {"memory"});

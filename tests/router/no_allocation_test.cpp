@@ -278,9 +278,8 @@ void expect_no_cost_of_balancing() {
               memory);
           gatepro::z_loss(loss, weight, memory);
           bias.step(gatepro::NoReduce(), 1e-3);
-          gatepro::count_needed_bias(gatepro::view(logits), set.values(), padding, top_k, rule,
-                                     quantiles.next(), memory);
-          quantiles.commit(tokens * top_k);
+          quantiles.commit(gatepro::count_needed_bias(gatepro::view(logits), set.values(), padding,
+                                                      top_k, rule, quantiles.next(), memory));
           quantiles.step(gatepro::NoReduce(), set);
           sums.reset();
         }),

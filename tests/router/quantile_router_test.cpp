@@ -234,6 +234,23 @@ TEST(QuantileRouter, DoesNotDependOnCutsThreadsOrPadding) {
   }
 }
 
+// Rows of NaNs choose nobody: experts need not make up for them.
+TEST(QuantileRouter, RowsWithoutNumbersDoNotMoveIt) {
+  const CompleteConfig config = even_config();
+  const auto good_TH = random_matrix<float>(T / 2, H, 10), w_EH = random_matrix<float>(E, H, 2);
+  RowMatrix<float> all_TH = RowMatrix<float>::Constant(T, H, data::marked_nan<float>());
+  for (Index t = 0; t < T / 2; ++t) all_TH.row(2 * t) = good_TH.row(t);
+  R good(config), all(config);
+  for (R* router : {&good, &all}) {
+    router->refresh_now(w_EH, 0);
+    const auto got = complete_data::forward(*router, router == &good ? good_TH : all_TH, w_EH);
+    EXPECT_EQ(got.report.nonfinite_rows, router == &good ? 0 : T / 2);
+    EXPECT_EQ(router->state().quantile_choices, T / 2 * K);
+    router->end_step();
+  }
+  EXPECT_EQ(all.state().expert_bias_E, good.state().expert_bias_E);
+}
+
 TEST(QuantileRouter, HasOneBiasOnAllRanks) {
   const CompleteConfig config = even_config();
   const auto x_TH = random_matrix<float>(T, H, 10), w_EH = random_matrix<float>(E, H, 2);

@@ -25,15 +25,15 @@ namespace gatepro {
 /// then centred: their mean is 0. Choices go by s + b, weights by s, as with BiasRule.
 ///
 /// r_te is counted in bins, and the quantile interpolated inside one: integers, which sum over
-/// micro-batches and ranks in any order. Its error is below the width of a bin, but where a bin
-/// next to it is empty.
+/// micro-batches and ranks in any order. Its error is below the width of a bin, (2 reach + the
+/// spread of the biases) / bins, but where a bin next to it is empty.
 struct QuantileRule {
   bool enabled = false;  ///< Whether there is such a bias. Not together with BiasRule.
   Index bins = 1000;     ///< Per expert, of equal width; from 2 to 2^20.
   /// Bins reach from so far below the lowest bias to so far above the highest, in units of the
-  /// scores: finite, > 0. 1 holds every r_te for scores in [0, 1], as softmaxes and sigmoids are.
-  /// For others, such as logits, what lies beyond counts in the outermost bins: a bias that should
-  /// move further takes several steps.
+  /// scores: finite, > 0, and so is bins / (2 reach), as float for scores in float. 1 holds every
+  /// r_te for scores in [0, 1], as softmaxes and sigmoids are. For others, such as logits, what
+  /// lies beyond counts in the outermost bins: a bias that should move further takes several steps.
   double reach = 1;
   double memory = 0;  ///< b' = memory b + (1 - memory) quantile, then centred; in [0, 1).
 };
@@ -41,11 +41,16 @@ struct QuantileRule {
 namespace detail {
 inline namespace GATEPRO_ABI {
 
-inline void check_quantile_rule(const Checks& checks, const QuantileRule& rule) {
+/// For scores in A.
+template <class A>
+void check_quantile_rule(const Checks& checks, const QuantileRule& rule) {
   checks.need(rule.bins >= 2 && rule.bins <= Index{1} << 20, "2 <= bins <= 2^20",
               {{"bins", rule.bins}});
   checks.need(is_finite_as<float>(rule.reach) && rule.reach > 0, "reach finite and > 0",
               {{"reach", rule.reach}});
+  checks.need(is_finite_as<A>(static_cast<double>(rule.bins) / (2 * rule.reach)),
+              "reach large enough for bins / (2 reach) to be finite in the scores' precision",
+              {{"reach", rule.reach}, {"bins", rule.bins}});
   checks.need(rule.memory >= 0 && rule.memory < 1, "0 <= memory < 1", {{"memory", rule.memory}});
 }
 
@@ -125,7 +130,7 @@ std::size_t count_needed_bias_workspace_bytes(Index num_experts, Index top_k,
                                               const QuantileRule& rule, Workers workers = 1) {
   const detail::Checks checks("count_needed_bias");
   checks.query_experts(num_experts);
-  detail::check_quantile_rule(checks, rule);
+  detail::check_quantile_rule<A>(checks, rule);
   return detail::measure([&](detail::Arena& arena) {
     detail::NeededBiasScratch<A>(arena, num_experts, top_k, rule.bins, workers);
   });
@@ -133,6 +138,8 @@ std::size_t count_needed_bias_workspace_bytes(Index num_experts, Index top_k,
 
 /// counts_EB (E x (1 + rule.bins), overwritten) = for each expert the tokens that choose it
 /// whatever its bias, then those that need a bias from each bin to choose it; see QuantileRule.
+/// Returns the choices that quantile_bias shares out: top_k for each token that can choose any
+/// expert, one of a score above -inf. Rows of NaNs or -inf, like padding, make none.
 ///
 /// scores_TE: T x E, any numbers; a NaN is never chosen, and an expert at -inf, or below the
 /// (k+1)-th in a token without k + 1 others, is not counted. bias_E: E, finite, those of the start
@@ -144,16 +151,16 @@ std::size_t count_needed_bias_workspace_bytes(Index num_experts, Index top_k,
 /// write. Cost: a selection, and T E increments. No allocation. Thread-safe. Counts do not depend
 /// on the executor or on how a batch is cut.
 template <class L, class Executor = SerialExecutor>
-void count_needed_bias(MatrixView<L> scores_TE, VectorView<const detail::value_t<L>> bias_E,
-                       VectorView<const std::uint8_t> is_padding_T, Index top_k,
-                       const QuantileRule& rule, MatrixView<std::int64_t> counts_EB,
-                       Workspace workspace, const Executor& executor = {}) {
+std::int64_t count_needed_bias(MatrixView<L> scores_TE, VectorView<const detail::value_t<L>> bias_E,
+                               VectorView<const std::uint8_t> is_padding_T, Index top_k,
+                               const QuantileRule& rule, MatrixView<std::int64_t> counts_EB,
+                               Workspace workspace, const Executor& executor = {}) {
   using A = detail::value_t<L>;
   detail::check_accumulator<A>();
   const detail::Checks checks("count_needed_bias");
   const Index tokens = scores_TE.rows;
   const Index experts = scores_TE.cols;
-  detail::check_quantile_rule(checks, rule);
+  detail::check_quantile_rule<A>(checks, rule);
   detail::check_quantile_top_k(checks, top_k, experts);
   detail::check_quantile_tokens(checks, tokens);
   checks.matrix("scores_TE", scores_TE, tokens, experts);
@@ -178,17 +185,16 @@ void count_needed_bias(MatrixView<L> scores_TE, VectorView<const detail::value_t
         detail::score_kernels<A>().choice_keys(mine.keys_EL, experts, nullptr, A(0), bias_E.data,
                                                mine.ranked_EL);
         detail::kernels<A>().top_k(mine.ranked_EL, experts, top_k, mine.top());
-        const auto* last_keys_L = mine.top_keys_KL + (top_k - 1) * detail::kernels<A>().lanes;
-        scratch.needed.add(worker, group, mine.ranked_EL, top_k, last_keys_L);
+        scratch.needed.add(worker, group, mine.ranked_EL, top_k, mine.top_keys_KL);
       });
-  scratch.needed.finish(counts_EB);
+  return scratch.needed.finish(counts_EB) * top_k;
 }
 
 /// next_E (E, overwritten) = the biases that follow from the counts of an optimizer step, summed
 /// over its micro-batches and ranks; see QuantileRule.
 ///
-/// counts_EB: E x (1 + rule.bins), as count_needed_bias leaves them. choices: that the tokens which
-/// were counted made, top_k each; with 0 nothing changes. bias_E: E, those of the step; next_E may
+/// counts_EB: E x (1 + rule.bins), as count_needed_bias leaves them. choices: what it
+/// returns, summed likewise; with 0 nothing changes. bias_E: E, those of the step; next_E may
 /// be the same memory. The quantile of an expert that too few tokens can choose, or that too many
 /// choose whatever its bias, is the bias at which all that depend on it choose it, or none; without
 /// any, its bias stays.
@@ -203,7 +209,7 @@ void quantile_bias(MatrixView<const std::int64_t> counts_EB, std::int64_t choice
   detail::check_bias_type<B>();
   const Index experts = bias_E.size;
   checks.num_experts(experts);
-  detail::check_quantile_rule(checks, rule);
+  detail::check_quantile_rule<B>(checks, rule);
   checks.matrix("counts_EB", counts_EB, experts, 1 + rule.bins);
   checks.vector("bias_E", bias_E, experts);
   checks.vector("next_E", next_E, experts);
@@ -244,7 +250,7 @@ class QuantileCounts {
   /// Nothing counted. Throws Error for the rule or E < 1.
   QuantileCounts(Index num_experts, const QuantileRule& rule) : rule_(rule), experts_(num_experts) {
     const detail::Checks checks("QuantileCounts");
-    detail::check_quantile_rule(checks, rule);
+    detail::check_quantile_rule<B>(checks, rule);
     checks.num_experts(num_experts);
     counts_.resize(static_cast<std::size_t>(detail::checked_product(
                        checks.where(), "counts within the address space", experts_, columns())) +
@@ -260,7 +266,7 @@ class QuantileCounts {
 
   /// E x (1 + bins), of any content: where a micro-batch is counted.
   MatrixView<std::int64_t> next() { return {next_.data(), experts_, columns()}; }
-  /// Adds what stands in `next`, of tokens that made so many choices, top_k each.
+  /// Adds what stands in `next`, of so many choices as count_needed_bias returned.
   void commit(std::int64_t choices) noexcept {
     next_.back() = choices;
     for (std::size_t i = 0; i < counts_.size(); ++i) counts_[i] += next_[i];

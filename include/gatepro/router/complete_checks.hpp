@@ -106,7 +106,7 @@ const CompleteConfig& checked_complete(const CompleteConfig& config) {
               "update_rate finite, also in the router's precision, and >= 0",
               {{"update_rate", rate}});
   if (config.fewer) check_fewer_choices(checks, *config.fewer, config.top_k);
-  check_quantile_rule(checks, config.quantile);
+  check_quantile_rule<A>(checks, config.quantile);
   if (config.quantile.enabled) {
     checks.need(!config.bias.enabled, "one expert bias: BiasRule or QuantileRule, not both");
     check_quantile_top_k(checks, config.top_k, config.num_experts);

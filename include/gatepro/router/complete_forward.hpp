@@ -189,6 +189,7 @@ template <class A>
 struct NeededCounts {
   VectorView<const A> bias_E;  ///< The bias that is to move.
   MatrixView<std::int64_t> counts_EB;
+  std::int64_t* choices = nullptr;  ///< Set to what those tokens made together.
 };
 
 /// What a forward routes by, and where to.
@@ -239,7 +240,9 @@ RoutingReport route_tokens(const CompleteRoute<X, A, Id>& to, Arena& arena, int 
         layout.pass, selection, to.out, to.partners, to.in.is_padding_T, losses);
     run(layout, pass);
     losses.finish();
-    if (ruled.needed != nullptr) needed.finish(to.needed.counts_EB);
+    if (ruled.needed != nullptr) {
+      *to.needed.choices = needed.finish(to.needed.counts_EB) * rule.top_k;
+    }
     return pass.finish();
   };
   if (load_choices(to.config, to.position, to.in, to.out)) {

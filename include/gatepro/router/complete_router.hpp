@@ -388,9 +388,9 @@ class CompleteRouter : public PartneredRouter<accumulator_t<X, W>, W, CompleteCo
   }
 
   /// Where the choices of a forward count for quantiles, if they do.
-  detail::NeededCounts<A> needed_counts(const Inputs& in) {
+  detail::NeededCounts<A> needed_counts(const Inputs& in, std::int64_t& choices) {
     if (!moves_bias(config().quantile, in)) return {};
-    return {bias_.values(), quantiles_.next()};
+    return {bias_.values(), quantiles_.next(), &choices};
   }
 
   /// True if the choices of a forward move the bias of a rule.
@@ -430,11 +430,12 @@ class CompleteRouter : public PartneredRouter<accumulator_t<X, W>, W, CompleteCo
     const auto& cache = similarity_cache();
     const Index columns = in.replay != nullptr ? config().top_k : most_choices(in);
     const Routing chosen = detail::first_choices(out, columns);
+    std::int64_t needed_choices = 0;
     const detail::CompleteRoute<X, A, Id> to{config(),
                                              cache.rivals(),
                                              cache.partners(),
                                              choice_bias(in),
-                                             needed_counts(in),
+                                             needed_counts(in, needed_choices),
                                              noise_position(in),
                                              in,
                                              chosen};
@@ -460,7 +461,7 @@ class CompleteRouter : public PartneredRouter<accumulator_t<X, W>, W, CompleteCo
                        {most_choices(in), config().competition.ties}, in.is_padding_T, workspace,
                        executor);
     }
-    commit(in, out, report);
+    commit(in, out, report, needed_choices);
     return report;
   }
 
@@ -479,10 +480,11 @@ class CompleteRouter : public PartneredRouter<accumulator_t<X, W>, W, CompleteCo
   }
 
   /// Moves the counters and hands out the results. What can throw throws before anything changes.
-  void commit(const Inputs& in, const Routing& out, const CompleteReport& report) {
+  void commit(const Inputs& in, const Routing& out, const CompleteReport& report,
+              std::int64_t needed_choices) {
     if (in.pass == Pass::training) {
       if (moves_bias(config().bias, in)) bias_.accumulate(out.tokens_per_expert_E);
-      if (moves_bias(config().quantile, in)) quantiles_.commit(report.valid_tokens * report.top_k);
+      if (moves_bias(config().quantile, in)) quantiles_.commit(needed_choices);
       if (config().losses.any()) balance_.commit();
       noise_position_ += report.tokens;
     }

@@ -56,25 +56,33 @@ class NeededBias {
     }
     is_padding_T_ = is_padding_T;
     for (int worker = 0; worker < workers_; ++worker) {
-      std::fill_n(scratch_(worker).counts_EC, experts_ * columns(), 0);
+      const Scratch mine = scratch_(worker);
+      *mine.tokens = 0;
+      std::fill_n(mine.counts_EC, experts_ * columns(), 0);
     }
   }
 
-  /// Counts a group that has been chosen by choice_EL, with the last of the chosen.
+  /// Counts a group of which the best by choice_EL have been chosen.
   void add(int worker, const TokenRange& tokens, const Key* choice_EL, Index top_k,
-           const Key* last_keys_L) const {
+           const Key* top_keys_KL) const {
     const Scratch mine = scratch_(worker);
-    for (Index lane = 0; lane < kernels<A>().lanes; ++lane) {
-      const bool counts = lane < tokens.count && !is_masked(is_padding_T_, tokens.first + lane);
+    const Index lanes = kernels<A>().lanes;
+    for (Index lane = 0; lane < lanes; ++lane) {
+      const bool counts = lane < tokens.count && !is_masked(is_padding_T_, tokens.first + lane) &&
+                          top_keys_KL[lane] > -Order<A>::infinity;
       mine.counted_L[lane] = counts ? Key(-1) : Key(0);
+      *mine.tokens += counts ? 1 : 0;
     }
+    const Key* last_keys_L = top_keys_KL + (top_k - 1) * lanes;
     quantile_kernels<A>().count_needed_bias(choice_EL, experts_, top_k, last_keys_L, mine.counted_L,
                                             {per_unit_, bins_, offset_E_}, mine.counts_EC);
   }
 
-  /// counts_EB = what all workers counted.
-  void finish(const MatrixView<std::int64_t>& counts_EB) const {
+  /// counts_EB = what all workers counted. Returns the tokens, those that could choose any expert.
+  std::int64_t finish(const MatrixView<std::int64_t>& counts_EB) const {
+    std::int64_t tokens = 0;
     for (int worker = 0; worker < workers_; ++worker) {
+      tokens += *scratch_(worker).tokens;
       const std::int32_t* mine_C = scratch_(worker).counts_EC;
       for (Index e = 0; e < experts_; ++e, mine_C += columns()) {
         std::int64_t* counts_B = counts_EB.row(e);
@@ -85,11 +93,13 @@ class NeededBias {
         }
       }
     }
+    return tokens;
   }
 
  private:
   struct Scratch {
     Key* counted_L;
+    std::int64_t* tokens;
     std::int32_t* counts_EC;
   };
   struct Carve {
@@ -97,7 +107,8 @@ class NeededBias {
     Index bins;
     Scratch operator()(Arena& arena) const {
       Key* counted_L = arena.take<Key>(experts > 0 ? kernels<A>().lanes : 0);
-      return {counted_L, arena.take<std::int32_t>(experts, bins + 2)};
+      std::int64_t* tokens = arena.take<std::int64_t>(experts > 0 ? 1 : 0);
+      return {counted_L, tokens, arena.take<std::int32_t>(experts, bins + 2)};
     }
   };
 

@@ -134,8 +134,7 @@ struct RuledSelection {
                 group.choice_EL);
     kernels<A>().top_k(choice_EL, experts, top_k, group.top());
     if (needed != nullptr) {
-      const Key* last_keys_L = group.top_keys_KL + (top_k - 1) * kernels<A>().lanes;
-      needed->add(group.worker, tokens, choice_EL, top_k, last_keys_L);
+      needed->add(group.worker, tokens, choice_EL, top_k, group.top_keys_KL);
     }
     if (choice_EL == ranked_EL) {
       std::copy_n(group.top_keys_KL, top_k * kernels<A>().lanes, group.selected_KL);
