@@ -300,6 +300,25 @@ TYPED_TEST(OrthogonalityLossTest, RowsWithoutADirection) {
   }
 }
 
+TEST(OrthogonalityLoss, WithoutANonFiniteRowItIsTheSame) {
+  const RowMatrix<double> fewer_EH = data::random_matrix<double>(9, 6, 19);
+  RowMatrix<double> w_EH(10, 6);
+  w_EH << fewer_EH, RowMatrix<double>::Constant(1, 6, std::numeric_limits<double>::quiet_NaN());
+  for (auto kind : {OrthogonalityKind::frobenius, OrthogonalityKind::simbal}) {
+    for (bool others : {false, true}) {
+      const OrthogonalityRule rule = rule_of(kind, 1, others);
+      EXPECT_DOUBLE_EQ(loss_of<double>(w_EH, rule).report.loss,
+                       loss_of<double>(fewer_EH, rule).report.loss);
+      const auto got = gradients_of<double>(w_EH, rule);
+      const auto want = gradients_of<double>(fewer_EH, rule);
+      for (std::size_t g = 0; g < got.size(); ++g) {
+        EXPECT_TRUE(got[g].topRows(9).isApprox(want[g], 1e-14));
+        EXPECT_TRUE(got[g].row(9).isZero(0));
+      }
+    }
+  }
+}
+
 TYPED_TEST(OrthogonalityLossTest, ExecutorsGiveTheSameBits) {
   using D = gatepro::accumulator_t<TypeParam>;
   const auto w_EH = data::random_matrix<TypeParam>(210, 70, 9);

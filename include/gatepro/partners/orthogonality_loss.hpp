@@ -94,11 +94,11 @@ std::size_t orthogonality_loss_workspace_bytes(Index num_experts, Index hidden_s
 /// double, added to; or not given. Sums and values are in D; L is summed in double.
 ///
 /// A row without a direction has no gradient. A zero row is orthogonal to all, and to simbal its
-/// length is 1 off; a row with a NaN or infinity takes no part at all. Rows are scaled by powers of
-/// two first, so that frobenius neither overflows nor loses digits for very small and very large
-/// ones. Its gradient is as large as 1 / |w_i|, and that of simbal as the sum of all rows: an
-/// element that has no number in D is infinite, with its sign, and spoils no other. The value of
-/// simbal is infinite where its sum leaves the range of double.
+/// length is 1 off; a row with a NaN or infinity takes no part at all, nor in n. Rows are scaled by
+/// powers of two first, so that frobenius neither overflows nor loses digits for very small and
+/// very large ones. Its gradient is as large as 1 / |w_i|, and that of simbal as the sum of all
+/// rows: an element that has no number in D is infinite, with its sign, and spoils no other. The
+/// value of simbal is infinite where its sum leaves the range of double.
 ///
 /// Throws Error for the rule, a shape, stride, null, id or workspace that does not fit, before any
 /// write. Cost: about E^2 H operations for the value, as cosine_similarity; with a gradient three

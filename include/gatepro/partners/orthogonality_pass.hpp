@@ -77,8 +77,12 @@ class OrthogonalityPass {
   /// c, divided by the number of pairs where the loss is a mean.
   double scale() const {
     if (rule_.kind == OrthogonalityKind::simbal) return rule_.coefficient;
-    const Index others = rule_.mean_over_others ? group_ - 1 : group_;
-    const double pairs = static_cast<double>(experts_) * static_cast<double>(others);
+    double pairs = 0;
+    for (Index begin = 0; begin < experts_; begin += group_) {
+      double rows = 0;
+      for (Index i = begin; i < begin + group_; ++i) rows += takes_part(rows_, i) ? 1 : 0;
+      pairs += product(rows, rule_.mean_over_others ? rows - 1 : rows);
+    }
     return pairs > 0 ? rule_.coefficient / pairs : 0;
   }
 

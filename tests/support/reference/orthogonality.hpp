@@ -32,20 +32,13 @@ inline std::vector<std::pair<std::size_t, std::size_t>> compared_pairs(
   return pairs;
 }
 
-// What the mean of the Frobenius norm divides by.
-inline double mean_over(const Matrix& w_EH, const gatepro::OrthogonalityRule& rule,
-                        std::size_t compared) {
-  if (rule.only_partners) return static_cast<double>(compared);
-  const double group = static_cast<double>(w_EH.size()) / static_cast<double>(rule.groups);
-  return static_cast<double>(w_EH.size()) * (rule.mean_over_others ? group - 1 : group);
-}
-
 inline double orthogonality(const Matrix& w_EH, const gatepro::OrthogonalityRule& rule,
                             const Ids& partners = {}) {
   const Matrix similarity_EE = cosine_similarity(w_EH);
   const auto pairs = compared_pairs(w_EH, rule, partners);
-  double sum = 0;
+  double sum = 0, over = 0;
   for (const auto& [i, j] : pairs) {
+    over += rule.mean_over_others && i == j ? 0 : 1;
     if (rule.kind == gatepro::OrthogonalityKind::simbal) {
       const double dot = std::inner_product(w_EH[i].begin(), w_EH[i].end(), w_EH[j].begin(), 0.0);
       sum += std::abs(dot - (i == j ? 1 : 0));
@@ -54,7 +47,6 @@ inline double orthogonality(const Matrix& w_EH, const gatepro::OrthogonalityRule
     }
   }
   if (rule.kind == gatepro::OrthogonalityKind::frobenius) {
-    const double over = mean_over(w_EH, rule, pairs.size());
     sum = over > 0 ? sum / over : 0;
   }
   return rule.coefficient * sum;
