@@ -99,6 +99,9 @@ TEST(OrthogonalWeights, BadInputIsRefused) {
   const double infinity = std::numeric_limits<double>::infinity();
   expect_error([&] { weights<float>(3, 4, 1, infinity); }, {"orthogonal_weights", "gain", "inf"});
   expect_error([&] { weights<float>(3, 4, 1, 1e39); }, {"gain", "precision"});
+  expect_error([&] { weights<gatepro::half>(3, 4, 1, -1e5); }, {"gain", "precision"});
+  expect_error([&] { weights<gatepro::bfloat16>(3, 4, 1, 3.4e38); }, {"gain", "precision"});
+  EXPECT_EQ(std::abs(static_cast<float>(weights<gatepro::half>(1, 1, 1, 65504)(0, 0))), 65504.0F);
   expect_error([] { weights<float>(0, 4, 1); }, {"num_experts"});
   RowMatrix<float> w_EH(3, 4);
   auto memory = data::scratch(8);

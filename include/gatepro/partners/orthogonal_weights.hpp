@@ -74,9 +74,9 @@ inline std::size_t orthogonal_weights_workspace_bytes(Index num_experts, Index h
 ///
 /// Row i is a function of the seed, H, and the rows of its block before it: the same on all
 /// machines whose logarithms and sines agree, but for the rounding to W. Throws Error for shapes, a
-/// gain that is not finite or a workspace below orthogonal_weights_workspace_bytes(E, H), before
-/// any write. Cost: 4 E min(E, H) H operations in double, on the calling thread; no allocation.
-/// Thread-safe.
+/// gain that is not finite as a W, or a workspace below orthogonal_weights_workspace_bytes(E, H),
+/// before any write. Cost: 4 E min(E, H) H operations in double, on the calling thread; no
+/// allocation. Thread-safe.
 template <class W>
 void orthogonal_weights(std::uint64_t seed, double gain, MatrixView<W> w_EH, Workspace workspace) {
   detail::check_input_scalars<W, W>();
@@ -84,7 +84,11 @@ void orthogonal_weights(std::uint64_t seed, double gain, MatrixView<W> w_EH, Wor
   const detail::Checks checks("orthogonal_weights");
   checks.num_experts(w_EH.rows);
   checks.matrix("w_EH", w_EH, w_EH.rows, w_EH.cols);
-  checks.need(detail::is_finite_as<A>(gain), "gain finite, also in the precision of the weights",
+  const auto is_finite_weight = [](double value) {
+    return detail::is_finite_as<A>(value) &&
+           detail::is_finite(static_cast<A>(detail::rounded_to<W>(static_cast<A>(value))));
+  };
+  checks.need(is_finite_weight(gain), "gain finite, also in the precision of the weights",
               {{"gain", gain}});
   checks.overlaps(detail::output("w_EH", w_EH), detail::output("workspace", workspace));
   checks.workers(SerialExecutor());
