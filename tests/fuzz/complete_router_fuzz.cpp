@@ -77,6 +77,8 @@ gatepro::CompleteConfig choose_config(FuzzedDataProvider& data) {
   c.choice.order = static_cast<gatepro::ChoiceOrder>(data.ConsumeIntegralInRange(0, 1));
   c.adaptive_lambda = {pick({0, 0, 0.1, 1}), pick({1, 16})};
   c.logit_soft_cap = pick({0, 0, 30, 1e-3});
+  // What groups say is not looked at where they are off.
+  if (!c.groups.active()) c.groups.groups_per_token = data.ConsumeIntegralInRange<Index>(-1, 1);
   // Settings that may be refused.
   if (rarely(data)) c.top_k = data.ConsumeIntegral<std::int8_t>();
   if (rarely(data)) c.groups.num_groups = data.ConsumeIntegral<std::int8_t>();
