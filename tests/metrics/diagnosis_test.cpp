@@ -8,7 +8,6 @@
 #include <cmath>
 #include <cstdint>
 #include <functional>
-#include <limits>
 #include <string>
 #include <vector>
 
@@ -177,7 +176,8 @@ TEST(Diagnosis, InstabilityIsFoundWheneverItWas) {
     EXPECT_EQ(gatepro::describe(diagnose(with_loss(at, before + 0.2))), "");
     EXPECT_EQ(gatepro::describe(diagnose(with_loss(at, before - 1))), "");
     for (const double bad :
-         {std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::infinity()}) {
+         {gatepro::detail::value_of<double>(gatepro::detail::Order<double>::nan),
+          gatepro::detail::value_of<double>(gatepro::detail::Order<double>::infinity)}) {
       expect_only(diagnose(with_loss(at, bad)), Signature::instability);
     }
   }
@@ -210,6 +210,46 @@ TEST(Diagnosis, ABaselineShowsSuppressionAndWhetherSimilaritiesFell) {
   // More experts in use are a gain, too.
   same.inactive_share = off().inactive_share.value() - 0.05;
   EXPECT_EQ(gatepro::describe(diagnose(run_of(Competition::eliminate(), same), &baseline)), "");
+}
+
+// Neither what was not measured nor a NaN is a finding, or takes one away.
+TEST(Diagnosis, NothingIsToldByWhatIsNoNumber) {
+  const double nan = gatepro::detail::value_of<double>(gatepro::detail::Order<double>::nan);
+  RunHistory run = run_of(Competition::penalty(1), penalised());
+  const RunHistory baseline = run_of(Competition::off(), off());
+  for (StepSnapshot& step : run.steps) {
+    if (step.validation_loss) step.validation_loss = nan;
+  }
+  for (Index layer = 0; layer < layers; ++layer) {
+    change_end(run, layer,
+               [&](LayerSnapshot& l) { l = {nan, nan, nan, nan, nan, nan, nan, nan, nan}; });
+  }
+  EXPECT_EQ(gatepro::describe(diagnose(run)), "");
+  EXPECT_EQ(gatepro::describe(diagnose(run, &baseline)), "");
+  change_end(run, 1, [&](LayerSnapshot& l) { l.inactive_share = 0.5; });
+  expect_only(diagnose(run, &baseline), Signature::expert_collapse);
+}
+
+// Where a metric that a signature needs is missing it is not found; others may be missing.
+TEST(Diagnosis, LooksForNothingThatWasNotMeasured) {
+  LayerSnapshot layer;
+  layer.mean_similarity = 0.06;
+  const RunHistory baseline = run_of(Competition::off(), layer);
+  const auto found = [&] {
+    RunHistory run = run_of(Competition::eliminate(), layer);
+    for (StepSnapshot& step : run.steps) {
+      for (LayerSnapshot& each : step.layers) each.inactive_share = each.stale_partners = {};
+    }
+    return diagnose(run, &baseline);
+  };
+  EXPECT_EQ(gatepro::describe(found()), "");  // does the penalty change choices?
+  layer.changed_share = 0.5;
+  expect_only(found(), Signature::no_diversity_gain);
+  layer.mean_similarity = {};
+  layer.coactivation = 0.4;
+  EXPECT_EQ(gatepro::describe(found()), "");
+  layer.unpenalised_coactivation = 0.4;
+  expect_only(found(), Signature::no_diversity_gain);
 }
 
 TEST(Diagnosis, SeveralFindingsKeepTheirOrder) {

@@ -78,6 +78,11 @@ struct Finding {
 namespace detail {
 inline namespace GATEPRO_ABI {
 
+/// Nothing for a NaN, also under -ffast-math, where comparisons don't know one.
+inline std::optional<double> unless_nan(double value) {
+  return key_of(value) == Order<double>::nan ? std::optional<double>() : value;
+}
+
 /// The last quarter of a run, as means of what was measured there.
 class EndOfRun {
  public:
@@ -90,27 +95,27 @@ class EndOfRun {
     return run_.steps.empty() ? 0 : static_cast<Index>(run_.steps.back().layers.size());
   }
 
-  /// NaN if nothing was measured.
-  double mean(Index layer, std::optional<double> LayerSnapshot::*member) const {
+  /// Nothing if nothing was measured, or a NaN.
+  std::optional<double> mean(Index layer, std::optional<double> LayerSnapshot::*member) const {
     const auto at = static_cast<std::size_t>(layer);
     return mean_of([&](const StepSnapshot& step) {
       return at < step.layers.size() ? step.layers[at].*member : std::optional<double>();
     });
   }
-  double mean(std::optional<double> StepSnapshot::*member) const {
+  std::optional<double> mean(std::optional<double> StepSnapshot::*member) const {
     return mean_of([&](const StepSnapshot& step) { return step.*member; });
   }
 
  private:
   template <class Value>
-  double mean_of(const Value& value) const {
+  std::optional<double> mean_of(const Value& value) const {
     double sum = 0, count = 0;
     for (std::size_t i = first_; i < run_.steps.size(); ++i) {
       const std::optional<double> measured = value(run_.steps[i]);
       sum += measured.value_or(0);
       count += measured ? 1 : 0;
     }
-    return count > 0 ? sum / count : std::numeric_limits<double>::quiet_NaN();
+    return count > 0 ? unless_nan(sum / count) : std::optional<double>();
   }
 
   const RunHistory& run_;
@@ -122,16 +127,18 @@ struct Diagnosed {
   EndOfRun end;
   std::optional<EndOfRun> baseline{};
 
-  double mean(Index layer, std::optional<double> LayerSnapshot::*member) const {
+  std::optional<double> mean(Index layer, std::optional<double> LayerSnapshot::*member) const {
     return end.mean(layer, member);
   }
-  /// NaN without a baseline.
-  double above_baseline(Index layer, std::optional<double> LayerSnapshot::*member) const {
-    const double nan = std::numeric_limits<double>::quiet_NaN();
-    return end.mean(layer, member) - (baseline ? baseline->mean(layer, member) : nan);
+  /// Nothing unless both were measured; by which metric of a layer, or of the run.
+  template <class... Metric>
+  std::optional<double> above_baseline(const Metric&... metric) const {
+    if (!baseline) return {};
+    const auto with = end.mean(metric...), without = baseline->mean(metric...);
+    return with && without ? unless_nan(*with - *without) : std::optional<double>();
   }
   bool changes_choices(Index layer) const {
-    return end.mean(layer, &LayerSnapshot::changed_share) >= 0.1;
+    return end.mean(layer, &LayerSnapshot::changed_share).value_or(0) >= 0.1;
   }
 };
 
@@ -143,60 +150,56 @@ struct SignatureRule {
   double healthy_least;
   double healthy_most;
   const char* remedy;
-  /// In a layer, or in the run if `layer` is -1; NaN where it does not apply.
-  double (*value)(const Diagnosed& run, Index layer) = nullptr;
+  /// In a layer, or in the run if `layer` is -1; nothing where it does not apply.
+  std::optional<double> (*value)(const Diagnosed& run, Index layer) = nullptr;
 
   /// True if healthy numbers are the large ones.
   bool wants_more() const { return healthy_least > threshold; }
-  /// How far a number is on the wrong side; negative on the right one, or for a NaN.
-  double excess(double number) const {
-    if (key_of(number) == Order<double>::nan) return -1;
-    return wants_more() ? threshold - number : number - threshold;
+  /// How far a number is on the wrong side; negative on the right one, or for nothing.
+  double excess(const std::optional<double>& number) const {
+    if (!number) return -1;
+    return wants_more() ? threshold - *number : *number - threshold;
   }
 };
 
-inline double value_of_collapse(const Diagnosed& run, Index layer) {
+inline std::optional<double> value_of_collapse(const Diagnosed& run, Index layer) {
   return run.mean(layer, &LayerSnapshot::inactive_share);
 }
 
-inline double value_of_coactivation(const Diagnosed& run, Index layer) {
-  const double without = run.mean(layer, &LayerSnapshot::unpenalised_coactivation);
-  const bool applies = run.changes_choices(layer) && without > 0;
-  return applies ? run.mean(layer, &LayerSnapshot::coactivation) / without
-                 : std::numeric_limits<double>::quiet_NaN();
+inline std::optional<double> value_of_coactivation(const Diagnosed& run, Index layer) {
+  const auto with = run.mean(layer, &LayerSnapshot::coactivation);
+  const double without = run.mean(layer, &LayerSnapshot::unpenalised_coactivation).value_or(0);
+  if (!run.changes_choices(layer) || !with || !(without > 0)) return {};
+  return unless_nan(*with / without);
 }
 
 /// Similarity is no gain if it is there in the experts that are used instead.
-inline double value_of_similarity(const Diagnosed& run, Index layer) {
-  const bool uses_more = run.above_baseline(layer, &LayerSnapshot::inactive_share) < -0.02;
-  return run.changes_choices(layer) && !uses_more
-             ? run.above_baseline(layer, &LayerSnapshot::mean_similarity)
-             : std::numeric_limits<double>::quiet_NaN();
+inline std::optional<double> value_of_similarity(const Diagnosed& run, Index layer) {
+  const auto idle = run.above_baseline(layer, &LayerSnapshot::inactive_share);
+  if (!run.changes_choices(layer) || idle.value_or(0) < -0.02) return {};
+  return run.above_baseline(layer, &LayerSnapshot::mean_similarity);
 }
 
-inline double value_of_suppression(const Diagnosed& run, Index) {
-  const auto loss = &StepSnapshot::validation_loss;
-  const bool applies = run.baseline && run.end.run().competition.active();
-  return applies ? run.end.mean(loss) - run.baseline->mean(loss)
-                 : std::numeric_limits<double>::quiet_NaN();
+inline std::optional<double> value_of_suppression(const Diagnosed& run, Index) {
+  if (!run.end.run().competition.active()) return {};
+  return run.above_baseline(&StepSnapshot::validation_loss);
 }
 
-inline double value_of_effect(const Diagnosed& run, Index layer) {
-  return run.end.run().competition.mode == CompetitionMode::penalty
-             ? run.mean(layer, &LayerSnapshot::changed_share)
-             : std::numeric_limits<double>::quiet_NaN();
+inline std::optional<double> value_of_effect(const Diagnosed& run, Index layer) {
+  if (run.end.run().competition.mode != CompetitionMode::penalty) return {};
+  return run.mean(layer, &LayerSnapshot::changed_share);
 }
 
-inline double value_of_staleness(const Diagnosed& run, Index layer) {
-  return run.end.run().competition.active() ? run.mean(layer, &LayerSnapshot::stale_partners)
-                                            : std::numeric_limits<double>::quiet_NaN();
+inline std::optional<double> value_of_staleness(const Diagnosed& run, Index layer) {
+  if (!run.end.run().competition.active()) return {};
+  return run.mean(layer, &LayerSnapshot::stale_partners);
 }
 
-inline double value_of_survivors(const Diagnosed& run, Index layer) {
+inline std::optional<double> value_of_survivors(const Diagnosed& run, Index layer) {
   return run.mean(layer, &LayerSnapshot::short_of_survivors);
 }
 
-inline double value_of_redundancy(const Diagnosed& run, Index layer) {
+inline std::optional<double> value_of_redundancy(const Diagnosed& run, Index layer) {
   return run.mean(layer, &LayerSnapshot::partner_similarity);
 }
 
@@ -295,19 +298,19 @@ inline void find_in_layers(const SignatureRule& rule, const Diagnosed& run,
   double most = -1;
   Index shown = 0;
   for (Index layer = 0; layer < run.end.layers(); ++layer) {
-    const double value = rule.value(run, layer);
+    const std::optional<double> value = rule.value(run, layer);
     const double excess = rule.excess(value);
     if (excess < 0) continue;
     ++shown;
     if (excess <= most) continue;
     most = excess;
-    worst = finding_of(rule, value, run.end.first_step(), run.end.last_step());
+    worst = finding_of(rule, *value, run.end.first_step(), run.end.last_step());
     worst.layer = layer;
   }
   if (shown == 0) return;
   worst.layers = shown;
   state_evidence(rule, worst);
-  const double lost = run.mean(worst.layer, &LayerSnapshot::lost_in_rounding);
+  const double lost = run.mean(worst.layer, &LayerSnapshot::lost_in_rounding).value_or(0);
   if (rule.signature == Signature::lambda_without_effect && lost > 0) {
     worst.evidence += "; of the penalties, " + short_number(lost) + " vanish in rounding";
   }
@@ -355,10 +358,10 @@ inline void find_instability(const RunHistory& run, std::vector<Finding>& findin
 }
 
 inline void find_suppression(const Diagnosed& run, std::vector<Finding>& findings) {
-  const double value = suppression_rule.value(run, -1);
+  const std::optional<double> value = suppression_rule.value(run, -1);
   if (suppression_rule.excess(value) < 0) return;
   findings.push_back(
-      finding_of(suppression_rule, value, run.end.first_step(), run.end.last_step()));
+      finding_of(suppression_rule, *value, run.end.first_step(), run.end.last_step()));
   state_evidence(suppression_rule, findings.back());
 }
 
