@@ -7,6 +7,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <gatepro/diagnosis.hpp>
 #include <gatepro/metrics.hpp>
 #include <iterator>
 #include <limits>

@@ -4,7 +4,7 @@
 #define TRAIN_MOE_DIAGNOSIS_HPP
 
 #include <cmath>
-#include <gatepro/metrics/diagnosis.hpp>
+#include <gatepro/diagnosis.hpp>
 #include <string>
 #include <vector>
 

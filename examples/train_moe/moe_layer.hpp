@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <gatepro/gatepro.hpp>
+#include <gatepro/setup.hpp>
 #include <optional>
 #include <string>
 #include <vector>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// gatepro: the contents, in the order of the data. Include this; openmp.hpp, torch.hpp and
-// spectral_entropy.hpp are extra.
+// gatepro: the contents, in the order of the data. Include this; openmp.hpp, torch.hpp, setup.hpp,
+// diagnosis.hpp and spectral_entropy.hpp are extra.
 #ifndef GATEPRO_GATEPRO_HPP
 #define GATEPRO_GATEPRO_HPP
 

@@ -7,15 +7,13 @@
 //                                     └──► LambdaEstimate ──► lambda
 //   PenaltyStatistics ──► penalty_shares
 //
-//   all of them over time ──► RunHistory ──► diagnose ──► findings with evidence and remedy
-//
 // Accumulators hold integers, which add up over micro-batches, threads, layers and ranks. Spectral
-// entropy has a page of its own, spectral_entropy.hpp.
+// entropy and the diagnosis of a whole run have pages of their own, spectral_entropy.hpp and
+// diagnosis.hpp.
 #ifndef GATEPRO_METRICS_HPP
 #define GATEPRO_METRICS_HPP
 
 #include "gatepro/metrics/coactivation.hpp"
-#include "gatepro/metrics/diagnosis.hpp"
 #include "gatepro/metrics/lambda_estimate.hpp"
 #include "gatepro/metrics/loads.hpp"
 #include "gatepro/metrics/margins.hpp"

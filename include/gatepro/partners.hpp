@@ -11,7 +11,6 @@
 #define GATEPRO_PARTNERS_HPP
 
 #include "gatepro/partners/cosine_similarity.hpp"
-#include "gatepro/partners/orthogonal_weights.hpp"
 #include "gatepro/partners/orthogonality_loss.hpp"
 #include "gatepro/partners/pairing.hpp"
 #include "gatepro/partners/search.hpp"

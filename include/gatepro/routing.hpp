@@ -16,7 +16,6 @@
 #include "gatepro/routing/fewer_choices.hpp"
 #include "gatepro/routing/forced_routing.hpp"
 #include "gatepro/routing/hash_routing.hpp"
-#include "gatepro/routing/hash_tables.hpp"
 #include "gatepro/routing/penalty_statistics.hpp"
 #include "gatepro/routing/route_logits.hpp"
 #include "gatepro/routing/route_logits_backward.hpp"

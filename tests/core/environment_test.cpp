@@ -2,6 +2,7 @@
 // GATEPRO_ISA names no instruction set: an Error from every function that has an executor or uses
 // kernels, whatever is called first, and not the end of the process.
 #include <gatepro/gatepro.hpp>
+#include <gatepro/setup.hpp>
 
 #include <gtest/gtest.h>
 

@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <cstring>
 #include <gatepro/router/complete_router.hpp>
-#include <gatepro/routing/hash_tables.hpp>
+#include <gatepro/setup.hpp>
 #include <limits>
 #include <vector>
 

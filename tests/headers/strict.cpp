@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <gatepro/gatepro.hpp>
+#include <gatepro/setup.hpp>
 #include <vector>
 
 namespace {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // The diagnosis on made-up runs: each signature is found where it is, and nowhere else; healthy
 // runs are silent.
-#include <gatepro/metrics/diagnosis.hpp>
+#include <gatepro/diagnosis.hpp>
 
 #include <gtest/gtest.h>
 

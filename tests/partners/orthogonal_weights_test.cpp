@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // Weights to start from: their rows are orthogonal, as long as asked for, random, and reproducible.
-#include <gatepro/partners/orthogonal_weights.hpp>
+#include <gatepro/setup.hpp>
 
 #include <cmath>
 #include <cstdlib>

@@ -2,6 +2,7 @@
 // A complete router whose choices a hash table makes: logits weigh them, and nothing else has a
 // say.
 #include <gatepro/gatepro.hpp>
+#include <gatepro/setup.hpp>
 
 #include <gtest/gtest.h>
 

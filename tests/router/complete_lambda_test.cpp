@@ -2,6 +2,7 @@
 // A lambda relative to the gap: the wanted share of choices changes while the router learns, at
 // every scale of the logits and in every precision; and what else that touches.
 #include <gatepro/gatepro.hpp>
+#include <gatepro/setup.hpp>
 
 #include <gtest/gtest.h>
 

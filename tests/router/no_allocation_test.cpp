@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Forward and backward allocate nothing and start no thread: every way to do either is counted.
 #include <gatepro/gatepro.hpp>
+#include <gatepro/setup.hpp>
 
 #include <gtest/gtest.h>
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // Experts by the id of a token: tables, how they are made, and the ids that they give.
-#include <gatepro/routing/hash_tables.hpp>
+#include <gatepro/setup.hpp>
 
 #include <algorithm>
 #include <cmath>
