@@ -2,6 +2,7 @@
 // Every public template, instantiated for the warnings that its body may give.
 #include <cstddef>
 #include <cstdint>
+#include <gatepro/diagnosis.hpp>
 #include <gatepro/gatepro.hpp>
 #include <gatepro/setup.hpp>
 #include <vector>
