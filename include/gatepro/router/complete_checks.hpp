@@ -144,9 +144,9 @@ void check_replay(const Checks& checks, const CompleteConfig& config, const Forw
         {"ids", record.expert_ids_TK.size()},
         {"tokens needed", tokens},
         {"top_k needed", config.top_k}});
-  checks.need(record.most_choices >= 0 && record.most_choices <= config.top_k,
-              "a record with 0 <= most_choices <= top_k",
-              {{"most_choices", record.most_choices}, {"top_k", config.top_k}});
+  need(record.most_choices >= 0 && record.most_choices <= config.top_k, checks.where(),
+       "a record with 0 <= most_choices <= top_k",
+       {{"most_choices", record.most_choices}, {"top_k", config.top_k}});
   const bool recompute = in.pass == Pass::recompute;
   if (config.capacity) {
     const std::size_t kept_size = record.capacity ? size : 0;
@@ -216,9 +216,9 @@ void check_complete_inputs(const Checks& checks, const CompleteConfig& config,
   need(in.tokens_in_mean >= 0 && in.sequences_in_mean >= 0, checks.where(),
        "tokens_in_mean and sequences_in_mean >= 0",
        {{"tokens_in_mean", in.tokens_in_mean}, {"sequences_in_mean", in.sequences_in_mean}});
-  checks.need(in.top_k >= 0 && in.top_k <= config.top_k,
-              "ForwardInputs::top_k from 1 to top_k, or 0 for all",
-              {{"ForwardInputs::top_k", in.top_k}, {"top_k", config.top_k}});
+  need(in.top_k >= 0 && in.top_k <= config.top_k, checks.where(),
+       "ForwardInputs::top_k from 1 to top_k, or 0 for all",
+       {{"ForwardInputs::top_k", in.top_k}, {"top_k", config.top_k}});
   const bool per_sequence = config.losses.sequence > 0 && in.pass != Pass::evaluation;
   if (per_sequence || (shares_choices(config) && chooses(config, in))) {
     check_sequences(checks, in.sequence_begin_S1, tokens);
