@@ -8,8 +8,8 @@
 #include <cstdint>
 
 #include "gatepro/core/checks.hpp"
-#include "gatepro/core/order.hpp"
 #include "gatepro/core/product.hpp"
+#include "gatepro/partners/similar_pairs.hpp"
 
 namespace gatepro {
 
@@ -25,29 +25,6 @@ struct SimilarityMetrics {
 
 namespace detail {
 inline namespace GATEPRO_ABI {
-
-/// Calls `visit(cosine)`, in double, for all pairs i < j of rows that have a similarity.
-template <class A, class Visit>
-void for_each_pair(const MatrixView<const A>& similarity_EE, const Visit& visit) {
-  for (Index i = 0; i < similarity_EE.rows; ++i) {
-    for (Index j = 0; j < i; ++j) {
-      const A cosine = similarity_EE(i, j);
-      if (key_of(cosine) != Order<A>::nan) visit(static_cast<double>(cosine));
-    }
-  }
-}
-
-/// The same for each expert and its first partner, if it has one.
-template <class A, class Visit>
-void for_each_partner(const MatrixView<const A>& similarity_EE,
-                      const StridedView<const std::int32_t>& partners_EM, const Visit& visit) {
-  for (Index i = 0; i < similarity_EE.rows; ++i) {
-    const Index partner = partners_EM(i, 0);
-    if (partner == i) continue;
-    const A cosine = similarity_EE(i, partner);
-    if (key_of(cosine) != Order<A>::nan) visit(static_cast<double>(cosine));
-  }
-}
 
 /// The metrics of the cosines that `for_each(visit)` visits, twice.
 template <class ForEach>

@@ -14,6 +14,7 @@
 #include "gatepro/partners/lazy_search.hpp"
 #include "gatepro/partners/orthogonality_loss.hpp"
 #include "gatepro/partners/search.hpp"
+#include "gatepro/partners/similar_pairs.hpp"
 
 namespace gatepro {
 inline namespace GATEPRO_ABI {
@@ -188,27 +189,16 @@ class SimilarityCache {
   /// pairwise similarity. Throws Error if S is unknown: see similarity(). Cost: E^2.
   double mean_pairwise_similarity() const {
     check_similarity();
-    double sum = 0;
-    Index pairs = 0;
-    const MatrixView<const A> similarity_EE = similarity();
-    for (Index i = 0; i < similarity_EE.rows; ++i) {
-      for (Index j = 0; j < i; ++j) add_similarity(similarity_EE(i, j), sum, pairs);
-    }
-    return pairs == 0 ? 0 : sum / static_cast<double>(pairs);
+    return detail::mean_cosine(
+        [&](const auto& visit) { detail::for_each_pair(similarity(), visit); });
   }
 
   /// Mean of S_ij*(i) over the experts that have a partner; 0 if nobody has. Throws Error if S is
   /// unknown: see similarity().
   double mean_partner_similarity() const {
     check_similarity();
-    double sum = 0;
-    Index pairs = 0;
-    const MatrixView<const A> similarity_EE = similarity();
-    for (Index i = 0; i < similarity_EE.rows; ++i) {
-      const Index partner = partners()(i, 0);
-      if (partner != i) add_similarity(similarity_EE(i, partner), sum, pairs);
-    }
-    return pairs == 0 ? 0 : sum / static_cast<double>(pairs);
+    return detail::mean_cosine(
+        [&](const auto& visit) { detail::for_each_partner(similarity(), partners(), visit); });
   }
 
  private:
@@ -332,12 +322,6 @@ class SimilarityCache {
 
   std::size_t partner_count() const {
     return static_cast<std::size_t>(experts_ * pairing_.partners_per_expert);
-  }
-
-  static void add_similarity(A similarity, double& sum, Index& pairs) {
-    if (detail::key_of(similarity) == detail::Order<A>::nan) return;
-    sum += static_cast<double>(similarity);
-    ++pairs;
   }
 
   /// Makes the new state the current one. Nothing here can throw.
