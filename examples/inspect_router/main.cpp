@@ -2,9 +2,7 @@
 // Draws what the weights of a router, and tokens that it routed, say of its experts.
 #include <cstdio>
 #include <cstdlib>
-#include <exception>
 #include <filesystem>
-#include <new>
 #include <string>
 #include <vector>
 
@@ -12,13 +10,12 @@
 #include "inspection.hpp"
 #include "json_report.hpp"
 #include "settings.hpp"
+#include "support/command_line.hpp"
 #include "support/output_file.hpp"
 #include "support/programs.hpp"
 
 namespace inspect_router {
 namespace {
-
-enum ExitCode { finished = 0, failed = 1, bad_input = 2 };
 
 /// A picture per layer. Returns what to tell the user.
 std::string draw_sheets(const Inspection& inspection, const fs::path& folder) {
@@ -70,30 +67,15 @@ void inspect(const Settings& settings) {
               (folder / "inspect.json").c_str(), pictures.c_str());
 }
 
-int complain(std::string message, ExitCode code) {
-  for (char& c : message) c = c == '\n' ? ' ' : c;  // one line, whoever wrote the message
-  std::fprintf(stderr, "inspect_router: %s\n", message.c_str());
-  return code;
-}
-
 int run(int argc, char** argv) {
   Settings settings;
   CLI::App app("Draws what a router's weights, and tokens that it routed, say of its experts.");
   add_options(app, settings);
-  try {
-    app.parse(argc, argv);
-    inspect(settings);
-    return finished;
-  } catch (const CLI::ParseError& error) {
-    if (error.get_exit_code() == 0) return app.exit(error);  // --help
-    return complain(std::string(error.what()) + " (see --help)", bad_input);
-  } catch (const UserError& error) {
-    return complain(error.what(), bad_input);
-  } catch (const std::bad_alloc&) {
-    return complain("not enough memory for these files", bad_input);
-  } catch (const std::exception& error) {
-    return complain(error.what(), failed);
-  }
+  return report::run_program("inspect_router", "not enough memory for these files", app, argc, argv,
+                             [&] {
+                               inspect(settings);
+                               return report::finished;
+                             });
 }
 
 }  // namespace

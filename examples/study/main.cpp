@@ -2,20 +2,21 @@
 // Runs the grid of comparisons, and writes the report from what it found.
 #include <CLI/CLI.hpp>
 #include <cstdio>
-#include <exception>
 #include <filesystem>
-#include <new>
 #include <string>
 #include <vector>
 
 #include "default_text.hpp"
 #include "grid_run.hpp"
 #include "report.hpp"
+#include "support/command_line.hpp"
 
 namespace study {
 namespace {
 
-enum ExitCode { finished = 0, failed = 1, bad_input = 2, interrupted = 130 };
+using report::ExitCode;
+using report::finished;
+using report::interrupted;
 
 struct Options {
   std::string text;
@@ -69,12 +70,6 @@ ExitCode report(const Options& options) {
   return finished;
 }
 
-int complain(std::string message, ExitCode code) {
-  for (char& c : message) c = c == '\n' ? ' ' : c;
-  std::fprintf(stderr, "study: %s\n", message.c_str());
-  return code;
-}
-
 int run(int argc, char** argv) {
   Options options;
   ExitCode (*command)(const Options&) = nullptr;
@@ -100,19 +95,8 @@ int run(int argc, char** argv) {
       subcommand("report", "Write the report from runs.csv and curves.csv", report);
   report_app->add_option("--data", options.data, "Folder of runs.csv and curves.csv");
   report_app->add_option("--docs", options.docs, "Folder for evidence.md and study/report.html");
-  try {
-    app.parse(argc, argv);
-    return command(options);
-  } catch (const CLI::ParseError& error) {
-    if (error.get_exit_code() == 0) return app.exit(error);  // --help
-    return complain(std::string(error.what()) + " (see --help)", bad_input);
-  } catch (const report::UserError& error) {
-    return complain(error.what(), bad_input);
-  } catch (const std::bad_alloc&) {
-    return complain("not enough memory: choose fewer --jobs", bad_input);
-  } catch (const std::exception& error) {
-    return complain(error.what(), failed);
-  }
+  return report::run_program("study", "not enough memory: choose fewer --jobs", app, argc, argv,
+                             [&] { return command(options); });
 }
 
 }  // namespace

@@ -6,20 +6,19 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
-#include <exception>
 #include <filesystem>
+#include <stdexcept>
 #include <string>
 
 #include "default_text.hpp"
 #include "model.hpp"
+#include "support/command_line.hpp"
 
 namespace train_torch {
 namespace {
 
 using train_moe::Text;
 using train_moe::UserError;
-
-enum ExitCode { finished = 0, failed = 1, bad_input = 2 };
 
 struct Settings {
   std::string text;  // empty: the Eigen headers
@@ -186,37 +185,31 @@ class Training {
   bool competes_ = false;
 };
 
-int complain(std::string message, ExitCode code) {
-  for (char& c : message) c = c == '\n' ? ' ' : c;  // one line, whoever wrote the message
-  std::fprintf(stderr, "train_torch: %s\n", message.c_str());
-  return code;
+/// What one option alone cannot tell.
+void check_settings(const Settings& settings) {
+  for (const double value :
+       {settings.lambda, settings.learning_rate, settings.balance_coefficient}) {
+    if (std::isnan(value)) throw UserError("an option is nan: give a number");  // CLI11 takes it
+  }
 }
 
 int run(int argc, char** argv) {
   Settings settings;
   CLI::App app("Trains a byte-level mixture-of-experts transformer with LibTorch.");
   add_options(app, settings);
-  try {
-    app.parse(argc, argv);
-    for (const double value :
-         {settings.lambda, settings.learning_rate, settings.balance_coefficient}) {
-      if (std::isnan(value)) throw UserError("an option is nan: give a number");  // CLI11 takes it
-    }
-    torch::set_num_threads(settings.threads);
-    torch::manual_seed(static_cast<std::uint64_t>(settings.seed));
-    const Text text = train_moe::load_text(settings.text);
-    Training(settings, text).run();
-    return finished;
-  } catch (const CLI::ParseError& error) {
-    if (error.get_exit_code() == 0) return app.exit(error);  // --help
-    return complain(std::string(error.what()) + " (see --help)", bad_input);
-  } catch (const UserError& error) {
-    return complain(error.what(), bad_input);
-  } catch (const c10::Error& error) {
-    return complain(first_line(error), failed);
-  } catch (const std::exception& error) {
-    return complain(error.what(), failed);
-  }
+  return report::run_program("train_torch", "not enough memory: choose smaller sizes", app, argc,
+                             argv, [&] {
+                               check_settings(settings);
+                               try {
+                                 torch::set_num_threads(settings.threads);
+                                 torch::manual_seed(static_cast<std::uint64_t>(settings.seed));
+                                 const Text text = train_moe::load_text(settings.text);
+                                 Training(settings, text).run();
+                               } catch (const c10::Error& error) {
+                                 throw std::runtime_error(first_line(error));
+                               }
+                               return report::finished;
+                             });
 }
 
 }  // namespace

@@ -2,9 +2,7 @@
 // Trains small byte-level mixture-of-experts models with and without competition, and compares.
 #include <cmath>
 #include <cstdio>
-#include <exception>
 #include <filesystem>
-#include <new>
 #include <string>
 
 #include "csv.hpp"
@@ -16,6 +14,7 @@
 #include "progress.hpp"
 #include "settings.hpp"
 #include "stop_signal.hpp"
+#include "support/command_line.hpp"
 #include "table.hpp"
 #include "training.hpp"
 #include "what_if.hpp"
@@ -23,7 +22,10 @@
 namespace train_moe {
 namespace {
 
-enum ExitCode { finished = 0, failed = 1, bad_input = 2, interrupted = 130 };
+using report::ExitCode;
+using report::failed;
+using report::finished;
+using report::interrupted;
 
 /// All runs of a comparison, seed by seed, so that a table of the first seeds is complete early.
 class Comparison {
@@ -100,33 +102,18 @@ class Comparison {
   std::vector<WhatIf> what_if_;
 };
 
-int complain(std::string message, ExitCode code) {
-  for (char& c : message) c = c == '\n' ? ' ' : c;  // one line, whoever wrote the message
-  std::fprintf(stderr, "train_moe: %s\n", message.c_str());
-  return code;
-}
-
 int run(int argc, char** argv) {
   Settings settings;
   CLI::App app("Trains byte-level mixture-of-experts models with and without competition.");
   add_options(app, settings);
-  try {
-    app.parse(argc, argv);
-    check_settings(settings);
-    const Text text = load_text(settings.text);
-    make_folder(settings.out);
-    catch_stop_signals();
-    return Comparison(settings, text).run();
-  } catch (const CLI::ParseError& error) {
-    if (error.get_exit_code() == 0) return app.exit(error);  // --help
-    return complain(std::string(error.what()) + " (see --help)", bad_input);
-  } catch (const UserError& error) {
-    return complain(error.what(), bad_input);
-  } catch (const std::bad_alloc&) {
-    return complain("not enough memory: choose smaller sizes", bad_input);
-  } catch (const std::exception& error) {
-    return complain(error.what(), failed);
-  }
+  return report::run_program("train_moe", "not enough memory: choose smaller sizes", app, argc,
+                             argv, [&] {
+                               check_settings(settings);
+                               const Text text = load_text(settings.text);
+                               make_folder(settings.out);
+                               catch_stop_signals();
+                               return Comparison(settings, text).run();
+                             });
 }
 
 }  // namespace

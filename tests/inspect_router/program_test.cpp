@@ -9,13 +9,13 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
-#include <iterator>
 #include <nlohmann/json.hpp>
 #include <random>
 #include <string>
 #include <vector>
 
 #include "files.hpp"
+#include "support/program_folder.hpp"
 #include "support/routing_trace.hpp"
 
 namespace {
@@ -25,10 +25,7 @@ using gatepro::Index;
 using gatepro::RowMatrix;
 using nlohmann::json;
 
-std::string read(const fs::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), {}};
-}
+using data::read;
 void write(const fs::path& path, const std::string& bytes) {
   std::ofstream(path, std::ios::binary) << bytes;
 }
@@ -38,15 +35,8 @@ struct Result {
   std::string out, err;
 };
 
-class Program : public testing::Test {
+class Program : public data::ProgramFolder {
  protected:
-  void SetUp() override {
-    std::string pattern = (fs::temp_directory_path() / "inspect_router_test.XXXXXX").string();
-    ASSERT_NE(mkdtemp(pattern.data()), nullptr);
-    folder = pattern;
-  }
-  void TearDown() override { fs::remove_all(folder); }
-
   /// Runs in the folder; `arguments` is a piece of shell.
   Result run(const std::string& arguments) const {
     const std::string command = "cd '" + folder.string() + "' && '" INSPECT_ROUTER_PROGRAM "' " +
@@ -61,8 +51,6 @@ class Program : public testing::Test {
     EXPECT_EQ(result.exit_code, 0) << result.err;
     return json::parse(read(folder / "out/inspect.json"), nullptr, false);
   }
-
-  fs::path folder;
 };
 
 RowMatrix<float> random_matrix(Index rows, Index cols, unsigned seed) {

@@ -9,30 +9,22 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
-#include <iterator>
 #include <string>
+
+#include "support/program_folder.hpp"
 
 namespace {
 
 namespace fs = std::filesystem;
 
-std::string read(const fs::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), {}};
-}
+using data::read;
 
-class Program : public testing::Test {
+class Program : public data::ProgramFolder {
  protected:
   void SetUp() override {
-    std::string pattern = (fs::temp_directory_path() / "study_test.XXXXXX").string();
-    ASSERT_NE(mkdtemp(pattern.data()), nullptr);
-    folder = pattern;
-    std::ofstream text(folder / "text", std::ios::binary);
-    for (unsigned i = 0, word = 1; i < 12000; ++i, word = word * 1103515245U + 12345U) {
-      text << "the cat " << static_cast<char>('a' + (word >> 16) % 26);
-    }
+    ProgramFolder::SetUp();
+    data::write_text(folder / "text");
   }
-  void TearDown() override { fs::remove_all(folder); }
 
   /// The exit code; what it prints goes to the files out and err.
   int run(const std::string& arguments) const {
@@ -41,8 +33,6 @@ class Program : public testing::Test {
     const int status = std::system(command.c_str());
     return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
   }
-
-  fs::path folder;
 };
 
 TEST_F(Program, RefusesBadInputInOneLine) {

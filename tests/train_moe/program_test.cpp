@@ -11,22 +11,20 @@
 #include <cmath>
 #include <filesystem>
 #include <fstream>
-#include <iterator>
 #include <map>
 #include <sstream>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "support/program_folder.hpp"
+
 namespace {
 
 namespace fs = std::filesystem;
 using Words = std::vector<std::string>;
 
-std::string read(const fs::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), {}};
-}
+using data::read;
 
 Words split(const std::string& text, char separator) {
   Words parts;
@@ -41,18 +39,12 @@ struct Result {
   std::string out, err;
 };
 
-class Program : public testing::Test {
+class Program : public data::ProgramFolder {
  protected:
   void SetUp() override {
-    std::string pattern = (fs::temp_directory_path() / "train_moe_test.XXXXXX").string();
-    ASSERT_NE(mkdtemp(pattern.data()), nullptr);
-    folder = pattern;
-    std::ofstream text(folder / "text", std::ios::binary);
-    for (unsigned i = 0, word = 1; i < 12000; ++i, word = word * 1103515245U + 12345U) {
-      text << "the cat " << static_cast<char>('a' + (word >> 16) % 26);
-    }
+    ProgramFolder::SetUp();
+    data::write_text(folder / "text");
   }
-  void TearDown() override { fs::remove_all(folder); }
 
   /// Starts train_moe; `wait` gets its result.
   pid_t start(const Words& arguments) const {
@@ -131,8 +123,6 @@ class Program : public testing::Test {
     }
     return result;
   }
-
-  fs::path folder;
 };
 
 TEST_F(Program, WritesOneCompleteRowPerStepAndLayer) {
