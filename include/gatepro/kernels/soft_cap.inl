@@ -71,7 +71,7 @@ template <class A>
 GATEPRO_KERNEL void soft_cap(A* row, Index count, A cap) {
   constexpr int L = lanes_v<double>;
   constexpr int U = chains_v;
-  const Lanes<double> cap_L = Lanes<double>::splat(cap);
+  const Lanes<double> cap_L = Lanes<double>::splat(static_cast<double>(cap));
   Index i = 0;
   for (; i + U * L <= count; i += U * L) soft_cap_vectors<std::size_t(U)>(row + i, cap_L);
   for (; i + L <= count; i += L) soft_cap_vectors<1>(row + i, cap_L);
