@@ -117,7 +117,7 @@ class SimilarityCache {
   ///
   /// Throws Error as both do, before anything is written. Allocates as refresh does. Cost: where
   /// both look at all pairs, they share one pass over W, and the loss with its gradient adds up to
-  /// two times what the refresh takes; else that of both.
+  /// two and a half times what the refresh takes; else that of both.
   template <class W, class D, class Executor = SerialExecutor>
   OrthogonalityReport refresh_with_loss(MatrixView<W> w_EH, std::int64_t step,
                                         const OrthogonalityRule& rule, MatrixView<D> dw_EH,
