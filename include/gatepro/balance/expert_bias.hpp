@@ -37,7 +37,8 @@ inline namespace GATEPRO_ABI {
 /// Each training forward calls `accumulate`, each optimizer step calls `step`. Evaluation and
 /// recomputation call neither, which is what freezes the bias.
 ///
-/// Allocates when made only. Const calls may run concurrently; the others must be alone.
+/// Allocates when made only. Const calls may run concurrently; the others must be alone. One that
+/// was moved from holds nothing, and refuses to work.
 template <class B = float>
 class ExpertBias {
  public:
@@ -54,12 +55,13 @@ class ExpertBias {
   VectorView<const B> values() const { return values_; }
   /// This rank's counts since the last step.
   VectorView<const std::int64_t> counts() const { return counts_; }
-  /// E.
+  /// E; 0 once moved from.
   Index num_experts() const { return static_cast<Index>(values_.size()); }
 
   /// Adds the counts of a micro-batch on this rank, padding not among them. Throws Error for the
   /// size, a negative count, or a sum beyond int64, before any change. Cost: E.
   void accumulate(VectorView<const std::int64_t> tokens_per_expert_E) {
+    check_not_moved_from("ExpertBias::accumulate");
     detail::check_counts("ExpertBias::accumulate", "tokens_per_expert_E", tokens_per_expert_E,
                          num_experts());
     detail::add_counts("ExpertBias::accumulate", tokens_per_expert_E, counts_);
@@ -77,6 +79,7 @@ class ExpertBias {
   void step(const Reduce& reduce, double update_rate, bool centre = false) {
     detail::check_reduce<Reduce>();
     const detail::Checks checks("ExpertBias::step");
+    check_not_moved_from(checks);
     checks.need(detail::is_finite_as<B>(update_rate) && update_rate >= 0,
                 "update_rate finite and >= 0", {{"update_rate", update_rate}});
     reduced_ = counts_;
@@ -100,6 +103,7 @@ class ExpertBias {
 
   /// Sets bias and counts to zero.
   void zero() {
+    check_not_moved_from("ExpertBias::zero");
     std::fill(values_.begin(), values_.end(), B(0));
     std::fill(counts_.begin(), counts_.end(), std::int64_t{0});
   }
@@ -108,6 +112,7 @@ class ExpertBias {
   /// or a negative count, before any change.
   void restore(VectorView<const B> values, VectorView<const std::int64_t> counts) {
     const detail::Checks checks("ExpertBias::restore");
+    check_not_moved_from(checks);
     checks.vector("bias_E", values, num_experts());
     detail::check_bias_values<B>(checks, "bias_E", values);
     detail::check_counts(checks, "counts", counts, num_experts());
@@ -116,6 +121,10 @@ class ExpertBias {
   }
 
  private:
+  void check_not_moved_from(const detail::Checks& checks) const {
+    checks.need(!values_.empty(), "a bias that was not moved from");
+  }
+
   std::vector<B> values_;
   std::vector<std::int64_t> counts_;
   std::vector<std::int64_t> reduced_;  // where the hook works, so that a failure changes nothing

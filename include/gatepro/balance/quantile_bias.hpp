@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "gatepro/balance/expert_bias.hpp"
+#include "gatepro/core/emptied.hpp"
 #include "gatepro/core/overlap.hpp"
 #include "gatepro/core/product.hpp"
 #include "gatepro/routing/needed_bias.hpp"
@@ -245,7 +246,7 @@ void quantile_bias(MatrixView<const std::int64_t> counts_EB, std::int64_t choice
 template <class B = float>
 class QuantileCounts {
  public:
-  /// Of no expert: for routers without quantile balancing.
+  /// Of no expert, like what was moved from: for routers without quantile balancing.
   QuantileCounts() = default;
   /// Nothing counted. Throws Error for the rule or E < 1.
   QuantileCounts(Index num_experts, const QuantileRule& rule) : rule_(rule), experts_(num_experts) {
@@ -265,9 +266,13 @@ class QuantileCounts {
   std::int64_t choices() const { return counts_.empty() ? 0 : counts_.back(); }
 
   /// E x (1 + bins), of any content: where a micro-batch is counted.
-  MatrixView<std::int64_t> next() { return {next_.data(), experts_, columns()}; }
+  MatrixView<std::int64_t> next() {
+    check_experts("QuantileCounts");
+    return {next_.data(), experts_, columns()};
+  }
   /// Adds what stands in `next`, of so many choices as count_needed_bias returned.
   void commit(std::int64_t choices) noexcept {
+    if (next_.empty()) return;
     next_.back() = choices;
     for (std::size_t i = 0; i < counts_.size(); ++i) counts_[i] += next_[i];
   }
@@ -280,8 +285,10 @@ class QuantileCounts {
   template <class Reduce>
   void step(const Reduce& reduce, ExpertBias<B>& bias) {
     detail::check_reduce<Reduce>();
+    const detail::Checks checks("QuantileCounts::step");
+    check_experts(checks);
     next_ = counts_;
-    detail::reduce_counts("QuantileCounts::step", reduce, next_);
+    detail::reduce_counts(checks, reduce, next_);
     quantile_bias<B>({next_.data(), experts_, columns()}, next_.back(), rule_, bias.values(),
                      bias_E_);
     bias.restore(bias_E_, bias.counts());
@@ -292,6 +299,7 @@ class QuantileCounts {
   /// more tokens than choices, before any change.
   void restore(MatrixView<const std::int64_t> counts_EB, std::int64_t choices) {
     const detail::Checks checks("QuantileCounts::restore");
+    check_experts(checks);
     checks.matrix("counts_EB", counts_EB, experts_, columns());
     detail::check_needed_counts(checks, counts_EB, choices);
     for (Index e = 0; e < experts_; ++e) {
@@ -302,9 +310,12 @@ class QuantileCounts {
 
  private:
   Index columns() const { return 1 + rule_.bins; }
+  void check_experts(const detail::Checks& checks) const {
+    checks.need(experts_ > 0, "counts of experts, not moved from");
+  }
 
   QuantileRule rule_{};
-  Index experts_ = 0;
+  detail::EmptiedSize experts_;
   std::vector<std::int64_t> counts_;  // E x (1 + bins), then the choices
   std::vector<std::int64_t> next_;    // likewise; also where the hook works
   std::vector<B> bias_E_;             // the next one

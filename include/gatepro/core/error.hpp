@@ -86,6 +86,12 @@ class NamedValue {
 #endif
 }
 
+/// The same, so that those who call it need not make a string each.
+[[noreturn]] GATEPRO_NOINLINE inline void fail(const char* where, const char* rule,
+                                               std::initializer_list<NamedValue> got) {
+  fail(where, std::string(rule), got);
+}
+
 inline void need(bool ok, const char* where, const char* rule,
                  std::initializer_list<NamedValue> got = {}) {
   if (!ok) fail(where, rule, got);

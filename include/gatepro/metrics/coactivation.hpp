@@ -50,19 +50,20 @@ class Coactivation : public Tally<Coactivation> {
   template <class Id>
   void add(const Choices<Id>& choices) {
     const detail::Checks checks(name);
+    std::int64_t* const counts_EE = at(0);
     const Index tokens = choices.expert_ids_TK.rows;
     const Index top_k = choices.expert_ids_TK.cols;
     detail::check_choice_views(checks, choices, tokens, top_k);
     detail::check_distinct_choices(checks, "expert_ids_TK", choices, experts_,
                                    last_token_E_.data());
     detail::for_each_choice(choices, false, [&](Index t, Index j, Index e) {
-      std::int64_t* counts_E = at(e * experts_);
+      std::int64_t* counts_E = counts_EE + e * experts_;
       ++counts_E[e];
       for (Index i = 0; i < j; ++i) {
         if (!detail::counts(choices, t, i)) continue;
         const Index other = static_cast<Index>(choices.expert_ids_TK(t, i));
         ++counts_E[other];
-        ++*at(other * experts_ + e);
+        ++counts_EE[other * experts_ + e];
       }
     });
   }

@@ -58,7 +58,8 @@ inline namespace GATEPRO_ABI {
 /// lambdas so small that they change all ties or none.
 ///
 /// Counts of a step are integers, and ranks that share a reduce hook have the same lambda, bit for
-/// bit. Allocates when made only. Const calls may run concurrently; the others must be alone.
+/// bit. Allocates when made only. Const calls may run concurrently; the others must be alone. One
+/// that was moved from holds nothing, and refuses to work.
 class LambdaEstimate {
  public:
   /// Nothing observed. Throws Error for a share outside [0, 1] or a memory below 1.
@@ -87,12 +88,14 @@ class LambdaEstimate {
   void prepare(MatrixView<L> logits_TE, const RivalTable& rivals, const MarginRule& rule,
                VectorView<const std::uint8_t> is_padding_T, Workspace workspace,
                const Executor& executor = {}) {
+    check_not_moved_from();
     batch_.reset();
     count_margins(logits_TE, rivals, rule, is_padding_T, batch_, workspace, executor);
     if (rivals.num_experts() == 0) batch_.reset();
   }
   /// The second half, once after each `prepare` that is to count.
   void commit() {
+    check_not_moved_from();
     counts_[0] += batch_.tokens();
     const auto lambdas = batch_.lambda_histogram();
     for (Index b = 0; b < lambdas.size; ++b) counts_[static_cast<std::size_t>(b) + 1] += lambdas[b];
@@ -111,6 +114,7 @@ class LambdaEstimate {
   template <class Reduce>
   void prepare_step(const Reduce& reduce) {
     detail::check_reduce<Reduce>();
+    check_not_moved_from();
     reduced_ = counts_;
     detail::reduce_counts("LambdaEstimate", reduce, reduced_);
     const double weight = reduced_[0] > 0 ? 1 - 1 / rule_.memory : 1;
@@ -136,6 +140,7 @@ class LambdaEstimate {
   /// finite, before any change.
   void restore(VectorView<const double> estimate, VectorView<const std::int64_t> counts) {
     const detail::Checks checks("LambdaEstimate");
+    check_not_moved_from();
     checks.vector("estimate", estimate, size());
     detail::check_counts(checks, "counts", counts, size());
     for (Index i = 0; i < size(); ++i) {
@@ -149,6 +154,10 @@ class LambdaEstimate {
 
  private:
   static constexpr std::size_t sizes = static_cast<std::size_t>(detail::LogBins::count) + 1;
+
+  void check_not_moved_from() const {
+    detail::need(!counts_.empty(), "LambdaEstimate", "an estimate that was not moved from");
+  }
 
   void set_lambda() noexcept {
     lambda_ = detail::quantile(estimate_.data() + 1, detail::product(rule_.share, estimate_[0]));

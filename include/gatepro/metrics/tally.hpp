@@ -18,7 +18,7 @@ inline namespace GATEPRO_ABI {
 /// big batch gives the same bits however it was cut.
 ///
 /// Const calls may run concurrently; the others must be alone. Allocates when made, and in the
-/// first all_reduce.
+/// first all_reduce. One that was moved from holds nothing, and refuses all calls but `counts`.
 template <class Derived>
 class Tally {
  public:
@@ -47,26 +47,43 @@ class Tally {
   template <class Reduce>
   void all_reduce(const Reduce& reduce) {
     detail::check_reduce<Reduce>();
+    check_not_moved_from();
     spare_ = counts_;  // so that a failure changes nothing
     detail::reduce_counts(Derived::name, reduce, spare_);
     counts_.swap(spare_);
   }
 
   /// Forgets everything.
-  void reset() { std::fill(counts_.begin(), counts_.end(), std::int64_t{0}); }
+  void reset() {
+    check_not_moved_from();
+    std::fill(counts_.begin(), counts_.end(), std::int64_t{0});
+  }
 
  protected:
   /// So many zeros.
   explicit Tally(Index size) : counts_(static_cast<std::size_t>(size)) {}
 
   /// Their number.
-  Index size() const { return static_cast<Index>(counts_.size()); }
+  Index size() const {
+    check_not_moved_from();
+    return static_cast<Index>(counts_.size());
+  }
   /// Pointer to count `i`.
-  std::int64_t* at(Index i) { return counts_.data() + i; }
+  std::int64_t* at(Index i) {
+    check_not_moved_from();
+    return counts_.data() + i;
+  }
   /// The same, to read.
-  const std::int64_t* at(Index i) const { return counts_.data() + i; }
+  const std::int64_t* at(Index i) const {
+    check_not_moved_from();
+    return counts_.data() + i;
+  }
 
  private:
+  void check_not_moved_from() const {
+    detail::need(!counts_.empty(), Derived::name, "counts that were not moved from");
+  }
+
   std::vector<std::int64_t> counts_;
   std::vector<std::int64_t> spare_;
 };

@@ -271,7 +271,7 @@ class LazySearch {
   Found find(const MatrixView<const W>& w_EH, const Pairing& pairing,
              const MatrixView<std::int32_t>& partners_EM, std::vector<std::byte>& scratch,
              const Executor& executor, int workers) {
-    if (!scaled_.empty() && hidden_ == w_EH.cols && is_worth_trying()) {
+    if (hidden_ == w_EH.cols && is_worth_trying()) {
       const auto open = find_open(w_EH, pairing, partners_EM, scratch, executor, workers);
       misses_ = open ? 0 : (std::min)(misses_ + 1, most_misses);
       skips_ = (1 << misses_) / 4;
@@ -372,7 +372,7 @@ class LazySearch {
   }
 
   Index hidden_ = nothing;    // H of the last full search, if it helps the next one
-  std::vector<Line> scaled_;  // what it left; empty once moved from
+  std::vector<Line> scaled_;  // what it left
   std::vector<A> similarity_;
   std::vector<std::int32_t> ranked_;
   int misses_ = 0;  // searches in a row that left too many rows open

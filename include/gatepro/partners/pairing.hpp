@@ -134,7 +134,7 @@ class RivalTable {
 
   /// A number that tables of other rivals do not share, but for chance: ranks, checkpoints and
   /// reports compare it. 0 if nobody competes.
-  std::uint64_t fingerprint() const { return fingerprint_; }
+  std::uint64_t fingerprint() const { return begin_.empty() ? 0 : fingerprint_; }
   /// E, or 0 if nobody competes.
   Index num_experts() const { return begin_.empty() ? 0 : static_cast<Index>(begin_.size()) - 1; }
   /// The table, for the library's own stages.

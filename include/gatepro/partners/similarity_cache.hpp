@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "gatepro/core/emptied.hpp"
 #include "gatepro/partners/lazy_search.hpp"
 #include "gatepro/partners/orthogonality_loss.hpp"
 #include "gatepro/partners/search.hpp"
@@ -25,7 +26,8 @@ inline namespace GATEPRO_ABI {
 /// Refreshing and set_partners are the only writers: they must not run beside any other call on
 /// the same cache. They leave the old state whole if they throw. Const calls may run concurrently.
 /// Memory: one E x E matrix once refreshed, if Pairing::keeps_similarity says so or the schedule is
-/// lazy, and the scratch of the last refresh, about two matrices E x H.
+/// lazy, and the scratch of the last refresh, about two matrices E x H. One that was moved from
+/// holds nothing, and refuses to work.
 template <class A>
 class SimilarityCache {
  public:
@@ -42,6 +44,7 @@ class SimilarityCache {
   /// Changes the schedule from the next question on. Throws Error for an interval below 1, and for
   /// a lazy schedule where Pairing::keep_similarity asks for S.
   void set_schedule(const RefreshSchedule& schedule) {
+    check_not_moved_from();
     detail::need(schedule.interval >= 1, "SimilarityCache", "refresh interval >= 1",
                  {{"interval", schedule.interval}});
     detail::need(!schedule.lazy || !pairing_.keep_similarity.value_or(false), "SimilarityCache",
@@ -49,6 +52,8 @@ class SimilarityCache {
                  {{"keep_similarity", 1}, {"lazy", 1}});
     schedule_ = schedule;
   }
+  /// E; 0 once moved from.
+  Index num_experts() const { return experts_; }
   /// The schedule.
   const RefreshSchedule& schedule() const { return schedule_; }
   /// The choice of partners.
@@ -69,6 +74,7 @@ class SimilarityCache {
   /// True if a refresh at `step` would recompute: every n steps, after going back in steps, or, if
   /// frozen, while there are no partners. The same step is due once.
   bool is_due(std::int64_t step) const {
+    check_not_moved_from();
     if (schedule_.kind == RefreshSchedule::Kind::on_demand) return false;
     if (!has_partners()) return true;
     if (schedule_.kind == RefreshSchedule::Kind::frozen) return false;
@@ -146,6 +152,7 @@ class SimilarityCache {
   /// "none". Afterwards S is unknown until the next refresh. Throws Error for the shape or an id
   /// out of range. Allocates. The next refresh is a full one.
   void set_partners(StridedView<const std::int32_t> partners_EM, std::int64_t step) {
+    check_not_moved_from();
     detail::Checks("SimilarityCache")
         .strided("partners_EM", partners_EM, experts_, pairing_.partners_per_expert);
     spare_.rivals = RivalTable(partners_EM, pairing_.both_sides);
@@ -231,6 +238,10 @@ class SimilarityCache {
     bool committed_ = false;
   };
 
+  void check_not_moved_from() const {
+    detail::need(experts_ > 0, "SimilarityCache", "a cache that was not moved from");
+  }
+
   bool is_lazy() const { return schedule_.lazy && detail::LazySearch<A>::pays(experts_); }
 
   /// Where the next refresh writes partners.
@@ -312,10 +323,12 @@ class SimilarityCache {
   void check_weights(const MatrixView<W>& w_EH) const {
     static_assert(std::is_same_v<accumulator_t<detail::value_t<W>>, A>,
                   "gatepro: similarities are double if W is, else float");
+    check_not_moved_from();
     detail::Checks("SimilarityCache").matrix("w_EH", w_EH, experts_, w_EH.cols);
   }
 
   void check_similarity() const {
+    check_not_moved_from();
     detail::need(similarity().given(), "SimilarityCache",
                  "a similarity that a refresh has kept: see Pairing::keep_similarity");
   }
@@ -341,7 +354,7 @@ class SimilarityCache {
     last_step_ = step;
   }
 
-  Index experts_;
+  detail::EmptiedSize experts_;
   Pairing pairing_;
   RefreshSchedule schedule_;
   State state_;

@@ -125,7 +125,10 @@ class RoutingBuffers {
   /// the same addresses.
   Routing view(Index tokens) { return outputs(tokens); }
   /// Scratch for forward and backward.
-  Workspace workspace() { return workspace_; }
+  Workspace workspace() {
+    check_not_moved_from();
+    return workspace_;
+  }
 
   /// T x K ids of the last forward, as RoutingView::expert_ids_TK.
   MatrixView<const ExpertId> expert_ids_TK() const { return whole(outputs(tokens_).expert_ids_TK); }
@@ -152,7 +155,12 @@ class RoutingBuffers {
     std::byte bytes[64];
   };
 
+  void check_not_moved_from() const {
+    detail::need(!outputs_.empty(), "RoutingBuffers", "buffers that were not moved from");
+  }
+
   void check_tokens(Index tokens) const {
+    check_not_moved_from();
     detail::need(tokens >= 0 && tokens <= shape_.tokens, "RoutingBuffers",
                  "0 <= tokens <= max_tokens", {{"tokens", tokens}, {"max_tokens", shape_.tokens}});
   }
@@ -164,7 +172,6 @@ class RoutingBuffers {
 
   Routing outputs(Index tokens) const {
     check_tokens(tokens);
-    detail::need(!outputs_.empty(), "RoutingBuffers", "buffers that were not moved from");
     auto* base = const_cast<Line*>(outputs_.data());  // const only through the const accessors
     detail::Arena arena = detail::Arena::at(base->bytes);
     Routing out;

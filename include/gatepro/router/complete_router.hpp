@@ -73,9 +73,15 @@ class CompleteRouter : public PartneredRouter<accumulator_t<X, W>, W, CompleteCo
   using Base::similarity_cache;
 
   /// The expert bias; zeros if BiasRule and QuantileRule are off.
-  const ExpertBias<Accumulator>& bias() const { return bias_; }
+  const ExpertBias<Accumulator>& bias() const {
+    Base::check_not_moved_from();
+    return bias_;
+  }
   /// The fixed bias; not given if there is none.
-  VectorView<const Accumulator> correction_bias() const { return correction_.values(); }
+  VectorView<const Accumulator> correction_bias() const {
+    Base::check_not_moved_from();
+    return correction_.values();
+  }
   /// Sets a fixed bias per expert, in units of the scores, such as the `e_score_correction_bias` of
   /// a checkpoint that is trained on: it is added for the choice only, to the moving bias if there
   /// is one, whose steps and centring do not touch it. Replayed and forced choices ignore both.
@@ -83,10 +89,14 @@ class CompleteRouter : public PartneredRouter<accumulator_t<X, W>, W, CompleteCo
   /// bias_E: E, finite, copied; not given for none. It is part of the state. Throws Error for size
   /// and values, before any change. Allocates.
   void set_correction_bias(VectorView<const Accumulator> bias_E) {
+    Base::check_not_moved_from();
     correction_.set("CompleteRouter::set_correction_bias", bias_E, bias_.values());
   }
   /// The loads that losses count: of the last training forward, and of all since end_step.
-  const BalanceAccumulator& balance() const { return balance_; }
+  const BalanceAccumulator& balance() const {
+    Base::check_not_moved_from();
+    return balance_;
+  }
 
   /// Changes the competition for all later forwards, as Router::set_competition does, but
   /// for the lambda of a penalty once CompleteConfig::adaptive_lambda has found one.
@@ -274,6 +284,7 @@ class CompleteRouter : public PartneredRouter<accumulator_t<X, W>, W, CompleteCo
   /// nothing has changed then.
   template <class Reduce = NoReduce>
   void end_step(const Reduce& reduce = {}) {
+    Base::check_not_moved_from();
     if (lambda_) lambda_->prepare_step(reduce);
     if (config().bias.enabled) bias_.step(reduce, config().bias.update_rate, config().bias.centre);
     if (config().quantile.enabled) quantiles_.step(reduce, bias_);
@@ -340,6 +351,7 @@ class CompleteRouter : public PartneredRouter<accumulator_t<X, W>, W, CompleteCo
     const auto& [in, out, report] = forward;
     const detail::Checks checks("CompleteRouter::backward");
     const std::uint64_t forward_id = report.forward_id;
+    Base::check_not_moved_from();
     checks.need(ids_.knows(forward_id),
                 "a report that a forward of this router has returned: a copy or a restored router "
                 "is another one",

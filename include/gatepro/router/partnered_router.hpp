@@ -33,20 +33,24 @@ inline namespace GATEPRO_ABI {
 /// `Config` is RouterConfig or adds to it.
 ///
 /// `refresh`, `set_partners` and the setters write, and must not run beside other calls on the same
-/// router.
+/// router. One that was moved from refuses all calls until it is assigned.
 template <class A, class W, class Config>
 class PartneredRouter {
  public:
   /// The settings.
-  const Config& config() const { return config_; }
+  const Config& config() const {
+    check_not_moved_from();
+    return config_;
+  }
 
   /// The arithmetic of forwards from tokens: the one wanted, as far as the machine has it.
   GateArithmetic gate_arithmetic() const {
-    return gatepro::gate_arithmetic(config_.gate_arithmetic, config_.num_experts);
+    return gatepro::gate_arithmetic(config().gate_arithmetic, config_.num_experts);
   }
 
   /// Changes when partners are recomputed. Throws Error for an interval below 1.
   void set_refresh_schedule(const RefreshSchedule& schedule) {
+    check_not_moved_from();
     cache_.set_schedule(schedule);
     config_.refresh = schedule;
   }
@@ -80,36 +84,46 @@ class PartneredRouter {
 
   /// Takes partners from outside; see SimilarityCache::set_partners.
   void set_partners(StridedView<const std::int32_t> partners_EM, std::int64_t step) {
+    check_not_moved_from();
     cache_.set_partners(partners_EM, step);
   }
 
   /// The similarities and partners.
-  const SimilarityCache<accumulator_t<W>>& similarity_cache() const { return cache_; }
+  const SimilarityCache<accumulator_t<W>>& similarity_cache() const {
+    check_not_moved_from();
+    return cache_;
+  }
 
  protected:
   /// `config` has been checked.
   explicit PartneredRouter(const Config& config)
       : config_(config), cache_(config.num_experts, config.pairing, config.refresh) {}
 
+  /// The settings are still there in a router that was moved from; the rest is not.
+  void check_not_moved_from() const {
+    detail::need(cache_.num_experts() > 0, "Router", "a router that was not moved from");
+  }
+
   /// Changes the competition for all later forwards: on, off, lambda, elimination. Off, or lambda =
   /// 0, routes bit for bit like a router without partners. Throws Error for a lambda that is
   /// negative or not finite.
   void set_competition(const Competition& competition) {
+    check_not_moved_from();
     detail::check_competition<A>("Router", competition);
     config_.competition = competition;
   }
 
   /// Throws Error unless they are E x H.
   void check_weights(const detail::Checks& checks, const MatrixView<const W>& w_EH) const {
-    checks.matrix("w_EH", w_EH, config_.num_experts, config_.hidden_size);
+    checks.matrix("w_EH", w_EH, config().num_experts, config_.hidden_size);
   }
   /// The same for weights with a bias.
   void check_weights(const detail::Checks& checks, const BiasedWeights<W, A>& weights) const {
-    detail::check_biased_weights(checks, weights, config_.num_experts, config_.hidden_size);
+    detail::check_biased_weights(checks, weights, config().num_experts, config_.hidden_size);
   }
   /// The same for weights packed before.
   void check_weights(const detail::Checks& checks, const PackedWeights<A>& weights) const {
-    detail::need(weights.num_experts() == config_.num_experts &&
+    detail::need(weights.num_experts() == config().num_experts &&
                      weights.hidden_size() == config_.hidden_size,
                  checks.where(), "packed weights of num_experts x hidden_size",
                  {{"rows", weights.num_experts()}, {"cols", weights.hidden_size()}});
