@@ -138,8 +138,8 @@ inline std::string lambda_caption(const LayerReport& layer) {
 }
 
 inline std::vector<std::string> group_columns(const LayerReport& layer) {
-  std::vector<std::string> columns{"|group", "size", "mean cosine", "|experts"};
-  if (layer.routing) columns.insert(columns.begin() + 3, {"share of the load", "lift inside"});
+  std::vector<std::string> columns{"group", "|experts", "size", "mean cosine"};
+  if (layer.routing) columns.insert(columns.end(), {"share of the load", "lift inside"});
   return columns;
 }
 
@@ -147,11 +147,10 @@ inline std::vector<std::vector<std::string>> group_rows(const LayerReport& layer
   std::vector<std::vector<std::string>> rows;
   for (std::size_t g = 0; g < layer.groups.size(); ++g) {
     const RedundantGroup& group = layer.groups[g];
-    rows.push_back({group_name(g), std::to_string(group.experts.size()), fixed(group.similarity, 3),
-                    list_of(group.experts)});
+    rows.push_back({group_name(g), list_of(group.experts), std::to_string(group.experts.size()),
+                    fixed(group.similarity, 3)});
     if (layer.routing) {
-      rows.back().insert(rows.back().begin() + 3,
-                         {percent(group.load_share), fixed(group.lift, 2)});
+      rows.back().insert(rows.back().end(), {percent(group.load_share), fixed(group.lift, 2)});
     }
   }
   return rows;
@@ -222,8 +221,9 @@ inline void add_curves(Page& page, const std::vector<LayerReport>& layers) {
     high = std::max({high, partner.back().second, chance.back().second});
   }
   if (partner.size() < 2) return;
+  const auto last = static_cast<double>(layers.size() - 1);
   Plot plot("Similarity over the layers",
-            {"layer, in the order of the table", 0, static_cast<double>(layers.size() - 1)},
+            {"layer, in the order of the table", 0, last, false, report::whole_ticks(0, last)},
             {"cosine", low, 1.1 * high}, picture_width, 160);
   plot.line(chance, 1, true);
   plot.line(pairs, 2);

@@ -64,7 +64,9 @@ class HeatMap {
                                  : report::HeatScale::index(value(i, j)));
       }
     }
-    svg_.image(left, top, side, side, report::heat_address(experts, experts, indices));
+    // Cells of a few experts are large, and would show that they are blurred.
+    const std::size_t repeat = std::max<std::size_t>(1, 400 / experts);
+    svg_.image(left, top, side, side, report::heat_address(experts, experts, indices, repeat));
     svg_.rectangle(left, top, side, side, "outline");
     if (experts > 12) return;
     for (std::size_t r = 0; r < experts; ++r) {
@@ -271,7 +273,7 @@ inline Svg partner_histogram(const LayerReport& layer) {
   for (const double n : chance_B) highest = std::max(highest, n);
 
   Plot plot("Similarity to the partner in " + layer.label, {"cosine with the partner", low, high},
-            {"experts", 0, highest * 1.08});
+            {"experts", 0, highest * 1.08, false, report::whole_ticks(0, highest * 1.08)});
   report::Points outline{{low, 0}};
   for (std::size_t b = 0; b < bins; ++b) {
     const double from = low + step * static_cast<double>(b);
@@ -304,7 +306,7 @@ inline Svg load_picture(const LayerReport& layer) {
   }
   Plot plot("Loads of the experts of " + layer.label,
             {layer.experts <= 20 ? "expert" : "experts, by load", 0, experts, false, ticks},
-            {"tokens", 0, 1.08 * largest});
+            {"tokens", 0, 1.08 * largest, false, report::whole_ticks(0, 1.08 * largest)});
   const std::vector<char> marked = detail::in_groups(layer);
   for (std::size_t p = 0; p < order.size(); ++p) {
     const auto tokens = static_cast<double>(load(order[p]));
@@ -353,11 +355,11 @@ inline Svg lift_by_similarity(const LayerReport& layer) {
   }
   Plot plot("Co-activation by similarity in " + layer.label,
             {"cosine of the pair", low * 1.05, high * 1.05}, {"lift", 0, 1.08 * highest});
-  plot.level(1, "chance");
   plot.line(points, 0);
   for (const auto& [x, y] : points) {
     plot.point(x, y, 0, "cosine " + report::number(x) + ": lift " + report::number(y));
   }
+  plot.level(1, "chance");
   return plot.svg();
 }
 
@@ -375,9 +377,9 @@ inline Svg lambda_picture(const LayerReport& layer) {
     const double lambda = low * std::pow(high / low, static_cast<double>(i) / steps);
     curve.emplace_back(lambda, 100 * margins.changed_share(lambda));
   }
+  plot.line(curve, 0);
   plot.level(100 * margins.largest_share(), "elimination");
   plot.mark(1e-4, "published λ", 0.35 * plot.svg().height());
-  plot.line(curve, 0);
   return plot.svg();
 }
 

@@ -11,6 +11,8 @@
 #include <string>
 #include <vector>
 
+#include "zlib_stream.hpp"
+
 namespace report {
 
 /// The scale from -1 to 1: orange, nothing, blue, which colour-blind readers can tell apart. The
@@ -36,10 +38,6 @@ struct HeatScale {
 
 namespace detail {
 
-inline void append_big_endian(std::string& out, std::uint32_t value) {
-  for (int shift = 24; shift >= 0; shift -= 8) out += static_cast<char>(value >> shift & 0xff);
-}
-
 inline std::uint32_t crc32(const std::string& bytes) {
   std::uint32_t crc = 0xffffffff;
   for (const char byte : bytes) {
@@ -54,27 +52,6 @@ inline std::string chunk(const std::string& type, const std::string& data) {
   append_big_endian(result, static_cast<std::uint32_t>(data.size()));
   result += type + data;
   append_big_endian(result, crc32(type + data));
-  return result;
-}
-
-/// A zlib stream of blocks that are stored as they are.
-inline std::string stored(const std::string& data) {
-  std::string result = "\x78\x01";
-  std::uint32_t a = 1, b = 0;
-  for (const char byte : data) {
-    a = (a + static_cast<unsigned char>(byte)) % 65521;
-    b = (b + a) % 65521;
-  }
-  for (std::size_t first = 0; first < data.size(); first += 65535) {
-    const std::size_t size = std::min<std::size_t>(65535, data.size() - first);
-    result += first + size == data.size() ? '\1' : '\0';
-    for (const std::size_t length : {size, size ^ 0xffff}) {
-      result += static_cast<char>(length & 0xff);
-      result += static_cast<char>(length >> 8 & 0xff);
-    }
-    result.append(data, first, size);
-  }
-  append_big_endian(result, b << 16 | a);
   return result;
 }
 
@@ -96,25 +73,30 @@ inline std::string base64(const std::string& bytes) {
 
 }  // namespace detail
 
-/// A PNG of width x height pixels on the HeatScale, as a data: address. indices: row by row.
+/// A PNG of width x height squares on the HeatScale, as a data: address. indices: row by row. Each
+/// square is repeat x repeat pixels: some readers blur pixels that they stretch.
 inline std::string heat_address(std::size_t width, std::size_t height,
-                                const std::vector<std::uint8_t>& indices) {
+                                const std::vector<std::uint8_t>& indices, std::size_t repeat = 1) {
   std::string head, palette, opacity, rows;
-  detail::append_big_endian(head, static_cast<std::uint32_t>(width));
-  detail::append_big_endian(head, static_cast<std::uint32_t>(height));
+  detail::append_big_endian(head, static_cast<std::uint32_t>(repeat * width));
+  detail::append_big_endian(head, static_cast<std::uint32_t>(repeat * height));
   head += std::string("\x08\x03\0\0\0", 5);  // 8 bits, by palette
   for (int i = 0; i < 256; ++i) {
     for (const std::uint8_t channel : HeatScale::hue(i)) palette += static_cast<char>(channel);
     opacity += static_cast<char>(HeatScale::opacity(i));
   }
   for (std::size_t r = 0; r < height; ++r) {
-    rows += '\0';  // no filter
-    for (std::size_t c = 0; c < width; ++c) rows += static_cast<char>(indices[r * width + c]);
+    std::string row(1, '\0');  // no filter
+    for (std::size_t c = 0; c < width; ++c) {
+      row.append(repeat, static_cast<char>(indices[r * width + c]));
+    }
+    for (std::size_t again = 0; again < repeat; ++again) rows += row;
   }
+  const std::string data = zlib_stream(rows, 1 + repeat * width);
   return "data:image/png;base64," +
          detail::base64("\x89PNG\r\n\x1a\n" + detail::chunk("IHDR", head) +
                         detail::chunk("PLTE", palette) + detail::chunk("tRNS", opacity) +
-                        detail::chunk("IDAT", detail::stored(rows)) + detail::chunk("IEND", ""));
+                        detail::chunk("IDAT", data) + detail::chunk("IEND", ""));
 }
 
 }  // namespace report

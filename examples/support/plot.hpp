@@ -56,8 +56,9 @@ inline double round_up(double value) {
   return power * std::ceil(value / power - 1e-9);
 }
 
-inline std::vector<Tick> linear_ticks(double low, double high, int parts = 5) {
-  const double step = round_step(high - low, parts);
+/// Ticks at multiples of a round step, which is at least `least`.
+inline std::vector<Tick> linear_ticks(double low, double high, int parts = 5, double least = 0) {
+  const double step = std::max(least, round_step(high - low, parts));
   std::vector<Tick> ticks;
   for (double i = std::ceil(low / step - 1e-6); i * step <= high + 1e-6 * step; ++i) {
     const double at = i == 0 ? 0 : i * step;
@@ -66,6 +67,11 @@ inline std::vector<Tick> linear_ticks(double low, double high, int parts = 5) {
     ticks.push_back({at, plain ? fixed(at, places) : number(at)});
   }
   return ticks;
+}
+
+/// Of what is counted.
+inline std::vector<Tick> whole_ticks(double low, double high) {
+  return linear_ticks(low, high, 5, 1);
 }
 
 /// Powers of ten, every second or third if there are many.

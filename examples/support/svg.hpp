@@ -64,9 +64,9 @@ inline std::string fixed(double value, int places) {
   return (value < 0 && !zero ? "−" : "") + std::string(text);
 }
 
-/// A share as a percentage.
+/// A share as a percentage, on one line.
 inline std::string percent(double share, int places = 1) {
-  return fixed(100 * share, places) + " %";
+  return fixed(100 * share, places) + "\u00a0%";
 }
 
 /// A coordinate: two places are a hundredth of a pixel.

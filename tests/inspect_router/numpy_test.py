@@ -4,21 +4,28 @@
 Usage: numpy_test.py <inspect_router>. If the package safetensors is installed, it writes the
 .safetensors file too; else that file follows the published format by hand.
 """
+import base64
 import json
 import os
+import re
 import struct
 import subprocess
 import sys
 import tempfile
+import zlib
 
 import numpy as np
+
+
+def no_constant(word):
+    raise ValueError(word + " is not JSON")
 
 
 def inspect(program, folder, *arguments):
     subprocess.run([program, *arguments, "--no-png", "--out", "out"], cwd=folder, check=True,
                    stdout=subprocess.DEVNULL)
     with open(os.path.join(folder, "out", "inspect.json"), encoding="utf-8") as file:
-        return json.load(file)["layers"]
+        return json.load(file, parse_constant=no_constant)["layers"]
 
 
 def cosines(weights):
@@ -44,6 +51,41 @@ def check_similarity(layer, weights):
     off_diagonal = expected[~np.eye(len(expected), dtype=bool)]
     np.testing.assert_allclose(similarity["pairs"]["mean"], off_diagonal.mean(), atol=1e-6)
     np.testing.assert_allclose(similarity["pairs"]["deviation"], off_diagonal.std(), atol=1e-6)
+
+
+def pixels(png):
+    """The palette's indices in a .png of 8 bits without filters; the checksums are checked."""
+    assert png[:8] == b"\x89PNG\r\n\x1a\n"
+    at, data = 8, b""
+    while at < len(png):
+        size, = struct.unpack(">I", png[at:at + 4])
+        kind, body = png[at + 4:at + 8], png[at + 8:at + 8 + size]
+        assert struct.unpack(">I", png[at + 8 + size:at + 12 + size])[0] == zlib.crc32(kind + body)
+        if kind == b"IHDR":
+            width, height = struct.unpack(">II", body[:8])
+        data += body if kind == b"IDAT" else b""
+        at += 12 + size
+    rows = np.frombuffer(zlib.decompress(data), np.uint8).reshape(height, 1 + width)
+    assert not rows[:, 0].any()
+    return rows[:, 1:].astype(int)
+
+
+def check_heat_map(folder, layer, weights):
+    """The first picture of the page: cosines, in the order of the clusters, on a round scale."""
+    with open(os.path.join(folder, "out", "index.html"), encoding="utf-8") as file:
+        page = file.read()
+    address = re.search(r'href="data:image/png;base64,([^"]*)"', page).group(1)
+    limit = float(re.search(r'text-anchor="end">(0\.\d+|1\.0)</text>\n<text[^>]*>cosine of router',
+                            page).group(1))
+    got = pixels(base64.b64decode(address, validate=True))
+    experts = len(weights)
+    repeat = len(got) // experts
+    assert got.shape == (repeat * experts, repeat * experts)
+    np.testing.assert_array_equal(got, got[::repeat, ::repeat].repeat(repeat, 0).repeat(repeat, 1))
+    order = layer["cluster_order"]
+    expected = cosines(weights)[np.ix_(order, order)]
+    np.fill_diagonal(expected, 0)
+    np.testing.assert_allclose(got[::repeat, ::repeat], 127 + 127 * expected / limit, atol=0.51)
 
 
 def write_safetensors(path, tensors):
@@ -75,7 +117,9 @@ def main(program):
                 weights = random.normal(size=(40, 96)).astype(dtype)
                 with open(os.path.join(folder, "w.npy"), "wb") as file:
                     np.lib.format.write_array(file, weights, version=version)
-                check_similarity(inspect(program, folder, "w.npy")[0], weights)
+                layer = inspect(program, folder, "w.npy")[0]
+                check_similarity(layer, weights)
+                check_heat_map(folder, layer, weights)
             tensors[f"model.layers.{len(tensors)}.mlp.gate.weight"] = weights
         write_safetensors(os.path.join(folder, "model.safetensors"), tensors)
         layers = inspect(program, folder, ".")

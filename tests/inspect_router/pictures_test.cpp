@@ -136,7 +136,7 @@ TEST(Numbers, ReadWell) {
   EXPECT_EQ(report::number(std::nan("")), "–");
   EXPECT_EQ(report::number(2e9), "2e+09");
   EXPECT_EQ(report::fixed(-0.0004, 2), "0.00");
-  EXPECT_EQ(report::percent(0.125), "12.5 %");
+  EXPECT_EQ(report::percent(0.125), "12.5\u00a0%");
   EXPECT_EQ(report::coordinate(-0.001), "0");
   EXPECT_EQ(report::coordinate(1.5), "1.5");
   EXPECT_EQ(report::escaped("<a b=\"c\">&\x01"), "&lt;a b=&quot;c&quot;&gt;&amp; ");
@@ -152,13 +152,18 @@ TEST(Ticks, AreRoundAndWithin) {
   for (const report::Tick& tick : report::decade_ticks(1e-5, 1e4)) labels.push_back(tick.label);
   EXPECT_EQ(labels,
             (std::vector<std::string>{"1e-5", "", "1e-3", "", "0.1", "", "10", "", "1000", ""}));
+  labels.clear();
+  for (const report::Tick& tick : report::whole_ticks(0, 2)) labels.push_back(tick.label);
+  EXPECT_EQ(labels, (std::vector<std::string>{"0", "1", "2"}));
 }
 
 TEST(Pixels, HaveTheChecksumsOfTheirFormats) {
   // Check values of the catalogues: CRC-32 of "123456789", Adler-32 of "Wikipedia".
   EXPECT_EQ(report::detail::crc32("123456789"), 0xcbf43926U);
-  const std::string stream = report::detail::stored("Wikipedia");
-  EXPECT_EQ(stream.substr(stream.size() - 4), "\x11\xe6\x03\x98");
+  EXPECT_EQ(report::detail::adler32("Wikipedia"), 0x11e60398U);
+  // By RFC 1951: the byte, and a copy of nine from one before.
+  EXPECT_EQ(report::zlib_stream(std::string(10, 'a'), 99),
+            std::string("\x78\x01\x4b\x84\x03\x00\x14\xe1\x03\xcb", 10));
   EXPECT_EQ(report::detail::base64("Man"), "TWFu");
   EXPECT_EQ(report::detail::base64("Ma"), "TWE=");
   EXPECT_EQ(report::detail::base64("M"), "TQ==");
