@@ -34,33 +34,42 @@ struct StoredRouter {
 };
 
 /// Names of router weights in checkpoints that are published: Qwen, DeepSeek, OLMoE; Mixtral;
-/// gpt-oss; Llama 4; Megatron.
+/// Granite; gpt-oss; Llama 4; Megatron. The star in front: "language_" of a model that also sees.
 inline const std::vector<std::string>& known_names() {
   static const std::vector<std::string> names = {
-      "model.layers.*.mlp.gate.weight", "model.layers.*.block_sparse_moe.gate.weight",
-      "model.layers.*.mlp.router.weight", "*.layers.*.feed_forward.router.weight",
+      "*model.layers.*.mlp.gate.weight",
+      "*model.layers.*.block_sparse_moe.gate.weight",
+      "*model.layers.*.block_sparse_moe.router.layer.weight",
+      "*model.layers.*.mlp.router.weight",
+      "*.layers.*.feed_forward.router.weight",
       "*decoder.layers.*.mlp.router.weight"};
   return names;
 }
 
-/// True if `name` is `pattern`, where each '*' stands for any characters. `parts`: those.
+/// True if `name` is `pattern`, where each '*' stands for any characters, as few as fit. `parts`:
+/// those. The time grows with the product of the two lengths at most.
 inline bool matches(std::string_view pattern, std::string_view name,
                     std::vector<std::string>& parts) {
-  const std::size_t star = pattern.find('*');
+  parts.clear();
+  std::size_t star = pattern.find('*');
   if (star == std::string_view::npos) return pattern == name;
   if (name.substr(0, star) != pattern.substr(0, star)) return false;
-  const std::string_view rest = pattern.substr(star + 1);
-  const std::size_t kept = parts.size();
-  for (std::size_t end = star; end <= name.size(); ++end) {
-    parts.resize(kept);
-    parts.emplace_back(name.substr(star, end - star));
-    if (matches(rest, name.substr(end), parts)) return true;
+  name.remove_prefix(star);
+  pattern.remove_prefix(star + 1);
+  while ((star = pattern.find('*')) != std::string_view::npos) {
+    const std::size_t size = name.find(pattern.substr(0, star));
+    if (size == std::string_view::npos) return false;
+    parts.emplace_back(name.substr(0, size));
+    name.remove_prefix(size + star);
+    pattern.remove_prefix(star + 1);
   }
-  parts.resize(kept);
-  return false;
+  if (name.size() < pattern.size()) return false;
+  const std::size_t size = name.size() - pattern.size();
+  parts.emplace_back(name.substr(0, size));
+  return name.substr(size) == pattern;
 }
 
-/// The number that stands last in a name's parts, or in a file's name.
+/// The number that stands last among the parts.
 inline std::optional<std::uint64_t> layer_number(const std::vector<std::string>& parts) {
   for (auto part = parts.rbegin(); part != parts.rend(); ++part) {
     const bool digits = !part->empty() && part->size() < 10 &&
@@ -69,16 +78,22 @@ inline std::optional<std::uint64_t> layer_number(const std::vector<std::string>&
   }
   return std::nullopt;
 }
-inline std::optional<std::uint64_t> layer_number(const std::string& file_name) {
-  std::vector<std::string> parts(1);
-  for (const char c : file_name) {
-    if (c >= '0' && c <= '9') {
-      parts.back() += c;
-    } else {
-      parts.emplace_back();
+
+/// The number that stands last in a name, between points if there is one.
+inline std::optional<std::uint64_t> layer_number(const std::string& name) {
+  const auto cut = [&](const auto& is_inside) {
+    std::vector<std::string> parts(1);
+    for (const char c : name) {
+      if (is_inside(c)) {
+        parts.back() += c;
+      } else {
+        parts.emplace_back();
+      }
     }
-  }
-  return layer_number(parts);
+    return parts;
+  };
+  const auto number = layer_number(cut([](char c) { return c != '.'; }));
+  return number ? number : layer_number(cut([](char c) { return c >= '0' && c <= '9'; }));
 }
 
 namespace detail {
@@ -166,14 +181,9 @@ class Finder {
   }
 
   bool is_wanted(const std::string& name) {
-    constexpr std::size_t longest = 1000;  // the time to match grows faster than the name
-    if (name.size() > longest) return false;
-    parts_.clear();
     if (!pattern_.empty()) return matches(pattern_, name, parts_);
-    return std::any_of(known_names().begin(), known_names().end(), [&](const std::string& known) {
-      parts_.clear();
-      return matches(known, name, parts_);
-    });
+    return std::any_of(known_names().begin(), known_names().end(),
+                       [&](const std::string& known) { return matches(known, name, parts_); });
   }
 
   void add_if_wanted(const std::string& name, const std::shared_ptr<Source>& source,
@@ -181,7 +191,7 @@ class Finder {
     names_.push_back(name);
     if (!is_wanted(name)) return;
     const std::optional<std::uint64_t> layer = layer_number(parts_);
-    add(name, layer, source, readable(source->name(), name, stored));
+    add(name, layer ? layer : layer_number(name), source, readable(source->name(), name, stored));
   }
 
   void add(const std::string& label, std::optional<std::uint64_t> layer,
@@ -191,8 +201,9 @@ class Finder {
       return;
     }
     constexpr std::uint64_t most = 4096;
-    if (tensor.shape[0] > most) {
-      refuse(source->name(), "tensor " + shown(tensor.name), "need at most 4096 layers in a stack");
+    if (tensor.shape[0] == 0 || tensor.shape[0] > most) {
+      refuse(source->name(), "tensor " + shown(tensor.name),
+             "need 1 to 4096 layers in a stack (got the shape " + text_of(tensor.shape) + ")");
     }
     for (std::uint64_t n = 0; n < tensor.shape[0]; ++n) {
       routers_.push_back({label + " [" + std::to_string(n) + "]", n, source, tensor, n});

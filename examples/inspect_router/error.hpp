@@ -7,19 +7,16 @@
 #include <string_view>
 
 #include "support/error.hpp"
+#include "support/plain_text.hpp"
 
 namespace inspect_router {
 
 using report::UserError;
 
-/// Text from a file, for a message: one line, of bounded length, without control characters.
+/// Text from a file, for a message: one line, of bounded length.
 inline std::string shown(std::string_view text) {
   constexpr std::size_t longest = 120;
-  std::string result = "'";
-  for (const char c : text.substr(0, longest)) {
-    result += static_cast<unsigned char>(c) < 0x20 || c == 0x7f ? '?' : c;
-  }
-  return result + (text.size() > longest ? "...'" : "'");
+  return "'" + report::plain_text(text.substr(0, longest)) + (text.size() > longest ? "...'" : "'");
 }
 
 /// A file that breaks a rule of its format: names file, field and rule.

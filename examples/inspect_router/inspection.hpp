@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -28,6 +29,7 @@ class Inspection {
       for (const StoredRouter& router : find_routers(settings.weights, settings.name)) {
         add_router(router);
       }
+      if (!trace_.empty()) need_a_traced_layer();
     }
     if (layers_.empty()) throw UserError(settings.trace + ": has no decisions");
   }
@@ -49,7 +51,7 @@ class Inspection {
              "need 2 to 2048 experts as rows (got " + std::to_string(w_EH.rows()) + " x " +
                  std::to_string(w_EH.cols()) + "; --transpose reads [H, E])");
     }
-    LayerReport report = start(stored.label, w_EH.rows());
+    LayerReport report = start(stored.label, stored.layer, w_EH.rows());
     report.hidden = w_EH.cols();
     report.likeness = likeness(w_EH);
     report.spectral_entropy = spectral_entropy(*report.likeness);
@@ -91,6 +93,19 @@ class Inspection {
     report.routing = summary_of(found->second, report.experts, number);
   }
 
+  /// A trace that fits none of the weights would be passed over in silence.
+  void need_a_traced_layer() const {
+    const auto traced = [](const LayerReport& layer) { return layer.routing.has_value(); };
+    if (std::any_of(layers_.begin(), layers_.end(), traced)) return;
+    std::string numbers;
+    for (const auto& [key, layer] : trace_) {
+      if (key.block == "decoder") numbers += " " + std::to_string(key.layer);
+    }
+    throw UserError(settings_.trace + ": has no layer of these weights, which begin with " +
+                    shown(layers_.front().label) + "; its decoder has the layers" +
+                    numbers.substr(0, 200) + " (see --trace-offset)");
+  }
+
   void add_traced(const TraceKey& key, const TraceLayer& layer) {
     std::int32_t largest = 1;
     for (const std::int32_t id : layer.ids) largest = std::max(largest, id);
@@ -104,7 +119,7 @@ class Inspection {
     if (key.block != "decoder") {
       label = key.block + " " + std::to_string(key.mtp) + " " + label;
     }
-    LayerReport report = start(label, experts);
+    LayerReport report = start(label, key.layer, experts);
     report.routing = summary_of(layer, experts, static_cast<std::int64_t>(key.layer));
     finish(std::move(report));
   }
@@ -132,9 +147,11 @@ class Inspection {
         .first->second;
   }
 
-  LayerReport start(const std::string& label, Index experts) const {
+  LayerReport start(const std::string& label, std::optional<std::uint64_t> layer,
+                    Index experts) const {
     LayerReport report;
     report.label = label;
+    report.layer = layer;
     report.id = std::to_string(layers_.size()) + "_";
     for (const char c : label.substr(0, 80)) {
       const bool plain =

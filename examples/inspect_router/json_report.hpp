@@ -75,7 +75,9 @@ inline Json json_of(const RoutingSummary& routing, bool has_partners) {
 }
 
 inline Json json_of(const LayerReport& layer) {
-  Json json = {{"label", layer.label}, {"experts", layer.experts}};
+  Json json = {{"label", layer.label}};
+  if (layer.layer) json["layer"] = *layer.layer;
+  json["experts"] = layer.experts;
   if (layer.likeness) {
     json["hidden"] = layer.hidden;
     json["similarity"] = json_of(*layer.likeness, *layer.random);

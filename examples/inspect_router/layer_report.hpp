@@ -135,8 +135,12 @@ inline RoutingSummary route(const RowMatrix<float>& x_TH, const RowMatrix<float>
   router.refresh_now(w_EH, 0);
   gatepro::RoutingBuffers<gatepro::Router<float>> buffers(
       router, gatepro::BufferShape{x_TH.rows(), 1, 1, /*keep_logits=*/true});
-  router.forward(x_TH, w_EH, buffers);
+  const Index nonfinite = router.forward(x_TH, w_EH, buffers).nonfinite_rows;
+  if (nonfinite != 0) {
+    throw UserError("--x: the logits of " + std::to_string(nonfinite) + " tokens leave float");
+  }
   RoutingSummary summary = summarise(buffers.expert_ids_TK(), w_EH.rows(), source);
+  if (top_k == w_EH.rows()) return summary;  // nobody is left to be selected instead
 
   std::vector<std::byte> workspace(
       gatepro::count_margins_workspace_bytes<float>(w_EH.rows(), top_k));
@@ -155,9 +159,10 @@ struct RedundantGroup {
 };
 
 struct LayerReport {
-  std::string label;              ///< For readers.
-  std::string id;                 ///< For file names and links: letters, digits, '_' and '-'.
-  Index experts = 0, hidden = 0;  ///< hidden: 0 without weights.
+  std::string label;                   ///< For readers.
+  std::string id;                      ///< For file names and links: letters, digits, '_' and '-'.
+  std::optional<std::uint64_t> layer;  ///< What its name says.
+  Index experts = 0, hidden = 0;       ///< hidden: 0 without weights.
   std::optional<Likeness> likeness;
   double spectral_entropy = 0;            ///< With weights.
   const RandomRouters* random = nullptr;  ///< With weights.

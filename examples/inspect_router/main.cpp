@@ -28,7 +28,7 @@ std::string draw_sheets(const Inspection& inspection, const fs::path& folder) {
     if (!png || !can_convert) continue;
     const fs::path target = folder / (layer.id + ".png");
     const std::string command =
-        "rsvg-convert --zoom=2 --output=" + report::quoted(target.string()) + " " +
+        "rsvg-convert --zoom=2 --output=" + report::quoted(target.string()) + " -- " +
         report::quoted(svg.string());
     if (std::system(command.c_str()) != 0) return "No .png: rsvg-convert failed. Try " + command;
   }
@@ -44,7 +44,8 @@ void print_table(const std::vector<LayerReport>& layers) {
   std::printf("%-44s %7s %8s %8s %6s %6s\n", "layer", "experts", "partner", "random", "mutual",
               "groups");
   for (const LayerReport& layer : layers) {
-    std::printf("%-44.44s %7lld", layer.label.c_str(), static_cast<long long>(layer.experts));
+    std::printf("%-44s %7lld", report::plain_text(layer.label.substr(0, 44)).c_str(),
+                static_cast<long long>(layer.experts));
     if (layer.likeness) {
       std::printf(" %8.3f %8.3f %6lld %6zu", layer.likeness->partners.mean,
                   layer.random->mean_with_partner,

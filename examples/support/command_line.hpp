@@ -10,15 +10,15 @@
 #include <string>
 
 #include "support/error.hpp"
+#include "support/plain_text.hpp"
 
 namespace report {
 
 enum ExitCode { finished = 0, failed = 1, bad_input = 2, interrupted = 130 };
 
 /// Prints "program: message" on one line, whoever wrote the message.
-inline int complain(const std::string& program, std::string message, ExitCode code) {
-  for (char& c : message) c = c == '\n' ? ' ' : c;
-  std::fprintf(stderr, "%s: %s\n", program.c_str(), message.c_str());
+inline int complain(const std::string& program, const std::string& message, ExitCode code) {
+  std::fprintf(stderr, "%s: %s\n", program.c_str(), plain_text(message).c_str());
   return code;
 }
 

@@ -10,13 +10,14 @@
 #include <utility>
 #include <vector>
 
+#include "plain_text.hpp"
+
 namespace report {
 
-/// `text` as character data or attribute value of XML: markup is escaped, control characters, which
-/// XML cannot hold, become spaces.
+/// `text` as character data or attribute value of XML: plain, and with markup escaped.
 inline std::string escaped(std::string_view text) {
   std::string result;
-  for (const char c : text) {
+  for (const char c : plain_text(text)) {
     switch (c) {
       case '&':
         result += "&amp;";
@@ -31,7 +32,7 @@ inline std::string escaped(std::string_view text) {
         result += "&quot;";
         break;
       default:
-        result += static_cast<unsigned char>(c) < 0x20 || c == 0x7f ? ' ' : c;
+        result += c;
     }
   }
   return result;

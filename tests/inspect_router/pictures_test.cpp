@@ -122,11 +122,59 @@ TEST(Names, StarsStandForAnything) {
   EXPECT_EQ(layer_number(parts), std::optional<std::uint64_t>(17));
   EXPECT_FALSE(matches("a.*.b", "a.3.c", parts));
   EXPECT_FALSE(matches("a", "ab", parts));
-  parts.clear();
+  EXPECT_FALSE(matches("ab*ba", "aba", parts));  // no character serves twice
+  EXPECT_TRUE(matches("a*b*b", "aXbbYb", parts));
+  EXPECT_EQ(parts, (std::vector<std::string>{"X", "bY"}));
   EXPECT_TRUE(matches("*decoder.layers.*.x", "module.decoder.layers.4.x", parts));
   EXPECT_EQ(layer_number(parts), std::optional<std::uint64_t>(4));
   EXPECT_EQ(layer_number(std::string("router.12")), std::optional<std::uint64_t>(12));
+  EXPECT_EQ(layer_number(std::string("router12")), std::optional<std::uint64_t>(12));
+  EXPECT_EQ(layer_number(std::string("layers.3.v2.gate")), std::optional<std::uint64_t>(3));
   EXPECT_EQ(layer_number(std::string("router")), std::nullopt);
+}
+
+TEST(Names, HostileOnesDoNotTakeLong) {
+  std::vector<std::string> parts;
+  EXPECT_FALSE(matches("*a*a*a*a*a*a*ab", std::string(1000000, 'a'), parts));
+}
+
+TEST(Names, RoutersOfPublishedCheckpointsAreKnown) {
+  const auto known = [](const char* name) {
+    std::vector<std::string> parts;
+    return std::any_of(known_names().begin(), known_names().end(), [&](const auto& pattern) {
+      return matches(pattern, name, parts) && layer_number(parts) == std::uint64_t{7};
+    });
+  };
+  for (const char* name :
+       {"model.layers.7.mlp.gate.weight", "model.language_model.layers.7.mlp.gate.weight",
+        "language_model.model.layers.7.mlp.gate.weight",
+        "model.layers.7.block_sparse_moe.gate.weight",
+        "model.layers.7.block_sparse_moe.router.layer.weight", "model.layers.7.mlp.router.weight",
+        "language_model.model.layers.7.feed_forward.router.weight",
+        "module.decoder.layers.7.mlp.router.weight"}) {
+    EXPECT_TRUE(known(name)) << name;
+  }
+  for (const char* name :
+       {"model.layers.7.mlp.gate_proj.weight", "model.layers.7.mlp.shared_expert_gate.weight",
+        "model.layers.7.mlp.experts.7.w1.weight", "mtp.layers.7.mlp.gate.weight",
+        "model.layers.7.mlp.gate.bias"}) {
+    EXPECT_FALSE(known(name)) << name;
+  }
+}
+
+TEST(PlainText, IsOneLineOfUtf8) {
+  using report::plain_text;
+  EXPECT_EQ(plain_text("r\u00e9seau \u03bb \U0001f600"), "r\u00e9seau \u03bb \U0001f600");
+  EXPECT_EQ(plain_text("a\x1b[31m\r\n\tb\x7f\u009b\u202e\u2066"), "a [31m   b    ");
+  for (const char* bad : {"\xff", "\x80", "\xc3", "\xc0", "\xf5"}) {
+    EXPECT_EQ(plain_text(bad), "\ufffd") << bad;
+  }
+  // Cut off, longer than needed, a surrogate, beyond Unicode.
+  EXPECT_EQ(plain_text("\xe2\x82"), "\ufffd\ufffd");
+  EXPECT_EQ(plain_text("\xe0\x80\xaf"), "\ufffd\ufffd\ufffd");
+  EXPECT_EQ(plain_text("\xed\xa0\x80"), "\ufffd\ufffd\ufffd");
+  EXPECT_EQ(plain_text("\xf4\x90\x80\x80"), "\ufffd\ufffd\ufffd\ufffd");
+  EXPECT_EQ(plain_text("\xef\xbf\xbe|\xef\xbf\xbf"), "\ufffd|\ufffd");
 }
 
 TEST(Numbers, ReadWell) {

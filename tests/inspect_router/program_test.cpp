@@ -218,11 +218,12 @@ TEST_F(Program, LooksAtTracesWithAndWithoutWeights) {
 
 TEST_F(Program, PagesAreWellFormedAndRepeatThemselves) {
   for (const int experts : {2, 8, 30, 64, 256}) {
-    write(folder / "<&w>.0.npy", random_npy(experts, 32, 1));
+    // Markup, a byte that is not UTF-8, and a code point that XML lacks.
+    write(folder / "<&w>\xff\xef\xbf\xbf.0.npy", random_npy(experts, 32, 1));
     write(folder / "b.1.npy", random_npy(experts, 32, 2));
     write(folder / "x.npy", random_npy(300, 32, 3));
     const std::string arguments =
-        "'<&w>.0.npy' b.1.npy --x x.npy --top-k 2 --group-at 0.2 --no-png --out ";
+        "'<&w>\xff\xef\xbf\xbf.0.npy' b.1.npy --x x.npy --top-k 2 --group-at 0.2 --no-png --out ";
     EXPECT_EQ(run(arguments + "one").exit_code, 0);
     EXPECT_EQ(run(arguments + "two").exit_code, 0);
     int files = 0;
@@ -248,6 +249,37 @@ TEST_F(Program, PagesAreWellFormedAndRepeatThemselves) {
   }
 }
 
+TEST_F(Program, NamesDoNotReachTheTerminalAsTheyAre) {
+  const auto is_plain = [](const std::string& text) {
+    return std::none_of(text.begin(), text.end(), [](char c) {
+      return c != '\n' && (static_cast<unsigned char>(c) < 0x20 || c == 0x7f);
+    });
+  };
+  write(folder / "a\x1b[31m\r.npy", random_npy(4, 8, 1));
+  write(folder / "b\x1b[31m\r.npy", "not a .npy");
+  const Result good = run("a*.npy --no-png --out out"), bad = run("b*.npy --out out");
+  EXPECT_EQ(good.exit_code, 0) << good.err;
+  EXPECT_TRUE(is_plain(good.out)) << good.out;
+  EXPECT_EQ(bad.exit_code, 2);
+  EXPECT_TRUE(is_plain(bad.err)) << bad.err;
+}
+
+TEST_F(Program, TakesTheLayersNumberFromTheWholeNameWhereNoStarIsIt) {
+  std::string data;
+  json header;
+  for (const int layer : {10, 2, 1}) {
+    header["model.layers." + std::to_string(layer) + ".gate"] = {
+        {"dtype", "F32"}, {"shape", {2, 1}}, {"data_offsets", {data.size(), data.size() + 8}}};
+    data += floats({1, 2});
+  }
+  write(folder / "m.safetensors", safetensors(header.dump(), data));
+  const json layers = inspect("m.safetensors --name '*gate'")["layers"];
+  ASSERT_EQ(layers.size(), 3U);
+  EXPECT_EQ(layers[0]["layer"], 1);
+  EXPECT_EQ(layers[1]["layer"], 2);
+  EXPECT_EQ(layers[2]["layer"], 10);
+}
+
 TEST_F(Program, RefusesBadInputInOneLineAndWritesNothing) {
   const RowMatrix<float> w = random_matrix(4, 8, 1);
   write(folder / "w.npy", report::npy_bytes(w));
@@ -264,6 +296,9 @@ TEST_F(Program, RefusesBadInputInOneLineAndWritesNothing) {
   write(folder / "t.jsonl",
         R"({"step":0,"layer":0,"rank":0,"num_tokens":1,"top_indices":[[9,1]]})");
   write(folder / "empty.jsonl", "");
+  write(folder / "stack.npy", npy(npy_dictionary("<f4", "(0, 4, 8)"), ""));
+  RowMatrix<float> large = RowMatrix<float>::Constant(4, 8, 3e38F);
+  write(folder / "large.npy", report::npy_bytes(large));
   fs::create_directory(folder / "nothing");
   const std::pair<const char*, const char*> cases[] = {
       {"", "nothing to look at"},
@@ -280,6 +315,10 @@ TEST_F(Program, RefusesBadInputInOneLineAndWritesNothing) {
       {"w.npy --x x.npy", "--x needs --top-k"},
       {"w.npy --x w.npy --top-k 5", "has only 4 experts"},
       {"w.npy --top-k 2", "--top-k is for --x"},
+      {"stack.npy", "need 1 to 4096 layers in a stack (got the shape (0, 4, 8))"},
+      {"large.npy --x large.npy --top-k 2", "the logits of 4 tokens leave float"},
+      {"w.npy --trace t.jsonl", "has no layer of these weights, which begin with 'w.npy'"},
+      {"w.npy --trace t.jsonl --trace-offset 1", "the layers 0 (see --trace-offset)"},
       {"w.npy --x 'x*.npy' --top-k 2", "no layer's number"},
       {"w.npy --x x.npy --top-k 2 --trace t.jsonl", "choose one"},
       {"--trace missing.jsonl", "missing.jsonl: file: does not exist"},
