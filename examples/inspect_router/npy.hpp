@@ -135,22 +135,21 @@ class NpyDictionary {
   std::optional<Shape> shape_;
 };
 
-/// The scalar that a descr names. Two bytes without a type are bfloat16: so ml_dtypes stores it.
+/// The scalar that a descr names, behind its byte order. Two bytes without a type are bfloat16: so
+/// ml_dtypes stores it.
 inline Scalar scalar_of(const std::string& file, const std::string& descr) {
-  if (descr == "<f4") return Scalar::float32;
-  if (descr == "<f2") return Scalar::float16;
-  if (descr == "<f8") return Scalar::float64;
+  if (descr == "<f4" || descr == ">f4") return Scalar::float32;
+  if (descr == "<f2" || descr == ">f2") return Scalar::float16;
+  if (descr == "<f8" || descr == ">f8") return Scalar::float64;
   if (descr == "|V2" || descr == "<V2") return Scalar::bfloat16;
-  if (!descr.empty() && descr[0] == '>') {
-    refuse(file, "descr", "is big-endian (" + shown(descr) + "): store little-endian numbers");
-  }
-  refuse(file, "descr", "need <f4, <f2, <f8 or, for bfloat16, |V2 (got " + shown(descr) + ")");
+  refuse(file, "descr",
+         "need f4, f2 or f8 behind < or >, or, for bfloat16, |V2 (got " + shown(descr) + ")");
 }
 
 }  // namespace detail
 
 /// Where the array of a .npy file lies; all that its header says has been checked against the
-/// file's size. Refuses big-endian and Fortran-ordered arrays.
+/// file's size. Of arrays in Fortran's order, it takes matrices.
 inline Tensor read_npy_header(const Source& source) {
   const std::string& file = source.name();
   const std::string start = source.read(0, 8);
@@ -175,14 +174,17 @@ inline Tensor read_npy_header(const Source& source) {
   }
   detail::NpyDictionary dictionary(file, source.read(8 + length_bytes, length));
   dictionary.read();
-  if (dictionary.fortran_order()) {
-    refuse(file, "fortran_order", "need False: store numpy.ascontiguousarray(array)");
+  if (dictionary.fortran_order() && dictionary.shape().size() > 2) {
+    refuse(file, "fortran_order",
+           "need False for more than a matrix: store numpy.ascontiguousarray(array)");
   }
 
   Tensor tensor;
   tensor.name = std::filesystem::path(file).stem().string();
   tensor.scalar = detail::scalar_of(file, dictionary.descr());
   tensor.shape = dictionary.shape();
+  tensor.big_endian = dictionary.descr()[0] == '>';
+  tensor.column_major = dictionary.fortran_order();
   tensor.offset = 8 + length_bytes + length;
   const std::uint64_t wanted = checked_bytes(file, "shape", tensor.shape, bytes_of(tensor.scalar));
   const std::uint64_t there = source.size() - tensor.offset;

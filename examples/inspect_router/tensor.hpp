@@ -51,20 +51,24 @@ inline std::uint64_t checked_bytes(const std::string& file, const std::string& f
   return empty ? 0 : bytes;
 }
 
-/// A row-major tensor in a file.
+/// A tensor in a file.
 struct Tensor {
   std::string name;
   Scalar scalar = Scalar::float32;
   Shape shape;
-  std::uint64_t offset = 0;  ///< Of its first byte, at any alignment.
+  std::uint64_t offset = 0;   ///< Of its first byte, at any alignment.
+  bool big_endian = false;    ///< The highest byte of a number stands first.
+  bool column_major = false;  ///< Only of a matrix.
 };
 
 namespace detail {
 
-/// Element i of little-endian bytes.
-inline float element(const unsigned char* bytes, Scalar scalar) {
+inline float element(const unsigned char* bytes, Scalar scalar, bool big_endian) {
+  const std::uint64_t count = bytes_of(scalar);
   std::uint64_t bits = 0;
-  for (std::uint64_t b = bytes_of(scalar); b-- > 0;) bits = bits << 8 | bytes[b];
+  for (std::uint64_t b = 0; b < count; ++b) {
+    bits = bits << 8 | bytes[big_endian ? b : count - 1 - b];
+  }
   const auto low16 = static_cast<std::uint16_t>(bits);
   switch (scalar) {
     case Scalar::float16:
@@ -92,10 +96,8 @@ inline RowMatrix<float> read_matrix(const Source& source, const Tensor& tensor,
            "need a matrix, or a stack of them (got the shape " + text_of(tensor.shape) + ")");
   }
   const std::uint64_t rows = tensor.shape[dimensions - 2], cols = tensor.shape[dimensions - 1];
-  const std::uint64_t row_bytes =
-      checked_bytes(source.name(), field, {cols}, bytes_of(tensor.scalar));
-  const std::uint64_t bytes =
-      checked_bytes(source.name(), field, {rows, cols}, bytes_of(tensor.scalar));
+  const std::uint64_t size = bytes_of(tensor.scalar);
+  const std::uint64_t bytes = checked_bytes(source.name(), field, {rows, cols}, size);
   if (bytes == 0) refuse(source.name(), field, "is empty: shape " + text_of(tensor.shape));
   const std::uint64_t first = tensor.offset + number * bytes;
   if (first > source.size() || bytes > source.size() - first) {
@@ -103,12 +105,15 @@ inline RowMatrix<float> read_matrix(const Source& source, const Tensor& tensor,
   }
 
   RowMatrix<float> matrix(static_cast<Index>(rows), static_cast<Index>(cols));
-  std::vector<unsigned char> row(static_cast<std::size_t>(row_bytes));
-  for (Index r = 0; r < matrix.rows(); ++r) {
-    source.read(first + static_cast<std::uint64_t>(r) * row_bytes, row.data(), row_bytes);
-    for (Index c = 0; c < matrix.cols(); ++c) {
-      matrix(r, c) = detail::element(
-          row.data() + static_cast<std::uint64_t>(c) * bytes_of(tensor.scalar), tensor.scalar);
+  // A line is what stands together: a row, or a column.
+  const std::uint64_t lines = tensor.column_major ? cols : rows;
+  std::vector<unsigned char> line(static_cast<std::size_t>(bytes / lines));
+  for (std::uint64_t l = 0; l < lines; ++l) {
+    source.read(first + l * line.size(), line.data(), line.size());
+    for (std::uint64_t i = 0; i < line.size() / size; ++i) {
+      const auto r = static_cast<Index>(tensor.column_major ? i : l);
+      const auto c = static_cast<Index>(tensor.column_major ? l : i);
+      matrix(r, c) = detail::element(line.data() + i * size, tensor.scalar, tensor.big_endian);
       if (!std::isfinite(matrix(r, c))) {
         refuse(source.name(), field,
                "need finite numbers (row " + std::to_string(r) + ", column " + std::to_string(c) +

@@ -121,6 +121,10 @@ def main(program):
                 check_similarity(layer, weights)
                 check_heat_map(folder, layer, weights)
             tensors[f"model.layers.{len(tensors)}.mlp.gate.weight"] = weights
+        for stored in (weights.astype(">f4"), weights.astype(">f8"), np.asfortranarray(weights),
+                       np.asfortranarray(weights.astype(">f2"))):
+            np.save(os.path.join(folder, "w.npy"), stored)
+            check_similarity(inspect(program, folder, "w.npy")[0], stored)
         write_safetensors(os.path.join(folder, "model.safetensors"), tensors)
         layers = inspect(program, folder, ".")
         assert len(layers) == 3
@@ -159,8 +163,9 @@ def main(program):
         assert 0.08 < changed < 0.12, changed
 
         # What the format allows, but this program does not.
-        for bad in (np.asfortranarray(weights), weights.astype(">f4"), weights.astype(np.int32),
-                    np.where(weights > 3, np.nan, weights)):
+        for bad in (np.asfortranarray(np.stack([weights, weights])), weights.astype(np.int32),
+                    weights.astype(np.complex64), weights.astype(object),
+                    weights.view([("a", "<f8")]), np.where(weights > 3, np.nan, weights)):
             np.save(os.path.join(folder, "bad.npy"), bad)
             result = subprocess.run([program, "bad.npy"], cwd=folder, capture_output=True,
                                     check=False)

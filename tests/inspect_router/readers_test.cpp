@@ -15,6 +15,7 @@
 namespace {
 
 using namespace inspect_router;
+using namespace std::string_literals;
 
 /// The message of the UserError that `action` ends in.
 template <class Action>
@@ -76,6 +77,22 @@ TEST(Npy, ReadsEveryVersionAndScalar) {
   EXPECT_EQ(doubles(0, 0), 0.1F);
 }
 
+TEST(Npy, ReadsBigEndianNumbers) {
+  const auto singles = read_npy(npy(npy_dictionary(">f4", "(1, 2)"), "\x3f\xc0\0\0\xc0\0\0\0"s));
+  EXPECT_EQ(singles(0, 0), 1.5F);
+  EXPECT_EQ(singles(0, 1), -2);
+  EXPECT_EQ(read_npy(npy(npy_dictionary(">f2", "(1, 1)"), "\x3e\0"s))(0, 0), 1.5F);
+  EXPECT_EQ(read_npy(npy(npy_dictionary(">f8", "(1, 1)"), "\x3f\xf8\0\0\0\0\0\0"s))(0, 0), 1.5F);
+}
+
+TEST(Npy, ReadsMatricesInFortransOrder) {
+  const auto matrix = read_npy(npy("{'descr': '<f4', 'fortran_order': True, 'shape': (2, 3), }",
+                                   floats({1, 4, 2, 5, 3, 6})));
+  ASSERT_EQ(matrix.rows(), 2);
+  ASSERT_EQ(matrix.cols(), 3);
+  for (Index i = 0; i < 6; ++i) EXPECT_EQ(matrix.data()[i], static_cast<float>(i + 1));
+}
+
 TEST(Npy, ReadsTheMatricesOfAStack) {
   const MemorySource source("w.npy",
                             npy(npy_dictionary("<f4", "(3, 1, 2)"), floats({1, 2, 3, 4, 5, 6})));
@@ -94,9 +111,11 @@ TEST(Npy, NamesFileFieldAndRule) {
   EXPECT_SAYS(npy_refusal(npy(npy_dictionary("<f4", "(1, 2)"), data, 4)), "version:");
   EXPECT_SAYS(npy_refusal(npy(npy_dictionary("<f4", "(1, 2)"), data).substr(0, 40)), "byte 10:");
   EXPECT_SAYS(npy_refusal(std::string("\x93NUMPY\2\0", 8) + "\xff\xff\xff\xff"), "header length:");
-  EXPECT_SAYS(with(npy_dictionary(">f4", "(1, 2)")), "descr: is big-endian");
-  EXPECT_SAYS(with(npy_dictionary("<i4", "(1, 2)")), "descr: need <f4");
-  EXPECT_SAYS(with("{'descr': '<f4', 'fortran_order': True, 'shape': (1, 2), }"), "fortran_order:");
+  EXPECT_SAYS(with(npy_dictionary("<i4", "(1, 2)")), "descr: need f4, f2 or f8 behind < or >");
+  EXPECT_SAYS(with(npy_dictionary("=f4", "(1, 2)")), "(got '=f4')");
+  EXPECT_SAYS(with(npy_dictionary("", "(1, 2)")), "(got '')");
+  EXPECT_SAYS(with("{'descr': '<f4', 'fortran_order': True, 'shape': (1, 1, 2), }"),
+              "fortran_order: need False for more than a matrix");
   EXPECT_SAYS(with("{'descr': '<f4', 'fortran_order': 1, 'shape': (1, 2), }"), "True or False");
   EXPECT_SAYS(with("{'descr': '<f4', 'shape': (1, 2), }"), "lacks fortran_order");
   EXPECT_SAYS(with("{'descr': '<f4', 'descr': '<f4', 'fortran_order': False, 'shape': (1, 2)}"),
