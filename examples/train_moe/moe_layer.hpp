@@ -58,12 +58,24 @@ ExpertNetworks<A> expert_networks(const Sizes& sizes, const std::string& layer_n
                    initial_deviation(sizes, sizes.expert_hidden), layer_random(seed, number, 2))};
 }
 
+/// Weights as the Switch Transformer has them: the score of the selected expert among all experts.
+/// A weight that is divided by the sum of the selected ones is always 1 if there is one, and the
+/// router would learn nothing from it.
+inline void weigh_single_expert(gatepro::ScoreRule& scores) {
+  using gatepro::ScoreFunction;
+  if (scores.function == ScoreFunction::softmax_after_top_k) {
+    scores.function = ScoreFunction::softmax_before_top_k;
+  }
+  scores.renormalise = false;
+}
+
 /// The settings of a layer's router.
 inline gatepro::CompleteConfig router_config(const Sizes& sizes, const Routing& routing) {
   gatepro::CompleteConfig config = routing.config;
   config.hidden_size = sizes.hidden;
   config.num_experts = sizes.experts;
   config.top_k = sizes.top_k;
+  if (sizes.top_k == 1) weigh_single_expert(config.scores);
   return config;
 }
 

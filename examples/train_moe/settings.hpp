@@ -49,7 +49,9 @@ inline void add_size_options(CLI::App& app, Sizes& sizes) {
   app.add_option("--hidden", sizes.hidden, "Width of a token")->check(count(1, 8192));
   app.add_option("--layers", sizes.layers, "MoE layers")->check(count(1, 256));
   app.add_option("--experts", sizes.experts, "Experts per layer")->check(count(2, 8192));
-  app.add_option("--top-k", sizes.top_k, "Experts per token")->check(count(2, 8192));
+  app.add_option("--top-k", sizes.top_k,
+                 "Experts per token; a single one weighs its score among all experts")
+      ->check(count(1, 8192));
   app.add_option("--expert-hidden", sizes.expert_hidden, "Hidden units per expert")
       ->check(count(1, 8192));
   app.add_option("--router-deviation", sizes.router_deviation,

@@ -51,6 +51,7 @@ double objective(Model<double>& model, const Batch& batch) {
 struct GradientCase {
   const char* arm;
   Index window = 1;
+  Index top_k = 3;
 };
 
 class Gradient : public testing::TestWithParam<GradientCase> {};
@@ -60,6 +61,7 @@ class Gradient : public testing::TestWithParam<GradientCase> {};
 TEST_P(Gradient, OfEveryParameterEqualsFiniteDifferences) {
   const Text text(words(3 * Text::block_bytes));
   Sizes sizes = small_sizes();
+  sizes.top_k = GetParam().top_k;
   sizes.window = GetParam().window;
   sizes.heads = 1;
   if (sizes.window > 1) sizes.hidden = 2 * (sizes.heads = 3);
@@ -113,7 +115,9 @@ INSTANTIATE_TEST_SUITE_P(
                     GradientCase{"off+simbal=0.01"}, GradientCase{"eliminate+orthogonal"},
                     GradientCase{"off+hash+balance=0.5"}, GradientCase{"off+orthogonal-start"},
                     GradientCase{"off+bias=0.1+capacity=1.1"}, GradientCase{"off+choices=2"},
-                    GradientCase{"eliminate+sigmoid+quantile"},
+                    GradientCase{"eliminate+sigmoid+quantile"}, GradientCase{"off", 1, 1},
+                    GradientCase{"eliminate+balance=0.5", 1, 1},
+                    GradientCase{"lambda=0.3+sigmoid", 1, 1},
                     GradientCase{"eliminate+top-p=0.6+balance=0.5"},
                     GradientCase{"off+sigmoid+budget=1.5+sequence=0.5", 4}));
 

@@ -244,7 +244,7 @@ TEST_F(Program, RefusesBadInputInOneLineAndWritesNothing) {
       {"--arms", "off+balance=-1"},
       {"--arms", ""},
       {"--top-k", "11"},
-      {"--top-k", "1"},
+      {"--top-k", "0"},
       {"--window", "4"},
       {"--window", "5", "--heads", "3"},
       {"--swap-on-at", "13"},
