@@ -77,6 +77,9 @@ TEST(BadInput, Sizes) {
   expect_bad_config([](auto& c) { c.hidden_size = -3; }, {"Router", "hidden_size=-3"});
   expect_bad_config([](auto& c) { c.hidden_size = most; }, {"address space"});
   expect_bad_config([](auto& c) { c.hidden_size = most / 6; }, {"address space"});
+  // As elements they fit, as bytes they do not.
+  expect_bad_config([](auto& c) { c.num_experts = 64, c.hidden_size = most / 64 - 64; },
+                    {"address space"});
 }
 
 TEST(BadInput, Lambda) {

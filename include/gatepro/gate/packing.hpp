@@ -69,8 +69,11 @@ Index packed_size(Index experts, Index hidden) {
   constexpr Index most_padding = 64;
   need(hidden >= 0 && hidden <= (std::numeric_limits<Index>::max)() - most_padding, "gate_logits",
        "hidden_size >= 0 and within the address space", {{"hidden_size", hidden}});
-  return checked_product("gate_logits", "num_experts * hidden_size within the address space",
-                         padded_experts<A>(experts), padded_depth<A>(hidden));
+  const char* rule = "num_experts * hidden_size within the address space";
+  const Index size =
+      checked_product("gate_logits", rule, padded_experts<A>(experts), padded_depth<A>(hidden));
+  checked_product("gate_logits", rule, size, sizeof(A));
+  return size;
 }
 
 /// The panel that holds vector `v` of `vectors`: its first vector and its width. Panels have the
