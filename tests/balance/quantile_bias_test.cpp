@@ -228,7 +228,7 @@ TYPED_TEST(QuantileBiasTest, IsTheQuantileToABin) {
       const auto exact_E = exact_next(scores_TE, bias_E, top_k);
       const gatepro::VectorView<const A> view(bias_E);
       const auto range = gatepro::detail::bias_range(view, 1);
-      const double width = (range.high - range.low) / double(bins);
+      const double width = range.span / double(bins);
       bias_E = next_of(count(scores_TE, bias_E, top_k, rule), tokens, top_k, rule, bias_E);
       double sum = 0, largest = 0;
       for (Index e = 0; e < experts; ++e) {
@@ -410,6 +410,30 @@ TYPED_TEST(QuantileBiasTest, TakesAnyNumbers) {
   }
 }
 
+// What all biases have in common plays no part, also where it is so large that a small reach is
+// lost beside it.
+TYPED_TEST(QuantileBiasTest, CommonPartsOfBiasesCancel) {
+  using A = TypeParam;
+  constexpr Index tokens = 200, experts = 9, top_k = 2;
+  const RowMatrix<A> scores_TE =
+      (skewed_scores<A>(tokens, experts, 15) * A(8192)).array().round() / A(8192);
+  for (const double reach : {std::ldexp(1.0, -50), 1.0}) {
+    const QuantileRule rule = rule_of(50, reach, 0.25);
+    for (const A step : {A(0), A(0.125)}) {
+      std::vector<A> bias_E(experts), raised_E(experts);
+      for (std::size_t e = 0; e < bias_E.size(); ++e) {
+        bias_E[e] = step * A(e);
+        raised_E[e] = bias_E[e] + 1024;
+      }
+      const Counts counts_EB = count(scores_TE, bias_E, top_k, rule);
+      EXPECT_EQ(count(scores_TE, raised_E, top_k, rule), counts_EB) << reach;
+      EXPECT_EQ(next_of(counts_EB, tokens, top_k, rule, raised_E),
+                next_of(counts_EB, tokens, top_k, rule, bias_E))
+          << reach;
+    }
+  }
+}
+
 TYPED_TEST(QuantileBiasTest, RefusesBadInput) {
   using A = TypeParam;
   constexpr Index experts = 4;
@@ -447,6 +471,9 @@ TYPED_TEST(QuantileBiasTest, RefusesBadInput) {
   expect_error([&] { counted(1, good, bias_E, memory); }, {"bias_E", "finite", "expert=2"});
   bias_E[2] = 0;
   expect_error([&] { counted(1, rule_of(9), bias_E, memory); }, {"counts_EB"});
+  auto far_E = bias_E;
+  far_E[0] = std::numeric_limits<A>::max(), far_E[1] = -far_E[0];
+  expect_error([&] { counted(1, good, far_E, memory); }, {"count_needed_bias", "stay finite"});
   expect_error([&] { counted(1, good, bias_E, {memory.data(), 8}); }, {"workspace"});
   EXPECT_EQ(counts_EB, Counts::Constant(experts, 9, 7)) << "nothing was written";
 

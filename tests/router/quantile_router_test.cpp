@@ -401,6 +401,8 @@ TEST(QuantileRouter, RefusesWhatDoesNotFit) {
     expect_error([&] { router.restore(state); }, parts);
     complete_data::expect_same_state(router.state(), good);
   };
+  not_restored([](auto& s) { s.expert_bias_E[0] = 3e38, s.expert_bias_E[1] = -3e38; },
+               {"restore", "biases that stay finite"});
   not_restored([](auto& s) { s.quantile_counts_EB.pop_back(); }, {"quantile_counts_EB", "size=59"});
   not_restored([](auto& s) { s.quantile_counts_EB.clear(); }, {"quantile_choices=5"});
   not_restored([](auto& s) { s.quantile_counts_EB[7] = -1; }, {"quantile_counts_EB", "count=-1"});

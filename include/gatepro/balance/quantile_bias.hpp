@@ -81,12 +81,21 @@ inline void check_needed_counts(const Checks& checks,
   }
 }
 
+/// Biases whose range has a number as an A.
+template <class A, class B>
+BiasRange checked_bias_range(const Checks& checks, const VectorView<const B>& bias_E,
+                             double reach) {
+  const BiasRange range = bias_range(bias_E, reach);
+  checks.need(is_finite_as<A>(range.span), "biases that stay finite",
+              {{"lowest", range.lowest}, {"from the lowest to the highest", range.span}});
+  return range;
+}
+
 /// The bias at which `target` tokens choose an expert, by its counts. `kept` where no token's
 /// choice depends on it. Where the tokens that depend on it are all too many, or all too few, the
-/// bias that gives none, or all, of them.
+/// bias that gives none, or all, of them. Biases are those above the lowest.
 inline double bias_at(const std::int64_t* counts_B, Index bins, double target,
                       const BiasRange& range, double kept) {
-  const double width = (range.high - range.low) / static_cast<double>(bins);
   double below = static_cast<double>(counts_B[0]);
   double edge = -1;  // the upper one of the last bin that holds tokens
   for (Index i = 0; i < bins; ++i) {
@@ -95,12 +104,12 @@ inline double bias_at(const std::int64_t* counts_B, Index bins, double target,
     edge = static_cast<double>(i);
     if (below + count >= target) {
       edge += (std::max)(0.0, target - below) / count;
-      return range.low + product(edge, width);
+      return range.above_lowest(edge, bins);
     }
     below += count;
     edge += 1;
   }
-  return edge < 0 ? kept : range.low + product(edge, width);
+  return edge < 0 ? kept : range.above_lowest(edge, bins);
 }
 
 /// The scratch of count_needed_bias.
@@ -147,10 +156,10 @@ std::size_t count_needed_bias_workspace_bytes(Index num_experts, Index top_k,
 /// of the optimizer step: they decide where bins are. is_padding_T: T bytes, nonzero for padding,
 /// or not given.
 ///
-/// Throws Error for shapes, the rule, top_k, a bias that is not finite, T beyond int32, or a
-/// workspace below count_needed_bias_workspace_bytes(E, K, rule, executor.workers()), before any
-/// write. Cost: a selection, and T E increments. No allocation. Thread-safe. Counts do not depend
-/// on the executor or on how a batch is cut.
+/// Throws Error for shapes, the rule, top_k, biases that are or may become infinite, T beyond
+/// int32, or a workspace below count_needed_bias_workspace_bytes(E, K, rule, executor.workers()),
+/// before any write. Cost: a selection, and T E increments. No allocation. Thread-safe. Counts do
+/// not depend on the executor or on how a batch is cut.
 template <class L, class Executor = SerialExecutor>
 std::int64_t count_needed_bias(MatrixView<L> scores_TE, VectorView<const detail::value_t<L>> bias_E,
                                VectorView<const std::uint8_t> is_padding_T, Index top_k,
@@ -167,6 +176,7 @@ std::int64_t count_needed_bias(MatrixView<L> scores_TE, VectorView<const detail:
   checks.matrix("scores_TE", scores_TE, tokens, experts);
   checks.vector("bias_E", bias_E, experts);
   detail::check_bias_values<A>(checks, "bias_E", bias_E);
+  detail::checked_bias_range<A>(checks, bias_E, rule.reach);
   checks.optional_vector("is_padding_T", is_padding_T, tokens);
   checks.matrix("counts_EB", counts_EB, experts, 1 + rule.bins);
   checks.overlaps(detail::output("counts_EB", counts_EB), detail::output("workspace", workspace),
@@ -215,9 +225,7 @@ void quantile_bias(MatrixView<const std::int64_t> counts_EB, std::int64_t choice
   checks.vector("bias_E", bias_E, experts);
   checks.vector("next_E", next_E, experts);
   detail::check_bias_values<B>(checks, "bias_E", bias_E);
-  const detail::BiasRange range = detail::bias_range(bias_E, rule.reach);
-  checks.need(detail::is_finite_as<B>(range.high - range.low), "biases that stay finite",
-              {{"lowest", range.low}, {"highest", range.high}});
+  const detail::BiasRange range = detail::checked_bias_range<B>(checks, bias_E, rule.reach);
   detail::check_needed_counts(checks, counts_EB, choices);
   if (choices == 0) {
     std::copy(bias_E.data, bias_E.data + experts, next_E.data);
@@ -226,7 +234,7 @@ void quantile_bias(MatrixView<const std::int64_t> counts_EB, std::int64_t choice
   const double target = static_cast<double>(choices) / static_cast<double>(experts);
   double sum = 0;
   for (Index e = 0; e < experts; ++e) {
-    const auto kept = static_cast<double>(bias_E[e]);
+    const double kept = static_cast<double>(bias_E[e]) - range.lowest;
     const double found = detail::bias_at(counts_EB.row(e), rule.bins, target, range, kept);
     next_E[e] = static_cast<B>(found + detail::product(rule.memory, kept - found));
     sum += static_cast<double>(next_E[e]);

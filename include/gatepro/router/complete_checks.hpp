@@ -410,6 +410,10 @@ void check_state(const Checks& checks, const CompleteConfig& config, const Route
   checks.ids("partners_EM", partners, experts);
   check_state_bias<A>(checks, "expert_bias_E", state.expert_bias_E);
   check_state_bias<A>(checks, "correction_bias_E", state.correction_bias_E);
+  if (config.quantile.enabled && !state.expert_bias_E.empty()) {
+    const VectorView<const double> bias_E = state.expert_bias_E;
+    checked_bias_range<A>(checks, bias_E, config.quantile.reach);
+  }
   check_counts(checks, "bias_counts_E", state.bias_counts_E, size(state.bias_counts_E));
   if (!state.quantile_counts_EB.empty()) {
     check_needed_counts("CompleteRouter::restore, quantile_counts_EB",

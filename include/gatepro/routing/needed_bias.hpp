@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "gatepro/core/product.hpp"
 #include "gatepro/core/workspace.hpp"
 #include "gatepro/kernels/dispatch.hpp"
 #include "gatepro/routing/routing_group.hpp"
@@ -14,10 +15,17 @@
 namespace gatepro {
 namespace detail {
 
-/// Equal bins from `low` to `high`.
+/// Where bins are: from `reach` below the lowest bias, `span` wide together. What all biases have
+/// in common is left out, so that a reach that is small beside it is not lost.
 struct BiasRange {
-  double low = 0;
-  double high = 0;
+  double lowest = 0;
+  double reach = 0;
+  double span = 0;
+
+  /// How far above the lowest bias a place of the range is, in widths of one of `bins` bins.
+  double above_lowest(double place, Index bins) const {
+    return product(place, span / static_cast<double>(bins)) - reach;
+  }
 };
 
 inline namespace GATEPRO_ABI {
@@ -27,7 +35,8 @@ inline namespace GATEPRO_ABI {
 template <class A>
 BiasRange bias_range(const VectorView<const A>& bias_E, double reach) {
   const auto [low, high] = std::minmax_element(bias_E.data, bias_E.data + bias_E.size);
-  return {static_cast<double>(*low) - reach, static_cast<double>(*high) + reach};
+  const auto lowest = static_cast<double>(*low);
+  return {lowest, reach, static_cast<double>(*high) - lowest + 2 * reach};
 }
 
 /// Counts of tokens, E x (1 + bins): first those that choose the expert whatever its bias, then
@@ -50,9 +59,9 @@ class NeededBias {
   void start(const VectorView<const A>& bias_E, double reach,
              const VectorView<const std::uint8_t>& is_padding_T) {
     const BiasRange range = bias_range(bias_E, reach);
-    per_unit_ = static_cast<A>(static_cast<double>(bins_) / (range.high - range.low));
+    per_unit_ = static_cast<A>(static_cast<double>(bins_) / range.span);
     for (Index e = 0; e < experts_; ++e) {
-      offset_E_[e] = static_cast<A>(static_cast<double>(bias_E[e]) - range.low);
+      offset_E_[e] = static_cast<A>(static_cast<double>(bias_E[e]) - range.lowest + reach);
     }
     is_padding_T_ = is_padding_T;
     for (int worker = 0; worker < workers_; ++worker) {
