@@ -82,6 +82,8 @@ Tensor find_partners_anywhere(const Tensor& w, std::int64_t partners_per_expert,
   checks.need(partners_per_expert >= 1 && partners_per_expert < w.size(0),
               "1 <= partners_per_expert < num_experts", "partners_per_expert", partners_per_expert,
               ", num_experts=", w.size(0));
+  checks.need(min_similarity >= -1 && min_similarity <= 1, "-1 <= min_similarity <= 1",
+              "min_similarity", min_similarity);
   if (w.is_meta()) return at::empty({w.size(0), partners_per_expert}, w.options().dtype(at::kInt));
   gatepro::Pairing pairing;
   pairing.partners_per_expert = partners_per_expert;
@@ -113,6 +115,9 @@ std::string diagnose_anywhere(const Tensor& metrics, const Tensor& losses,
                               const OptionalTensor& baseline_validation_losses) {
   using gatepro::Competition;
   const Checks checks("diagnose");
+  checks.penalty(penalty);
+  checks.need(baseline_metrics || !(baseline_losses || baseline_validation_losses),
+              "baseline_metrics with losses of a baseline", "baseline_metrics", "none");
   const Competition competition = eliminate     ? Competition::eliminate()
                                   : penalty > 0 ? Competition::penalty(penalty)
                                                 : Competition::off();

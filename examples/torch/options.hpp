@@ -66,15 +66,13 @@ class Checks {
   }
 
   void tokens(const at::Tensor& x, const at::Tensor& w) const {
-    need(x.dim() == 2 && at::isFloatingType(x.scalar_type()), "x of shape [T, H], floating point",
-         "x", x.scalar_type(), x.sizes());
+    matrix("x", x, "x of shape [T, H] and dtype Float, Double, BFloat16 or Half");
     const bool mixed = w.scalar_type() == at::kFloat && accumulator(x) == at::kFloat;
     tensor("w", w, mixed ? at::kFloat : x.scalar_type(), x.device(), {-1, x.size(1)});
   }
 
   void weights(const at::Tensor& w) const {
-    need(w.dim() == 2 && at::isFloatingType(w.scalar_type()), "w of shape [E, H], floating point",
-         "w", w.scalar_type(), w.sizes());
+    matrix("w", w, "w of shape [E, H] and dtype Float, Double, BFloat16 or Half");
   }
 
   void logits(const at::Tensor& logits) const {
@@ -83,7 +81,19 @@ class Checks {
          logits.sizes());
   }
 
+  void penalty(double penalty) const {
+    need(penalty >= 0 && std::isfinite(penalty), "penalty finite and >= 0", "penalty", penalty);
+  }
+
  private:
+  /// A matrix of numbers that the CPU's path reads.
+  void matrix(const char* name, const at::Tensor& m, const char* rule) const {
+    const at::ScalarType dtype = m.scalar_type();
+    const bool is_read =
+        dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 || dtype == at::kHalf;
+    need(m.dim() == 2 && is_read, rule, name, dtype, m.sizes());
+  }
+
   static bool is(const at::Tensor& tensor, at::ScalarType dtype, at::Device device,
                  at::IntArrayRef shape) {
     if (!tensor.defined() || tensor.scalar_type() != dtype || tensor.device() != device ||
@@ -118,8 +128,7 @@ inline Options checked_options(const Checks& checks, const at::Tensor& partners,
   gatepro::SelectionRule& rule = options.rule;
   checks.need(given.top_k >= 1 && given.top_k <= experts, "1 <= top_k <= num_experts", "top_k",
               given.top_k, ", num_experts=", experts);
-  checks.need(given.penalty >= 0 && std::isfinite(given.penalty), "penalty finite and >= 0",
-              "penalty", given.penalty);
+  checks.penalty(given.penalty);
   rule.top_k = given.top_k;
   rule.scores.function = score_function(checks, given.score);
   rule.scores.renormalise = given.renormalise;
@@ -127,6 +136,8 @@ inline Options checked_options(const Checks& checks, const at::Tensor& partners,
                                      : gatepro::Competition::penalty(given.penalty);
   if (rule.competition.active()) {
     checks.tensor("partners", partners, at::kInt, like.device(), {experts, -1});
+    checks.need(partners.size(1) >= 1, "partners of one column or more", "partners",
+                partners.sizes());
     options.partners = partners;
   }
   if (given.expert_bias.defined()) {

@@ -600,7 +600,23 @@ TEST_F(TorchOps, BadArgumentsAreNamed) {
   expect_error([&] { route_logits(x.to(at::kHalf), partners, good); },
                {"route_logits", "logits of shape [T, E] and dtype Float or Double", "Half"});
   expect_error([&] { find_partners(x[0]); }, {"find_partners", "w of shape [E, H]"});
+  RouteOptions spoilt = good;
+  spoilt.penalty = not_a_number;
+  const Tensor metrics = at::zeros({2, 1, 9}, at::kDouble), losses = at::zeros({2}, at::kDouble);
+  expect_error([&] { diagnose(metrics, losses, losses, spoilt); }, {"diagnose", "penalty=nan"});
+  // Those without data take the plain path.
   for (const Tensor& weights : {w, w.to(at::kMeta)}) {
+    const Tensor no_partners = at::empty({6, 0}, weights.options().dtype(at::kInt));
+    const Tensor tokens = x.to(weights.device());
+    const auto refuse_partners = [&](const auto& call) {
+      expect_error(call, {"partners of one column or more", "partners=[6, 0]"});
+    };
+    refuse_partners([&] { route(tokens, weights, no_partners, good); });
+    refuse_partners([&] { route_logits(weights.t(), no_partners, good); });
+    for (const double least : {-1.5, 1.5, double{not_a_number}}) {
+      expect_error([&] { find_partners(weights, 1, least); },
+                   {"find_partners", "-1 <= min_similarity <= 1", "min_similarity="});
+    }
     for (const std::int64_t count : {-1, 0, 6}) {
       expect_error([&] { find_partners(weights, count); },
                    {"find_partners", "1 <= partners_per_expert < num_experts", "num_experts=6"});

@@ -228,6 +228,10 @@ class OperatorTest(unittest.TestCase):
             "logits of shape": lambda: ops.route_logits(x.half(), partners, 3),
             "x of shape": lambda: ops.route(x[0], w, partners, 3),
             "w of shape": lambda: ops.find_partners(w[0]),
+            "partners of one column": lambda: ops.layer_metrics(x @ w.T, w, partners[:, :0], 3),
+            "baseline_metrics": lambda: ops.diagnose(
+                torch.zeros(2, 1, 9, dtype=torch.float64), *torch.zeros(2, 2, dtype=torch.float64),
+                baseline_losses=torch.zeros(2, dtype=torch.float64)),
         }.items():
             with self.subTest(text):
                 with self.assertRaisesRegex(ValueError, f"gatepro::[a-z_]+: need {text}"):
