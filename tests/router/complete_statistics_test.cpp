@@ -37,6 +37,19 @@ struct Observed : Batch {
   }
 };
 
+void expect_same(const gatepro::PenaltyStatistics& got, const gatepro::PenaltyStatistics& want) {
+  EXPECT_EQ(got.tokens, want.tokens);
+  EXPECT_EQ(got.penalised_pairs, want.penalised_pairs);
+  EXPECT_EQ(got.tied_pairs, want.tied_pairs);
+  EXPECT_EQ(got.penalties_lost_in_rounding, want.penalties_lost_in_rounding);
+  EXPECT_EQ(got.tokens_changed, want.tokens_changed);
+  EXPECT_EQ(got.tokens_short_of_survivors, want.tokens_short_of_survivors);
+  EXPECT_EQ(got.partnered_selections, want.partnered_selections);
+  EXPECT_EQ(got.coactivations, want.coactivations);
+  EXPECT_EQ(got.unpenalised_partnered_selections, want.unpenalised_partnered_selections);
+  EXPECT_EQ(got.unpenalised_coactivations, want.unpenalised_coactivations);
+}
+
 TEST(CompleteStatistics, AreThoseOfThePlainRouter) {
   const Observed observe;
   for (const Competition& competition : {Competition::penalty(0.3), Competition::eliminate()}) {
@@ -54,15 +67,7 @@ TEST(CompleteStatistics, AreThoseOfThePlainRouter) {
     EXPECT_GT(want.penalised_pairs, 0);
     for (const auto& got :
          {observe(complete, ForwardInputs<>()), observe(biased, ForwardInputs<>())}) {
-      EXPECT_EQ(got.tokens, want.tokens);
-      EXPECT_EQ(got.penalised_pairs, want.penalised_pairs);
-      EXPECT_EQ(got.tied_pairs, want.tied_pairs);
-      EXPECT_EQ(got.penalties_lost_in_rounding, want.penalties_lost_in_rounding);
-      EXPECT_EQ(got.tokens_changed, want.tokens_changed);
-      EXPECT_EQ(got.tokens_short_of_survivors, want.tokens_short_of_survivors);
-      EXPECT_EQ(got.partnered_selections, want.partnered_selections);
-      EXPECT_EQ(got.coactivations, want.coactivations);
-      EXPECT_EQ(got.unpenalised_coactivations, want.unpenalised_coactivations);
+      expect_same(got, want);
     }
   }
 }
@@ -103,6 +108,32 @@ TEST(CompleteStatistics, CountChangesUnderEveryRule) {
     EXPECT_GT(changed, 0);
     EXPECT_EQ(statistics.tokens, valid);
     EXPECT_EQ(statistics.tokens_changed, changed) << static_cast<int>(function);
+  }
+}
+
+// Sets of equal size: all K of a call, whatever a threshold or a budget then leaves.
+TEST(CompleteStatistics, CompareSetsOfEqualSize) {
+  const Observed observe;
+  const std::vector<std::int64_t> whole{0, Observed::T};
+  const gatepro::FewerChoices none{1, 0, 1}, likely{0.5, 0, 1}, budgeted{1, 1.5, 0};
+  for (const Competition& competition : {Competition::penalty(0.3), Competition::eliminate()}) {
+    for (const Index most : {Observed::K, Index{2}}) {
+      const gatepro::RouterConfig config{Observed::H, Observed::E, most, competition};
+      gatepro::Router<float> plain(config);
+      plain.refresh(observe.w_EH, 0);
+      const auto want = observe(plain);
+      EXPECT_GT(want.tokens_changed, 0);
+      for (const auto& fewer : {none, likely, budgeted}) {
+        CompleteConfig complete{{Observed::H, Observed::E, Observed::K, competition}};
+        complete.fewer = fewer;
+        CompleteRouter<float> router(complete);
+        router.refresh(observe.w_EH, 0);
+        ForwardInputs<> in;
+        in.top_k = most;
+        in.sequence_begin_S1 = whole;
+        expect_same(observe(router, in), want);
+      }
+    }
   }
 }
 
