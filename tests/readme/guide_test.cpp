@@ -190,7 +190,7 @@ TEST_F(Guide, AuxiliaryLosses) {
                gatepro::z_loss_workspace_bytes<float>(tokens, num_experts)));
   // clang-format off
 gatepro::BalanceAccumulator loads(num_experts);
-loads.add({buffers.tokens_per_expert_E(), tokens}, reduce);    // sums over ranks; see NoReduce
+loads.add({buffers.tokens_per_expert_E(), tokens}, reduce);    // sums over ranks
 const auto batch = loads.latest();
 const gatepro::LossLogits logits{buffers.logits_TE(), is_padding_T, dlogits_TE};
 const gatepro::BalanceRule rule{gatepro::ScoreFunction::softmax_after_top_k, top_k};
