@@ -28,6 +28,9 @@ inline namespace GATEPRO_ABI {
 /// The weights stay the trainer's: each call gets them. The router keeps the settings and the
 /// partners. forward and backward are const, allocate nothing, start no thread unless the executor
 /// does, and may run concurrently with workspaces of their own; what PartneredRouter has writes.
+///
+/// All calls make top_k choices. For another k, make a second router and give it the partners of
+/// the first (set_partners), or take CompleteRouter, where each call may have a k of its own.
 template <class X = float, class W = X, class Id = std::int32_t>
 class Router : public PartneredRouter<accumulator_t<X, W>, W, RouterConfig> {
   using Base = PartneredRouter<accumulator_t<X, W>, W, RouterConfig>;
