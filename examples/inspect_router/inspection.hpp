@@ -135,9 +135,11 @@ class Inspection {
     const auto many = [](std::size_t count, const std::string& what) {
       return std::to_string(count) + " " + what + (count == 1 ? "" : "s");
     };
-    return summarise(layer.ids_TK(), experts,
-                     "traced over " + many(layer.steps.size(), "step") + " on " +
-                         many(layer.ranks.size(), "rank"));
+    RoutingSummary summary = summarise(layer.ids_TK(), experts,
+                                       "traced over " + many(layer.steps.size(), "step") + " on " +
+                                           many(layer.ranks.size(), "rank"));
+    if (!layer.weights.empty()) add_weights(layer.ids_TK(), layer.weights_TK(), summary);
+    return summary;
   }
 
   const RandomRouters& random_of(Index experts, Index hidden) {

@@ -56,6 +56,10 @@ inline Json json_of(const RoutingSummary& routing, bool has_partners) {
                {"variation", routing.loads.variation},
                {"gini", routing.loads.gini},
                {"normalised_entropy", routing.loads.normalised_entropy}};
+  if (!routing.weight_E.empty()) {
+    json["weight_of_expert"] = routing.weight_E;
+    json["mean_largest_weight"] = routing.mean_largest_weight;
+  }
   if (has_partners) {
     json["partner_lift"] = routing.partner_lift;
     json["partner_coactivation"] = routing.partner_rate;

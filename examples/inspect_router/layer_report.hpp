@@ -88,6 +88,8 @@ struct RoutingSummary {
   std::string source;  ///< Where the tokens come from.
   Index tokens = 0, top_k = 0;
   std::vector<std::int64_t> load_E;
+  std::vector<double> weight_E;    ///< Sums over the tokens; empty where no weights are known.
+  double mean_largest_weight = 0;  ///< Over the tokens; with weights.
   gatepro::LoadMetrics loads;
   gatepro::Coactivation together;
   RowMatrix<double> lift_EE;
@@ -125,6 +127,22 @@ inline RoutingSummary summarise(gatepro::MatrixView<const std::int32_t> ids_TK, 
   return summary;
 }
 
+/// What the choices weigh. Without what is not finite.
+inline void add_weights(gatepro::MatrixView<const std::int32_t> ids_TK,
+                        gatepro::MatrixView<const float> weights_TK, RoutingSummary& summary) {
+  summary.weight_E.assign(summary.load_E.size(), 0);
+  for (Index t = 0; t < ids_TK.rows; ++t) {
+    double largest = 0;
+    for (Index k = 0; k < ids_TK.cols; ++k) {
+      const auto weight = static_cast<double>(weights_TK(t, k));
+      if (ids_TK(t, k) < 0 || !std::isfinite(weight)) continue;
+      summary.weight_E[static_cast<std::size_t>(ids_TK(t, k))] += weight;
+      largest = std::max(largest, weight);
+    }
+    summary.mean_largest_weight += largest / static_cast<double>(ids_TK.rows);
+  }
+}
+
 /// Routes tokens as the published router does, without competition, and counts what one would
 /// change.
 inline RoutingSummary route(const RowMatrix<float>& x_TH, const RowMatrix<float>& w_EH, Index top_k,
@@ -140,6 +158,7 @@ inline RoutingSummary route(const RowMatrix<float>& x_TH, const RowMatrix<float>
     throw UserError("--x: the logits of " + std::to_string(nonfinite) + " tokens leave float");
   }
   RoutingSummary summary = summarise(buffers.expert_ids_TK(), w_EH.rows(), source);
+  add_weights(buffers.expert_ids_TK(), buffers.weights_TK(), summary);
   if (top_k == w_EH.rows()) return summary;  // nobody is left to be selected instead
 
   std::vector<std::byte> workspace(

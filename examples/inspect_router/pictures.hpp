@@ -289,6 +289,14 @@ inline Svg partner_histogram(const LayerReport& layer) {
   return plot.svg();
 }
 
+/// ", mean weight 0.17" of an expert, where that is known.
+inline std::string weight_text(const RoutingSummary& routing, Index e) {
+  const auto i = static_cast<std::size_t>(e);
+  if (routing.weight_E.empty() || routing.load_E[i] == 0) return "";
+  const double mean = routing.weight_E[i] / static_cast<double>(routing.load_E[i]);
+  return ", mean weight " + report::number(mean);
+}
+
 /// The tokens of each expert, the largest first.
 inline Svg load_picture(const LayerReport& layer) {
   const std::vector<std::int64_t>& load_E = layer.routing->load_E;
@@ -313,7 +321,8 @@ inline Svg load_picture(const LayerReport& layer) {
     const auto at = static_cast<double>(p);
     plot.bar(at, at + 1, tokens, marked[static_cast<std::size_t>(order[p])] != 0 ? 1 : 0,
              "expert " + std::to_string(order[p]) + ": " + std::to_string(load(order[p])) +
-                 " tokens, " + report::number(mean > 0 ? tokens / mean : 0) + " of the mean");
+                 " tokens, " + report::number(mean > 0 ? tokens / mean : 0) + " of the mean" +
+                 weight_text(*layer.routing, order[p]));
   }
   plot.level(mean, "mean");
   if (!layer.groups.empty()) plot.legend({{0, "expert"}, {1, "in a redundant group"}});

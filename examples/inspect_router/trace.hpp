@@ -29,6 +29,8 @@ struct TraceLayer {
 
   Index tokens() const { return top_k == 0 ? 0 : static_cast<Index>(ids.size()) / top_k; }
   gatepro::MatrixView<const std::int32_t> ids_TK() const { return {ids.data(), tokens(), top_k}; }
+  /// Not if they are empty.
+  gatepro::MatrixView<const float> weights_TK() const { return {weights.data(), tokens(), top_k}; }
 };
 
 /// The block ("decoder", or "mtp" with a number), and the layer in it.

@@ -184,13 +184,17 @@ TEST_F(Program, RoutesGivenTokens) {
   }
   EXPECT_EQ(routing["load_of_expert"], load_E);
   EXPECT_EQ(routing["tokens"], 400);
+  double weight = 0;
+  for (const double of_expert : routing["weight_of_expert"]) weight += of_expert;
+  EXPECT_NEAR(weight, 400, 1e-3);
+  EXPECT_GT(routing["mean_largest_weight"], 1.0 / 3);
   EXPECT_GT(routing["changed_by_elimination"].get<double>(), 0);
 }
 
 TEST_F(Program, LooksAtTracesWithAndWithoutWeights) {
   fs::create_directory(folder / "trace");
   const std::vector<std::int32_t> ids{0, 1, 0, 1, 2, 3, 0, 2};
-  const std::vector<float> weights(8, 0.5F);
+  const std::vector<float> weights{0.75F, 0.25F, 0.5F, 0.5F, 1, 0, std::nanf(""), 0.25F};
   for (int rank = 0; rank < 2; ++rank) {
     std::string lines;
     for (Index layer = 0; layer < 2; ++layer) {
@@ -206,6 +210,8 @@ TEST_F(Program, LooksAtTracesWithAndWithoutWeights) {
   EXPECT_EQ(routing["load_of_expert"], (std::vector<int>{6, 4, 4, 2, 0}));
   EXPECT_EQ(routing["tokens"], 8);
   EXPECT_EQ(routing["zero_token_experts"], 1);
+  EXPECT_EQ(routing["weight_of_expert"], (std::vector<double>{2.5, 1.5, 2.5, 0, 0}));
+  EXPECT_EQ(routing["mean_largest_weight"], 0.625);
   EXPECT_EQ(inspect("--trace trace")["layers"][0]["experts"], 4);
 
   write(folder / "w.1.npy", random_npy(4, 8, 3));
