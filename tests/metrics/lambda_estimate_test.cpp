@@ -208,6 +208,16 @@ TEST(LambdaEstimate, AFailureChangesNothing) {
                {"LambdaEstimate", "estimate", "value=-1", "position=3"});
   bad[3] = std::numeric_limits<double>::quiet_NaN();
   expect_error([&] { estimate.restore(bad, counts); }, {"estimate", "position=3"});
+  std::vector<std::int64_t> many = counts;
+  many[5] = many[0] + 1;
+  expect_error([&] { estimate.restore(before, many); },
+               {"LambdaEstimate", "a lambda per token", "tokens=400"});
+  LambdaEstimate full({0.1, 4});
+  std::fill(many.begin(), many.end(), std::int64_t{0});
+  many[0] = std::numeric_limits<std::int64_t>::max();
+  full.restore(before, many);
+  expect_error([&] { observe(full, batch<float>(9)); }, {"LambdaEstimate", "fits int64"});
+  EXPECT_EQ(data::copy(full.counts()), many);
   expect_error([&] { estimate.restore(before, negative); }, {"counts", "count=-1", "position=2"});
   bad.pop_back();
   expect_error([&] { estimate.restore(bad, counts); }, {"estimate", "size needed"});

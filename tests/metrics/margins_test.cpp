@@ -246,6 +246,43 @@ TYPED_TEST(MarginsTest, CountsDoNotDependOnThreadsPartsOrRanks) {
   for (const MarginCounts& part : parts) EXPECT_EQ(data::copy(part.counts()), want);
 }
 
+// Padding is as if it were not there.
+TYPED_TEST(MarginsTest, MaskedTokensDoNotCount) {
+  using A = TypeParam;
+  Layer<A> layer(301, 24, 1);
+  const std::vector<std::uint8_t> mask = data::random_mask(301, 51);
+  RowMatrix<A> kept(301, 24);
+  Index rows = 0;
+  for (Index t = 0; t < 301; ++t) {
+    if (mask[static_cast<std::size_t>(t)] == 0) kept.row(rows++) = layer.logits.row(t);
+  }
+  kept.conservativeResize(rows, 24);
+  EXPECT_LT(rows, 301);
+  EXPECT_EQ(data::copy(count(layer.logits, layer.rivals(), {4}, mask).counts()),
+            data::copy(count(kept, layer.rivals(), {4}).counts()));
+}
+
+// Logits of 16 bits tie often. A lambda for fewer tokens than tie must not vanish in rounding.
+TYPED_TEST(MarginsTest, ASmallShareOfRoundedLogitsBreaksAllTies) {
+  using A = TypeParam;
+  Layer<A> layer(4000, 32, 1);
+  layer.logits =
+      (layer.logits.array() + 60).matrix().template cast<gatepro::bfloat16>().template cast<A>();
+  const MarginCounts counts = count(layer.logits, layer.rivals(), {4});
+  const double ties = static_cast<double>(counts.lambda_histogram()[0]) / 4000;
+  ASSERT_GT(ties, 0.02);
+  for (const double share : {0.1 * ties, 0.9 * ties}) {
+    const double lambda = counts.lambda_for_share(share);
+    EXPECT_NEAR(layer.changed(lambda), ties, 1e-3) << lambda;
+    EXPECT_NEAR(counts.changed_share(lambda), ties, 1e-3) << lambda;
+    gatepro::LambdaEstimate estimate({share, 1});
+    auto memory = data::scratch(gatepro::count_margins_workspace_bytes<A>(32, 4));
+    estimate.observe(gatepro::view(layer.logits), layer.rivals(), {4}, {}, memory);
+    estimate.step();
+    EXPECT_EQ(estimate.lambda(), lambda);
+  }
+}
+
 // Values that are not finite have no margin, and never end up in a wrong bin.
 TYPED_TEST(MarginsTest, NumbersThatAreNotFiniteHaveNoMargin) {
   using A = TypeParam;

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "gatepro/metrics/margins.hpp"
@@ -54,8 +55,8 @@ inline namespace GATEPRO_ABI {
 /// const double lambda = estimate.lambda();
 /// if (lambda > 0) router.set_competition(Competition::penalty(lambda));
 /// ```
-/// With logits of 16 bits many margins are exactly 0: a share below that of such ties is met by
-/// lambdas so small that they change all ties or none.
+/// With logits of 16 bits many margins are exactly 0: where these ties are more than the share,
+/// lambda breaks all of them, and not much else.
 ///
 /// Counts of a step are integers, and ranks that share a reduce hook have the same lambda, bit for
 /// bit. Allocates when made only. Const calls may run concurrently; the others must be alone. One
@@ -92,6 +93,9 @@ class LambdaEstimate {
     batch_.reset();
     count_margins(logits_TE, rivals, rule, is_padding_T, batch_, workspace, executor);
     if (rivals.num_experts() == 0) batch_.reset();
+    detail::need(batch_.tokens() <= (std::numeric_limits<std::int64_t>::max)() - counts_[0],
+                 "LambdaEstimate", "counts whose sum fits int64",
+                 {{"sum", counts_[0]}, {"count", batch_.tokens()}});
   }
   /// The second half, once after each `prepare` that is to count.
   void commit() {
@@ -136,13 +140,16 @@ class LambdaEstimate {
   VectorView<const double> estimate() const { return estimate_; }
   /// The same of the micro-batches since the last step, on this rank.
   VectorView<const std::int64_t> counts() const { return counts_; }
-  /// Takes both from a checkpoint. Throws Error for sizes, or a number that is negative or not
-  /// finite, before any change.
+  /// Takes both from a checkpoint. Throws Error for sizes, a number that is negative or not finite,
+  /// or counts of more lambdas than tokens, before any change.
   void restore(VectorView<const double> estimate, VectorView<const std::int64_t> counts) {
     const detail::Checks checks("LambdaEstimate");
     check_not_moved_from();
     checks.vector("estimate", estimate, size());
     detail::check_counts(checks, "counts", counts, size());
+    const std::int64_t lambdas = detail::checked_sum(checks, {counts.data + 1, size() - 1});
+    checks.need(lambdas <= counts[0], "counts of a lambda per token, or none",
+                {{"lambdas", lambdas}, {"tokens", counts[0]}});
     for (Index i = 0; i < size(); ++i) {
       if (detail::is_finite(estimate[i]) && estimate[i] >= 0) continue;
       checks.refuse("estimate", "finite numbers >= 0", {{"value", estimate[i]}, {"position", i}});
@@ -160,7 +167,8 @@ class LambdaEstimate {
   }
 
   void set_lambda() noexcept {
-    lambda_ = detail::quantile(estimate_.data() + 1, detail::product(rule_.share, estimate_[0]));
+    lambda_ =
+        detail::lambda_of_rank(estimate_.data() + 1, detail::product(rule_.share, estimate_[0]));
   }
 
   AdaptiveLambda rule_;

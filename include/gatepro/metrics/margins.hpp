@@ -35,6 +35,17 @@ struct MarginLayout {
   static constexpr Index size = lambdas + LogBins::count;
 };
 
+/// The lambda that exceeds `rank` of the least lambdas in each bin. The first bin holds exact ties:
+/// whatever the logits notice breaks all of them, so theirs is half of nearly all others.
+template <class Count>
+double lambda_of_rank(const Count* lambdas_B, double rank) {
+  const auto ties = static_cast<double>(lambdas_B[0]);
+  if (!(rank > 0 && rank <= ties)) return quantile(lambdas_B, rank);
+  double others = 0;
+  for (Index b = 1; b < LogBins::count; ++b) others += static_cast<double>(lambdas_B[b]);
+  return quantile(lambdas_B, ties + others / 1000) / 2;
+}
+
 }  // namespace GATEPRO_ABI
 }  // namespace detail
 
@@ -77,14 +88,15 @@ class MarginCounts : public Tally<MarginCounts> {
   }
 
   /// The lambda that changes the sets of a share of the tokens: infinity if elimination changes
-  /// fewer. Throws Error unless 0 <= share <= 1.
+  /// fewer. Where more than that are exact ties, which logits of 16 bits have, it breaks all of
+  /// them, and not much else. Throws Error unless 0 <= share <= 1.
   double lambda_for_share(double share) const {
     check_share(share);
     const double rank = share * static_cast<double>(tokens());
     if (rank > static_cast<double>(tokens_to_change())) {
       return std::numeric_limits<double>::infinity();
     }
-    return detail::quantile(lambdas(), rank);
+    return detail::lambda_of_rank(lambdas(), rank);
   }
   /// The share of the tokens whose set a lambda >= 0 changes; 0 without tokens.
   double changed_share(double lambda) const {
