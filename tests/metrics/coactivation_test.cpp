@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 #include <thread>
 #include <vector>
 
@@ -66,6 +67,7 @@ TYPED_TEST(CoactivationTest, CountsPairsOfChoicesThatCount) {
   EXPECT_EQ(matrix_of(counts), want);
   EXPECT_EQ(matrix_of(counts), matrix_of(counts).transpose());
   EXPECT_EQ(counts.load(3), want(3, 3));
+  EXPECT_EQ(counts.choices(), want.diagonal().sum());
 }
 
 TEST(Coactivation, PartsThreadsAndRanksAddUpToOneBatch) {
@@ -211,6 +213,12 @@ TEST(Coactivation, AFailureChangesNothing) {
       },
       {"is_padding_T", "size=3"});
   expect_error([&] { counts.merge(Coactivation(2)); }, {"Coactivation", "size=4", "size needed=9"});
+  Coactivation full(3);
+  std::vector<std::int64_t> most(9);
+  most[1] = std::numeric_limits<std::int64_t>::max();
+  full.restore(VectorView<const std::int64_t>(most));
+  expect_error([&] { full.add(choices_of(good)); }, {"Coactivation", "fits int64", "count=1"});
+  EXPECT_EQ(full.load(0), 0);
   RowMatrix<double> narrow(3, 2);
   expect_error([&] { counts.lifts(narrow); }, {"lift_EE", "cols=2"});
   expect_error([&] { counts.top_pairs({}, 0); }, {"least_tokens=0"});

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "gatepro/core/choices.hpp"
@@ -45,8 +46,8 @@ class Coactivation : public Tally<Coactivation> {
 
   /// Adds the choices of some tokens: T x K ids, -1 for none, with an optional mask of padding and
   /// of choices that were not dropped. Throws Error for shapes, an id that is neither in [0, E) nor
-  /// -1, or an expert that a token holds twice, before any change. Cost: T K^2 increments. No
-  /// allocation.
+  /// -1, an expert that a token holds twice, or a sum beyond int64, before any change. Cost: T K^2
+  /// increments, and E^2 comparisons. No allocation.
   template <class Id>
   void add(const Choices<Id>& choices) {
     const detail::Checks checks(name);
@@ -56,6 +57,9 @@ class Coactivation : public Tally<Coactivation> {
     detail::check_choice_views(checks, choices, tokens, top_k);
     detail::check_distinct_choices(checks, "expert_ids_TK", choices, experts_,
                                    last_token_E_.data());
+    const std::int64_t largest = *std::max_element(at(0), at(0) + size());
+    checks.need(tokens <= (std::numeric_limits<std::int64_t>::max)() - largest,
+                "counts whose sum fits int64", {{"sum", largest}, {"count", tokens}});
     detail::for_each_choice(choices, false, [&](Index t, Index j, Index e) {
       std::int64_t* counts_E = counts_EE + e * experts_;
       ++counts_E[e];
@@ -72,6 +76,12 @@ class Coactivation : public Tally<Coactivation> {
   MatrixView<const std::int64_t> counts_EE() const { return {at(0), experts_, experts_}; }
   /// Tokens that selected expert `e`.
   std::int64_t load(Index e) const { return *at(e * experts_ + e); }
+  /// All choices that were counted: the sum of the loads.
+  std::int64_t choices() const {
+    std::int64_t sum = 0;
+    for (Index e = 0; e < experts_; ++e) sum += load(e);
+    return sum;
+  }
 
   /// Observed over expected tokens that selected both i != j: 1 is chance, 2 twice as often.
   /// Expected is what the same number of pairs would give if each were drawn in proportion to the
