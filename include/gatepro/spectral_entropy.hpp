@@ -118,7 +118,8 @@ double spectral_entropy(MatrixView<S> similarity_EE) {
 }
 
 /// The same of the spectrum of the router weights, w_EH (E x H), with their lengths: experts that
-/// were never trained count as little as they weigh. At most ln min(E, H). Rows that are not finite
+/// were never trained count as little as they weigh. At most ln min(E, H); exp of that of the
+/// singular values is the effective rank of Roy and Vetterli (2007). Rows that are not finite
 /// are left out. Singular values below 1e-8 of the largest are lost in rounding. Throws Error for
 /// the shape. Cost: E^2 H + 3 E^3 operations; allocates. Thread-safe.
 template <class W>

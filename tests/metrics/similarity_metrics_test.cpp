@@ -130,6 +130,16 @@ TYPED_TEST(SimilarityMetricsTest, RowsThatAreNotFiniteDoNotCount) {
   expect_near(gatepro::pairwise_similarity(gatepro::view(nothing)), {});
 }
 
+// Rounding may take a cosine beyond 1: it is an angle of 0, in the last bin.
+TEST(SimilarityMetrics, CosinesBeyondOneByRounding) {
+  RowMatrix<float> s(3, 3);
+  s << 1, 1.0000002F, -1.0000002F, 1.0000002F, 1, 1, -1.0000002F, 1, 1;
+  EXPECT_NEAR(gatepro::pairwise_similarity(gatepro::view(s)).mean_degrees, 60, 1e-9);
+  Counts bins(3);
+  gatepro::add_pairwise_histogram(gatepro::view(s), VectorView<std::int64_t>(bins));
+  EXPECT_EQ(bins, (Counts{1, 0, 2}));
+}
+
 TEST(SimilarityMetrics, BadInput) {
   const RowMatrix<float> s = RowMatrix<float>::Zero(3, 3), wide = RowMatrix<float>::Zero(2, 3);
   RowMatrix<std::int32_t> good = RowMatrix<std::int32_t>::Zero(3, 1), bad = good;

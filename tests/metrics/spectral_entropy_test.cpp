@@ -51,6 +51,12 @@ TYPED_TEST(SpectralEntropyTest, OfEvenSimilarities) {
   }
 }
 
+// An eigenvalue that rounding takes below 0 counts as 0.
+TEST(SpectralEntropy, HasNoNegativeShares) {
+  const RowMatrix<float> s = even_similarity<float>(2, -1.0001);
+  EXPECT_EQ(gatepro::spectral_entropy(gatepro::view(s)), 0);
+}
+
 // The reason for the default: the published rise, and what the other definition makes of it.
 TEST(SpectralEntropy, RisesByThePublishedAmountWhenTheMeanCosineFalls) {
   const RowMatrix<double> before = even_similarity<double>(64, 0.25),
