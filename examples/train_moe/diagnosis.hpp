@@ -21,6 +21,9 @@ inline gatepro::LayerSnapshot snapshot(const LayerMetrics& metrics, const Sizes&
   layer.changed_share = metrics.changed;
   layer.lost_in_rounding = metrics.lost_in_rounding;
   layer.short_of_survivors = metrics.short_of_survivors;
+  layer.chance_inactive_share = metrics.chance_inactive;
+  layer.choices_per_token = metrics.choices_per_token;
+  if (!metrics.partners_of_weights) return layer;
   layer.coactivation = metrics.coactivation;
   layer.unpenalised_coactivation = metrics.coactivation_unpenalised;
   layer.stale_partners = metrics.stale_partners;

@@ -21,6 +21,9 @@ struct LayerMetrics {
   Index partners_changed = 0;           // at the refresh that ended the step
   double lost_in_rounding = 0;          // share of the penalties
   double short_of_survivors = 0;        // share of the tokens
+  double chance_inactive = 0;           // share of the experts that so many choices may not reach
+  double choices_per_token = 0;
+  bool partners_of_weights = true;  // those that compete are the ones that this page looks at
   // Share of experts whose partner is not the one of the present weights, if all pairs compete.
   std::optional<double> stale_partners{};
 };
@@ -57,11 +60,16 @@ class LayerObserver {
     metrics.changed = shares.changed;
     metrics.lost_in_rounding = shares.lost_in_rounding;
     metrics.short_of_survivors = shares.short_of_survivors;
+    metrics.partners_of_weights = !layer.has_output_partners();
     metrics.stale_partners = stale_partners(layer.router().similarity_cache());
     coactivation_.reset();
     coactivation_.add(gatepro::Choices{layer.routed().expert_ids_TK()});
     metrics.coactivation = coactivation_.partner_rate(present.partners());
     metrics.coactivation_unpenalised = statistics.coactivation_rate();
+    const std::int64_t choices = coactivation_.choices();
+    metrics.chance_inactive = gatepro::chance_inactive_share(choices, coactivation_.num_experts());
+    metrics.choices_per_token =
+        static_cast<double>(choices) / static_cast<double>(statistics.tokens);
     return metrics;
   }
 

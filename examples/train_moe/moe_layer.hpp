@@ -205,6 +205,8 @@ class MoeLayer {
   Experts<A>& experts() { return experts_; }
   /// What the last forward routed: its tokens, normed.
   const RowMatrix<A>& input() const { return norm_.normed_TH; }
+  /// True if partners are similar by what they put out, not by their router weights.
+  bool has_output_partners() const { return output_partners_; }
   /// Results of the last forward.
   const gatepro::RoutingBuffers<gatepro::CompleteRouter<A>>& routed() const { return routed_; }
   /// What the penalty did in the last forward.

@@ -138,6 +138,12 @@ TEST(Coactivation, NothingCountedIsNothingExpected) {
   EXPECT_EQ(counts.partner_rate(partners), 0);
   EXPECT_EQ(counts.partner_lift(partners), 0);
   EXPECT_EQ(counts.top_pairs(VectorView<CoactivatedPair>(pairs)), 0);
+  counts.add(choices_of(data::random_ids<std::int32_t>(20, 3, 1, 2)));  // K = 1: loads, no pairs
+  EXPECT_EQ(counts.choices(), 20);
+  EXPECT_EQ(counts.lift(0, 1), 0);
+  EXPECT_EQ(counts.partner_rate(partners), 0);
+  EXPECT_EQ(counts.partner_lift(partners), 0);
+  EXPECT_EQ(counts.top_pairs(VectorView<CoactivatedPair>(pairs)), 0);
 }
 
 // Equal loads and random sets: every lift is near 1, though no token selects an expert twice.

@@ -11,6 +11,8 @@
 #include <string>
 #include <vector>
 
+#include "support/errors.hpp"
+
 namespace {
 
 using gatepro::Competition;
@@ -50,10 +52,10 @@ RunHistory run_of(const Competition& competition, const LayerSnapshot& end) {
 }
 
 /// What small models had with elimination, without and with a balance loss; off; and a penalty.
-LayerSnapshot eliminating() { return {0.08, 0.03, 0.37, 0.63, 0.0, 0.0, 0.05, 0.35, 0.02}; }
-LayerSnapshot balanced() { return {0.0, -0.03, 0.26, 0.5, 0.0, 0.003, 0.07, 0.32, 0.01}; }
-LayerSnapshot off() { return {0.1, 0.06, 0.4, 0.0, 0.0, 0.0, 0.41, 0.41, 0.0}; }
-LayerSnapshot penalised() { return {0.1, 0.06, 0.4, 0.44, 0.01, 0.0, 0.2, 0.41, 0.02}; }
+LayerSnapshot eliminating() { return {0.08, 0.03, 0.37, 0.63, 0.0, 0.0, 0.05, 0.35, 0.02, 0.0, 6}; }
+LayerSnapshot balanced() { return {0.0, -0.03, 0.26, 0.5, 0.0, 0.003, 0.07, 0.32, 0.01, 0.0, 6}; }
+LayerSnapshot off() { return {0.1, 0.06, 0.4, 0.0, 0.0, 0.0, 0.41, 0.41, 0.0, 0.0, 6}; }
+LayerSnapshot penalised() { return {0.1, 0.06, 0.4, 0.44, 0.01, 0.0, 0.2, 0.41, 0.02, 0.0, 6}; }
 
 void change_end(RunHistory& run, Index layer, const Change& change) {
   for (std::size_t i = run.steps.size() * 3 / 4; i < run.steps.size(); ++i) {
@@ -98,7 +100,7 @@ TEST(Diagnosis, EachLayerSignatureIsFoundWhereItIs) {
   const Case cases[] = {{Signature::expert_collapse, Competition::eliminate(),
                          [](auto& l) { l.inactive_share = 0.4; }, 0.4},
                         {Signature::no_diversity_gain, Competition::eliminate(),
-                         [](auto& l) { l.coactivation = 0.35; }, 1},
+                         [](auto& l) { l.coactivation = 0.35; }, 0},
                         {Signature::lambda_without_effect, Competition::penalty(1e-4),
                          [](auto& l) { l.changed_share = 1e-4; }, 1e-4},
                         {Signature::stale_partners, Competition::eliminate(),
@@ -156,6 +158,7 @@ TEST(Diagnosis, RulesOfThePenaltyApplyWhereThereIsOne) {
     change_end(run, 0, [](LayerSnapshot& l) { l.changed_share = 0; });
     EXPECT_EQ(gatepro::describe(diagnose(run)), "");
   }
+  EXPECT_EQ(gatepro::describe(diagnose(run_of(Competition::penalty(0), off()))), "");
   RunHistory frozen = run_of(Competition::off(), off());
   change_end(frozen, 0, [](LayerSnapshot& l) { l.stale_partners = 1; });
   EXPECT_EQ(gatepro::describe(diagnose(frozen)), "");
@@ -221,8 +224,9 @@ TEST(Diagnosis, NothingIsToldByWhatIsNoNumber) {
     if (step.validation_loss) step.validation_loss = nan;
   }
   for (Index layer = 0; layer < layers; ++layer) {
-    change_end(run, layer,
-               [&](LayerSnapshot& l) { l = {nan, nan, nan, nan, nan, nan, nan, nan, nan}; });
+    change_end(run, layer, [&](LayerSnapshot& l) {
+      l = {nan, nan, nan, nan, nan, nan, nan, nan, nan, nan, nan};
+    });
   }
   EXPECT_EQ(gatepro::describe(diagnose(run)), "");
   EXPECT_EQ(gatepro::describe(diagnose(run, &baseline)), "");
@@ -249,7 +253,96 @@ TEST(Diagnosis, LooksForNothingThatWasNotMeasured) {
   layer.coactivation = 0.4;
   EXPECT_EQ(gatepro::describe(found()), "");
   layer.unpenalised_coactivation = 0.4;
+  EXPECT_EQ(gatepro::describe(found()), "");
+  layer.choices_per_token = 6;
   expect_only(found(), Signature::no_diversity_gain);
+}
+
+/// The first steps of a run, and what its end shows.
+RunHistory young_run(const Competition& competition, const LayerSnapshot& end, std::size_t age) {
+  RunHistory run = run_of(competition, end);
+  run.steps.resize(age);
+  for (Index layer = 0; layer < layers; ++layer) {
+    change_end(run, layer, [&](LayerSnapshot& l) { l = end; });
+  }
+  return run;
+}
+
+// Few tokens leave many experts out, however even the routing is.
+TEST(Diagnosis, IdleExpertsOfSmallBatchesAreNoCollapse) {
+  LayerSnapshot small = off();
+  small.chance_inactive_share = 0.37;
+  for (const double inactive : {0.3, 0.37, 0.5}) {
+    small.inactive_share = inactive;
+    EXPECT_EQ(gatepro::describe(diagnose(run_of(Competition::off(), small))), "");
+  }
+  small.inactive_share = 0.6;
+  const auto findings = diagnose(run_of(Competition::off(), small));
+  expect_only(findings, Signature::expert_collapse);
+  EXPECT_NEAR(findings[0].value, 0.23, 1e-9);
+}
+
+// A penalty that changes a tenth of the choices leaves most co-activations: it took what it could.
+TEST(Diagnosis, APenaltyThatChangesLittleIsJudgedByWhatItChanges) {
+  LayerSnapshot mild = penalised();
+  mild.changed_share = 0.1;
+  mild.choices_per_token = 8;
+  mild.unpenalised_coactivation = 0.4;
+  mild.coactivation = 0.4 - 1.5 * 0.1 / 8;  // 0.95 of them are still there
+  EXPECT_EQ(gatepro::describe(diagnose(run_of(Competition::penalty(1), mild))), "");
+  mild.coactivation = 0.4 - 0.15 * 0.1 / 8;  // what changed had little to do with partners
+  const auto findings = diagnose(run_of(Competition::penalty(1), mild));
+  expect_only(findings, Signature::no_diversity_gain);
+  EXPECT_NEAR(findings[0].value, 0.15, 1e-9);
+  mild.changed_share = 0.009;  // too few to tell
+  EXPECT_EQ(gatepro::describe(diagnose(run_of(Competition::eliminate(), mild))), "");
+  mild.changed_share = 0.1;
+  // One expert per token has none to be selected with.
+  mild.choices_per_token = 1;
+  mild.coactivation = mild.unpenalised_coactivation = 0;
+  EXPECT_EQ(gatepro::describe(diagnose(run_of(Competition::penalty(1), mild))), "");
+}
+
+// What training has yet to bring about is not missed; what a step shows is seen at once.
+TEST(Diagnosis, YoungRunsAreNotBlamedForTheirAge) {
+  LayerSnapshot idle = penalised();
+  idle.inactive_share = 0.6;
+  const RunHistory baseline = young_run(Competition::off(), off(), 99);
+  RunHistory young = young_run(Competition::penalty(1), idle, 99);
+  for (StepSnapshot& step : young.steps) {
+    if (step.validation_loss) *step.validation_loss += 0.1;
+  }
+  EXPECT_EQ(gatepro::describe(diagnose(young, &baseline)), "");
+  for (StepSnapshot& step : young.steps) step.step += 1;  // its last is step 100
+  EXPECT_EQ(diagnose(young, &baseline).size(), 3U);
+  for (const std::size_t age : {std::size_t{1}, std::size_t{2}, std::size_t{5}}) {
+    EXPECT_EQ(gatepro::describe(diagnose(young_run(Competition::eliminate(), eliminating(), age))),
+              "");
+    LayerSnapshot weak = penalised();
+    weak.changed_share = 0;
+    expect_only(diagnose(young_run(Competition::penalty(1e-9), weak, age)),
+                Signature::lambda_without_effect);
+  }
+}
+
+// A run that was stopped is as good as the baseline was then.
+TEST(Diagnosis, ABaselineIsComparedInTheSameSteps) {
+  RunHistory longer = run_of(Competition::off(), off());
+  const auto cut = static_cast<std::ptrdiff_t>(longer.steps.size() * 7 / 10);
+  RunHistory run = run_of(Competition::eliminate(), eliminating());
+  run.steps.erase(run.steps.begin() + cut, run.steps.end());
+  EXPECT_EQ(gatepro::describe(diagnose(run, &longer)), "");
+  longer.steps.erase(longer.steps.begin(), longer.steps.begin() + cut);
+  for (StepSnapshot& step : longer.steps) *step.loss = 1;
+  EXPECT_EQ(gatepro::describe(diagnose(run, &longer)), "");  // none in common
+}
+
+TEST(Diagnosis, StepsHaveAnOrder) {
+  const RunHistory good = run_of(Competition::off(), off());
+  RunHistory bad = good;
+  bad.steps[7].step = bad.steps[6].step;
+  expect_error([&] { diagnose(bad); }, {"diagnose", "run", "ascending", "step=7"});
+  expect_error([&] { diagnose(good, &bad); }, {"diagnose", "baseline", "ascending", "step=7"});
 }
 
 TEST(Diagnosis, SeveralFindingsKeepTheirOrder) {

@@ -50,7 +50,8 @@ LoadMetrics reference(const Counts& n) {
           largest / mean - 1,
           std::sqrt(squares / experts) / mean,
           differences / (2 * experts * experts * mean),
-          entropy / std::log(experts)};
+          entropy / std::log(experts),
+          std::exp(total * std::log1p(-1 / experts))};
 }
 
 void expect_near(const LoadMetrics& got, const LoadMetrics& want) {
@@ -60,6 +61,7 @@ void expect_near(const LoadMetrics& got, const LoadMetrics& want) {
   EXPECT_NEAR(got.variation, want.variation, 1e-12);
   EXPECT_NEAR(got.gini, want.gini, 1e-12);
   EXPECT_NEAR(got.normalised_entropy, want.normalised_entropy, 1e-12);
+  EXPECT_NEAR(got.chance_inactive_share, want.chance_inactive_share, 1e-12);
 }
 
 Counts random_counts(Index experts, std::uint64_t seed) {
@@ -91,11 +93,12 @@ TEST(Loads, ZeroTokenExpertsAndMaxViolation) {
 // to 40, and shares of 6/8 and 2/8.
 TEST(Loads, HandWorkedCases) {
   const double entropy = -(0.75 * std::log(0.75) + 0.25 * std::log(0.25)) / std::log(4.0);
-  expect_near(metrics_of({0, 6, 0, 2}), {2, 0.5, 2, std::sqrt(24.0 / 4) / 2, 40.0 / 64, entropy});
-  expect_near(metrics_of({5, 5, 5}), {0, 0, 0, 0, 0, 1});
-  expect_near(metrics_of({0, 0, 0, 9}), {3, 0.75, 3, std::sqrt(3.0), 0.75, 0});
-  expect_near(metrics_of({3}), {0, 0, 0, 0, 0, 1});
-  expect_near(metrics_of({0, 0}), {2, 1, 0, 0, 0, 1});
+  expect_near(metrics_of({0, 6, 0, 2}),
+              {2, 0.5, 2, std::sqrt(24.0 / 4) / 2, 40.0 / 64, entropy, std::pow(0.75, 8)});
+  expect_near(metrics_of({1, 1}), {0, 0, 0, 0, 0, 1, 0.25});
+  expect_near(metrics_of({0, 0, 0, 2}), {3, 0.75, 3, std::sqrt(3.0), 0.75, 0, 9.0 / 16});
+  expect_near(metrics_of({3}), {0, 0, 0, 0, 0, 1, 0});
+  expect_near(metrics_of({0, 0}), {2, 1, 0, 0, 0, 1, 1});
 }
 
 TEST(Loads, EveryMeasureMatchesItsDefinition) {
@@ -106,6 +109,23 @@ TEST(Loads, EveryMeasureMatchesItsDefinition) {
       expect_near(metrics_of(counts), reference(counts));
     }
   }
+}
+
+// Random choices leave the share of the experts that they are said to.
+TEST(Loads, ChanceIsWhatRandomChoicesLeave) {
+  EXPECT_EQ(gatepro::chance_inactive_share(0, 5), 1);
+  EXPECT_EQ(gatepro::chance_inactive_share(3, 1), 0);
+  EXPECT_EQ(gatepro::chance_inactive_share(2, 4), 9.0 / 16);
+  const Index experts = 128, batches = 200;
+  double idle = 0;
+  for (std::uint64_t batch = 0; batch < batches; ++batch) {
+    Counts counts(static_cast<std::size_t>(experts));
+    for (std::uint64_t c = 0; c < 128; ++c) {
+      ++counts[static_cast<std::size_t>(data::random_below(experts, batch, c))];
+    }
+    idle += metrics_of(counts).inactive_share / static_cast<double>(batches);
+  }
+  EXPECT_NEAR(idle, gatepro::chance_inactive_share(128, experts), 0.01);
 }
 
 TEST(LoadCounts, OneBigBatchAndItsPartsAgree) {
@@ -179,6 +199,9 @@ TEST(Loads, BadInput) {
   Counts three{1, 2, 3}, two{1, 2}, negative{1, -2};
   const VectorView<std::int64_t> room(two);
   expect_error([] { LoadCounts(0); }, {"LoadCounts", "num_experts=0"});
+  expect_error([] { gatepro::chance_inactive_share(1, 0); },
+               {"chance_inactive_share", "num_experts=0"});
+  expect_error([] { gatepro::chance_inactive_share(-1, 2); }, {"choices >= 0", "choices=-1"});
   expect_error([&] { gatepro::load_metrics({}, room); }, {"load_metrics", "num_experts=0"});
   expect_error([&] { gatepro::load_metrics(three, room); }, {"sorted_E", "size=2"});
   expect_error([&] { gatepro::load_metrics(negative, room); }, {"tokens_per_expert_E", "count=-2"});

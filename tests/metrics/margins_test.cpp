@@ -117,6 +117,7 @@ TYPED_TEST(MarginsTest, HandWorked) {
   EXPECT_EQ(counts.changed_share(0.4), 0);
   EXPECT_EQ(counts.changed_share(0.6), 1);
   EXPECT_EQ(counts.largest_share(), 1);
+  EXPECT_NEAR(counts.lambda_for_share(1), 0.5, 0.5 * 0.13);  // as many as elimination changes
   // 4, 3, 0, 2.5 with k = 3: 3 lost to nobody, and 2 lost, which is not selected. 1 falls behind no
   // survivor, for there is none.
   logits << 4, 3, 0, A(2.5);
@@ -320,6 +321,10 @@ TEST(Margins, WithoutRivalsOrTokensThereAreNoLambdas) {
   EXPECT_EQ(counts.tokens_with_margin(), 50);
   EXPECT_EQ(counts.tokens_to_change(), 0);
   EXPECT_EQ(counts.changed_share(1), 0);
+  const Table alone = Table::Zero(1, 1);
+  const MarginCounts one = count(data::random_matrix<float>(5, 1, 71), {alone, false}, {1});
+  EXPECT_EQ(one.tokens(), 5);
+  EXPECT_EQ(one.tokens_with_margin() + one.tokens_to_change(), 0);
   const MarginCounts none = count(RowMatrix<float>(0, 6), RivalTable(), {2});
   EXPECT_EQ(none.tokens(), 0);
   EXPECT_EQ(none.margin(0.5), 0);

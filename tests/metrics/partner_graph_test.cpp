@@ -44,6 +44,31 @@ TEST(PartnerGraph, HandWorked) {
   EXPECT_EQ(gatepro::changed_partners(partners, partners), 0);
 }
 
+TEST(PartnerGraph, TheLowestOfEqualHubs) {
+  Table partners(4, 1);
+  partners << 2, 3, 3, 2;
+  Counts in_degree;
+  EXPECT_EQ(graph_of(partners, in_degree).hub, 2);
+}
+
+// An expert counts once, whichever of its partners is another.
+TEST(PartnerGraph, AllPartnersOfAListCount) {
+  Table before(4, 2);
+  before << 1, 2, 0, 3, 3, 0, 2, 1;
+  Table after = before;
+  after(0, 1) = 3;
+  after.row(2) << 0, 3;
+  EXPECT_EQ(gatepro::changed_partners(before, after), 2);
+}
+
+TEST(PartnerGraph, OneExpertHasNoPartner) {
+  Counts in_degree;
+  const PartnerGraph graph = graph_of(Table::Zero(1, 1), in_degree);
+  EXPECT_EQ(in_degree, Counts{0});
+  EXPECT_EQ(graph.partnered_experts + graph.mutual_pairs + graph.largest_in_degree + graph.hub, 0);
+  EXPECT_EQ(graph.unnamed_experts, 1);
+}
+
 TEST(PartnerGraph, MatchesSetsOfEdges) {
   const Index experts = 23;
   for (const Index m : {1, 2, 4}) {

@@ -11,6 +11,7 @@
 
 #include "adam.hpp"
 #include "arms.hpp"
+#include "diagnosis.hpp"
 #include "history.hpp"
 #include "model.hpp"
 #include "settings.hpp"
@@ -449,7 +450,23 @@ TEST(Training, OutputPartnersFollowTheOutputs) {
     for (Index e = 0; e < settings.sizes.experts; ++e) {
       EXPECT_EQ(cache.partners()(e, 0), partner_E1(e, 0)) << e;
     }
+    // They are not those of the weights, and are not blamed for it.
+    const gatepro::LayerSnapshot seen = snapshot(record.layers[0], settings.sizes);
+    EXPECT_FALSE(seen.stale_partners || seen.coactivation || seen.unpenalised_coactivation);
+    EXPECT_TRUE(seen.changed_share && seen.inactive_share);
   }
+}
+
+TEST(Diagnosis, KnowsWhatTheChoicesOfAStepCanReach) {
+  const Settings settings = small_settings();
+  const Text text(words(3 * Text::block_bytes));
+  Training<float> training(settings, parse_arm("eliminate"), 1, text);
+  const Sizes& sizes = settings.sizes;
+  const gatepro::LayerSnapshot seen = snapshot(training.step().layers[1], sizes);
+  EXPECT_EQ(seen.choices_per_token, static_cast<double>(sizes.top_k));
+  EXPECT_EQ(seen.chance_inactive_share,
+            gatepro::chance_inactive_share(sizes.tokens * sizes.top_k, sizes.experts));
+  EXPECT_TRUE(seen.stale_partners && seen.coactivation && seen.unpenalised_coactivation);
 }
 
 TEST(Sample, HasMeanAndDeviation) {

@@ -154,6 +154,8 @@ TEST_F(Program, WritesOneCompleteRowPerStepAndLayer) {
     EXPECT_EQ(row["coactivation"], row["coactivation_unpenalised"]);
   }
   EXPECT_NE(result.out.find("lambda=0.1+balance"), std::string::npos);
+  EXPECT_NE(result.out.find("Diagnosis of each arm"), std::string::npos);
+  EXPECT_NE(result.out.find("\noff: nothing found\n"), std::string::npos) << result.out;
   EXPECT_EQ(split(result.err, '\n').size(), 2U) << "one line per run where there is no terminal";
 }
 

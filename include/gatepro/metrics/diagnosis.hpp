@@ -32,20 +32,24 @@ struct LayerSnapshot {
   std::optional<double> unpenalised_coactivation{};  ///< The same, had nobody been penalised.
   /// changed_partners between those in use and those of the present weights, over E.
   std::optional<double> stale_partners{};
+  /// LoadMetrics::chance_inactive_share of the step: few tokens can't reach many experts.
+  std::optional<double> chance_inactive_share{};
+  std::optional<double> choices_per_token{};  ///< K, or the mean where tokens make fewer choices.
 };
 
 /// A step of a run.
 struct StepSnapshot {
-  std::int64_t step = 0;                    ///< Its number, for the evidence.
+  /// Its number, counted from 1: it tells how old a run is, and which steps of two runs compare.
+  std::int64_t step = 0;
   std::optional<double> loss{};             ///< Of the training; a NaN is a loss that is one.
   std::optional<double> validation_loss{};  ///< Where it was measured.
   std::vector<LayerSnapshot> layers{};      ///< The layers, in the same order in each step.
 };
 
-/// A run, as far as diagnose has to know it: its steps in their order, all or every so many.
+/// A run, as far as diagnose has to know it.
 struct RunHistory {
   Competition competition = Competition::off();  ///< The rule at the end of the run.
-  std::vector<StepSnapshot> steps{};             ///< What was measured.
+  std::vector<StepSnapshot> steps{};             ///< All or every so many, by ascending numbers.
 };
 
 /// What may be wrong with a run. The first four are the paper's.
@@ -83,17 +87,18 @@ inline std::optional<double> unless_nan(double value) {
   return key_of(value) == Order<double>::nan ? std::optional<double>() : value;
 }
 
-/// The last quarter of a run, as means of what was measured there.
-class EndOfRun {
+/// The steps of a run from one number to another, as means of what was measured there.
+class StepRange {
  public:
-  explicit EndOfRun(const RunHistory& run) : run_(run), first_(run.steps.size() * 3 / 4) {}
+  StepRange(const RunHistory& run, std::int64_t first_step, std::int64_t last_step)
+      : run_(run), first_step_(first_step), last_step_(last_step) {}
+  /// The last quarter of a run that has steps.
+  explicit StepRange(const RunHistory& run)
+      : StepRange(run, run.steps[run.steps.size() * 3 / 4].step, run.steps.back().step) {}
 
   const RunHistory& run() const { return run_; }
-  std::int64_t first_step() const { return run_.steps[first_].step; }
-  std::int64_t last_step() const { return run_.steps.back().step; }
-  Index layers() const {
-    return run_.steps.empty() ? 0 : static_cast<Index>(run_.steps.back().layers.size());
-  }
+  std::int64_t first_step() const { return first_step_; }
+  std::int64_t last_step() const { return last_step_; }
 
   /// Nothing if nothing was measured, or a NaN.
   std::optional<double> mean(Index layer, std::optional<double> LayerSnapshot::*member) const {
@@ -110,8 +115,9 @@ class EndOfRun {
   template <class Value>
   std::optional<double> mean_of(const Value& value) const {
     double sum = 0, count = 0;
-    for (std::size_t i = first_; i < run_.steps.size(); ++i) {
-      const std::optional<double> measured = value(run_.steps[i]);
+    for (const StepSnapshot& step : run_.steps) {
+      if (step.step < first_step_ || step.step > last_step_) continue;
+      const std::optional<double> measured = value(step);
       sum += measured.value_or(0);
       count += measured ? 1 : 0;
     }
@@ -119,14 +125,16 @@ class EndOfRun {
   }
 
   const RunHistory& run_;
-  std::size_t first_;
+  std::int64_t first_step_;
+  std::int64_t last_step_;
 };
 
-/// A run and, if there is one, the same without competition.
+/// The end of a run and, if there is one, the same steps without competition.
 struct Diagnosed {
-  EndOfRun end;
-  std::optional<EndOfRun> baseline{};
+  StepRange end;
+  std::optional<StepRange> baseline{};
 
+  Index layers() const { return static_cast<Index>(end.run().steps.back().layers.size()); }
   std::optional<double> mean(Index layer, std::optional<double> LayerSnapshot::*member) const {
     return end.mean(layer, member);
   }
@@ -137,9 +145,7 @@ struct Diagnosed {
     const auto with = end.mean(metric...), without = baseline->mean(metric...);
     return with && without ? unless_nan(*with - *without) : std::optional<double>();
   }
-  bool changes_choices(Index layer) const {
-    return end.mean(layer, &LayerSnapshot::changed_share).value_or(0) >= 0.1;
-  }
+  const Competition& competition() const { return end.run().competition; }
 };
 
 /// What a signature is told by: a number, where it starts to count, and what healthy runs have.
@@ -149,6 +155,7 @@ struct SignatureRule {
   double threshold;
   double healthy_least;
   double healthy_most;
+  std::int64_t youngest;  ///< What training has yet to bring about is not looked for before.
   const char* remedy;
   /// In a layer, or in the run if `layer` is -1; nothing where it does not apply.
   std::optional<double> (*value)(const Diagnosed& run, Index layer) = nullptr;
@@ -163,35 +170,43 @@ struct SignatureRule {
 };
 
 inline std::optional<double> value_of_collapse(const Diagnosed& run, Index layer) {
-  return run.mean(layer, &LayerSnapshot::inactive_share);
+  const auto inactive = run.mean(layer, &LayerSnapshot::inactive_share);
+  if (!inactive) return {};
+  return *inactive - run.mean(layer, &LayerSnapshot::chance_inactive_share).value_or(0);
 }
 
+/// A set changes where a selected expert loses to its partner, which is selected, too: so it takes
+/// one co-activation away, or more, however many there are and however few sets change.
 inline std::optional<double> value_of_coactivation(const Diagnosed& run, Index layer) {
   const auto with = run.mean(layer, &LayerSnapshot::coactivation);
-  const double without = run.mean(layer, &LayerSnapshot::unpenalised_coactivation).value_or(0);
-  if (!run.changes_choices(layer) || !with || !(without > 0)) return {};
-  return unless_nan(*with / without);
+  const auto without = run.mean(layer, &LayerSnapshot::unpenalised_coactivation);
+  const auto choices = run.mean(layer, &LayerSnapshot::choices_per_token);
+  const double changed = run.mean(layer, &LayerSnapshot::changed_share).value_or(0);
+  if (!with || without.value_or(0) <= 0 || !choices || changed < 0.01) return {};
+  return unless_nan(*choices * (*without - *with) / changed);
 }
 
 /// Similarity is no gain if it is there in the experts that are used instead.
 inline std::optional<double> value_of_similarity(const Diagnosed& run, Index layer) {
   const auto idle = run.above_baseline(layer, &LayerSnapshot::inactive_share);
-  if (!run.changes_choices(layer) || idle.value_or(0) < -0.02) return {};
+  const auto changed = run.mean(layer, &LayerSnapshot::changed_share);
+  if (changed.value_or(0) < 0.1 || idle.value_or(0) < -0.02) return {};
   return run.above_baseline(layer, &LayerSnapshot::mean_similarity);
 }
 
 inline std::optional<double> value_of_suppression(const Diagnosed& run, Index) {
-  if (!run.end.run().competition.active()) return {};
+  if (!run.competition().active()) return {};
   return run.above_baseline(&StepSnapshot::validation_loss);
 }
 
 inline std::optional<double> value_of_effect(const Diagnosed& run, Index layer) {
-  if (run.end.run().competition.mode != CompetitionMode::penalty) return {};
+  const Competition& competition = run.competition();
+  if (!competition.active() || competition.mode != CompetitionMode::penalty) return {};
   return run.mean(layer, &LayerSnapshot::changed_share);
 }
 
 inline std::optional<double> value_of_staleness(const Diagnosed& run, Index layer) {
-  if (!run.end.run().competition.active()) return {};
+  if (!run.competition().active()) return {};
   return run.mean(layer, &LayerSnapshot::stale_partners);
 }
 
@@ -203,37 +218,42 @@ inline std::optional<double> value_of_redundancy(const Diagnosed& run, Index lay
   return run.mean(layer, &LayerSnapshot::partner_similarity);
 }
 
+/// When a router has found out which experts to use: before, many may idle.
+inline constexpr std::int64_t settled = 100;
+
 /// Thresholds stand between what healthy and what broken runs had: byte-level models of 2 to 3
 /// layers with 32 to 64 experts, in 300 to 2000 steps (examples/train_moe). Others may have other
 /// ranges.
 inline constexpr SignatureRule layer_rules[] = {
-    {Signature::expert_collapse, "share of experts without a token", 0.2, 0, 0.1,
+    {Signature::expert_collapse, "share of experts without a token, above that of chance", 0.2, 0,
+     0.1, settled,
      "add a balance loss (LossRule::batch = 1e-2) or a bias (BiasRule); if a penalty changes few "
      "choices, let it change more (AdaptiveLambda, Competition::eliminate)",
      value_of_collapse},
-    {Signature::no_diversity_gain,
-     "selections of an expert with its partner, over those without the penalty", 0.8, 0.1, 0.5,
+    {Signature::no_diversity_gain, "co-activations of partners that a changed choice takes away",
+     0.5, 1, 6, 0,
      "give the router the partners of the weights that it routes by: refresh every 10 steps or "
-     "more "
-     "often",
+     "more often",
      value_of_coactivation},
     {Signature::no_diversity_gain, "mean cosine above that of the run without competition", -0.005,
-     -0.05, -0.02,
+     -0.05, -0.02, settled,
      "with a balance loss no gain is to be expected: leave competition off, or let it change more "
      "choices while training is young",
      value_of_similarity},
     {Signature::lambda_without_effect, "share of tokens whose choice the penalty changes", 0.01,
-     0.1, 0.65,
+     0.1, 0.65, 0,
      "ask for a share of the choices (AdaptiveLambda, 0.1) or eliminate losers: one lambda means "
-     "something else at each scale of the logits",
+     "something else at each scale of the logits; where neither changes more, losers are not "
+     "chosen "
+     "anyway",
      value_of_effect},
     {Signature::stale_partners,
-     "share of experts whose partners are not those of the present weights", 0.3, 0, 0.06,
+     "share of experts whose partners are not those of the present weights", 0.3, 0, 0.06, 0,
      "refresh partners every 10 steps or more often", value_of_staleness},
-    {Signature::short_of_survivors, "share of tokens that select a loser", 0.25, 0, 0.004,
+    {Signature::short_of_survivors, "share of tokens that select a loser", 0.25, 0, 0.004, 0,
      "take fewer partners per expert, or fewer experts per token: about E / (m + 1) survive",
      value_of_survivors},
-    {Signature::redundant_experts, "mean cosine of experts and their partners", 0.6, 0.25, 0.46,
+    {Signature::redundant_experts, "mean cosine of experts and their partners", 0.6, 0.25, 0.46, 0,
      "eliminate losers while training is young, or add an orthogonality loss; exact copies compete "
      "only if ties lose (TieRule::higher_id_loses)",
      value_of_redundancy}};
@@ -244,6 +264,7 @@ inline constexpr SignatureRule suppression_rule{
     0.02,
     -0.01,
     0.012,
+    settled,
     "let fewer choices change (AdaptiveLambda, fewer partners, a least similarity), or switch "
     "competition off once the experts are in use",
     value_of_suppression};
@@ -254,6 +275,7 @@ inline constexpr SignatureRule instability_rule{
     0.5,
     0,
     0.2,
+    0,
     "lower the learning rate or lambda, clip gradients, or add a z-loss (LossRule::z = 1e-3)"};
 
 /// "0.25", as short as 3 digits can be.
@@ -297,7 +319,8 @@ inline void find_in_layers(const SignatureRule& rule, const Diagnosed& run,
   Finding worst;
   double most = -1;
   Index shown = 0;
-  for (Index layer = 0; layer < run.end.layers(); ++layer) {
+  if (run.end.last_step() < rule.youngest) return;
+  for (Index layer = 0; layer < run.layers(); ++layer) {
     const std::optional<double> value = rule.value(run, layer);
     const double excess = rule.excess(value);
     if (excess < 0) continue;
@@ -358,11 +381,21 @@ inline void find_instability(const RunHistory& run, std::vector<Finding>& findin
 }
 
 inline void find_suppression(const Diagnosed& run, std::vector<Finding>& findings) {
+  if (run.end.last_step() < suppression_rule.youngest) return;
   const std::optional<double> value = suppression_rule.value(run, -1);
   if (suppression_rule.excess(value) < 0) return;
   findings.push_back(
       finding_of(suppression_rule, *value, run.end.first_step(), run.end.last_step()));
   state_evidence(suppression_rule, findings.back());
+}
+
+inline void check_steps(const char* argument, const RunHistory& run) {
+  for (std::size_t i = 1; i < run.steps.size(); ++i) {
+    const std::int64_t step = run.steps[i].step, before = run.steps[i - 1].step;
+    if (step > before) continue;
+    Checks("diagnose")
+        .refuse(argument, "steps in ascending order", {{"step", step}, {"the one before", before}});
+  }
 }
 
 }  // namespace GATEPRO_ABI
@@ -382,14 +415,20 @@ inline const char* signature_name(Signature signature) {
 /// if nothing was measured that would show it.
 ///
 /// baseline: the same run without competition, or null. With one, over-suppression is looked for,
-/// and whether similarities fell. The thresholds are those of small models, and some signatures are
-/// what the method does there, not what was done wrong: a finding is where to look. Throws
-/// std::bad_alloc only. Allocates. Thread-safe.
+/// and whether similarities fell, by what both have of the same steps. What training has yet to
+/// bring about, such as experts in use, is not missed before step 100. The thresholds are those of
+/// small models, and some signatures are what the method does there, not what was done wrong: a
+/// finding is where to look. Throws Error for steps whose numbers do not ascend. Allocates.
+/// Thread-safe.
 inline std::vector<Finding> diagnose(const RunHistory& run, const RunHistory* baseline = nullptr) {
   std::vector<Finding> findings;
+  detail::check_steps("run", run);
   if (run.steps.empty()) return findings;
-  detail::Diagnosed diagnosed{detail::EndOfRun(run)};
-  if (baseline != nullptr && !baseline->steps.empty()) diagnosed.baseline.emplace(*baseline);
+  detail::Diagnosed diagnosed{detail::StepRange(run)};
+  if (baseline != nullptr) {
+    detail::check_steps("baseline", *baseline);
+    diagnosed.baseline.emplace(*baseline, diagnosed.end.first_step(), diagnosed.end.last_step());
+  }
   for (const detail::SignatureRule& rule : detail::layer_rules) {
     detail::find_in_layers(rule, diagnosed, findings);
   }
