@@ -15,6 +15,7 @@
 #include <string>
 
 #include "cpu.hpp"
+#include "ops.hpp"
 #include "options.hpp"
 
 namespace gatepro_torch {
@@ -30,7 +31,8 @@ constexpr std::optional<double> LayerSnapshot::*columns[] = {
     &LayerSnapshot::partner_similarity, &LayerSnapshot::changed_share,
     &LayerSnapshot::lost_in_rounding,   &LayerSnapshot::short_of_survivors,
     &LayerSnapshot::coactivation,       &LayerSnapshot::unpenalised_coactivation,
-    &LayerSnapshot::stale_partners};
+    &LayerSnapshot::stale_partners,     &LayerSnapshot::chance_inactive_share,
+    &LayerSnapshot::choices_per_token};
 constexpr std::int64_t num_columns = std::size(columns);
 
 /// What a routing of logits by some partners shows.
@@ -83,6 +85,11 @@ void observe_routing(const Tensor& logits_TE, const Tensor& used_EM, const Tenso
   layer.inactive_share =
       static_cast<double>(gatepro::zero_token_experts(routed.buffers.tokens_per_expert_E())) /
       static_cast<double>(experts);
+  layer.chance_inactive_share = gatepro::chance_inactive_share(pairs.choices(), experts);
+  if (routed.statistics.tokens > 0) {
+    layer.choices_per_token =
+        static_cast<double>(pairs.choices()) / static_cast<double>(routed.statistics.tokens);
+  }
   layer.changed_share = shares.changed;
   layer.lost_in_rounding = shares.lost_in_rounding;
   layer.short_of_survivors = shares.short_of_survivors;
@@ -115,35 +122,32 @@ inline Tensor layer_metrics(const Tensor& logits, const Tensor& w, const Options
   return metrics;
 }
 
-/// A run of S steps: what the operators take of it.
-struct Run {
-  Tensor metrics_SLC;          ///< S x L x C, double; NaN: not measured.
-  Tensor losses_S;             ///< S, double.
-  Tensor validation_losses_S;  ///< S, double; NaN: not measured.
-};
-
 inline std::optional<double> measured(double value) {
   return std::isnan(value) ? std::optional<double>() : std::optional<double>(value);
 }
 
-inline Run checked_run(const Checks& checks, const Tensor& metrics, const Tensor& losses,
-                       const Tensor& validation_losses) {
-  checks.tensor("metrics", metrics, at::kDouble, at::kCPU, {-1, -1, num_columns});
-  checks.tensor("losses", losses, at::kDouble, at::kCPU, {metrics.size(0)});
-  checks.tensor("validation_losses", validation_losses, at::kDouble, at::kCPU, {metrics.size(0)});
-  return {metrics.contiguous(), losses.contiguous(), validation_losses.contiguous()};
+inline void check_run(const Checks& checks, const RunTensors& run) {
+  checks.tensor("metrics", run.metrics, at::kDouble, at::kCPU, {-1, -1, num_columns});
+  const std::int64_t steps = run.metrics.size(0);
+  checks.tensor("losses", run.losses, at::kDouble, at::kCPU, {steps});
+  checks.tensor("validation_losses", run.validation_losses, at::kDouble, at::kCPU, {steps});
+  if (run.steps.defined()) checks.tensor("steps", run.steps, at::kLong, at::kCPU, {steps});
 }
 
-inline gatepro::RunHistory history_of(const Run& run, const gatepro::Competition& competition) {
+/// The run as the library wants to have it, but for its competition.
+inline gatepro::RunHistory history_of(const Checks& checks, const RunTensors& run) {
+  check_run(checks, run);
+  const std::int64_t steps = run.metrics.size(0), layers = run.metrics.size(1);
+  const Tensor numbers_S = run.steps.defined() ? run.steps.contiguous() : at::arange(1, steps + 1);
+  const Tensor metrics_SLC = run.metrics.contiguous(), losses_S = run.losses.contiguous(),
+               validation_losses_S = run.validation_losses.contiguous();
+  const double* metrics = metrics_SLC.data_ptr<double>();
   gatepro::RunHistory history;
-  history.competition = competition;
-  const std::int64_t layers = run.metrics_SLC.size(1);
-  const double* metrics = run.metrics_SLC.data_ptr<double>();
-  for (std::int64_t s = 0; s < run.metrics_SLC.size(0); ++s) {
+  for (std::int64_t s = 0; s < steps; ++s) {
     gatepro::StepSnapshot step;
-    step.step = s + 1;
-    step.loss = run.losses_S.data_ptr<double>()[s];
-    step.validation_loss = measured(run.validation_losses_S.data_ptr<double>()[s]);
+    step.step = numbers_S.data_ptr<std::int64_t>()[s];
+    step.loss = losses_S.data_ptr<double>()[s];
+    step.validation_loss = measured(validation_losses_S.data_ptr<double>()[s]);
     for (std::int64_t l = 0; l < layers; ++l) {
       LayerSnapshot layer;
       for (const auto column : columns) layer.*column = measured(*metrics++);

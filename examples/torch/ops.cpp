@@ -109,27 +109,23 @@ Tensor layer_metrics_anywhere(const Tensor& logits, const Tensor& w, const Optio
 }
 
 std::string diagnose_anywhere(const Tensor& metrics, const Tensor& losses,
-                              const Tensor& validation_losses, double penalty, bool eliminate,
+                              const Tensor& validation_losses, const OptionalTensor& steps,
+                              double penalty, bool eliminate,
                               const OptionalTensor& baseline_metrics,
                               const OptionalTensor& baseline_losses,
-                              const OptionalTensor& baseline_validation_losses) {
-  using gatepro::Competition;
-  const Checks checks("diagnose");
-  checks.penalty(penalty);
-  checks.need(baseline_metrics || !(baseline_losses || baseline_validation_losses),
-              "baseline_metrics with losses of a baseline", "baseline_metrics", "none");
-  const Competition competition = eliminate     ? Competition::eliminate()
-                                  : penalty > 0 ? Competition::penalty(penalty)
-                                                : Competition::off();
-  const auto run = diagnosis::checked_run(checks, metrics, losses, validation_losses);
-  gatepro::RunHistory baseline;
-  if (baseline_metrics) {
-    baseline = diagnosis::history_of(
-        diagnosis::checked_run(checks, *baseline_metrics, baseline_losses.value_or(Tensor()),
-                               baseline_validation_losses.value_or(Tensor())),
-        Competition::off());
-  }
-  return gatepro::describe(gatepro::diagnose(diagnosis::history_of(run, competition), &baseline));
+                              const OptionalTensor& baseline_validation_losses,
+                              const OptionalTensor& baseline_steps) {
+  Checks("diagnose")
+      .need(baseline_metrics || !(baseline_losses || baseline_validation_losses || baseline_steps),
+            "baseline_metrics with losses of a baseline", "baseline_metrics", "none");
+  const auto given = [](const OptionalTensor& tensor) { return tensor.value_or(Tensor()); };
+  RouteOptions o;
+  o.penalty = penalty;
+  o.eliminate = eliminate;
+  const RunTensors baseline{given(baseline_metrics), given(baseline_losses),
+                            given(baseline_validation_losses), given(baseline_steps)};
+  return diagnose({metrics, losses, validation_losses, given(steps)}, o,
+                  baseline_metrics ? &baseline : nullptr);
 }
 
 /// The operator `name`, whose kernels have the type of `Kernel`.
@@ -167,9 +163,16 @@ Tensor layer_metrics(const Tensor& logits, const Tensor& w, const Tensor& partne
   return layer_metrics_anywhere(logits, w, optional(partners), o.top_k, o.penalty, o.eliminate);
 }
 
-std::string diagnose(const Tensor& metrics, const Tensor& losses, const Tensor& validation_losses,
-                     const RouteOptions& o) {
-  return diagnose_anywhere(metrics, losses, validation_losses, o.penalty, o.eliminate, {}, {}, {});
+std::string diagnose(const RunTensors& run, const RouteOptions& o, const RunTensors* baseline) {
+  using gatepro::Competition;
+  const Checks checks("diagnose");
+  checks.penalty(o.penalty);
+  gatepro::RunHistory history = diagnosis::history_of(checks, run), plain;
+  history.competition = o.eliminate     ? Competition::eliminate()
+                        : o.penalty > 0 ? Competition::penalty(o.penalty)
+                                        : Competition::off();
+  if (baseline != nullptr) plain = diagnosis::history_of(checks, *baseline);
+  return gatepro::describe(gatepro::diagnose(history, &plain));
 }
 
 TORCH_LIBRARY(gatepro, library) {
@@ -189,9 +192,10 @@ TORCH_LIBRARY(gatepro, library) {
       "bool eliminate=False) -> Tensor",
       layer_metrics_anywhere);
   library.def(
-      "diagnose(Tensor metrics, Tensor losses, Tensor validation_losses, *, float penalty=1e-4, "
-      "bool eliminate=False, Tensor? baseline_metrics=None, Tensor? baseline_losses=None, "
-      "Tensor? baseline_validation_losses=None) -> str",
+      "diagnose(Tensor metrics, Tensor losses, Tensor validation_losses, Tensor? steps=None, *, "
+      "float penalty=1e-4, bool eliminate=False, Tensor? baseline_metrics=None, Tensor? "
+      "baseline_losses=None, Tensor? baseline_validation_losses=None, Tensor? "
+      "baseline_steps=None) -> str",
       diagnose_anywhere);
 }
 

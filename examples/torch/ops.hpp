@@ -46,17 +46,24 @@ Routing route_logits(const at::Tensor& logits, const at::Tensor& partners,
 at::Tensor find_partners(const at::Tensor& w, std::int64_t partners_per_expert = 1,
                          double min_similarity = -1);
 
-/// What a layer shows in a step, for diagnose: 9 doubles, the members of gatepro::LayerSnapshot in
+/// What a layer shows in a step, for diagnose: 11 doubles, the members of gatepro::LayerSnapshot in
 /// their order. logits (T x E): raw ones of a forward, by w (E x H) and the partners in use, with
 /// top_k, penalty and eliminate of the options. Routes them again, on the CPU.
 at::Tensor layer_metrics(const at::Tensor& logits, const at::Tensor& w, const at::Tensor& partners,
                          const RouteOptions& options);
 
-/// What is wrong with a run of S steps and L layers, in words; "" if nothing is. metrics: S x L x
-/// 9, of layer_metrics; losses and validation_losses: S; double, NaN for a metric or validation
-/// loss that was not measured. See gatepro::diagnose.
-std::string diagnose(const at::Tensor& metrics, const at::Tensor& losses,
-                     const at::Tensor& validation_losses, const RouteOptions& options);
+/// What S steps of a run with L layers showed.
+struct RunTensors {
+  at::Tensor metrics;            ///< S x L x 11, double, of layer_metrics; NaN: not measured.
+  at::Tensor losses;             ///< S, double.
+  at::Tensor validation_losses;  ///< S, double; NaN: not measured.
+  at::Tensor steps = {};         ///< S, int64: their numbers, ascending; not given: 1 to S.
+};
+
+/// What is wrong with a run that ended with `penalty` and `eliminate` of the options, in words; ""
+/// if nothing is. baseline: the same run without competition, or null. See gatepro::diagnose.
+std::string diagnose(const RunTensors& run, const RouteOptions& options,
+                     const RunTensors* baseline = nullptr);
 
 }  // namespace gatepro_torch
 

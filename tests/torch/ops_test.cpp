@@ -556,6 +556,39 @@ TEST_F(TorchOps, PartnersOfHardRowsAreTheReferences) {
                         at::arange(6, 10, at::kInt)));
 }
 
+// From C++ as from Python: metrics of the layers, and what they say, alone and beside a baseline.
+TEST_F(TorchOps, RunsAreDiagnosed) {
+  const std::int64_t steps = 20, layers = 2;
+  const Tensor w = at::randn({16, 24}), logits = at::randn({300, 24}).matmul(w.t());
+  const Tensor partners = find_partners(w);
+  RouteOptions o;
+  o.top_k = 4;
+  o.eliminate = true;
+  const auto metrics = [&] {
+    return layer_metrics(logits, w, partners, o).expand({steps, layers, 11});
+  };
+  const Tensor losses = at::linspace(3, 2.8, steps, at::kDouble);
+  const Tensor numbers = at::arange(1, steps + 1) * 10;
+  const RunTensors run{metrics(), losses, losses + 0.1, numbers};
+  EXPECT_EQ(diagnose(run, o), "");
+  RouteOptions off;
+  off.top_k = 4;
+  off.penalty = 0;
+  o.eliminate = false;
+  o.penalty = 1e-9;
+  EXPECT_EQ(diagnose({metrics(), losses, losses}, o).rfind("lambda without effect", 0), 0U);
+  const RunTensors baseline{layer_metrics(logits, w, partners, off).expand({steps, layers, 11}),
+                            losses, losses, numbers};
+  EXPECT_NE(diagnose(run, o, &baseline).find("over-suppression"), std::string::npos);
+  EXPECT_NE(diagnose(run, o, &baseline).find("steps 160 to 200"), std::string::npos);
+  expect_error([&] { diagnose({run.metrics, losses, losses, losses}, o); }, {"diagnose", "steps"});
+  expect_error(
+      [&] {
+        diagnose({run.metrics, losses, losses, -numbers}, o);
+      },
+      {"diagnose", "ascending"});
+}
+
 TEST_F(TorchOps, BadArgumentsAreNamed) {
   const Tensor x = normal({4, 5}, at::kFloat);
   const Tensor w = normal({6, 5}, at::kFloat);

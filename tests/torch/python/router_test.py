@@ -71,6 +71,8 @@ class DiagnosisTest(unittest.TestCase):
         self.assertAlmostEqual(float(got[3]), changed / 200, places=6)
         self.assertAlmostEqual(float(got[6]), together / selected, places=6)
         self.assertEqual(float(got[8]), 0)
+        self.assertAlmostEqual(float(got[9]), (15 / 16) ** 800, places=12)
+        self.assertEqual(float(got[10]), 4)
         others = ops.layer_metrics(logits, w.flip(0), partners, 4, eliminate=True)
         self.assertGreater(float(others[8]), 0.3)  # the partners are those of other weights
         with self.assertRaisesRegex(ValueError, "layer_metrics.*top_k"):
@@ -90,14 +92,20 @@ class DiagnosisTest(unittest.TestCase):
         acting = Diagnosis()
         for step in range(20):
             logits = router(torch.randn(300, 24))[0]
-            acting.record(3 - 0.01 * step, [(router, logits)], validation_loss=3.1)
+            acting.record(3 - 0.01 * step, [(router, logits)], validation_loss=3.1, step=10 * step)
         self.assertEqual(acting.report(), "")
         baseline = Diagnosis()
         router.set_competition(penalty=0)
         for step in range(20):
             logits = router(torch.randn(300, 24))[0]
-            baseline.record(3, [(router, logits)], validation_loss=3.0)
+            baseline.record(3, [(router, logits)], validation_loss=3.0, step=10 * step)
         self.assertIn("over-suppression", acting.report(baseline))
+        self.assertIn("steps 150 to 190", acting.report(baseline))
+        baseline.steps = [step + 1000 for step in baseline.steps]  # none in common
+        self.assertEqual(acting.report(baseline), "")
+        baseline.steps[3] = 0
+        with self.assertRaisesRegex(ValueError, "diagnose.*baseline.*ascending"):
+            acting.report(baseline)
         run.losses[10] = float("nan")
         self.assertIn("instability", run.report())
 
