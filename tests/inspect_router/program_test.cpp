@@ -281,9 +281,9 @@ TEST_F(Program, TakesTheLayersNumberFromTheWholeNameWhereNoStarIsIt) {
   write(folder / "m.safetensors", safetensors(header.dump(), data));
   const json layers = inspect("m.safetensors --name '*gate'")["layers"];
   ASSERT_EQ(layers.size(), 3U);
-  EXPECT_EQ(layers[0]["layer"], 1);
-  EXPECT_EQ(layers[1]["layer"], 2);
-  EXPECT_EQ(layers[2]["layer"], 10);
+  EXPECT_EQ(layers[0].at("layer"), 1);
+  EXPECT_EQ(layers[1].at("layer"), 2);
+  EXPECT_EQ(layers[2].at("layer"), 10);
 }
 
 TEST_F(Program, RefusesBadInputInOneLineAndWritesNothing) {
