@@ -193,6 +193,24 @@ TEST(Diagnosis, InstabilityIsFoundWheneverItWas) {
   expect_only(diagnose(diverged), Signature::instability);
 }
 
+// Neither a loss that is noisy all along nor the first ones tell what a jump is.
+TEST(Diagnosis, NoiseIsNoInstability) {
+  const auto with_losses = [](const std::vector<double>& losses) {
+    RunHistory run = run_of(Competition::eliminate(), eliminating());
+    run.steps.resize(losses.size());
+    for (std::size_t i = 0; i < losses.size(); ++i) {
+      run.steps[i].loss = losses[i];
+      for (LayerSnapshot& layer : run.steps[i].layers) layer = eliminating();
+    }
+    return run;
+  };
+  std::vector<double> noisy;
+  for (int i = 0; i < 40; ++i) noisy.push_back(i % 2 == 0 ? 2 : 2.7);
+  EXPECT_EQ(gatepro::describe(diagnose(with_losses(noisy))), "");
+  EXPECT_EQ(gatepro::describe(diagnose(with_losses({3, 3, 3, 5}))), "");
+  expect_only(diagnose(with_losses({3, 3, 3, 3, 5})), Signature::instability);
+}
+
 TEST(Diagnosis, ABaselineShowsSuppressionAndWhetherSimilaritiesFell) {
   const RunHistory baseline = run_of(Competition::off(), off());
   RunHistory worse = run_of(Competition::eliminate(), eliminating());
