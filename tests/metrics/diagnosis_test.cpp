@@ -218,6 +218,11 @@ TEST(Diagnosis, ABaselineShowsSuppressionAndWhetherSimilaritiesFell) {
     if (step.validation_loss) *step.validation_loss += 0.024;
   }
   EXPECT_EQ(gatepro::describe(diagnose(worse)), "");
+  RunHistory unlucky = run_of(Competition::off(), off());  // nothing suppresses anyone
+  for (StepSnapshot& step : unlucky.steps) {
+    if (step.validation_loss) *step.validation_loss += 0.024;
+  }
+  EXPECT_EQ(gatepro::describe(diagnose(unlucky, &baseline)), "");
   const auto findings = diagnose(worse, &baseline);
   expect_only(findings, Signature::over_suppression);
   EXPECT_NEAR(findings[0].value, 0.024, 1e-9);
@@ -248,6 +253,12 @@ TEST(Diagnosis, NothingIsToldByWhatIsNoNumber) {
   }
   EXPECT_EQ(gatepro::describe(diagnose(run)), "");
   EXPECT_EQ(gatepro::describe(diagnose(run, &baseline)), "");
+  const double infinity =
+      gatepro::detail::value_of<double>(gatepro::detail::Order<double>::infinity);
+  RunHistory infinite = run_of(Competition::penalty(1), penalised());
+  change_end(infinite, 1,
+             [&](LayerSnapshot& l) { l.coactivation = l.unpenalised_coactivation = infinity; });
+  EXPECT_EQ(gatepro::describe(diagnose(infinite)), "");
   change_end(run, 1, [&](LayerSnapshot& l) { l.inactive_share = 0.5; });
   expect_only(diagnose(run, &baseline), Signature::expert_collapse);
 }

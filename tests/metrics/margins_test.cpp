@@ -352,6 +352,17 @@ TEST(Margins, BadInput) {
   expect_error([&] { counts.lambda_for_share(-0.1); }, {"share=-0.1"});
   expect_error([&] { counts.changed_share(-1); }, {"lambda >= 0", "lambda=-1"});
   EXPECT_EQ(counts.tokens(), 0);
+  // Of many threads' counts, too, all are added or none.
+  Counts full(static_cast<std::size_t>(counts.counts().size));
+  full[0] = std::numeric_limits<std::int64_t>::max() - 30000;
+  counts.restore(full);
+  const RowMatrix<float> more = data::random_matrix<float>(40000, 6, 80);
+  const ThreadExecutor executor(2);
+  auto room = data::scratch(gatepro::count_margins_workspace_bytes<float>(6, 2, executor));
+  expect_error(
+      [&] { gatepro::count_margins(gatepro::view(more), {}, {2}, {}, counts, room, executor); },
+      {"MarginCounts", "fits int64"});
+  EXPECT_EQ(data::copy(counts.counts()), full);
 }
 
 }  // namespace

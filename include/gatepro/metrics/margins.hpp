@@ -226,10 +226,11 @@ std::size_t count_margins_workspace_bytes(Index num_experts, Index top_k, Worker
 /// are those of plain top-k by logit: a bias or a group limit has no say, and score functions,
 /// which are monotone, change nothing.
 ///
-/// Throws Error for shapes, top_k, rivals of other experts, or a workspace below
-/// count_margins_workspace_bytes(E, K, executor.workers()), before any change. Cost: a selection of
-/// K + 1 of the experts and one of 1, 1.4 to 2.5 times that of a plain one. No allocation.
-/// Counts do not depend on the executor. Calls with other `counts` may run beside it.
+/// Throws Error for shapes, top_k, rivals of other experts, a workspace below
+/// count_margins_workspace_bytes(E, K, executor.workers()), or a sum beyond int64, before any
+/// change. Cost: a selection of K + 1 of the experts and one of 1, 1.4 to 2.5 times that of a plain
+/// one. No allocation. Counts do not depend on the executor. Calls with other `counts` may run
+/// beside it.
 template <class L, class Executor = SerialExecutor>
 void count_margins(MatrixView<L> logits_TE, const RivalTable& rivals, const MarginRule& rule,
                    VectorView<const std::uint8_t> is_padding_T, MarginCounts& counts,
@@ -280,9 +281,11 @@ void count_margins(MatrixView<L> logits_TE, const RivalTable& rivals, const Marg
     detail::compete(group, experts, competition);
     detail::count_lambdas(group, range.count, experts, rule.top_k, sums, counts_token);
   });
-  for (int worker = 0; worker < workers; ++worker) {
-    counts.merge({scratch(worker).counts, detail::MarginLayout::size});
+  std::int64_t* const sums = scratch(0).counts;
+  for (int worker = 1; worker < workers; ++worker) {
+    for (Index i = 0; i < detail::MarginLayout::size; ++i) sums[i] += scratch(worker).counts[i];
   }
+  counts.merge({sums, detail::MarginLayout::size});
 }
 
 }  // namespace GATEPRO_ABI
