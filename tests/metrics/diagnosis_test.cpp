@@ -324,6 +324,7 @@ TEST(Diagnosis, APenaltyThatChangesLittleIsJudgedByWhatItChanges) {
   expect_only(findings, Signature::no_diversity_gain);
   EXPECT_NEAR(findings[0].value, 0.15, 1e-9);
   mild.changed_share = 0.009;  // too few to tell
+  mild.coactivation = mild.unpenalised_coactivation;
   EXPECT_EQ(gatepro::describe(diagnose(run_of(Competition::eliminate(), mild))), "");
   mild.changed_share = 0.1;
   // One expert per token has none to be selected with.
