@@ -214,14 +214,15 @@ class Finder {
     std::string message =
         "no tensor's name fits " +
         (pattern_.empty() ? std::string("a pattern that is known") : "--name " + shown(pattern_));
-    std::string candidates;
-    int listed = 0;
-    for (const std::string& name : names_) {
-      const bool likely =
-          name.find("gate") != std::string::npos || name.find("router") != std::string::npos;
-      if (likely && listed++ < 5) candidates += (candidates.empty() ? "" : ", ") + shown(name);
+    // A few names, those that sound like routers first.
+    std::vector<std::string> names = names_;
+    std::stable_partition(names.begin(), names.end(), [](const std::string& name) {
+      return name.find("gate") != std::string::npos || name.find("router") != std::string::npos;
+    });
+    names.resize(std::min<std::size_t>(names.size(), 5));
+    for (const std::string& name : names) {
+      message += (&name == &names.front() ? "; there are " : ", ") + shown(name);
     }
-    if (!candidates.empty()) message += "; these might: " + candidates;
     throw UserError(message + "; give --name, with '*' for the layer");
   }
 

@@ -295,6 +295,10 @@ TEST_F(Program, RefusesBadInputInOneLineAndWritesNothing) {
   write(folder / "short.npy", report::npy_bytes(w).substr(0, 150));
   write(folder / "w.txt", "w");
   write(folder / "m.safetensors", safetensors("{}", ""));
+  write(folder / "other.safetensors",
+        safetensors(R"({"a.switch":{"dtype":"F32","shape":[0],"data_offsets":[0,0]},)"
+                    R"("b.router":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}})",
+                    ""));
   write(folder / "lost.safetensors.index.json",
         R"({"weight_map":{"model.layers.0.mlp.gate.weight":"m.safetensors"}})");
   write(folder / "gone.safetensors.index.json",
@@ -315,6 +319,7 @@ TEST_F(Program, RefusesBadInputInOneLineAndWritesNothing) {
       {"huge.npy", "huge.npy: shape:"},
       {"short.npy", "short.npy: shape: (4, 8) needs 128 bytes"},
       {"m.safetensors", "no tensor's name fits"},
+      {"other.safetensors", "there are 'b.router', 'a.switch'; give --name"},
       {"lost.safetensors.index.json", "is not in 'm.safetensors'"},
       {"gone.safetensors.index.json", "gone: file: does not exist"},
       {"w.npy --x x.npy --top-k 2", "x.npy: shape: need 8 columns"},
