@@ -57,7 +57,7 @@ inline std::vector<Trial> penalty_trials() {
 }
 
 inline std::vector<Trial> shape_trials() {
-  return trials({"e16", "e16-k2", "e64-k2", "e256-k2"},
+  return trials({"e16", "e16-k1", "e64-k1", "e256-k1", "e16-k2", "e64-k2", "e256-k2"},
                 {{"eliminate", "off"}, {"eliminate+balance", "off+balance"}}) +
          trials({"tiny", "e128", "e256"},
                 {{"eliminate", "off"}, {"eliminate+balance", "off+balance"}});
