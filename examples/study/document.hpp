@@ -4,6 +4,8 @@
 #define STUDY_DOCUMENT_HPP
 
 #include <algorithm>
+#include <cctype>
+#include <map>
 #include <sstream>
 #include <string>
 #include <utility>
@@ -23,13 +25,19 @@ struct Paragraph {
 struct Bullets {
   std::vector<std::string> items;
 };
-/// A column is right-aligned, for numbers, unless its name starts with a '|'.
+/// A column is right-aligned, for numbers, unless its name starts with a '|'. A cell "#id|text"
+/// links to the heading of that id.
 struct Grid {
   std::vector<std::string> columns;
   std::vector<std::vector<std::string>> rows;
 };
 struct Code {
   std::string text;
+};
+/// A table that is folded until it is asked for.
+struct Details {
+  std::string summary;
+  Grid table;
 };
 struct Figure {
   std::string heading;
@@ -42,7 +50,7 @@ struct Figures {
   std::vector<Figure> all;
 };
 
-using Block = std::variant<Heading, Paragraph, Bullets, Grid, Code, Figures>;
+using Block = std::variant<Heading, Paragraph, Bullets, Grid, Code, Details, Figures>;
 
 struct Document {
   std::string title;
@@ -84,7 +92,7 @@ inline std::string plain(std::string text) {
 
 class HtmlWriter {
  public:
-  explicit HtmlWriter(const std::string& title) : page_(title) {}
+  explicit HtmlWriter(const Document& document) : page_(document.title) {}
 
   void operator()(const Heading& heading) { page_.section(heading.text, heading.id); }
   void operator()(const Paragraph& p) { page_.raw("<p>" + inline_html(p.text) + "</p>\n"); }
@@ -104,6 +112,11 @@ class HtmlWriter {
     for (std::string line; std::getline(lines, line);) html += report::escaped(line) + "\n";
     page_.raw("<div class=\"scroll\"><pre><code>" + html + "</code></pre></div>\n");
   }
+  void operator()(const Details& details) {
+    page_.raw("<details><summary>" + report::escaped(details.summary) + "</summary>\n");
+    (*this)(details.table);
+    page_.raw("</details>\n");
+  }
   void operator()(const Figures& figures) {
     page_.begin_cards();
     for (const Figure& f : figures.all) page_.figure(f.heading, f.drawing, f.caption);
@@ -115,9 +128,25 @@ class HtmlWriter {
   report::Page page_;
 };
 
+/// The anchor that Markdown's readers make of a heading.
+inline std::string anchor_of(const std::string& heading) {
+  std::string anchor;
+  for (const char c : heading) {
+    const auto letter = static_cast<unsigned char>(c);
+    if (c == ' ' || c == '-') anchor += '-';
+    if (std::isalnum(letter) != 0) anchor += static_cast<char>(std::tolower(letter));
+  }
+  return anchor;
+}
+
 class MarkdownWriter {
  public:
-  explicit MarkdownWriter(const std::string& title) : text_("# " + title + "\n") {}
+  explicit MarkdownWriter(const Document& document) : text_("# " + document.title + "\n") {
+    for (const Block& block : document.blocks) {
+      const Heading* heading = std::get_if<Heading>(&block);
+      if (heading != nullptr) anchors_["#" + heading->id] = anchor_of(heading->text);
+    }
+  }
 
   void operator()(const Heading& heading) { text_ += "\n## " + heading.text + "\n"; }
   void operator()(const Paragraph& p) { text_ += "\n" + p.text + "\n"; }
@@ -135,11 +164,16 @@ class MarkdownWriter {
     text_ += "\n|" + names + "\n|" + rule + "\n";
     for (const auto& row : grid.rows) {
       text_ += "|";
-      for (const std::string& cell : row) text_ += " " + cell + " |";
+      for (const std::string& cell : row) text_ += " " + linked(cell) + " |";
       text_ += "\n";
     }
   }
   void operator()(const Code& code) { text_ += "\n```sh\n" + code.text + "\n```\n"; }
+  void operator()(const Details& details) {
+    text_ += "\n<details><summary>" + details.summary + "</summary>\n";
+    (*this)(details.table);
+    text_ += "\n</details>\n";
+  }
   void operator()(const Figures& figures) {
     for (const Figure& f : figures.all) {
       if (f.file.empty()) continue;
@@ -149,12 +183,19 @@ class MarkdownWriter {
   const std::string& markdown() const { return text_; }
 
  private:
+  std::string linked(const std::string& cell) const {
+    const std::size_t bar = cell.find('|');
+    if (cell.empty() || cell[0] != '#' || bar == std::string::npos) return cell;
+    return "[" + cell.substr(bar + 1) + "](#" + anchors_.at(cell.substr(0, bar)) + ")";
+  }
+
   std::string text_;
+  std::map<std::string, std::string> anchors_;  // of headings, by "#id"
 };
 
 template <class Writer>
 Writer written(const Document& document) {
-  Writer writer(document.title);
+  Writer writer(document);
   for (const Block& block : document.blocks) std::visit(writer, block);
   return writer;
 }

@@ -3,8 +3,10 @@
 #ifndef STUDY_FINDINGS_HPP
 #define STUDY_FINDINGS_HPP
 
-#include <array>
+#include <algorithm>
+#include <cmath>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "comparison.hpp"
@@ -14,102 +16,150 @@
 
 namespace study {
 
-/// How many trials have which verdict.
-struct Tally {
-  std::array<std::size_t, 3> counts{};
-
-  void add(Verdict verdict) { ++counts[static_cast<std::size_t>(verdict)]; }
-  std::size_t operator[](Verdict verdict) const {
-    return counts[static_cast<std::size_t>(verdict)];
-  }
-  std::size_t total() const { return counts[0] + counts[1] + counts[2]; }
-};
-
 /// One verdict if all agree, else how many have which.
 inline std::string text_of(const Tally& tally) {
-  constexpr std::array<Verdict, 3> all{Verdict::holds, Verdict::does_not_hold, Verdict::not_shown};
   std::string text;
-  for (const Verdict verdict : all) {
+  for (const Verdict verdict : verdicts) {
     const std::size_t count = tally[verdict];
     if (count == 0) continue;
-    if (count == tally.total()) {
-      return verdict_name(verdict) +
-             std::string(count == 1 ? "" : " (all " + std::to_string(count) + ")");
-    }
-    text += (text.empty() ? "" : ", ") + std::string(verdict_name(verdict)) + " in " +
-            std::to_string(count);
+    const std::string name = verdict_name(verdict);
+    if (count == tally.total())
+      return name + (count == 1 ? "" : " in all " + std::to_string(count));
+    text += (text.empty() ? "" : ", ") + name + " in " + std::to_string(count);
   }
   return text.empty() ? "not asked" : text + " of " + std::to_string(tally.total());
 }
 
-inline std::string mean_and_deviation(const Estimate& e, const Question& q) {
-  std::string text = report::fixed(q.scale * e.mean, q.decimals);
-  if (e.n > 1) text += " ± " + report::fixed(q.scale * e.deviation, q.decimals);
-  return text;
+/// A difference, with its sign: +0.0082.
+inline std::string signed_text(double value, const Measure& m) {
+  if (!std::isfinite(value)) return "–";
+  return (value > 0 ? "+" : "") + report::fixed(m.scale * value, m.decimals);
 }
 
-inline std::vector<std::string> finding_row(const Runs& runs, const Question& q, const Trial& trial,
-                                            const Finding& finding) {
-  const auto& [arm, against, difference] = finding.numbers;
-  const std::size_t needed = seeds_needed(difference.deviation, q.relevant);
-  std::string verdict = verdict_name(finding.verdict);
-  if (finding.seeds == Seeds::fresh) {
-    const Estimate first = compare(runs, trial, q.metric, Seeds::first).difference;
-    verdict += "; fresh seeds, as the first looked like a gain: " + mean_and_deviation(first, q);
-  }
-  const bool paired = !trial.against.empty();
-  return {trial.model,
-          "`" + trial.arm + "`",
-          paired ? "`" + trial.against + "`" : "0",
-          paired ? mean_and_deviation(against, q) : "",
-          mean_and_deviation(arm, q),
-          paired ? mean_and_deviation(difference, q) : "",
-          std::to_string(difference.n),
-          difference.n < 2 ? "–"
-                           : report::fixed(q.scale * difference.low, q.decimals) + " to " +
-                                 report::fixed(q.scale * difference.high, q.decimals),
-          verdict,
-          needed == 0 ? "–" : std::to_string(needed)};
+inline std::string interval_text(const Estimate& e, const Measure& m) {
+  if (!std::isfinite(e.low)) return "–";
+  return signed_text(e.low, m) + " to " + signed_text(e.high, m);
+}
+
+/// "+0.0082 [+0.0021 to +0.0143]"
+inline std::string difference_text(const Estimate& e, const Measure& m) {
+  return signed_text(e.mean, m) + " [" + interval_text(e, m) + "]";
+}
+
+inline std::string level_text(const Estimate& e, const Measure& m) {
+  if (e.n == 0) return "–";
+  const std::string mean = report::fixed(m.scale * e.mean, m.decimals);
+  return e.n > 1 ? mean + " ± " + report::fixed(m.scale * e.deviation, m.decimals) : mean;
+}
+
+/// An arm as code; "–" for none.
+inline std::string arm_text(const std::string& arm) { return arm.empty() ? "–" : "`" + arm + "`"; }
+
+/// An amount with its unit.
+inline std::string amount_text(const Measure& m) {
+  const std::string unit = *m.unit == '\0' ? "" : std::string(" ") + m.unit;
+  return report::fixed(m.scale * m.relevant, m.decimals) + unit;
 }
 
 inline std::string asked_text(const Question& q) {
-  const std::string amount = report::fixed(q.scale * q.relevant, q.decimals) + " " + q.unit;
-  if (q.kind == Kind::no_harm) {
-    return "Holds where the interval excludes a harm of " + amount + " or more.";
-  }
-  return std::string("Asked for: ") + (q.sign > 0 ? "a rise" : "a fall") + " of " + amount +
-         " or more.";
+  const std::string asked = std::string(q.measure.quantity) +
+                            (q.sign > 0 ? ": higher by " : ": lower by ") + amount_text(q.measure) +
+                            " or more";
+  if (q.kind == Kind::no_harm) return "Holds if this harm is excluded: " + asked + ".";
+  return "Asked for: " + asked + ".";
 }
 
-/// Adds the section, and returns the verdicts.
-inline Tally add_findings(const Runs& runs, const Question& q, Document& document) {
-  Tally tally;
-  Grid table{{"|model", "|arm", "|against", "there", "here", "difference", "n", "99 % interval",
-              "|verdict", "seeds to see it"},
+/// "holds: `a`, `b`; not shown: `c`"
+inline std::string verdicts_text(const std::vector<Pooled>& all) {
+  std::string text;
+  for (const Verdict verdict : verdicts) {
+    std::string arms;
+    for (const Pooled& each : all) {
+      if (each.verdict != verdict) continue;
+      const bool twice = std::count_if(all.begin(), all.end(), [&](const Pooled& other) {
+                           return other.arm == each.arm;
+                         }) > 1;
+      arms += (arms.empty() ? "" : ", ") + arm_text(each.arm) +
+              (twice ? " against " + arm_text(each.against) : "");
+    }
+    if (!arms.empty())
+      text += (text.empty() ? "" : "; ") + std::string(verdict_name(verdict)) + ": " + arms;
+  }
+  return text;
+}
+
+/// What the question finds of each pair of arms, over its models.
+inline Grid summary_of(const std::vector<Pooled>& all, const Question& q) {
+  Grid table{{"|arm", "|against", "difference", "99 % interval", "|verdict", "|by model"}, {}};
+  for (const Pooled& each : all) {
+    const bool shown = each.verdict != Verdict::cannot_show;
+    table.rows.push_back({arm_text(each.arm), arm_text(each.against),
+                          shown ? signed_text(each.difference.mean, q.measure) : "–",
+                          shown ? interval_text(each.difference, q.measure) : "–",
+                          verdict_name(each.verdict),
+                          each.tally.total() > 1 ? text_of(each.tally) : "one model"});
+  }
+  return table;
+}
+
+inline std::string seeds_text(const Finding& finding) {
+  const Comparison& numbers = finding.numbers;
+  return std::to_string(numbers.difference.n) + (finding.seeds == Seeds::fresh ? " fresh" : "") +
+         (numbers.diverged > 0 ? ", " + std::to_string(numbers.diverged) + " diverged" : "");
+}
+
+/// The seeds after which what is asked for would be seen, where it was not.
+inline std::string needed_text(const Question& q, const Finding& finding) {
+  const std::size_t needed = seeds_needed(finding.numbers.difference.deviation, q.measure.relevant);
+  return finding.verdict == Verdict::not_shown && needed > 0 ? std::to_string(needed) : "";
+}
+
+inline std::vector<std::string> finding_row(const Question& q, const Trial& trial,
+                                            const Finding& finding) {
+  const auto& [arm, against, difference, diverged] = finding.numbers;
+  return {trial.model,
+          arm_text(trial.arm),
+          arm_text(trial.against),
+          signed_text(difference.mean, q.measure),
+          interval_text(difference, q.measure),
+          verdict_name(finding.verdict),
+          seeds_text(finding),
+          level_text(arm, q.measure),
+          trial.against.empty() ? "–" : level_text(against, q.measure),
+          needed_text(q, finding)};
+}
+
+/// Every trial on every model.
+inline Grid rows_of(const Runs& runs, const Question& q, std::vector<ForestLine>& lines) {
+  Grid table{{"|model", "|arm", "|against", "difference", "99 % interval", "|verdict", "seeds",
+              "arm ± sd", "against ± sd", "seeds to see it"},
              {}};
-  std::vector<ForestLine> lines;
   for (const Trial& trial : q.trials) {
     const Finding finding = find(runs, q, trial);
     if (!finding.asked) continue;
-    tally.add(finding.verdict);
-    table.rows.push_back(finding_row(runs, q, trial, finding));
+    table.rows.push_back(finding_row(q, trial, finding));
     Estimate shown = finding.numbers.difference;
-    for (double* value : {&shown.mean, &shown.low, &shown.high}) *value *= q.scale;
+    for (double* value : {&shown.mean, &shown.low, &shown.high}) *value *= q.measure.scale;
     lines.push_back({trial_name(trial), shown, finding.verdict});
   }
+  return table;
+}
+
+inline void add_findings(const Runs& runs, const Question& q, Document& document) {
+  const std::vector<Pooled> all = pooled(runs, q);
   document.add(Heading{q.title, q.id});
   document.add(Paragraph{(*q.statement != '\0' ? std::string(q.statement) + " " : "") +
-                         asked_text(q) + " Verdict: **" + text_of(tally) + "**."});
-  if (table.rows.empty()) return tally;
-  document.add(std::move(table));
-  document.add(Figures{{{q.title, forest(q.title, lines, q.scale * q.sign * q.relevant, q.unit),
-                         "Mean difference and 99 % interval; dashed: " + asked_text(q) +
-                             " Green holds, orange does not, grey is not shown.",
-                         ""}}});
-  if (*q.caveat != '\0')
-    document.add(Paragraph{std::string("What cannot be shown here: ") + q.caveat});
-  document.add(Code{std::string("scripts/study.sh --question ") + q.id});
-  return tally;
+                         asked_text(q) + " Again: `scripts/study.sh --question " + q.id + "`."});
+  if (all.empty()) return document.add(Paragraph{"Not run."});
+  document.add(summary_of(all, q));
+  if (*q.caveat != '\0') document.add(Paragraph{std::string("Mind: ") + q.caveat});
+  std::vector<ForestLine> lines;
+  Grid rows = rows_of(runs, q, lines);
+  const std::string unit = *q.measure.unit == '\0' ? q.measure.quantity : q.measure.unit;
+  document.add(Figures{
+      {{q.title, forest(q.title, lines, q.measure.scale * q.sign * q.measure.relevant, unit),
+        "Mean difference and 99 % interval. Dashed: what is asked for.", ""}}});
+  document.add(Details{"All " + std::to_string(rows.rows.size()) + " rows", std::move(rows)});
 }
 
 }  // namespace study

@@ -75,25 +75,28 @@ struct Trial {
 
 enum class Kind { effect, no_harm };
 
-/// What is asked of a metric, of all trials alike.
+/// What is measured, how it is shown, and how much of it is worth having.
+struct Measure {
+  Metric metric;
+  const char* quantity;
+  const char* unit;
+  int decimals;
+  double scale;     // of what is shown
+  double relevant;  // the least effect worth having, unscaled
+  bool share;       // never below 0 nor above 1
+};
+
+/// What is asked of a measure, of all trials alike.
 struct Question {
   const char* id;
   const char* title;
   const char* statement;  // what is claimed or asked, and by whom
-  Metric metric;
-  double sign;      // the direction that is claimed; of harm, for Kind::no_harm
-  double relevant;  // the least effect worth having
+  Measure measure;
+  double sign;  // the direction that is claimed; of harm, for Kind::no_harm
   Kind kind;
-  int decimals;
-  double scale;  // of what is shown
-  const char* unit;
   std::vector<Trial> trials;
   const char* caveat;  // what models of this size cannot show
 };
-
-/// The least difference of a validation loss that is worth having, in nats per byte: half a percent
-/// of what these models reach.
-inline constexpr double relevant_loss = 0.01;
 
 using ArmPairs = std::vector<std::pair<std::string, std::string>>;
 

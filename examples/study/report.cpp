@@ -23,39 +23,79 @@ void add_introduction(const Runs& runs, Document& document) {
   document.add(Paragraph{
       "Small language models on bytes of C++ code, trained by `train_moe` in many ways: " +
       std::to_string(runs.size()) + " runs, " + std::to_string(arms.size()) +
-      " combinations of a model and a way to route, up to " + std::to_string(seeds.size()) +
-      " seeds. Each comparison is paired: same initial weights, same batches, same validation."});
+      " combinations of a model and a way to route, 5 or 10 seeds each. Every comparison is paired "
+      "by seed: same batches, same validation, same initial weights but where these are what "
+      "differs."});
   if (seeds.size() < least_seeds) {
     document.add(Paragraph{
         "**Preliminary: so few seeds show nothing.** `scripts/study.sh` makes the runs that this "
         "report is meant for."});
   }
-  document.add(Bullets{
-      {"A verdict rests on the 99 % interval (Student's t) of the paired difference. **holds**: "
-       "the interval is on the claimed side of 0, and the mean reaches the least effect worth "
-       "having. **does not hold**: the interval excludes that effect. **not shown**: anything "
-       "else, or fewer than 5 seeds.",
-       "Trainings are chaotic: a change that no token notices in the first step moves the final "
-       "loss as much as another seed. So a loss that looks like a gain in the first seeds is "
-       "measured again with fresh ones, and judged by these alone.",
-       "The figures of the paper are second-hand, from public reading notes."}});
 }
 
+/// What all questions ask of the paper's arms, in one table.
 void add_glance(const Runs& runs, Document& document) {
   document.add(Heading{"The claims at a glance", "glance"});
-  Grid table{{"|claim", "|1e-4", "|eliminate", "|1e-4, balance loss", "|eliminate, balance loss"},
-             {}};
+  Grid claims{{"|claim"}, {}};
+  Grid others{{"|question", "|found"}, {}};
+  for (const auto& [arm, against] : paper_arms()) claims.columns.push_back("|" + arm_text(arm));
   for (const Question& question : questions()) {
-    std::vector<std::string> row{question.title};
-    std::size_t asked = 0;
-    for (const auto& [arm, against] : paper_arms()) {
-      const Tally tally = verdicts_on(runs, question.id, arm);
-      if (tally.total() > 0) ++asked;
-      row.push_back(text_of(tally));
+    const std::vector<Pooled> all = pooled(runs, question);
+    const std::string link = std::string("#") + question.id + "|" + question.title;
+    const bool of_paper =
+        std::equal(all.begin(), all.end(), paper_arms().begin(), paper_arms().end(),
+                   [](const Pooled& p, const auto& arms) { return p.arm == arms.first; });
+    if (!of_paper) {
+      if (!all.empty()) others.rows.push_back({link, verdicts_text(all)});
+      continue;
     }
-    if (asked == paper_arms().size()) table.rows.push_back(std::move(row));
+    std::vector<std::string> row{link};
+    for (const Pooled& each : all) {
+      row.push_back(std::string(verdict_name(each.verdict)) +
+                    (each.verdict == Verdict::cannot_show
+                         ? ""
+                         : ": " + signed_text(each.difference.mean, question.measure)));
+    }
+    claims.rows.push_back(std::move(row));
   }
-  document.add(std::move(table));
+  document.add(std::move(claims));
+  document.add(std::move(others));
+}
+
+/// How much chance alone moves the loss: a penalty too small to matter, against another seed.
+std::string chaos_text(const Runs& runs) {
+  const Comparison c =
+      compare(runs, {"tiny", "lambda=1e-5", "off"}, Metric::val_loss, Seeds::first);
+  if (c.difference.n < 2) return "";
+  return " A penalty of 1e-5 moves the final loss of the tiny model by " +
+         report::fixed(c.difference.deviation, 3) + " up or down, another seed by " +
+         report::fixed(std::sqrt(2.0) * c.against.deviation, 3) + ".";
+}
+
+void add_rules(const Runs& runs, Document& document) {
+  std::size_t rows = 0;
+  for (const Question& question : questions()) {
+    for (const Pooled& each : pooled(runs, question)) rows += each.tally.total();
+  }
+  document.add(Heading{"How to read it", "rules"});
+  document.add(Bullets{
+      {"A verdict rests on the 99 % interval (Student's t) of the paired difference, of at least "
+       "five seeds. **holds**: the interval is on the claimed side of 0; **small**: its mean is "
+       "less than what is asked for. **the opposite**: it is on the other side. **does not hold**: "
+       "it excludes what is asked for. **cannot show**: nothing is there to be won. **not shown**: "
+       "anything else.",
+       "Over several models: the mean of their differences, each of equal weight (Welch's "
+       "interval), of the first seeds alone.",
+       "Of the " + std::to_string(rows) + " comparisons below, about " +
+           std::to_string(rows / 100) +
+           " would leave 0 out by chance alone. Read the rows over all models first.",
+       "Trainings are chaotic." + chaos_text(runs) +
+           " So a loss that looks like a gain in the first seeds is measured again with ten fresh "
+           "ones, and judged by these alone. Harms, and other metrics, are judged by the first "
+           "seeds.",
+       "Another processor gives other last digits, and so other runs: expect the same verdicts "
+       "from a repetition, not the same numbers.",
+       "The figures of the paper are second-hand, from public reading notes."}});
 }
 
 /// A metric as the table of metrics shows it.
@@ -74,8 +114,10 @@ void add_metrics(const Runs& runs, Document& document) {
                                        {Metric::gini, "Gini", 2},
                                        {Metric::load_entropy, "load entropy", 3},
                                        {Metric::mean_cosine, "cosine", 3},
+                                       {Metric::mean_angle, "angle °", 1},
                                        {Metric::partner_cosine, "partner cosine", 3},
-                                       {Metric::spectral_entropy, "spectral entropy", 3},
+                                       {Metric::spectral_entropy, "entropy of S", 3},
+                                       {Metric::spectral_entropy_weights, "entropy of W", 3},
                                        {Metric::changed, "changed %", 2, 100},
                                        {Metric::coactivation, "co-activation", 3},
                                        {Metric::lift, "lift", 2},
@@ -103,15 +145,15 @@ void add_metrics(const Runs& runs, Document& document) {
       table.rows.push_back(std::move(row));
     }
   }
-  document.add(std::move(table));
+  document.add(Details{"All " + std::to_string(table.rows.size()) + " rows", std::move(table)});
 }
 
 void add_power(const Runs& runs, Document& document) {
   document.add(Heading{"How many seeds a gain would need", "power"});
   document.add(Paragraph{
       "Pairs of runs after which a true difference of the loss is seen with probability 0.8, from "
-      "the spread of the paired differences here. The published penalty changes next to no "
-      "selection, so its spread is that of chance alone."});
+      "the spread of the paired differences here. `published` changes next to no selection, so its "
+      "spread is that of chance alone."});
   const std::vector<double> effects{0.02, 0.01, 0.005, 0.002};
   Grid table{{"|model", "|arm", "n", "spread of the difference"}, {}};
   for (const double effect : effects) table.columns.push_back(report::number(effect, 1));
@@ -150,6 +192,7 @@ Document make_report(const Runs& runs, const Table& curves) {
   add_introduction(runs, document);
   add_advice(runs, document);
   add_glance(runs, document);
+  add_rules(runs, document);
   document.add(Heading{"Over the steps, and over lambda", "figures"});
   document.add(overview_figures(runs, curves));
   for (const Question& question : questions()) add_findings(runs, question, document);

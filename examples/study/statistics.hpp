@@ -4,6 +4,7 @@
 #define STUDY_STATISTICS_HPP
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstddef>
 #include <limits>
@@ -45,7 +46,8 @@ inline double student_quantile(double probability, std::size_t freedom) {
   return (low + high) / 2;
 }
 
-/// Verdicts use this confidence rather than the usual 95 %, because the report has dozens of rows.
+/// Verdicts use this confidence rather than the usual 95 %, because the report has hundreds of
+/// rows.
 inline constexpr double confidence = 0.99;
 
 /// Mean, spread and confidence interval of a sample. Below two values all but the mean are NaN.
@@ -57,6 +59,14 @@ struct Estimate {
   double high = std::nan("");
 };
 
+/// The interval around the mean, from its standard error.
+inline Estimate with_interval(Estimate e, double error, std::size_t freedom) {
+  const double reach = student_quantile((1 + confidence) / 2, freedom) * error;
+  e.low = e.mean - reach;
+  e.high = e.mean + reach;
+  return e;
+}
+
 inline Estimate estimate(const Sample& sample) {
   Estimate e;
   e.n = sample.size();
@@ -64,52 +74,64 @@ inline Estimate estimate(const Sample& sample) {
   e.mean = sample.mean();
   e.deviation = sample.deviation();
   if (e.n < 2) return e;
-  const double reach = student_quantile((1 + confidence) / 2, e.n - 1) * e.deviation /
-                       std::sqrt(static_cast<double>(e.n));
-  e.low = e.mean - reach;
-  e.high = e.mean + reach;
-  return e;
+  const double error = e.deviation / std::sqrt(static_cast<double>(e.n));
+  return with_interval(e, error, e.n - 1);
 }
 
-enum class Verdict { holds, does_not_hold, not_shown };
+/// The mean of several means, each of equal weight, whatever its sample's size and spread: Welch's
+/// interval, whose degrees of freedom are Satterthwaite's. `deviation` stays NaN.
+inline Estimate mean_of(const std::vector<Estimate>& estimates) {
+  const double count = static_cast<double>(estimates.size());
+  Estimate pooled;
+  double sum = 0, variance = 0, squares = 0;
+  for (const Estimate& e : estimates) {
+    const double own = e.deviation * e.deviation / static_cast<double>(e.n) / (count * count);
+    pooled.n += e.n;
+    sum += e.mean;
+    variance += own;
+    squares += own * own / static_cast<double>(e.n - 1);
+  }
+  if (estimates.empty()) return pooled;
+  pooled.mean = sum / count;
+  const double freedom = squares > 0 ? variance * variance / squares : 1;
+  return with_interval(pooled, std::sqrt(variance),
+                       static_cast<std::size_t>((std::max)(1.0, freedom)));
+}
+
+enum class Verdict { holds, holds_small, does_not_hold, opposite, not_shown, cannot_show };
+
+inline constexpr std::array<Verdict, 6> verdicts{Verdict::holds,         Verdict::holds_small,
+                                                 Verdict::does_not_hold, Verdict::opposite,
+                                                 Verdict::not_shown,     Verdict::cannot_show};
 
 inline const char* verdict_name(Verdict verdict) {
-  switch (verdict) {
-    case Verdict::holds:
-      return "holds";
-    case Verdict::does_not_hold:
-      return "does not hold";
-    case Verdict::not_shown:
-      break;
-  }
-  return "not shown";
+  constexpr std::array<const char*, 6> names{"holds",        "holds, small", "does not hold",
+                                             "the opposite", "not shown",    "cannot show"};
+  return names[static_cast<std::size_t>(verdict)];
 }
 
 inline constexpr std::size_t least_seeds = 5;
 
-/// Is there an effect in the direction of `sign` that is worth having, `relevant` > 0 or more?
+/// Is there an effect in the direction of `sign`? `relevant` > 0: what is worth having.
 ///
-/// Holds if the interval is on that side of 0 and the mean reaches `relevant`. Does not hold if the
-/// interval excludes `relevant`. Otherwise, or with fewer than five seeds, it is not shown.
+/// Holds if the interval is on that side of 0; small if the mean stays below `relevant`. The
+/// opposite if the interval is on the other side. Does not hold if it excludes `relevant`.
+/// Otherwise, or with fewer than five seeds, nothing is shown.
 inline Verdict effect_verdict(const Estimate& difference, double sign, double relevant) {
   if (difference.n < least_seeds) return Verdict::not_shown;
   const double low = sign > 0 ? difference.low : -difference.high;
   const double high = sign > 0 ? difference.high : -difference.low;
-  if (low > 0 && sign * difference.mean >= relevant) return Verdict::holds;
+  if (low > 0) return sign * difference.mean >= relevant ? Verdict::holds : Verdict::holds_small;
+  if (high < 0) return Verdict::opposite;
   return high < relevant ? Verdict::does_not_hold : Verdict::not_shown;
 }
 
 /// Is there no harm, where harm is an effect of `relevant` or more in the direction of `sign`?
 inline Verdict no_harm_verdict(const Estimate& difference, double sign, double relevant) {
-  switch (effect_verdict(difference, sign, relevant)) {
-    case Verdict::holds:
-      return Verdict::does_not_hold;
-    case Verdict::does_not_hold:
-      return Verdict::holds;
-    case Verdict::not_shown:
-      break;
-  }
-  return Verdict::not_shown;
+  if (difference.n < least_seeds) return Verdict::not_shown;
+  if ((sign > 0 ? difference.high : -difference.low) < relevant) return Verdict::holds;
+  const Verdict harm = effect_verdict(difference, sign, relevant);
+  return harm == Verdict::holds ? Verdict::does_not_hold : Verdict::not_shown;
 }
 
 /// Pairs of seeds after which an effect of this size is seen with probability 0.8, at the
