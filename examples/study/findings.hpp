@@ -33,7 +33,9 @@ inline std::string text_of(const Tally& tally) {
 /// A difference, with its sign: +0.0082.
 inline std::string signed_text(double value, const Measure& m) {
   if (!std::isfinite(value)) return "–";
-  return (value > 0 ? "+" : "") + report::fixed(m.scale * value, m.decimals);
+  const std::string text = report::fixed(m.scale * value, m.decimals);
+  const bool zero = text.find_first_of("123456789") == std::string::npos;
+  return (value > 0 && !zero ? "+" : "") + text;
 }
 
 inline std::string interval_text(const Estimate& e, const Measure& m) {

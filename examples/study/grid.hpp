@@ -116,6 +116,8 @@ inline std::vector<Trial> in_short(std::vector<Trial> all) {
   return all;
 }
 
+inline std::vector<Trial> with_ten_seeds(std::vector<Trial> all) { return all; }
+
 inline std::vector<Trial> operator+(std::vector<Trial> all, const std::vector<Trial>& more) {
   all.insert(all.end(), more.begin(), more.end());
   return all;

@@ -42,6 +42,12 @@ enum class Metric : std::size_t {
   output_cosine,       // mean cosine of the outputs of two experts
   output_partner,      // the same, of an expert and its most similar one by the router
   output_agreement,    // share of experts whose most similar one is the same by rows and outputs
+  changed_early,
+  spectral_entropy_weights,
+  mean_angle,
+  excess_lift,
+  output_excess,
+  agreement_excess,
   count
 };
 
@@ -74,7 +80,13 @@ inline constexpr std::array<const char*, metric_count> metric_names{"val_loss",
                                                                     "output_correlation",
                                                                     "output_cosine",
                                                                     "output_partner",
-                                                                    "output_agreement"};
+                                                                    "output_agreement",
+                                                                    "changed_early",
+                                                                    "spectral_entropy_weights",
+                                                                    "mean_angle",
+                                                                    "excess_lift",
+                                                                    "output_excess",
+                                                                    "agreement_excess"};
 
 /// Which run: a model of the grid, an arm of train_moe, a seed.
 struct RunKey {

@@ -38,7 +38,7 @@ void add_glance(const Runs& runs, Document& document) {
   document.add(Heading{"The claims at a glance", "glance"});
   Grid claims{{"|claim"}, {}};
   Grid others{{"|question", "|found"}, {}};
-  for (const auto& [arm, against] : paper_arms()) claims.columns.push_back("|" + arm_text(arm));
+  for (const auto& [arm, against] : paper_arms()) claims.columns.push_back("|" + arm);
   for (const Question& question : questions()) {
     const std::vector<Pooled> all = pooled(runs, question);
     const std::string link = std::string("#") + question.id + "|" + question.title;

@@ -76,7 +76,7 @@ inline std::vector<RunKey> second_stage(const Scope& scope, const Runs& runs) {
   std::vector<Trial> gains;
   for (const bool quick : {true, false}) {
     for (const Trial& trial : trials_in(scope, quick)) {
-      if (looks_like_a_gain(runs, trial, relevant_loss)) gains.push_back(trial);
+      if (looks_like_a_gain(runs, trial, measures::loss.relevant)) gains.push_back(trial);
     }
   }
   list.add(gains, first_fresh_seed, fresh_seeds);

@@ -48,22 +48,46 @@ TEST(Estimate, IsMeanAndInterval) {
   EXPECT_EQ(estimate(sample({})).n, 0U);
 }
 
+// Welch's own kind of sample: variances 9 and 0.9, 10 and 20 values; 9.9 degrees of freedom
+// (published), of which the whole ones count.
+TEST(Estimate, OfSeveralMeansWeighsThemEqually) {
+  const Estimate a{10, 20.6, 3, 0, 0}, b{20, 22.1, std::sqrt(0.9), 0, 0};
+  const Estimate mean = mean_of({a, b});
+  EXPECT_EQ(mean.n, 30U);
+  EXPECT_DOUBLE_EQ(mean.mean, 21.35);
+  EXPECT_NEAR(mean.high - mean.mean, 3.24984 * std::sqrt(0.945) / 2, 1e-4);
+  EXPECT_DOUBLE_EQ(mean.mean - mean.low, mean.high - mean.mean);
+  EXPECT_TRUE(std::isnan(mean.deviation));
+
+  const Estimate one = estimate(sample({1, 2, 3, 4, 5})), same = mean_of({one});
+  EXPECT_DOUBLE_EQ(same.low, one.low);
+  const Estimate still = mean_of({estimate(sample({2, 2, 2})), estimate(sample({4, 4}))});
+  EXPECT_EQ(still.low, 3);
+  EXPECT_EQ(still.high, 3);
+  EXPECT_EQ(mean_of({}).n, 0U);
+}
+
 TEST(Verdict, FollowsFromTheInterval) {
   const auto verdict = [](double low, double mean, double high, double sign, std::size_t n = 5) {
     return effect_verdict({n, mean, 1, low, high}, sign, 2);
   };
   EXPECT_EQ(verdict(1, 3, 5, 1), Verdict::holds);
   EXPECT_EQ(verdict(-5, -3, -1, -1), Verdict::holds);
-  EXPECT_EQ(verdict(1, 3, 5, 1, 4), Verdict::not_shown);       // too few seeds
-  EXPECT_EQ(verdict(-1, 3, 7, 1), Verdict::not_shown);         // may be nothing
-  EXPECT_EQ(verdict(0.5, 1, 2.5, 1), Verdict::not_shown);      // may be too small
-  EXPECT_EQ(verdict(0.5, 1, 1.5, 1), Verdict::does_not_hold);  // is too small
-  EXPECT_EQ(verdict(1, 3, 5, -1), Verdict::does_not_hold);     // the other way
+  EXPECT_EQ(verdict(0.5, 1, 2.5, 1), Verdict::holds_small);
+  EXPECT_EQ(verdict(0.5, 1, 1.5, 1), Verdict::holds_small);
+  EXPECT_EQ(verdict(1, 3, 5, 1, 4), Verdict::not_shown);        // too few seeds
+  EXPECT_EQ(verdict(-1, 3, 7, 1), Verdict::not_shown);          // may be nothing, or enough
+  EXPECT_EQ(verdict(-1, 0.5, 1.5, 1), Verdict::does_not_hold);  // is too small
+  EXPECT_EQ(verdict(1, 3, 5, -1), Verdict::opposite);
+  EXPECT_EQ(verdict(-5, -3, -1, 1), Verdict::opposite);
   EXPECT_EQ(verdict(std::nan(""), std::nan(""), std::nan(""), 1), Verdict::not_shown);
 
   EXPECT_EQ(no_harm_verdict({5, 3, 1, 1, 5}, 1, 2), Verdict::does_not_hold);
   EXPECT_EQ(no_harm_verdict({5, 0, 1, -1, 1}, 1, 2), Verdict::holds);
+  EXPECT_EQ(no_harm_verdict({5, 1, 1, 0.5, 1.5}, 1, 2), Verdict::holds);      // a harm, but small
+  EXPECT_EQ(no_harm_verdict({5, 1, 1, 0.5, 2.5}, 1, 2), Verdict::not_shown);  // may be large
   EXPECT_EQ(no_harm_verdict({5, 0, 1, -3, 3}, 1, 2), Verdict::not_shown);
+  EXPECT_EQ(no_harm_verdict({4, 0, 1, -1, 1}, 1, 2), Verdict::not_shown);
 }
 
 // n = ((t_0.995 + t_0.8) sd / effect)^2, with t of n - 1 degrees.
@@ -123,7 +147,7 @@ TEST(Comparison, PairsTheSeedsThatBothHave) {
 TEST(Gains, AreJudgedByFreshSeedsAlone) {
   const Question& question = question_named("loss");
   Runs runs = losses_of({2, 2, 2, 2, 2}, {1.97, 1.98, 1.97, 1.98, 1.97});
-  EXPECT_TRUE(looks_like_a_gain(runs, trial, question.relevant));
+  EXPECT_TRUE(looks_like_a_gain(runs, trial, question.measure.relevant));
   Finding finding = find(runs, question, trial);
   EXPECT_EQ(finding.seeds, Seeds::fresh);
   EXPECT_EQ(finding.verdict, Verdict::not_shown);
@@ -134,24 +158,80 @@ TEST(Gains, AreJudgedByFreshSeedsAlone) {
   finding = find(runs, question, trial);
   EXPECT_EQ(finding.verdict, Verdict::does_not_hold);
   EXPECT_EQ(finding.numbers.difference.n, 6U);
+  EXPECT_EQ(pooled(runs, question, "eliminate", "off").verdict, Verdict::does_not_hold);
 
   EXPECT_FALSE(looks_like_a_gain(losses_of({2, 2, 2, 2, 2}, {2.1, 1.9, 2.1, 1.9, 1.98}), trial,
-                                 question.relevant));
+                                 question.measure.relevant));
 }
 
-TEST(Advice, FollowsFromTheVerdicts) {
-  EXPECT_EQ(recommendation({}, "eliminate"), "Too few seeds for advice.");
-  EXPECT_EQ(recommendation(losses_of({2, 2, 2, 2, 2}, {2.1, 2.11, 2.1, 2.11, 2.1}), "eliminate"),
-            "Leave it off: the loss rose in 1 of 1 models, and no unused expert was won.");
-  EXPECT_EQ(recommendation(losses_of({2, 2, 2, 2, 2}, {2, 2.001, 2, 2.001, 2}), "eliminate"),
-            "Leave it off: neither a lower loss nor fewer unused experts were shown.");
-  Runs runs = losses_of({2, 2, 2, 2, 2}, {2, 2.001, 2, 2.001, 2});
+/// All runs of an arm and of "off" on several models, with one metric.
+Runs runs_with(Metric metric, const std::vector<std::string>& model_names, double off, double arm) {
+  Runs runs;
+  for (const std::string& model : model_names) {
+    for (std::int64_t seed = 1; seed <= 5; ++seed) {
+      const double chance = 1e-3 * static_cast<double>(seed);
+      for (const auto& [name, value] :
+           {std::pair<std::string, double>("off", off), {"eliminate", arm + chance}}) {
+        const RunKey key{model, name, seed};
+        runs[key] = run_of(key, 2);
+        runs[key][metric] = value;
+      }
+    }
+  }
+  return runs;
+}
+
+TEST(Findings, SayWhereNothingIsToBeWon) {
+  const auto verdict = [](const char* id, Metric metric, double off, double arm) {
+    return find(runs_with(metric, {"tiny"}, off, arm), question_named(id), trial).verdict;
+  };
+  EXPECT_EQ(verdict("unused", Metric::unused, 0.01, 0.001), Verdict::cannot_show);
+  EXPECT_EQ(verdict("unused", Metric::unused, 0.5, 0.4), Verdict::holds);
+  EXPECT_EQ(verdict("load", Metric::load_entropy, 0.995, 0.999), Verdict::cannot_show);
+  EXPECT_EQ(verdict("used-step", Metric::used_step, 1, 0.5), Verdict::holds);
+  const auto never = runs_with(Metric::used_step, {"tiny"}, 1, 0.997);  // mean 1
+  EXPECT_EQ(find(never, question_named("used-step"), trial).verdict, Verdict::cannot_show);
+}
+
+TEST(Findings, LeaveOutRunsThatDiverged) {
+  Runs runs = losses_of({2, 2, 2, 2, 2, 2}, {2.1, 2.1, 2.1, 2.1, 2.1, std::nan("")});
+  const Finding finding = find(runs, question_named("loss"), trial);
+  EXPECT_EQ(finding.verdict, Verdict::opposite);
+  EXPECT_EQ(seeds_text(finding), "5, 1 diverged");
+}
+
+TEST(Findings, AreJoinedOverModels) {
+  Runs runs = runs_with(Metric::unused, {"tiny", "e128"}, 0.5, 0.4);
+  runs.merge(runs_with(Metric::unused, {"attention"}, 0.01, 0));
+  const Question& unused = question_named("unused");
+  const Pooled all = pooled(runs, unused, "eliminate", "off");
+  EXPECT_EQ(all.tally[Verdict::holds], 2U);
+  EXPECT_EQ(all.tally[Verdict::cannot_show], 1U);
+  EXPECT_EQ(all.verdict, Verdict::holds);
+  EXPECT_NEAR(all.difference.mean, -0.097, 1e-12);  // of the models that can show anything
+  ASSERT_EQ(pooled(runs, unused).size(), 1U);       // of the arms that were run
+  EXPECT_EQ(text_of(all.tally), "holds in 2, cannot show in 1 of 3");
+  EXPECT_EQ(verdicts_text(pooled(runs, unused)), "holds: `eliminate`");
+}
+
+TEST(Advice, FollowsFromAllModels) {
+  const auto advice = [](const Runs& runs) {
+    return recommendation(pooled(runs, question_named("loss"), "eliminate", "off"),
+                          pooled(runs, question_named("unused"), "eliminate", "off"));
+  };
+  EXPECT_EQ(advice({}), "Too few seeds for advice.");
+  EXPECT_EQ(advice(losses_of({2, 2, 2, 2, 2}, {2.1, 2.11, 2.1, 2.11, 2.1})),
+            "Leave it off: the loss rises.");
+  Runs idle = losses_of({2, 2, 2, 2, 2}, {2, 2.001, 2, 1.999, 2});
+  for (auto& [key, run] : idle) run[Metric::unused] = 0.5;
+  EXPECT_EQ(advice(idle), "Leave it off: it does nothing worth having.");
+  Runs runs = losses_of({2, 2, 2, 2, 2}, {2, 2.001, 2, 1.999, 2});
   for (auto& [key, run] : runs) {
     run[Metric::unused] = (key.arm == "off" ? 0.5 : 0.2) + 0.01 * static_cast<double>(key.seed % 2);
   }
-  EXPECT_EQ(recommendation(runs, "eliminate"),
-            "Try it if unused experts are the problem: they fell in 1 of 1 models. A better loss "
-            "was not shown.");
+  EXPECT_EQ(advice(runs), "Try it where unused experts are the problem; no lower loss was shown.");
+  for (auto& [key, run] : runs) run[Metric::val_loss] += key.arm == "off" ? 0 : 0.1;
+  EXPECT_EQ(advice(runs), "Weigh it: it keeps experts in use, and the loss rises.");
 }
 
 TEST(Grid, NamesAreUniqueAndKnown) {
@@ -160,9 +240,11 @@ TEST(Grid, NamesAreUniqueAndKnown) {
   for (const Question& question : questions()) {
     EXPECT_TRUE(ids.insert(question.id).second) << question.id;
     EXPECT_FALSE(question.trials.empty()) << question.id;
-    EXPECT_GT(question.relevant, 0);
+    EXPECT_GT(question.measure.relevant, 0);
     EXPECT_EQ(std::abs(question.sign), 1);
+    std::set<std::string> trials;
     for (const Trial& each : question.trials) {
+      EXPECT_TRUE(trials.insert(each.model + each.arm + ' ' + each.against).second) << each.arm;
       EXPECT_EQ(names.count(each.model), 1U) << each.model;
       EXPECT_NE(each.arm, each.against);
     }
@@ -228,30 +310,32 @@ TEST(Curves, AverageLayersThenSeeds) {
 TEST(Documents, ArePagesAndMarkdown) {
   Document document;
   document.title = "a < b";
-  document.add(Heading{"One", "one"});
+  document.add(Heading{"One, or two", "one"});
   document.add(Paragraph{"**bold** & `x**2`"});
   document.add(Bullets{{"an item"}});
-  document.add(Grid{{"|word", "n"}, {{"`w`", "1"}}});
+  document.add(Grid{{"|word", "n"}, {{"#one|there", "1"}}});
+  document.add(Details{"More", Grid{{"|word"}, {{"`w`"}}}});
   document.add(Code{"a && b"});
   const std::string html = html_of(document), text = markdown_of(document);
   EXPECT_NE(html.find("<strong>bold</strong> &amp; <code>x**2</code>"), std::string::npos) << html;
   EXPECT_NE(html.find("a &lt; b"), std::string::npos);
+  EXPECT_NE(html.find("<a href=\"#one\">there</a>"), std::string::npos);
+  EXPECT_NE(html.find("<summary>More</summary>"), std::string::npos);
   EXPECT_NE(html.find(">w</td>"), std::string::npos);
   EXPECT_NE(html.find("a &amp;&amp; b"), std::string::npos);
-  EXPECT_EQ(text,
-            "# a < b\n\n## One\n\n**bold** & `x**2`\n\n* an item\n\n| word | n |\n|---|---:|\n"
-            "| `w` | 1 |\n\n```sh\na && b\n```\n");
+  EXPECT_EQ(
+      text,
+      "# a < b\n\n## One, or two\n\n**bold** & `x**2`\n\n* an item\n\n| word | n |\n|---|---:|\n"
+      "| [there](#one-or-two) | 1 |\n\n<details><summary>More</summary>\n\n| word |\n|---|\n"
+      "| `w` |\n\n</details>\n\n```sh\na && b\n```\n");
 }
 
-TEST(Findings, SayHowManyHold) {
-  Tally tally;
-  EXPECT_EQ(text_of(tally), "not asked");
-  tally.add(Verdict::holds);
-  EXPECT_EQ(text_of(tally), "holds");
-  tally.add(Verdict::holds);
-  EXPECT_EQ(text_of(tally), "holds (all 2)");
-  tally.add(Verdict::not_shown);
-  EXPECT_EQ(text_of(tally), "holds in 2, not shown in 1 of 3");
+TEST(Numbers, HaveTheirSign) {
+  const Measure m{Metric::val_loss, "", "", 2, 100, 1, false};
+  EXPECT_EQ(signed_text(0.011, m), "+1.10");
+  EXPECT_EQ(signed_text(-0.011, m), "−1.10");
+  EXPECT_EQ(signed_text(1e-9, m), "0.00");
+  EXPECT_EQ(signed_text(std::nan(""), m), "–");
 }
 
 }  // namespace
