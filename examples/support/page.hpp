@@ -13,11 +13,21 @@
 namespace report {
 
 inline std::string page_colour_css(const Theme& t) {
-  const std::string ink = t.ink, muted = t.muted, grid = t.grid, card = t.card;
-  return std::string("body{background:") + t.paper + ";color:" + ink + "}a{color:" + t.accent +
-         "}.card{background:" + card + ";border-color:" + grid +
-         "}figcaption,.lead,.unit{color:" + muted + "}th,td{border-color:" + grid +
-         "}th{color:" + muted + "}\n" + colour_css(t);
+  const std::string ink = t.ink, muted = t.muted, grid = t.grid, card = t.card, paper = t.paper;
+  return "body{--under:" + paper + ";--edge:" + muted + "66;background:" + paper + ";color:" + ink +
+         "}a{color:" + t.accent + "}.card{--under:" + card + ";background:" + card +
+         ";border-color:" + grid + "}figcaption,.lead,.unit{color:" + muted +
+         "}th,td{border-color:" + grid + "}th{color:" + muted + "}\n" + colour_css(t);
+}
+
+/// What is wider than the page scrolls sideways in its box. There the first column stays, and a
+/// shade at the right edge says that there is more: what scrolls along covers it at the end.
+inline std::string scroll_css() {
+  return ".scroll{margin:14px 0;overflow-x:auto;background:"
+         "linear-gradient(to left,var(--under) 30%,transparent) right/40px 100% no-repeat local,"
+         "linear-gradient(to left,var(--edge),transparent) right/16px 100% no-repeat scroll}"
+         ".scroll th:first-child,.scroll td:first-child{position:sticky;left:0;"
+         "background:var(--under)}\n";
 }
 
 inline std::string page_css() {
@@ -38,13 +48,22 @@ inline std::string page_css() {
          ".tile "
          "b{display:block;font-size:1.3rem;line-height:1.25;font-variant-numeric:tabular-nums}"
          ".unit{font-size:.8rem;line-height:1.3;display:block}"
-         ".scroll{overflow-x:auto}table{border-collapse:collapse;font-size:.9rem;"
-         "font-variant-numeric:tabular-nums}th,td{border-bottom:1px solid;padding:5px 10px;"
-         "text-align:right;vertical-align:top}th{font-weight:600;line-height:1.25}"
-         "th.words,td.words{text-align:left;min-width:7em}.stack{display:grid;gap:16px}"
+         "table{border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums}"
+         "th,td{border-bottom:1px solid;padding:5px 10px;text-align:right;vertical-align:top}"
+         "th{font-weight:600;line-height:1.25;vertical-align:bottom}td{white-space:nowrap}"
+         "th.words,td.words{text-align:left}th.long{min-width:6em}.dense "
+         "th.long{min-width:0}td.long{white-space:normal;min-"
+         "width:15em}"
+         "td code{font:inherit}.dense{font-size:.8rem}.dense th,.dense td{padding:3px 4px}"
+         ".stack{display:grid;gap:16px}"
+         ".fold{margin:14px 0;padding:0}.fold .scroll{margin:0}"
+         "summary{cursor:pointer;font-weight:600;padding:8px 12px}"
+         ".contents{columns:17em;column-gap:24px;font-size:.9rem;list-style:none;margin:0;"
+         "padding:0 12px 10px}.contents li{break-inside:avoid;padding:2px 0}"
          "@media(min-width:820px){.wide{grid-column:span 2}.wide .figure{font-size:6.6px}"
-         "}@media(max-width:480px){th,td{padding:5px 6px}}\n" +
-         shape_css();
+         "}@media(max-width:480px){th,td{padding:5px 6px}td.words:first-child{white-space:normal}"
+         "td.long:first-child{min-width:8em}}\n" +
+         scroll_css() + shape_css();
 }
 
 /// Builds the page from the top down.
@@ -54,6 +73,14 @@ class Page {
     body_ = "<h1>" + escaped(title) + "</h1>\n";
   }
 
+  /// A folded list of links to sections: their ids, and what they are called.
+  void contents(const std::vector<std::pair<std::string, std::string>>& sections) {
+    begin_details("Contents");
+    body_ += "<nav><ul class=\"contents\">\n";
+    for (const auto& [id, name] : sections) body_ += "<li>" + link("#" + id, name) + "</li>\n";
+    body_ += "</ul></nav>\n";
+    end_details();
+  }
   void section(const std::string& heading, const std::string& id) {
     body_ += "<h2 id=\"" + escaped(id) + "\">" + escaped(heading) + "</h2>\n";
   }
@@ -76,6 +103,11 @@ class Page {
     body_ += std::string("<div class=\"stack") + css_class(width) + "\">\n";
   }
   void end_stack() { body_ += "</div>\n"; }
+  /// A line that opens and closes what follows it, up to end_details; closed at first.
+  void begin_details(const std::string& summary) {
+    body_ += "<details class=\"card fold\">\n<summary>" + escaped(summary) + "</summary>\n";
+  }
+  void end_details() { body_ += "</details>\n"; }
   /// A card with a heading; what follows, up to end_card, stands in it.
   void begin_card(const std::string& heading) {
     body_ += "<div class=\"card\">\n<h3>" + escaped(heading) + "</h3>\n";
@@ -105,7 +137,8 @@ class Page {
   void table(const std::vector<std::string>& columns,
              const std::vector<std::vector<std::string>>& rows) {
     std::vector<bool> words;
-    body_ += "<div class=\"scroll\"><table>\n<thead><tr>";
+    body_ += "<div class=\"scroll\" tabindex=\"0\"><table";
+    body_ += columns.size() > 10 ? " class=\"dense\">\n<thead><tr>" : ">\n<thead><tr>";
     for (const std::string& column : columns) {
       words.push_back(!column.empty() && column[0] == '|');
       body_ += cell("th", words.back() ? column.substr(1) : column, words.back());
@@ -133,14 +166,23 @@ class Page {
  private:
   static const char* css_class(Width width) { return width == Width::one ? "" : " wide"; }
 
+  static std::string link(const std::string& address, const std::string& text) {
+    return "<a href=\"" + escaped(address) + "\">" + escaped(text) + "</a>";
+  }
+
+  /// Long cells break into lines: sentences, but neither numbers nor names, and names of columns.
   static std::string cell(const std::string& tag, const std::string& text, bool words) {
-    std::string content = escaped(text);
     const std::size_t bar = text.find('|');
-    if (!text.empty() && text[0] == '#' && bar != std::string::npos) {
-      content = "<a href=\"" + escaped(text.substr(0, bar)) + "\">" +
-                escaped(text.substr(bar + 1)) + "</a>";
-    }
-    return "<" + tag + (words ? " class=\"words\">" : ">") + content + "</" + tag + ">";
+    const bool links = !text.empty() && text[0] == '#' && bar != std::string::npos;
+    const std::string shown = links ? text.substr(bar + 1) : text;
+    const std::size_t longest = tag == "th" ? 8 : words ? 27 : 40;  // bytes
+    const bool breaks = shown.size() > longest;
+    const char* css = words && breaks ? " class=\"words long\""
+                      : words         ? " class=\"words\""
+                      : breaks        ? " class=\"long\""
+                                      : "";
+    return "<" + tag + css + ">" + (links ? link(text.substr(0, bar), shown) : escaped(shown)) +
+           "</" + tag + ">";
   }
 
   std::string title_;
