@@ -110,13 +110,13 @@ class Svg {
             tooltip);
   }
   /// A line through the points; with an area class, what it encloses.
-  void polyline(const Points& points, const std::string& css) {
+  void polyline(const Points& points, const std::string& css, const std::string& tooltip = "") {
     if (points.empty()) return;
     std::string path;
     for (const auto& [x, y] : points) {
       path += (path.empty() ? "M" : "L") + coordinate(x) + " " + coordinate(y);
     }
-    element("path", " d=\"" + path + "\"", css, "");
+    element("path", " d=\"" + path + "\"", css, tooltip);
   }
   /// `anchor`: start, middle or end.
   void text(double x, double y, const std::string& text, const std::string& css = "ink",
