@@ -92,7 +92,14 @@ inline std::string plain(std::string text) {
 
 class HtmlWriter {
  public:
-  explicit HtmlWriter(const Document& document) : page_(document.title) {}
+  explicit HtmlWriter(const Document& document) : page_(document.title) {
+    std::vector<std::pair<std::string, std::string>> sections;
+    for (const Block& block : document.blocks) {
+      const Heading* heading = std::get_if<Heading>(&block);
+      if (heading != nullptr) sections.emplace_back(heading->id, heading->text);
+    }
+    page_.contents(sections);
+  }
 
   void operator()(const Heading& heading) { page_.section(heading.text, heading.id); }
   void operator()(const Paragraph& p) { page_.raw("<p>" + inline_html(p.text) + "</p>\n"); }
@@ -113,9 +120,9 @@ class HtmlWriter {
     page_.raw("<div class=\"scroll\"><pre><code>" + html + "</code></pre></div>\n");
   }
   void operator()(const Details& details) {
-    page_.raw("<details><summary>" + report::escaped(details.summary) + "</summary>\n");
+    page_.begin_details(details.summary);
     (*this)(details.table);
-    page_.raw("</details>\n");
+    page_.end_details();
   }
   void operator()(const Figures& figures) {
     page_.begin_cards();
@@ -175,9 +182,11 @@ class MarkdownWriter {
     text_ += "\n</details>\n";
   }
   void operator()(const Figures& figures) {
+    std::string caption;  // figures that have the same one stand below it
     for (const Figure& f : figures.all) {
       if (f.file.empty()) continue;
-      text_ += "\n![" + f.heading + "](study/" + f.file + ")\n\n" + f.caption + "\n";
+      if (f.caption != caption) text_ += "\n" + (caption = f.caption) + "\n";
+      text_ += "\n**" + f.heading + "**\n\n![" + f.heading + "](study/" + f.file + ")\n";
     }
   }
   const std::string& markdown() const { return text_; }
