@@ -70,7 +70,8 @@ struct Trial {
   std::string model;
   std::string arm;
   std::string against;
-  bool in_short = false;  // part of the study of ten minutes, too
+  bool in_short = false;   // part of the study of ten minutes, too
+  bool ten_seeds = false;  // ten seeds in the whole study, not five
 };
 
 enum class Kind { effect, no_harm };
@@ -110,13 +111,17 @@ inline std::vector<Trial> trials(const std::vector<std::string>& model_names,
   return all;
 }
 
-/// The same trials, in the short study, too.
-inline std::vector<Trial> in_short(std::vector<Trial> all) {
-  for (Trial& trial : all) trial.in_short = true;
+/// The same trials, with ten seeds in the whole study.
+inline std::vector<Trial> with_ten_seeds(std::vector<Trial> all) {
+  for (Trial& trial : all) trial.ten_seeds = true;
   return all;
 }
 
-inline std::vector<Trial> with_ten_seeds(std::vector<Trial> all) { return all; }
+/// The same trials, in the short study, too, and with ten seeds in the whole one.
+inline std::vector<Trial> in_short(std::vector<Trial> all) {
+  for (Trial& trial : all) trial.in_short = true;
+  return with_ten_seeds(std::move(all));
+}
 
 inline std::vector<Trial> operator+(std::vector<Trial> all, const std::vector<Trial>& more) {
   all.insert(all.end(), more.begin(), more.end());

@@ -3,8 +3,14 @@
 #ifndef STUDY_SCHEDULE_HPP
 #define STUDY_SCHEDULE_HPP
 
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <iterator>
+#include <map>
 #include <set>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "comparison.hpp"
@@ -18,23 +24,33 @@ struct Scope {
   std::vector<std::string> question_ids{};  // all if empty
 };
 
-/// The trials in scope, each once; `quick` are those of the short study.
-inline std::vector<Trial> trials_in(const Scope& scope, bool quick) {
+/// The trials of some questions, all if none is named, each once; marked as any of these marks it.
+inline std::vector<Trial> trials_of(const std::vector<std::string>& question_ids) {
   std::vector<Trial> all;
-  std::set<std::string> seen;
+  std::map<std::tuple<std::string, std::string, std::string>, std::size_t> places;
   for (const Question& question : questions()) {
-    const bool asked =
-        scope.question_ids.empty() ||
-        std::count(scope.question_ids.begin(), scope.question_ids.end(), question.id) != 0;
+    const bool asked = question_ids.empty() || std::find(question_ids.begin(), question_ids.end(),
+                                                         question.id) != question_ids.end();
     if (!asked) continue;
     for (const Trial& trial : question.trials) {
-      if (trial.in_short != quick || (scope.short_only && !quick)) continue;
-      if (seen.insert(trial.model + ' ' + trial.arm + ' ' + trial.against).second) {
-        all.push_back(trial);
-      }
+      const auto [place, is_new] =
+          places.try_emplace({trial.model, trial.arm, trial.against}, all.size());
+      if (is_new) all.push_back(trial);
+      Trial& merged = all[place->second];
+      merged.in_short |= trial.in_short;
+      merged.ten_seeds |= trial.ten_seeds;
     }
   }
   return all;
+}
+
+/// Those of `all` with, or without, a mark.
+inline std::vector<Trial> marked(const std::vector<Trial>& all, bool Trial::*mark, bool wanted) {
+  std::vector<Trial> some;
+  for (const Trial& trial : all) {
+    if (trial.*mark == wanted) some.push_back(trial);
+  }
+  return some;
 }
 
 /// Runs in the order in which they are wanted, each once.
@@ -60,25 +76,50 @@ class RunList {
   std::set<RunKey> seen_;
 };
 
-/// The first stage: every trial.
-inline std::vector<RunKey> first_stage(const Scope& scope) {
+/// The first stage of the whole study, or of the short one.
+inline std::vector<RunKey> first_stage_of_all(bool short_only) {
+  const std::vector<Trial> all = trials_of({});
   RunList list;
-  list.add(trials_in(scope, true), 1, first_seeds);
-  list.add(trials_in(scope, false), 1, first_seeds);
-  if (!scope.short_only)
-    list.add(trials_in(scope, true), 1 + first_seeds, more_seeds - first_seeds);
+  list.add(marked(all, &Trial::in_short, true), 1, first_seeds);
+  if (!short_only) {
+    list.add(marked(all, &Trial::in_short, false), 1, first_seeds);
+    list.add(marked(all, &Trial::ten_seeds, true), 1 + first_seeds, more_seeds - first_seeds);
+  }
   return list.keys();
+}
+
+/// The first stage: of every trial in scope the seeds that both its arms have in the whole study,
+/// so that a question asked alone gets the same answer.
+inline std::vector<RunKey> first_stage(const Scope& scope) {
+  const std::vector<RunKey> all = first_stage_of_all(scope.short_only);
+  const std::set<RunKey> known(all.begin(), all.end());
+  std::set<RunKey> wanted;
+  for (const Trial& trial : trials_of(scope.question_ids)) {
+    for (std::int64_t seed = 1; seed <= more_seeds; ++seed) {
+      const RunKey arm{trial.model, trial.arm, seed}, against{trial.model, trial.against, seed};
+      const bool alone = trial.against.empty();
+      if (known.count(arm) == 0 || (!alone && known.count(against) == 0)) continue;
+      wanted.insert(arm);
+      if (!alone) wanted.insert(against);
+    }
+  }
+  std::vector<RunKey> keys;
+  std::copy_if(all.begin(), all.end(), std::back_inserter(keys),
+               [&](const RunKey& key) { return wanted.count(key) != 0; });
+  return keys;
 }
 
 /// The second one: fresh seeds for whatever looks like a gain in the first.
 inline std::vector<RunKey> second_stage(const Scope& scope, const Runs& runs) {
-  RunList list;
+  const std::vector<RunKey> first = first_stage(scope);
+  const std::set<RunKey> known(first.begin(), first.end());
   std::vector<Trial> gains;
-  for (const bool quick : {true, false}) {
-    for (const Trial& trial : trials_in(scope, quick)) {
-      if (looks_like_a_gain(runs, trial, measures::loss.relevant)) gains.push_back(trial);
-    }
+  for (const Trial& trial : trials_of(scope.question_ids)) {
+    const bool in_scope = known.count({trial.model, trial.arm, 1}) != 0 &&
+                          known.count({trial.model, trial.against, 1}) != 0;
+    if (in_scope && looks_like_a_gain(runs, trial, measures::loss.relevant)) gains.push_back(trial);
   }
+  RunList list;
   list.add(gains, first_fresh_seed, fresh_seeds);
   return list.keys();
 }

@@ -2,6 +2,7 @@
 // The study's statistics, verdicts, files and grid.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <filesystem>
 #include <fstream>
@@ -249,6 +250,41 @@ TEST(Grid, NamesAreUniqueAndKnown) {
       EXPECT_NE(each.arm, each.against);
     }
   }
+}
+
+// So that the same question has the same answer, whether it is asked alone or with all others.
+TEST(Schedule, AQuestionHasTheSeedsOfTheWholeStudy) {
+  for (const bool short_only : {false, true}) {
+    const std::vector<RunKey> all = first_stage({short_only, {}});
+    const std::set<RunKey> known(all.begin(), all.end());
+    for (const Question& question : questions()) {
+      const std::vector<RunKey> keys = first_stage({short_only, {question.id}});
+      const std::set<RunKey> some(keys.begin(), keys.end());
+      EXPECT_EQ(some.size(), keys.size());
+      for (const RunKey& key : keys) EXPECT_EQ(known.count(key), 1U) << question.id;
+      for (const Trial& each : question.trials) {
+        for (std::int64_t seed = 1; seed <= more_seeds + 1; ++seed) {
+          const auto paired = [&](const std::set<RunKey>& runs) {
+            return runs.count({each.model, each.arm, seed}) != 0 &&
+                   (each.against.empty() || runs.count({each.model, each.against, seed}) != 0);
+          };
+          EXPECT_EQ(paired(some), paired(known)) << question.id << ' ' << each.arm << ' ' << seed;
+        }
+      }
+    }
+  }
+}
+
+TEST(Schedule, HasTenSeedsOfThePaperAndOfTheShortStudy) {
+  const std::vector<RunKey> all = first_stage({});
+  const auto has = [&](const char* model, const char* arm, std::int64_t seed) {
+    return std::count(all.begin(), all.end(), RunKey{model, arm, seed}) != 0;
+  };
+  EXPECT_TRUE(has("long", "eliminate+balance", more_seeds));
+  EXPECT_TRUE(has("long", "off+balance", more_seeds));
+  EXPECT_TRUE(has("tiny", "lambda=10", more_seeds));
+  EXPECT_FALSE(has("long", "eliminate", more_seeds + 1));
+  EXPECT_FALSE(has("e16-k2", "eliminate", first_seeds + 1));
 }
 
 TEST(Schedule, StartsWithTheShortStudyAndPairs) {
