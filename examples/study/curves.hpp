@@ -7,6 +7,7 @@
 #include <map>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "comparison.hpp"
@@ -42,18 +43,20 @@ inline Table curves_of(const Table& steps) {
     double rows = 0, zero = 0, coactivation = 0;
   };
   // curve, step, seed
-  std::map<std::tuple<std::size_t, long, long>, Sum> sums;
-  for (const Cells& row : steps.rows) {
-    if (std::stol(row[seed]) >= first_fresh_seed) continue;
+  std::map<std::tuple<std::size_t, std::int64_t, std::int64_t>, Sum> sums;
+  for (std::size_t r = 0; r < steps.rows.size(); ++r) {
+    const Cells& row = steps.rows[r];
+    const std::int64_t of_seed = steps.whole_number(r, seed);
+    if (of_seed >= first_fresh_seed) continue;
     for (std::size_t curve = 0; curve < drawn_curves().size(); ++curve) {
       if (drawn_curves()[curve] != std::pair(row[model], row[arm])) continue;
-      Sum& sum = sums[{curve, std::stol(row[step]), std::stol(row[seed])}];
+      Sum& sum = sums[{curve, steps.whole_number(r, step), of_seed}];
       ++sum.rows;
-      sum.zero += value_of(row[zero]);
-      sum.coactivation += value_of(row[coactivation]);
+      sum.zero += steps.number(r, zero);
+      sum.coactivation += steps.number(r, coactivation);
     }
   }
-  std::map<std::pair<std::size_t, long>, std::pair<Sample, Sample>> samples;
+  std::map<std::pair<std::size_t, std::int64_t>, std::pair<Sample, Sample>> samples;
   for (const auto& [place, sum] : sums) {
     auto& [zeros, coactivations] = samples[{std::get<0>(place), std::get<1>(place)}];
     zeros.add(sum.zero / sum.rows);

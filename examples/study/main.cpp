@@ -4,8 +4,10 @@
 #include <cstdio>
 #include <filesystem>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "curves.hpp"
 #include "default_text.hpp"
 #include "grid_run.hpp"
 #include "report.hpp"
@@ -38,18 +40,20 @@ void add_scope(CLI::App& app, Options& options) {
 }
 
 ExitCode run_grid(const Options& options) {
-  const train_moe::Text text = train_moe::load_text(options.text);
+  std::string bytes = train_moe::load_bytes(options.text);
+  const std::string hash = text_hash(bytes);
+  const train_moe::Text text(std::move(bytes));
   train_moe::catch_stop_signals();
   const Deadline deadline(options.time_limit);
-  Folder folder(options.out);
+  Folder folder(options.out, steps_columns(), hash);
   const bool complete =
       make_runs("first seeds", first_stage(options.scope), text, options.jobs, deadline, folder) &&
       make_runs("fresh seeds", second_stage(options.scope, folder.runs()), text, options.jobs,
                 deadline, folder);
-  folder.finish();
+  write_table(std::filesystem::path(options.out) / "curves.csv", curves_of(folder.finish()));
   std::printf("%s: %zu runs in %s/runs.csv\n", complete ? "complete" : "stopped early",
               folder.runs().size(), options.out.c_str());
-  return train_moe::stop_requested != 0 ? interrupted : finished;
+  return !complete && train_moe::stop_requested != 0 ? interrupted : finished;
 }
 
 ExitCode list_grid(const Options& options) {

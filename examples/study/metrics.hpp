@@ -30,24 +30,24 @@ enum class Metric : std::size_t {
   load_entropy,        // the same, over that of even loads
   mean_cosine,         // over all pairs of router rows, at the end
   partner_cosine,      // over each expert and its most similar one, at the end
+  mean_angle,          // over all pairs of router rows, in degrees, at the last step
   spectral_entropy,    // of the router's similarities, in nats, at the last step
-  margin,              // the median gap between the k-th logit and the next, at the last step
-  lambda_one_percent,  // the penalty that would change the experts of 1 % of the tokens there
-  changed,             // share of tokens whose set of experts the penalty changed, at the end
+  spectral_entropy_weights,  // of the singular values of the router weights, the same way
+  margin,                    // the median gap between the k-th logit and the next, at the last step
+  lambda_one_percent,        // the penalty that would change the experts of 1 % of the tokens there
+  changed,                   // share of tokens whose set of experts the penalty changed, at the end
+  changed_early,             // the same, in the first ten steps
   coactivation,        // P(the most similar expert is selected too | an expert is), at the end
-  lift,                // co-activation with the most similar expert, over chance, at the last step
   coactivation_free,   // the same, of the logits before the penalty
+  lift,                // co-activation with the most similar expert, over chance, at the last step
+  excess_lift,         // lift - 1: 0 is chance
   partners_changed,    // experts per step whose partner changed, as a share, at the end
   output_correlation,  // rank correlation of router-row and expert-output similarity, over pairs
   output_cosine,       // mean cosine of the outputs of two experts
   output_partner,      // the same, of an expert and its most similar one by the router
+  output_excess,       // output_partner - output_cosine: 0 if partners are like any pair
   output_agreement,    // share of experts whose most similar one is the same by rows and outputs
-  changed_early,
-  spectral_entropy_weights,
-  mean_angle,
-  excess_lift,
-  output_excess,
-  agreement_excess,
+  agreement_excess,    // output_agreement - 1 / (E - 1): 0 is chance
   count
 };
 
@@ -69,23 +69,23 @@ inline constexpr std::array<const char*, metric_count> metric_names{"val_loss",
                                                                     "load_entropy",
                                                                     "mean_cosine",
                                                                     "partner_cosine",
+                                                                    "mean_angle",
                                                                     "spectral_entropy",
+                                                                    "spectral_entropy_weights",
                                                                     "margin",
                                                                     "lambda_one_percent",
                                                                     "changed",
+                                                                    "changed_early",
                                                                     "coactivation",
-                                                                    "lift",
                                                                     "coactivation_free",
+                                                                    "lift",
+                                                                    "excess_lift",
                                                                     "partners_changed",
                                                                     "output_correlation",
                                                                     "output_cosine",
                                                                     "output_partner",
-                                                                    "output_agreement",
-                                                                    "changed_early",
-                                                                    "spectral_entropy_weights",
-                                                                    "mean_angle",
-                                                                    "excess_lift",
                                                                     "output_excess",
+                                                                    "output_agreement",
                                                                     "agreement_excess"};
 
 /// Which run: a model of the grid, an arm of train_moe, a seed.
@@ -106,20 +106,33 @@ struct RunKey {
 struct RunSummary {
   RunKey key;
   std::string recipe;  // see recipe_of
+  std::string text;    // see text_hash
   std::array<double, metric_count> values{};
 
   double& operator[](Metric metric) { return values[static_cast<std::size_t>(metric)]; }
   double operator[](Metric metric) const { return values[static_cast<std::size_t>(metric)]; }
 };
 
-/// Eight hexadecimal digits that stand for a text: FNV-1a. A row made with other options has
-/// another recipe, and is not mixed with these.
-inline std::string recipe_of(const std::string& text) {
-  std::uint32_t hash = 2166136261U;
-  for (const char c : text) hash = (hash ^ static_cast<unsigned char>(c)) * 16777619U;
+/// FNV-1a of some bytes, in hexadecimal digits.
+template <class Word>
+std::string hash_of(const std::string& bytes, Word hash, Word prime) {
+  for (const char c : bytes) hash = (hash ^ static_cast<unsigned char>(c)) * prime;
   std::string digits;
-  for (int shift = 28; shift >= 0; shift -= 4) digits += "0123456789abcdef"[hash >> shift & 15U];
+  for (int shift = 8 * static_cast<int>(sizeof hash) - 4; shift >= 0; shift -= 4) {
+    digits += "0123456789abcdef"[hash >> shift & 15U];
+  }
   return digits;
+}
+
+/// Eight digits that stand for the options of a run. A row made with other options has another
+/// recipe, and is not mixed with these.
+inline std::string recipe_of(const std::string& options) {
+  return hash_of<std::uint32_t>(options, 2166136261U, 16777619U);
+}
+
+/// Sixteen digits that stand for the text that a run learnt from.
+inline std::string text_hash(const std::string& bytes) {
+  return hash_of<std::uint64_t>(bytes, 14695981039346656037U, 1099511628211U);
 }
 
 }  // namespace study

@@ -2,9 +2,13 @@
 #include "one_run.hpp"
 
 #include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
 #include <gatepro/metrics.hpp>
 #include <gatepro/spectral_entropy.hpp>
 #include <sstream>
+#include <string>
 #include <vector>
 
 #include "csv.hpp"
@@ -30,9 +34,16 @@ train_moe::Settings settings_of(const std::string& options, const std::string& a
   return settings;
 }
 
+/// The cosines of a layer's router rows.
+template <class A>
+RowMatrix<A> row_cosines(train_moe::MoeLayer<A>& layer) {
+  const RowMatrix<A> unit_EH = layer.gate().value.rowwise().normalized();
+  return unit_EH * unit_EH.transpose();
+}
+
 /// What the experts of a layer, looked at one by one, say about its router.
 struct OutputView {
-  double correlation = 0, cosine = 0, partner = 0, agreement = 0, spectral_entropy = 0;
+  double correlation = 0, cosine = 0, partner = 0, agreement = 0;
 };
 
 /// Looks at a layer after its last forward.
@@ -42,8 +53,7 @@ OutputView view_outputs(train_moe::MoeLayer<A>& layer, const train_moe::Executor
   const RowMatrix<A>& seen_TH = layer.input();
   const RowMatrix<A> outputs_EE = train_moe::output_similarity<A>(
       layer.experts().networks(), seen_TH.topRows(std::min(sample, seen_TH.rows())), executor);
-  const RowMatrix<A> unit_EH = layer.gate().value.rowwise().normalized();
-  const RowMatrix<A> rows_EE = unit_EH * unit_EH.transpose();
+  const RowMatrix<A> rows_EE = row_cosines(layer);
   const auto by_rows = train_moe::most_similar(rows_EE);
   const auto by_outputs = train_moe::most_similar(outputs_EE);
 
@@ -63,8 +73,20 @@ OutputView view_outputs(train_moe::MoeLayer<A>& layer, const train_moe::Executor
   view.cosine /= static_cast<double>(outputs.size());
   view.partner /= static_cast<double>(experts);
   view.agreement /= static_cast<double>(experts);
-  view.spectral_entropy = gatepro::spectral_entropy(gatepro::MatrixView<const A>(rows_EE));
   return view;
+}
+
+/// How its router rows are spread.
+template <class A>
+void view_rows(train_moe::MoeLayer<A>& layer, double share, RunSummary& summary) {
+  const RowMatrix<A>& weights_EH = layer.gate().value;
+  const RowMatrix<A> rows_EE = row_cosines(layer);
+  const gatepro::MatrixView<const A> similarity_EE(rows_EE);
+  summary[Metric::mean_angle] += share * gatepro::pairwise_similarity(similarity_EE).mean_degrees;
+  summary[Metric::spectral_entropy] += share * gatepro::spectral_entropy(similarity_EE);
+  summary[Metric::spectral_entropy_weights] +=
+      share * gatepro::spectral_entropy(gatepro::MatrixView<const A>(weights_EH),
+                                        gatepro::Spectrum::singular_values);
 }
 
 /// Mean over some steps, [first, end), and their layers, or one of these.
@@ -116,6 +138,9 @@ void sum_up(const train_moe::Run& run, const train_moe::Sizes& sizes, RunSummary
   summary[Metric::mean_cosine] = at_end(&LayerMetrics::mean_cosine);
   summary[Metric::partner_cosine] = at_end(&LayerMetrics::partner_cosine);
   summary[Metric::changed] = at_end(&LayerMetrics::changed);
+  constexpr std::size_t early = 10;
+  summary[Metric::changed_early] =
+      mean_over(run, 0, std::min(early, steps), &LayerMetrics::changed);
   summary[Metric::coactivation] = at_end(&LayerMetrics::coactivation);
   summary[Metric::coactivation_free] = at_end(&LayerMetrics::coactivation_unpenalised);
   summary[Metric::partners_changed] = at_end(&LayerMetrics::partners_changed) / experts;
@@ -131,8 +156,7 @@ void count_choices(train_moe::MoeLayer<A>& layer, double share, RunSummary& summ
   summary[Metric::load_entropy] += share * loads.normalised_entropy;
   gatepro::Coactivation pairs(loads_E.size);
   pairs.add(gatepro::Choices{layer.routed().expert_ids_TK()});
-  const RowMatrix<A> unit_EH = layer.gate().value.rowwise().normalized();
-  const auto partner_E1 = train_moe::most_similar<A>(unit_EH * unit_EH.transpose());
+  const auto partner_E1 = train_moe::most_similar(row_cosines(layer));
   summary[Metric::lift] += share * pairs.partner_lift(partner_E1);
 }
 
@@ -153,6 +177,7 @@ void examine(train_moe::Training<float>& training, const train_moe::Settings& se
   train_moe::Model<float>& model = training.model();
   const double share = 1 / static_cast<double>(model.layers().size());
   for (auto& layer : model.layers()) count_choices(layer, share, summary);
+  summary[Metric::excess_lift] = summary[Metric::lift] - 1;
   model.set_competition(gatepro::Competition::off());
   const train_moe::Batch validation = text.validation_batch(
       settings.validation_tokens, settings.sizes.context, settings.sizes.window);
@@ -166,8 +191,11 @@ void examine(train_moe::Training<float>& training, const train_moe::Settings& se
     summary[Metric::output_cosine] += share * view.cosine;
     summary[Metric::output_partner] += share * view.partner;
     summary[Metric::output_agreement] += share * view.agreement;
-    summary[Metric::spectral_entropy] += share * view.spectral_entropy;
+    view_rows(layer, share, summary);
   }
+  summary[Metric::output_excess] = summary[Metric::output_partner] - summary[Metric::output_cosine];
+  summary[Metric::agreement_excess] =
+      summary[Metric::output_agreement] - 1 / static_cast<double>(settings.sizes.experts - 1);
   summary[Metric::margin] = margins.margin(0.5);
   summary[Metric::lambda_one_percent] = margins.lambda_for_share(0.01);
 }
@@ -177,7 +205,10 @@ constexpr std::int64_t log_every = 10;
 
 }  // namespace
 
-std::string steps_header() { return std::string("model,") + train_moe::csv_header(); }
+Cells steps_columns() {
+  const std::string header = std::string("model,") + train_moe::csv_header();
+  return cells_of(header.substr(0, header.find('\n')));
+}
 
 double cost_of(const RunKey& key) {
   const train_moe::Settings s = settings_of(options_of(key.model), key.arm);
@@ -203,7 +234,7 @@ bool train(const RunKey& key, const train_moe::Text& text, const std::function<b
         result.step_rows += key.model + ',' + row + '\n';
       }
     }
-    if (stop()) return false;
+    if (!training.done() && stop()) return false;
   }
   sum_up(run, settings.sizes, result.summary);
   examine(training, settings, text, result.summary);

@@ -8,6 +8,7 @@
 
 #include "grid.hpp"
 #include "metrics.hpp"
+#include "table_file.hpp"
 #include "text.hpp"
 
 namespace study {
@@ -17,8 +18,8 @@ struct RunResult {
   std::string step_rows;  // of steps.csv: each tenth step, and the last one
 };
 
-/// The first line of steps.csv.
-std::string steps_header();
+/// The columns of steps.csv.
+Cells steps_columns();
 
 /// What a run costs, in steps of a small layer: for the remaining time only. Throws UserError for a
 /// model or an arm that train_moe does not take.

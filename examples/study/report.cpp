@@ -205,7 +205,7 @@ Document make_report(const Runs& runs, const Table& curves) {
 /// The runs of the grid as it is. Rows made with other options do not count.
 Runs of_this_grid(Runs runs) {
   for (auto run = runs.begin(); run != runs.end();) {
-    run = run->second.recipe == recipe_of(run->first) ? std::next(run) : runs.erase(run);
+    run = is_of_grid(run->second) ? std::next(run) : runs.erase(run);
   }
   return runs;
 }
@@ -214,18 +214,18 @@ Runs of_this_grid(Runs runs) {
 
 std::vector<std::string> write_report(const std::filesystem::path& data,
                                       const std::filesystem::path& docs) {
-  const Runs runs = of_this_grid(read_runs(data / "runs.csv"));
+  const Runs runs = of_this_grid(read_runs(data / "runs.csv", "--data"));
   if (runs.empty()) {
     throw report::UserError("no runs in " + (data / "runs.csv").string() +
                             ": run the study first, or name its folder with --data");
   }
-  const Document document = make_report(runs, read_table(data / "curves.csv"));
+  const Document document = make_report(runs, read_table(data / "curves.csv", "--data"));
   std::vector<std::string> paths;
   const auto write = [&](const std::filesystem::path& path, const std::string& text) {
-    write_file(path, text);
+    write_file(path, text, "--docs");
     paths.push_back(path.string());
   };
-  report::make_folder(docs / "study");
+  report::make_folder(docs / "study", "--docs");
   write(docs / "evidence.md", markdown_of(document));
   write(docs / "study" / "report.html", html_of(document));
   for (const Block& block : document.blocks) {

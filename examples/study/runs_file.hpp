@@ -3,12 +3,14 @@
 #ifndef STUDY_RUNS_FILE_HPP
 #define STUDY_RUNS_FILE_HPP
 
+#include <cstddef>
 #include <filesystem>
 #include <map>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "grid.hpp"
 #include "metrics.hpp"
 #include "table_file.hpp"
 
@@ -17,32 +19,44 @@ namespace study {
 /// The finished runs, by their keys.
 using Runs = std::map<RunKey, RunSummary>;
 
+/// Whether the grid, as it is, makes a run in this way.
+inline bool is_of_grid(const RunSummary& run) {
+  for (const ModelSpec& model : models()) {
+    if (model.name == run.key.model) return run.recipe == recipe_of(run.key);
+  }
+  return false;
+}
+
 inline Cells runs_header() {
-  Cells header{"model", "arm", "seed", "recipe"};
+  Cells header{"model", "arm", "seed", "recipe", "text"};
   header.insert(header.end(), metric_names.begin(), metric_names.end());
   return header;
 }
 
 inline Cells runs_row(const RunSummary& run) {
-  Cells cells{run.key.model, run.key.arm, std::to_string(run.key.seed), run.recipe};
+  Cells cells{run.key.model, run.key.arm, std::to_string(run.key.seed), run.recipe, run.text};
   for (const double value : run.values) cells.push_back(text_of(value));
   return cells;
 }
 
 /// The runs of a file; none if there is none. Of rows with the same key the last one counts.
-inline Runs read_runs(const std::filesystem::path& path) {
-  const Table table = read_table(path);
+/// `option` names the folder in errors.
+inline Runs read_runs(const std::filesystem::path& path, const std::string& option = "--out") {
+  const Table table = read_table(path, option);
   Runs runs;
   if (table.rows.empty()) return runs;
   const std::size_t model = table.column("model"), arm = table.column("arm"),
-                    seed = table.column("seed"), recipe = table.column("recipe");
+                    seed = table.column("seed"), recipe = table.column("recipe"),
+                    text = table.column("text");
   std::vector<std::size_t> columns;
   for (const char* name : metric_names) columns.push_back(table.column(name));
-  for (const Cells& row : table.rows) {
+  for (std::size_t r = 0; r < table.rows.size(); ++r) {
+    const Cells& row = table.rows[r];
     RunSummary run;
-    run.key = {row[model], row[arm], static_cast<std::int64_t>(value_of(row[seed]))};
+    run.key = {row[model], row[arm], table.whole_number(r, seed)};
     run.recipe = row[recipe];
-    for (std::size_t m = 0; m < metric_count; ++m) run.values[m] = value_of(row[columns[m]]);
+    run.text = row[text];
+    for (std::size_t m = 0; m < metric_count; ++m) run.values[m] = table.number(r, columns[m]);
     runs[run.key] = std::move(run);
   }
   return runs;

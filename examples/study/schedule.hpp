@@ -129,7 +129,7 @@ inline std::vector<RunKey> missing(const std::vector<RunKey>& keys, const Runs& 
   std::vector<RunKey> left;
   for (const RunKey& key : keys) {
     const auto run = runs.find(key);
-    if (run == runs.end() || run->second.recipe != recipe_of(key)) left.push_back(key);
+    if (run == runs.end() || !is_of_grid(run->second)) left.push_back(key);
   }
   return left;
 }

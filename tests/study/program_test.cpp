@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 // study from outside: its files do not depend on how it was run, and bad input is one line.
+#include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/file.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -10,7 +12,10 @@
 #include <filesystem>
 #include <fstream>
 #include <string>
+#include <vector>
 
+#include "runs_file.hpp"
+#include "schedule.hpp"
 #include "support/program_folder.hpp"
 
 namespace {
@@ -27,8 +32,8 @@ class Program : public data::ProgramFolder {
   }
 
   /// The exit code; what it prints goes to the files out and err.
-  int run(const std::string& arguments) const {
-    const std::string command = std::string(STUDY_PROGRAM) + " " + arguments + " > " +
+  int run(const std::string& arguments, const std::string& before = "") const {
+    const std::string command = before + STUDY_PROGRAM + " " + arguments + " > " +
                                 (folder / "out").string() + " 2> " + (folder / "err").string();
     const int status = std::system(command.c_str());
     return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
@@ -46,6 +51,47 @@ TEST_F(Program, RefusesBadInputInOneLine) {
     EXPECT_EQ(std::count(err.begin(), err.end(), '\n'), 1) << bad << ": " << err;
     EXPECT_EQ(err.compare(0, 7, "study: "), 0) << err;
   }
+}
+
+TEST_F(Program, LeavesAFolderToWhoeverWritesToIt) {
+  const std::string arguments = "run --question outputs --time-limit 0.05 --text " +
+                                (folder / "text").string() + " --out " + (folder / "data").string();
+  ASSERT_EQ(run(arguments), 0) << read(folder / "err");
+  const int file = open((folder / "data/lock").c_str(), O_RDWR);
+  ASSERT_EQ(flock(file, LOCK_EX | LOCK_NB), 0);
+  EXPECT_EQ(run(arguments), 2);
+  EXPECT_NE(read(folder / "err").find("another study writes to"), std::string::npos);
+  close(file);
+  EXPECT_EQ(run(arguments), 0);
+}
+
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+TEST_F(Program, SaysThatThereAreTooManyThreads) {
+  const std::string arguments = "run --jobs 1024 --time-limit 20 --text " +
+                                (folder / "text").string() + " --out " + (folder / "data").string();
+  EXPECT_EQ(run(arguments, "ulimit -v 500000; "), 2) << read(folder / "err");
+  EXPECT_NE(read(folder / "err").find("choose fewer --jobs"), std::string::npos);
+}
+#endif
+
+// With no time left, but nothing left to do either.
+TEST_F(Program, IsCompleteOnceAllRunsAreThere) {
+  const std::vector<study::RunKey> keys = study::first_stage({false, {"outputs"}});
+  study::Runs runs;
+  for (const study::RunKey& key : keys) {
+    study::RunSummary& summary = runs[key];
+    summary.key = key;
+    summary.recipe = study::recipe_of(key);
+    summary.text = study::text_hash(read(folder / "text"));
+  }
+  fs::create_directory(folder / "data");
+  study::write_runs(folder / "data/runs.csv", runs);
+  ASSERT_EQ(run("run --question outputs --time-limit 1e-9 --text " + (folder / "text").string() +
+                " --out " + (folder / "data").string()),
+            0)
+      << read(folder / "err");
+  EXPECT_EQ(read(folder / "out"), "complete: " + std::to_string(keys.size()) + " runs in " +
+                                      (folder / "data").string() + "/runs.csv\n");
 }
 
 TEST_F(Program, ListsTheGrid) {

@@ -1,13 +1,21 @@
 // SPDX-License-Identifier: MIT
 // The study's statistics, verdicts, files and grid.
+#include <fcntl.h>
 #include <gtest/gtest.h>
+#include <stdlib.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <array>
+#include <atomic>
 #include <cmath>
 #include <filesystem>
 #include <fstream>
 #include <set>
+#include <stdexcept>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "advice.hpp"
@@ -15,8 +23,12 @@
 #include "curves.hpp"
 #include "document.hpp"
 #include "findings.hpp"
+#include "folder.hpp"
+#include "pool.hpp"
+#include "report.hpp"
 #include "schedule.hpp"
 #include "statistics.hpp"
+#include "support/program_folder.hpp"
 
 namespace study {
 namespace {
@@ -311,24 +323,224 @@ TEST(Schedule, StartsWithTheShortStudyAndPairs) {
   EXPECT_TRUE(left[0] == all[1]);
 }
 
-TEST(Files, RunsComeBackAsTheyWere) {
-  const auto path = std::filesystem::temp_directory_path() /
-                    ("study_test." + std::to_string(::getpid()) + ".csv");
+/// What an action complains about to the user; empty if it does not.
+template <class Action>
+std::string complaint(const Action& action) {
+  try {
+    action();
+  } catch (const report::UserError& error) {
+    return error.what();
+  }
+  return "";
+}
+
+/// A folder with files of a study.
+class Files : public data::ProgramFolder {
+ protected:
+  void write(const char* name, const std::string& text) const {
+    std::ofstream(folder / name, std::ios::binary) << text;
+  }
+  std::string path(const char* name) const { return (folder / name).string(); }
+};
+
+TEST_F(Files, RunsComeBackAsTheyWere) {
+  const std::string file = path("runs.csv");
+  EXPECT_TRUE(read_runs(file).empty());
   Runs runs = losses_of({2, std::nan("")}, {1.25});
-  write_runs(path, runs);
-  Runs back = read_runs(path);
+  runs.begin()->second.text = "0123";
+  write_runs(file, runs);
+  Runs back = read_runs(file);
   ASSERT_EQ(back.size(), 3U);
   EXPECT_TRUE(std::isnan((back[{"tiny", "off", 2}][Metric::val_loss])));
   EXPECT_EQ((back[{"tiny", "eliminate", 1}][Metric::val_loss]), 1.25);
   EXPECT_EQ((back[{"tiny", "eliminate", 1}].recipe), recipe_of(RunKey{"tiny", "eliminate", 1}));
+  EXPECT_EQ((back[{"tiny", "eliminate", 1}].text), "0123");
 
-  std::ofstream(path, std::ios::app) << "tiny,off,3,cut";  // a row that was being written
-  EXPECT_EQ(read_runs(path).size(), 3U);
-  std::ofstream(path) << "model,arm\ntiny,off\n";
-  EXPECT_THROW(read_runs(path), report::UserError);
-  std::filesystem::remove(path);
-  EXPECT_TRUE(read_runs(path).empty());
+  std::ofstream(file, std::ios::app) << "tiny,off,3,cut";  // a row that was being written
+  EXPECT_EQ(read_runs(file).size(), 3U);
   EXPECT_THROW(write_runs("/nowhere/runs.csv", runs), report::UserError);
+}
+
+TEST_F(Files, SayWhereTheyAreDamaged) {
+  const std::string file = path("runs.csv");
+  write("runs.csv", "model,arm\ntiny,off\n");
+  EXPECT_EQ(complaint([&] { read_runs(file); }),
+            file +
+                ", line 1: there is no column seed, so another version of the study wrote it: "
+                "remove it, or choose another folder with --out");
+  EXPECT_NE(complaint([&] { read_runs(file, "--data"); }).find("--data"), std::string::npos);
+
+  Runs runs = losses_of({2, 3}, {});
+  write_runs(file, runs);
+  const std::string text = data::read(file);
+  std::string damaged = text;
+  damaged.replace(damaged.rfind(",3,"), 3, ",one,");
+  write("runs.csv", damaged);
+  EXPECT_EQ(complaint([&] { read_runs(file); }),
+            file +
+                ", line 3: 'one' is not a number: remove the line, or choose another folder with "
+                "--out");
+  for (const char* seed : {"1e0", "", "9999999999999999999"}) {
+    damaged = text;
+    damaged.replace(damaged.rfind("off,2,"), 6, std::string("off,") + seed + ",");
+    write("runs.csv", damaged);
+    EXPECT_NE(complaint([&] { read_runs(file); }).find(file + ", line 3: '" + seed + "' is not"),
+              std::string::npos);
+  }
+
+  std::filesystem::create_directory(path("folder"));
+  EXPECT_NE(complaint([&] { read_table(path("folder")); }).find("cannot read"), std::string::npos);
+}
+
+TEST_F(Files, ReportNamesItsOptions) {
+  write_runs(path("runs.csv"), losses_of({2}, {1}));
+  EXPECT_NE(complaint([&] { write_report(folder, "/dev/null/x"); }).find("with --docs"),
+            std::string::npos);
+  std::filesystem::create_directories(path("docs/study"));
+  std::filesystem::create_directories(path("docs/evidence.md/x"));
+  EXPECT_NE(complaint([&] { write_report(folder, path("docs")); }).find("with --docs"),
+            std::string::npos);
+}
+
+// Runs of a model that the grid no longer has are nobody's business.
+TEST_F(Files, RunsOfAnotherGridDoNotCount) {
+  Runs runs = losses_of({2}, {1});
+  RunSummary other = runs.begin()->second;
+  other.key.model = "gone";
+  EXPECT_FALSE(is_of_grid(other));
+  runs[other.key] = other;
+  write_runs(path("runs.csv"), runs);
+  EXPECT_EQ(complaint([&] { write_report(folder, path("docs")); }), "");
+}
+
+const Cells step_columns = cells_of("model,arm,seed,step,layer,loss");
+
+TEST_F(Files, OfOneStudyAtATime) {
+  {
+    const Folder first(folder, step_columns, "text");
+    EXPECT_EQ(complaint([&] { Folder(folder, step_columns, "text"); }),
+              "another study writes to " + folder.string() +
+                  ": wait for it, or choose another "
+                  "--out");
+  }
+  EXPECT_EQ(complaint([&] { Folder(folder, step_columns, "text"); }), "");
+}
+
+TEST_F(Files, OfOneText) {
+  const RunKey key{"tiny", "off", 1};
+  Folder(folder, step_columns, "one").add(run_of(key, 2), "tiny,off,1,10,0,5\n");
+  const std::string before = data::read(path("runs.csv"));
+  EXPECT_EQ(Folder(folder, step_columns, "one").runs().at(key).text, "one");
+  EXPECT_EQ(complaint([&] { Folder(folder, step_columns, "other"); }),
+            "the runs in " + folder.string() +
+                " learnt from another text: give that one with --text, or choose another --out");
+  EXPECT_EQ(data::read(path("runs.csv")), before);
+}
+
+TEST_F(Files, KeepTheStepsOfRunsThatStand) {
+  Runs runs = losses_of({2}, {1});
+  for (auto& [key, run] : runs) run.text = "text";
+  const RunKey stale{"tiny", "off", 1};
+  runs[stale].recipe = "another";
+  write_runs(path("runs.csv"), runs);
+  const std::string header = "model,arm,seed,step,layer,loss\n";
+  write("steps.csv", header +
+                         "tiny,off,1,10,0,5\ntiny,eliminate,1,20,0,6\ntiny,eliminate,1,10,0,7\n"
+                         "tiny,other,1,10,0,8\n");
+  Folder study(folder, step_columns, "text");
+  const std::string kept = "tiny,eliminate,1,10,0,7\ntiny,eliminate,1,20,0,6\n";
+  EXPECT_EQ(data::read(path("steps.csv")), header + kept);
+  EXPECT_EQ(missing({stale, {"tiny", "eliminate", 1}}, study.runs()).size(), 1U);
+  study.add(run_of(stale, 2), "tiny,off,1,30,0,9\n");
+  EXPECT_EQ(study.finish().rows.size(), 3U);
+  EXPECT_EQ(data::read(path("steps.csv")), header + kept + "tiny,off,1,30,0,9\n");
+}
+
+TEST_F(Files, OfStepsSayWhereTheyAreDamaged) {
+  Runs runs = losses_of({2}, {});
+  runs.begin()->second.text = "text";
+  write_runs(path("runs.csv"), runs);
+  write("steps.csv", "model,arm,seed,step,layer,loss\ntiny,off,1,10,0,5\ntiny,off,1,x,0,5\n");
+  EXPECT_EQ(complaint([&] { Folder(folder, step_columns, "text"); }),
+            path("steps.csv") +
+                ", line 3: 'x' is not a whole number: remove the line, or choose "
+                "another folder with --out");
+  write("steps.csv", "model,arm,seed,step,loss\ntiny,off,1,10,5\n");
+  EXPECT_NE(complaint([&] { Folder(folder, step_columns, "text"); }).find("steps.csv, line 1: "),
+            std::string::npos);
+}
+
+TEST(Metrics, HaveTheirNames) {
+  const std::set<std::string> names(metric_names.begin(), metric_names.end());
+  EXPECT_EQ(names.size(), metric_count);
+  const auto name = [](Metric metric) {
+    return std::string(metric_names[static_cast<std::size_t>(metric)]);
+  };
+  EXPECT_EQ(name(Metric::val_loss), "val_loss");
+  EXPECT_EQ(name(Metric::mean_angle), "mean_angle");
+  EXPECT_EQ(name(Metric::spectral_entropy_weights), "spectral_entropy_weights");
+  EXPECT_EQ(name(Metric::changed_early), "changed_early");
+  EXPECT_EQ(name(Metric::coactivation_free), "coactivation_free");
+  EXPECT_EQ(name(Metric::excess_lift), "excess_lift");
+  EXPECT_EQ(name(Metric::output_excess), "output_excess");
+  EXPECT_EQ(name(Metric::agreement_excess), "agreement_excess");
+}
+
+// The test vectors that FNV's authors publish.
+TEST(Hashes, AreFnv1a) {
+  EXPECT_EQ(recipe_of(std::string()), "811c9dc5");
+  EXPECT_EQ(recipe_of(std::string("foobar")), "bf9cf968");
+  EXPECT_EQ(text_hash(""), "cbf29ce484222325");
+  EXPECT_EQ(text_hash("foobar"), "85944171f73967e8");
+}
+
+TEST(Pool, DoesEachOnceAndNoMoreAfterAFailure) {
+  std::array<std::atomic<int>, 20> seen{};
+  const auto never = [] { return false; };
+  in_parallel(3, seen.size(), never, [&](std::size_t i, const auto&) { ++seen[i]; });
+  for (const auto& count : seen) EXPECT_EQ(count, 1);
+
+  std::atomic<int> after{0};
+  EXPECT_THROW(in_parallel(2, 1000, never,
+                           [&](std::size_t i, const auto& stop) {
+                             if (i == 1) throw std::runtime_error("");
+                             while (!stop()) std::this_thread::yield();  // until the other fails
+                             ++after;
+                           }),
+               std::runtime_error);
+  EXPECT_LE(after, 1);
+}
+
+/// What is written to stderr while it is a terminal of so many columns.
+template <class Action>
+std::string on_terminal(unsigned short columns, const Action& action) {
+  const int master = posix_openpt(O_RDWR | O_NOCTTY);
+  grantpt(master);
+  unlockpt(master);
+  const int terminal = open(ptsname(master), O_RDWR | O_NOCTTY);
+  const winsize size{24, columns, 0, 0};
+  ioctl(terminal, TIOCSWINSZ, &size);
+  const int kept = dup(STDERR_FILENO);
+  dup2(terminal, STDERR_FILENO);
+  action();
+  dup2(kept, STDERR_FILENO);
+  std::array<char, 4096> bytes{};
+  const ssize_t count = read(master, bytes.data(), bytes.size());
+  for (const int file : {kept, terminal, master}) close(file);
+  return std::string(bytes.data(), static_cast<std::size_t>(count > 0 ? count : 0));
+}
+
+TEST(ProgressBar, FitsTheTerminal) {
+  for (const auto columns : std::array<unsigned short, 2>{40, 80}) {
+    const std::string shown = on_terminal(columns, [] {
+      const Deadline clock(0);
+      ProgressBar bar("first seeds", 2, clock);
+      bar.advance(1, std::string(100, 'x'));
+    });
+    const std::string clear = "\r\033[K";
+    ASSERT_EQ(shown.compare(0, clear.size(), clear), 0) << shown;
+    EXPECT_EQ(shown.find(clear, 1), clear.size() + columns - 1) << shown;
+  }
 }
 
 TEST(Curves, AverageLayersThenSeeds) {
