@@ -1,12 +1,17 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: MIT
 #
-# study.sh [--short] [--jobs N] [--question ID]... [--time-limit SECONDS] [--out FOLDER]
+# study.sh [--short] [--jobs N] [--question ID]... [--text PATH] [--time-limit SECONDS]
+#          [--out FOLDER]
 #
 # Trains the grid of small models that docs/evidence.md rests on, and writes a report like it:
 # FOLDER/evidence.md and FOLDER/study/report.html, from FOLDER/data/runs.csv. Full it takes about two
 # hours on two cores, with --short ten minutes. A study that was interrupted goes on where it ended.
 # --jobs: runs side by side, one thread each (all cores); no result depends on it. FOLDER: build/study.
+#
+# A study is finished with the text and on the processor that began it. Another text is refused.
+# Another processor is not: it gives other last digits and so, trainings being chaotic, other runs,
+# which would be paired with those that are there.
 #
 # To write the report of the repository anew from its own data: build/release/examples/study/study report
 set -euo pipefail
@@ -27,7 +32,7 @@ while [[ $# -gt 0 ]]; do
       shift
       ;;
     *)
-      sed -n '4,12s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
+      sed -n '4,16s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
       exit 2
       ;;
   esac
