@@ -524,10 +524,15 @@ std::string on_terminal(unsigned short columns, const Action& action) {
   dup2(terminal, STDERR_FILENO);
   action();
   dup2(kept, STDERR_FILENO);
-  std::array<char, 4096> bytes{};
-  const ssize_t count = read(master, bytes.data(), bytes.size());
-  for (const int file : {kept, terminal, master}) close(file);
-  return std::string(bytes.data(), static_cast<std::size_t>(count > 0 ? count : 0));
+  close(kept);
+  close(terminal);
+  std::string shown;  // to the end, which is there once nobody has the terminal open
+  std::array<char, 256> bytes{};
+  for (ssize_t count; (count = read(master, bytes.data(), bytes.size())) > 0;) {
+    shown.append(bytes.data(), static_cast<std::size_t>(count));
+  }
+  close(master);
+  return shown;
 }
 
 TEST(ProgressBar, FitsTheTerminal) {
