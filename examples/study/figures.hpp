@@ -51,10 +51,11 @@ inline Curve curve_of(const Table& curves, const std::string& model, const std::
   const std::size_t step = curves.column("step"), mean = curves.column(column),
                     deviation = curves.column(column + "_sd");
   const double scale = quantity.of_experts ? 100 / experts_of(model) : 1;
-  for (const Cells& row : curves.rows) {
+  for (std::size_t r = 0; r < curves.rows.size(); ++r) {
+    const Cells& row = curves.rows[r];
     if (row[0] != model || row[1] != arm) continue;
-    const double at = value_of(row[step]), middle = scale * value_of(row[mean]);
-    const double spread = scale * value_of(row[deviation]);
+    const double at = curves.number(r, step), middle = scale * curves.number(r, mean);
+    const double spread = scale * curves.number(r, deviation);
     curve.mean.emplace_back(at, middle);
     if (!std::isfinite(spread)) continue;
     curve.low.emplace_back(at, std::max(0.0, middle - spread));

@@ -42,13 +42,6 @@ inline std::string text_of(double value) {
   return text;
 }
 
-inline double value_of(const std::string& cell) {
-  char* end = nullptr;
-  const double value = std::strtod(cell.c_str(), &end);
-  if (cell.empty() || *end != '\0') throw report::UserError("'" + cell + "' is not a number");
-  return value;
-}
-
 /// A table by the names of its columns. One that was read says in its errors where it stands, and
 /// to name another folder with `option`.
 struct Table {
