@@ -11,7 +11,9 @@
 #include "default_text.hpp"
 #include "grid_run.hpp"
 #include "report.hpp"
+#include "schedule.hpp"
 #include "support/command_line.hpp"
+#include "support/error.hpp"
 
 namespace study {
 namespace {
@@ -39,17 +41,26 @@ void add_scope(CLI::App& app, Options& options) {
       ->check(CLI::IsMember(ids));
 }
 
+/// The runs of the first seeds; there are some.
+std::vector<RunKey> first_runs(const Scope& scope) {
+  std::vector<RunKey> keys = first_stage(scope);
+  if (keys.empty()) {
+    throw report::UserError("the short study has no runs for these questions: leave out --short");
+  }
+  return keys;
+}
+
 ExitCode run_grid(const Options& options) {
+  const std::vector<RunKey> first = first_runs(options.scope);
   std::string bytes = train_moe::load_bytes(options.text);
   const std::string hash = text_hash(bytes);
   const train_moe::Text text(std::move(bytes));
   train_moe::catch_stop_signals();
   const Deadline deadline(options.time_limit);
   Folder folder(options.out, steps_columns(), hash);
-  const bool complete =
-      make_runs("first seeds", first_stage(options.scope), text, options.jobs, deadline, folder) &&
-      make_runs("fresh seeds", second_stage(options.scope, folder.runs()), text, options.jobs,
-                deadline, folder);
+  const bool complete = make_runs("first seeds", first, text, options.jobs, deadline, folder) &&
+                        make_runs("fresh seeds", second_stage(options.scope, folder.runs()), text,
+                                  options.jobs, deadline, folder);
   write_table(std::filesystem::path(options.out) / "curves.csv", curves_of(folder.finish()));
   std::printf("%s: %zu runs in %s/runs.csv\n", complete ? "complete" : "stopped early",
               folder.runs().size(), options.out.c_str());
@@ -57,7 +68,7 @@ ExitCode run_grid(const Options& options) {
 }
 
 ExitCode list_grid(const Options& options) {
-  const std::vector<RunKey> keys = first_stage(options.scope);
+  const std::vector<RunKey> keys = first_runs(options.scope);
   double cost = 0;
   for (const RunKey& key : keys) {
     std::printf("%-11s %-32s seed %lld\n", key.model.c_str(), key.arm.c_str(),

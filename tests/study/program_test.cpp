@@ -53,6 +53,16 @@ TEST_F(Program, RefusesBadInputInOneLine) {
   }
 }
 
+TEST_F(Program, SaysThatTheShortStudyDoesNotAsk) {
+  for (const study::Question& question : study::questions()) {
+    const bool asked = !study::first_stage({true, {question.id}}).empty();
+    EXPECT_EQ(run(std::string("list --short --question ") + question.id), asked ? 0 : 2);
+    if (asked) continue;
+    EXPECT_NE(read(folder / "err").find("leave out --short"), std::string::npos);
+    break;
+  }
+}
+
 TEST_F(Program, LeavesAFolderToWhoeverWritesToIt) {
   const std::string arguments = "run --question outputs --time-limit 0.05 --text " +
                                 (folder / "text").string() + " --out " + (folder / "data").string();
