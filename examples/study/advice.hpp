@@ -36,9 +36,7 @@ inline std::string recommendation(const Pooled& loss, const Pooled& unused) {
 
 inline Grid advice_table(const Runs& runs) {
   const Question &loss = question_named("loss"), &unused = question_named("unused");
-  Grid table{{"|routing", "validation loss, nats per byte", "experts without a token, points",
-              "|what to do"},
-             {}};
+  Grid table{{"|routing", "loss, nats per byte", "unused experts, points", "|what to do"}, {}};
   for (const auto& [arm, against] : paper_arms()) {
     const Pooled by_loss = pooled(runs, loss, arm, against);
     const Pooled by_unused = pooled(runs, unused, arm, against);
@@ -82,7 +80,7 @@ inline void add_lambda_advice(const Runs& runs, std::vector<std::string>& items)
   const Trial from_zero{"init-zero", "published", "off"};
   if (const Finding early = finding_on(runs, "lambda-acts-early", from_zero); early.asked) {
     const Finding late = finding_on(runs, "lambda-acts", from_zero);
-    items.push_back("With a **router that starts near zero** it is " +
+    items.push_back("With a **router that starts near zero** the share of the tokens is " +
                     mean_text(early.numbers.arm, measures::changed_early) +
                     " in the first ten steps, and " + mean_text(late.numbers.arm, measure) +
                     " in the last quarter.");
@@ -136,9 +134,9 @@ inline void add_settings_advice(const Runs& runs, std::vector<std::string>& item
 inline void add_advice(const Runs& runs, Document& document) {
   document.add(Heading{"Should I use it?", "advice"});
   document.add(Paragraph{
-      "`published` is the penalty that the paper prints, lambda = 1e-4; `eliminate` its limit, "
-      "where losers rank last; `+balance` has a balance loss of 0.01, too. Differences against the "
-      "same without the competition: mean of the models, 99 % interval."});
+      "`off` is plain top-k, `published` the penalty that the paper prints, lambda = 1e-4, and "
+      "`eliminate` its limit, where losers rank last; `+balance` has a balance loss of 0.01, too. "
+      "Differences against the same without the competition: mean of the models, 99 % interval."});
   document.add(advice_table(runs));
   std::vector<std::string> items;
   add_lambda_advice(runs, items);

@@ -22,7 +22,7 @@ namespace study {
 /// and is judged by these alone: the best of many rows is a lucky one, too.
 inline constexpr std::int64_t first_fresh_seed = 101;
 inline constexpr std::int64_t first_seeds = 5;
-inline constexpr std::int64_t more_seeds = 10;  // of the trials that are in the short study
+inline constexpr std::int64_t more_seeds = 10;  // of the claims of the paper, and of the short study
 inline constexpr std::int64_t fresh_seeds = 10;
 
 enum class Seeds { first, fresh };

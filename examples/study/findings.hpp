@@ -92,13 +92,12 @@ inline std::string verdicts_text(const std::vector<Pooled>& all) {
 
 /// What the question finds of each pair of arms, over its models.
 inline Grid summary_of(const std::vector<Pooled>& all, const Question& q) {
-  Grid table{{"|arm", "|against", "difference", "99 % interval", "|verdict", "|by model"}, {}};
+  Grid table{{"|arm", "|against", "|verdict", "difference", "99 % interval", "|by model"}, {}};
   for (const Pooled& each : all) {
     const bool shown = each.verdict != Verdict::cannot_show;
-    table.rows.push_back({arm_text(each.arm), arm_text(each.against),
+    table.rows.push_back({arm_text(each.arm), arm_text(each.against), verdict_name(each.verdict),
                           shown ? signed_text(each.difference.mean, q.measure) : "–",
                           shown ? interval_text(each.difference, q.measure) : "–",
-                          verdict_name(each.verdict),
                           each.tally.total() > 1 ? text_of(each.tally) : "one model"});
   }
   return table;
@@ -122,9 +121,9 @@ inline std::vector<std::string> finding_row(const Question& q, const Trial& tria
   return {trial.model,
           arm_text(trial.arm),
           arm_text(trial.against),
+          verdict_name(finding.verdict),
           signed_text(difference.mean, q.measure),
           interval_text(difference, q.measure),
-          verdict_name(finding.verdict),
           seeds_text(finding),
           level_text(arm, q.measure),
           trial.against.empty() ? "–" : level_text(against, q.measure),
@@ -133,7 +132,7 @@ inline std::vector<std::string> finding_row(const Question& q, const Trial& tria
 
 /// Every trial on every model.
 inline Grid rows_of(const Runs& runs, const Question& q, std::vector<ForestLine>& lines) {
-  Grid table{{"|model", "|arm", "|against", "difference", "99 % interval", "|verdict", "seeds",
+  Grid table{{"|model", "|arm", "|against", "|verdict", "difference", "99 % interval", "seeds",
               "arm ± sd", "against ± sd", "seeds to see it"},
              {}};
   for (const Trial& trial : q.trials) {
@@ -158,9 +157,10 @@ inline void add_findings(const Runs& runs, const Question& q, Document& document
   std::vector<ForestLine> lines;
   Grid rows = rows_of(runs, q, lines);
   const std::string unit = *q.measure.unit == '\0' ? q.measure.quantity : q.measure.unit;
+  const char* dashed = q.kind == Kind::effect ? "what is asked for" : "the harm that is looked for";
   document.add(Figures{
-      {{q.title, forest(q.title, lines, q.measure.scale * q.sign * q.measure.relevant, unit),
-        "Mean difference and 99 % interval. Dashed: what is asked for.", ""}}});
+      {{"By model", forest(q.title, lines, q.measure.scale * q.sign * q.measure.relevant, unit),
+        std::string("Mean difference and 99 % interval. Dashed: ") + dashed + ".", ""}}});
   document.add(Details{"All " + std::to_string(rows.rows.size()) + " rows", std::move(rows)});
 }
 

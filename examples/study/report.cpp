@@ -95,7 +95,8 @@ void add_rules(const Runs& runs, Document& document) {
            "seeds.",
        "Another processor gives other last digits, and so other runs: expect the same verdicts "
        "from a repetition, not the same numbers.",
-       "The figures of the paper are second-hand, from public reading notes."}});
+       "Arms are those of `train_moe`, whose `--help` says what each does; the models stand at the "
+       "end. The figures of the paper are second-hand, from public reading notes."}});
 }
 
 /// A metric as the table of metrics shows it.
