@@ -4,7 +4,6 @@
 #define EXPERT_PARALLEL_PARALLEL_SETTINGS_HPP
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -47,7 +46,7 @@ inline void check_modifiers(const std::vector<train_moe::Arm>& arms) {
       const auto knows = [&](const train_moe::ArmPart& part) { return part.name == name; };
       if (std::none_of(shared.begin(), shared.end(), knows)) {
         throw train_moe::UserError("arm '" + arm.name + "': only train_moe has +" + name +
-                                   ": choose from " + train_moe::describe(shared));
+                                   ": choose from " + train_moe::choices_of(shared));
       }
     }
   }
@@ -82,11 +81,9 @@ inline void check_settings(Settings& settings, int ranks) {
   settings.arms = train_moe::parse_arms(settings.arm_list);
   check_modifiers(settings.arms);
   train_moe::check_sizes(settings.sizes);
-  for (const double value :
-       {settings.sizes.weight_scale, settings.learning_rate, settings.bias_rate}) {
-    // CLI11 accepts it.
-    if (std::isnan(value)) throw train_moe::UserError("an option is nan: give a number");
-  }
+  train_moe::check_number("--weight-scale", settings.sizes.weight_scale);
+  train_moe::check_number("--learning-rate", settings.learning_rate);
+  train_moe::check_number("--bias-rate", settings.bias_rate);
   if (settings.sizes.experts % ranks != 0) {
     throw train_moe::UserError(std::to_string(settings.sizes.experts) +
                                " experts do not divide evenly among " + std::to_string(ranks) +

@@ -179,24 +179,37 @@ inline const std::vector<ArmPart>& arm_modifiers() {
   return modifiers;
 }
 
-/// "a (what it does), b=VALUE (what it does, 0 to 1)"
-inline std::string describe(const std::vector<ArmPart>& parts) {
+/// "a", "b=VALUE" or "c[=VALUE]".
+inline std::string written(const ArmPart& part) {
+  if (!part.value) return part.name;
+  return std::string(part.name) + (part.value->preset ? "[=VALUE]" : "=VALUE");
+}
+
+/// "a, b=VALUE"
+inline std::string choices_of(const std::vector<ArmPart>& parts) {
+  std::string text;
+  for (const ArmPart& part : parts) text += (text.empty() ? "" : ", ") + written(part);
+  return text;
+}
+
+/// "b=VALUE: what it does (0 to 1)"
+inline std::string describe(const ArmPart& part) {
   std::ostringstream text;
-  for (const ArmPart& part : parts) {
-    text << (&part == parts.data() ? "" : ", ") << part.name;
-    if (part.value) text << (part.value->preset ? "[=VALUE]" : "=VALUE");
-    text << " (" << part.help;
-    if (part.value) text << ", " << part.value->least << " to " << part.value->most;
-    if (part.value && part.value->preset) text << ", else " << *part.value->preset;
-    text << ')';
-  }
+  text << written(part) << ": " << part.help;
+  if (!part.value) return text.str();
+  text << " (" << part.value->least << " to " << part.value->most;
+  if (part.value->preset) text << ", else " << *part.value->preset;
+  text << ')';
   return text.str();
 }
 
-/// What an arm may be, in one line.
+/// What an arm may be, a line for each part.
 inline std::string arms_help(const std::vector<ArmPart>& modifiers) {
-  return "BASE[+MODIFIER...], with commas between arms. BASE: " + describe(arm_bases()) +
-         ". MODIFIER: " + describe(modifiers);
+  std::string text = "BASE[+MODIFIER...], with commas between arms.\nBASE is one of";
+  for (const ArmPart& part : arm_bases()) text += "\n  " + describe(part);
+  text += "\nMODIFIER is one of";
+  for (const ArmPart& part : modifiers) text += "\n  " + describe(part);
+  return text;
 }
 
 /// The number in `text`, which is the whole of it, within the range of `part`.
@@ -204,7 +217,7 @@ inline double parse_value(const ArmPart& part, const std::string& text, const st
   char* end = nullptr;
   const double value = std::strtod(text.c_str(), &end);
   if (text.empty() || *end != '\0' || !(value >= part.value->least && value <= part.value->most)) {
-    throw UserError("arm '" + arm + "' has '" + text + "' for VALUE: " + describe({part}));
+    throw UserError("arm '" + arm + "' has '" + text + "' for VALUE: " + describe(part));
   }
   return value;
 }
@@ -218,8 +231,8 @@ inline std::string apply_part(const std::string& text, const std::vector<ArmPart
                                  [&](const ArmPart& each) { return each.name == name; });
   const bool has_value = equals != std::string::npos;
   if (part == parts.end() || (has_value && !part->value)) {
-    throw UserError("unknown arm '" + arm.name + "', because of '" + text +
-                    "': " + describe(parts));
+    throw UserError("unknown arm '" + arm.name + "': '" + text + "' is none of " +
+                    choices_of(parts) + " (see --help)");
   }
   double value = 0;
   if (part->value) {

@@ -126,12 +126,20 @@ inline void add_options(CLI::App& app, Settings& s) {
   app.add_flag("--plots,!--no-plots", s.plots, "Draw with gnuplot");
 }
 
-inline void check_swaps(const Swaps& swaps, std::int64_t steps) {
+/// CLI11 takes a NaN.
+inline void check_number(const std::string& option, double value) {
+  if (std::isnan(value)) throw UserError(option + " is nan: give a number");
+}
+
+/// `on` and `off` name what sets them; `where` goes before.
+inline void check_swaps(const Swaps& swaps, std::int64_t steps, const std::string& where,
+                        const std::string& on, const std::string& off) {
   if (swaps.on_at > steps || swaps.off_at > steps) {
-    throw UserError("a swap comes after the last step: lower it, or raise --steps");
+    throw UserError(where + (swaps.on_at > steps ? on : off) +
+                    " is beyond the last step: lower it, or raise --steps");
   }
   if (swaps.on_at > 0 && swaps.on_at == swaps.off_at) {
-    throw UserError("competition starts and stops at the same step: choose two");
+    throw UserError(where + on + " and " + off + " are the same step: choose two");
   }
 }
 
@@ -144,9 +152,14 @@ inline void check_arms(const Settings& settings) {
     } catch (const gatepro::Error& error) {
       throw UserError("arm '" + arm.name + "': " + error.what());
     }
-    check_swaps(arm.routing.swaps, settings.steps);
+    const std::string name = "arm '" + arm.name + "': ";
+    check_swaps(arm.routing.swaps, settings.steps, name, "+from", "+until");
+    if (arm.routing.choices > settings.sizes.top_k) {
+      throw UserError(name + "+choices=" + std::to_string(arm.routing.choices) +
+                      " is more than --top-k " + std::to_string(settings.sizes.top_k));
+    }
     if (arm.routing.output_partners && arm.routing.config.pairing.partners_per_expert > 1) {
-      throw UserError("arm '" + arm.name + "': +outputs finds one rival per expert");
+      throw UserError(name + "+outputs finds one rival per expert");
     }
   }
 }
@@ -157,19 +170,13 @@ inline void check_settings(Settings& settings) {
   check_sizes(settings.sizes);
   check_windows(settings.sizes, "--val-tokens", settings.validation_tokens);
   check_arms(settings);
-  for (const double value :
-       {settings.sizes.weight_scale, settings.sizes.router_deviation, settings.learning_rate}) {
-    if (std::isnan(value)) throw UserError("an option is nan: give a number");  // CLI11 accepts it
-  }
+  check_number("--weight-scale", settings.sizes.weight_scale);
+  check_number("--router-deviation", settings.sizes.router_deviation);
+  check_number("--learning-rate", settings.learning_rate);
   if (settings.trace_every > settings.steps) {
     throw UserError("--trace-every is beyond the last step: lower it, or raise --steps");
   }
-  if (settings.swaps.on_at > settings.steps || settings.swaps.off_at > settings.steps) {
-    throw UserError("a swap comes after the last step: lower it, or raise --steps");
-  }
-  if (settings.swaps.on_at > 0 && settings.swaps.on_at == settings.swaps.off_at) {
-    throw UserError("--swap-on-at and --swap-off-at are the same step: choose two");
-  }
+  check_swaps(settings.swaps, settings.steps, "", "--swap-on-at", "--swap-off-at");
 }
 
 }  // namespace train_moe

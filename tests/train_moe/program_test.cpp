@@ -244,6 +244,8 @@ TEST_F(Program, RefusesBadInputInOneLineAndWritesNothing) {
       {"--arms", "off,off"},
       {"--arms", "lambda=-1"},
       {"--arms", "off+balance=-1"},
+      {"--arms", "off+choices=4"},
+      {"--arms", "eliminate+from=13"},
       {"--arms", ""},
       {"--top-k", "11"},
       {"--top-k", "0"},
