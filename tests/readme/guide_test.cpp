@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
-// The code of docs/guide.md, to the letter (the test readme.guide.md compares), in a trainer that
-// is as small as can be: it compiles, and no call refuses its arguments.
+// The code of docs/guide.md and docs/metrics.md, to the letter (the tests readme.* compare), in a
+// trainer that is as small as can be: it compiles, and no call refuses its arguments.
+#include <gatepro/diagnosis.hpp>
 #include <gatepro/gatepro.hpp>
 #include <gatepro/openmp.hpp>
 
@@ -10,6 +11,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <iostream>
+#include <string>
 #include <vector>
 
 namespace {
@@ -297,6 +300,40 @@ router.forward(x_TH, w_EH, out, buffers.workspace());
   EXPECT_EQ(statistics.tokens, tokens);
   EXPECT_GE(statistics.changed_rate() + statistics.coactivation_rate(), 0);
   EXPECT_GE(statistics.penalties_lost_in_rounding, 0);
+}
+
+TEST_F(Guide, Metrics) {
+  gatepro::Router<float> router({hidden_size, num_experts, top_k});
+  gatepro::RoutingBuffers buffers(router, max_tokens);
+  gatepro::PenaltyStatistics statistics;
+  auto out = buffers.view();
+  out.statistics = &statistics;
+  router.refresh(w_EH, step);
+  router.forward(x_TH, w_EH, out, buffers.workspace());
+  std::vector<std::int64_t> sorted_E(size_of(num_experts));
+  const double loss = 1;
+  testing::internal::CaptureStdout();
+  // clang-format off
+gatepro::RunHistory history;
+history.competition = router.config().competition;
+// each step, or every tenth; what is not measured is left out, and what needs it not looked for
+const auto& cache = router.similarity_cache();
+gatepro::LayerSnapshot layer;
+const auto loads = gatepro::load_metrics(buffers.tokens_per_expert_E(), sorted_E);
+layer.inactive_share = loads.inactive_share;
+layer.chance_inactive_share = loads.chance_inactive_share;
+layer.changed_share = gatepro::penalty_shares(statistics, num_experts).changed;
+layer.partner_similarity = gatepro::partner_similarity(cache.similarity(), cache.partners()).mean;
+gatepro::StepSnapshot snapshot;
+snapshot.step = step + 1;                                      // counted from 1
+snapshot.loss = loss;
+snapshot.layers = {layer};                                     // of all layers, in one order
+history.steps.push_back(snapshot);
+// at the end; diagnose(history, &without) compares with the same run without competition
+std::cout << gatepro::describe(gatepro::diagnose(history));
+  // clang-format on
+  EXPECT_NE(testing::internal::GetCapturedStdout().find("lambda without effect"),
+            std::string::npos);
 }
 
 }  // namespace
