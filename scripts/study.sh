@@ -23,12 +23,12 @@ options=(--jobs "$(nproc)")
 while [[ $# -gt 0 ]]; do
   case $1 in
     --short) options+=("$1") ;;
-    --out)
-      out=${2:?--out needs a folder}
-      shift
-      ;;
-    --jobs | --question | --time-limit | --text)
-      options+=("$1" "${2:?$1 needs a value}")
+    --out | --jobs | --question | --time-limit | --text)
+      if [[ $# -lt 2 ]]; then
+        echo "study.sh: $1 needs a value" >&2
+        exit 2
+      fi
+      if [[ $1 == --out ]]; then out=$2; else options+=("$1" "$2"); fi
       shift
       ;;
     *)

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <array>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -87,6 +88,28 @@ inline void add_lambda_advice(const Runs& runs, std::vector<std::string>& items)
   }
 }
 
+/// Every model on which the competition lowered the loss, of all that were asked.
+inline void add_gains(const Runs& runs, std::vector<std::string>& items) {
+  const auto is_off = [](const std::string& arm) { return arm.compare(0, 3, "off") == 0; };
+  std::set<std::string> asked;
+  std::string gains;
+  for (const Question& q : questions()) {
+    if (q.measure.metric != Metric::val_loss || q.kind != Kind::effect) continue;
+    for (const Trial& trial : q.trials) {
+      if (is_off(trial.arm) || !is_off(trial.against)) continue;
+      const Finding f = find(runs, q, trial);
+      if (!f.asked || !asked.insert(trial_name(trial)).second) continue;
+      if (f.verdict != Verdict::holds && f.verdict != Verdict::holds_small) continue;
+      gains += (gains.empty() ? ": " : "; ") + trial.model + ", " + arm_text(trial.arm) + ", " +
+               difference_text(f.numbers.difference, q.measure);
+    }
+  }
+  const auto count = std::count(gains.begin(), gains.end(), '[');
+  items.push_back("**A lower loss** with the competition than without it was shown in " +
+                  std::to_string(count) + " of " + std::to_string(asked.size()) +
+                  " comparisons of a model and an arm" + gains + ".");
+}
+
 inline void add_rival_advice(const Runs& runs, std::vector<std::string>& items) {
   for (const auto& [arm, name] : {std::pair("off+balance", "A balance loss alone"),
                                   std::pair("off+quantile", "Quantile balancing alone")}) {
@@ -139,6 +162,7 @@ inline void add_advice(const Runs& runs, Document& document) {
       "Differences against the same without the competition: mean of the models, 99 % interval."});
   document.add(advice_table(runs));
   std::vector<std::string> items;
+  add_gains(runs, items);
   add_lambda_advice(runs, items);
   add_rival_advice(runs, items);
   add_settings_advice(runs, items);

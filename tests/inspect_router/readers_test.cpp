@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "files.hpp"
+#include "inspect_router/checkpoint.hpp"
 #include "inspect_router/npy.hpp"
 #include "inspect_router/safetensors.hpp"
 #include "inspect_router/trace.hpp"
@@ -232,6 +233,26 @@ TEST(SafetensorsIndex, MapsTensorsToFilesOfTheFolder) {
   EXPECT_SAYS(refused(R"({"weight_map":{"a":["b"]}})"), "need the name of a file");
   EXPECT_SAYS(refused(R"({"weight_map":{"a":3}})"), "need a string");
   EXPECT_SAYS(refused(R"({"weight_map":{"a":"b","a":"b"}})"), "stands twice");
+}
+
+// Files of the libraries that users have; see written_by_python/write.py.
+TEST(Checkpoints, OfPythonsOwnLibrariesAreRead) {
+  const fs::path folder = INSPECT_ROUTER_WRITTEN_BY_PYTHON;
+  const auto layer = [&](const char* number) {
+    const FileSource file(folder / (std::string("layer_") + number + ".npy"));
+    return read_matrix(file, read_npy_header(file));
+  };
+  for (const fs::path& checkpoint : {folder / "model.safetensors", folder / "sharded"}) {
+    const std::vector<StoredRouter> routers = find_routers({checkpoint.string()}, "");
+    ASSERT_EQ(routers.size(), 3U) << checkpoint;
+    const std::vector<const char*> numbers{"0", "1", "10"};
+    for (std::size_t i = 0; i < 3; ++i) {
+      EXPECT_EQ(routers[i].layer, std::stoull(numbers[i]));
+      EXPECT_EQ(routers[i].load(), layer(numbers[i])) << checkpoint << numbers[i];
+    }
+  }
+  const FileSource bfloat16(folder / "bfloat16.npy");
+  EXPECT_EQ(read_matrix(bfloat16, read_npy_header(bfloat16)), layer("10"));
 }
 
 std::string record(const std::string& fields) {
