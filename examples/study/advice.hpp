@@ -37,13 +37,13 @@ inline std::string recommendation(const Pooled& loss, const Pooled& unused) {
 
 inline Grid advice_table(const Runs& runs) {
   const Question &loss = question_named("loss"), &unused = question_named("unused");
-  Grid table{{"|routing", "loss, nats per byte", "unused experts, points", "|what to do"}, {}};
+  Grid table{{"|routing", "|what to do", "loss, nats per byte", "unused experts, points"}, {}};
   for (const auto& [arm, against] : paper_arms()) {
     const Pooled by_loss = pooled(runs, loss, arm, against);
     const Pooled by_unused = pooled(runs, unused, arm, against);
-    table.rows.push_back({arm_text(arm), difference_text(by_loss.difference, loss.measure),
-                          difference_text(by_unused.difference, unused.measure),
-                          recommendation(by_loss, by_unused)});
+    table.rows.push_back({arm_text(arm), recommendation(by_loss, by_unused),
+                          difference_text(by_loss.difference, loss.measure),
+                          difference_text(by_unused.difference, unused.measure)});
   }
   return table;
 }
