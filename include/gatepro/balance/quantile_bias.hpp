@@ -104,12 +104,12 @@ inline double bias_at(const std::int64_t* counts_B, Index bins, double target,
     edge = static_cast<double>(i);
     if (below + count >= target) {
       edge += (std::max)(0.0, target - below) / count;
-      return range.above_lowest(edge, bins);
+      return above_lowest(range, edge, bins);
     }
     below += count;
     edge += 1;
   }
-  return edge < 0 ? kept : range.above_lowest(edge, bins);
+  return edge < 0 ? kept : above_lowest(range, edge, bins);
 }
 
 /// The scratch of count_needed_bias.

@@ -21,14 +21,14 @@ struct BiasRange {
   double lowest = 0;
   double reach = 0;
   double span = 0;
-
-  /// How far above the lowest bias a place of the range is, in widths of one of `bins` bins.
-  double above_lowest(double place, Index bins) const {
-    return product(place, span / static_cast<double>(bins)) - reach;
-  }
 };
 
 inline namespace GATEPRO_ABI {
+
+/// How far above the lowest bias a place of the range is, in widths of one of `bins` bins.
+inline double above_lowest(const BiasRange& range, double place, Index bins) {
+  return product(place, range.span / static_cast<double>(bins)) - range.reach;
+}
 
 /// What biases that scores within `reach` of each other need: from `reach` below the lowest bias to
 /// `reach` above the highest.
