@@ -124,6 +124,10 @@ TYPED_TEST(MarginsTest, HandWorked) {
   EXPECT_EQ(count(logits, rivals, {3}).tokens_to_change(), 0);
   EXPECT_EQ(count(logits, rivals, {3}).lambda_for_share(0.5), infinity);
   EXPECT_EQ(count(logits, rivals, {4}).tokens_with_margin(), 0);
+  // A loser and a survivor that tie, and nobody else: any lambda that the logits notice.
+  logits << 4, 3, 3, 1;
+  EXPECT_EQ(count(logits, rivals, {2}).lambda_histogram()[0], 1);
+  EXPECT_EQ(count(logits, rivals, {2}).lambda_for_share(0.5), 1);
   // Ties: an exact copy loses by rule only, and is then as close as can be.
   logits << 3, 3, 3, 1;
   EXPECT_EQ(count(logits, rivals, {2}).tokens_to_change(), 0);

@@ -35,15 +35,16 @@ struct MarginLayout {
   static constexpr Index size = lambdas + LogBins::count;
 };
 
-/// The lambda that exceeds `rank` of the least lambdas in each bin. The first bin holds exact ties:
-/// whatever the logits notice breaks all of them, so theirs is half of nearly all others.
+/// The lambda that exceeds `rank` of the least lambdas in each bin. The first bin holds exact ties,
+/// which any lambda breaks that the logits notice: half of what 99.9 % of the others need, or 1
+/// where there are no others.
 template <class Count>
 double lambda_of_rank(const Count* lambdas_B, double rank) {
   const auto ties = static_cast<double>(lambdas_B[0]);
   if (!(rank > 0 && rank <= ties)) return quantile(lambdas_B, rank);
   double others = 0;
   for (Index b = 1; b < LogBins::count; ++b) others += static_cast<double>(lambdas_B[b]);
-  return quantile(lambdas_B, ties + others / 1000) / 2;
+  return others > 0 ? quantile(lambdas_B, ties + others / 1000) / 2 : 1;
 }
 
 }  // namespace GATEPRO_ABI
