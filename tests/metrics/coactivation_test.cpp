@@ -146,6 +146,13 @@ TEST(Coactivation, NothingCountedIsNothingExpected) {
   EXPECT_EQ(counts.top_pairs(VectorView<CoactivatedPair>(pairs)), 0);
 }
 
+TEST(Coactivation, RefusesMoreChoicesThanInt64Holds) {
+  Coactivation counts(2);
+  const std::vector<std::int64_t> full{std::numeric_limits<std::int64_t>::max(), 0, 0, 1};
+  counts.restore(VectorView<const std::int64_t>(full));
+  expect_error([&] { (void)counts.choices(); }, {"Coactivation", "fits int64", "load=1"});
+}
+
 // Equal loads and random sets: every lift is near 1, though no token selects an expert twice.
 TEST(Coactivation, ChanceHasALiftOfOne) {
   const Index experts = 6;

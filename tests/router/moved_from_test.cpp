@@ -264,6 +264,7 @@ TEST(MovedFrom, Metrics) {
   expect_empty_tally(
       Coactivation(E),
       [&](Coactivation& c) { c.add(gatepro::Choices<const std::int32_t>{strided_view(ids_TK)}); },
+      [](Coactivation& c) { (void)c.num_experts(); }, [](Coactivation& c) { (void)c.choices(); },
       [](Coactivation& c) { (void)c.counts_EE(); }, [](Coactivation& c) { (void)c.load(0); },
       [](Coactivation& c) { (void)c.lift(0, 1); }, [&](Coactivation& c) { c.lifts(view(lift_EE)); },
       [&](Coactivation& c) { (void)c.top_pairs(pairs); },

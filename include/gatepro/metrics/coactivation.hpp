@@ -41,8 +41,11 @@ class Coactivation : public Tally<Coactivation> {
         experts_(num_experts),
         last_token_E_(static_cast<std::size_t>(num_experts)) {}
 
-  /// E.
-  Index num_experts() const { return experts_; }
+  /// E. Throws Error once moved from.
+  Index num_experts() const {
+    size();
+    return experts_;
+  }
 
   /// Adds the choices of some tokens: T x K ids, -1 for none, with an optional mask of padding and
   /// of choices that were not dropped. Throws Error for shapes, an id that is neither in [0, E) nor
@@ -76,10 +79,16 @@ class Coactivation : public Tally<Coactivation> {
   MatrixView<const std::int64_t> counts_EE() const { return {at(0), experts_, experts_}; }
   /// Tokens that selected expert `e`.
   std::int64_t load(Index e) const { return *at(e * experts_ + e); }
-  /// All choices that were counted: the sum of the loads.
+  /// All choices that were counted: the sum of the loads. Throws Error for a sum beyond int64.
+  /// Cost: E.
   std::int64_t choices() const {
+    const detail::Checks checks(name);
     std::int64_t sum = 0;
-    for (Index e = 0; e < experts_; ++e) sum += load(e);
+    for (Index e = 0; e < num_experts(); ++e) {
+      checks.need(load(e) <= (std::numeric_limits<std::int64_t>::max)() - sum,
+                  "loads whose sum fits int64", {{"sum", sum}, {"load", load(e)}});
+      sum += load(e);
+    }
     return sum;
   }
 
