@@ -337,13 +337,14 @@ TEST(Diagnosis, APenaltyThatChangesLittleIsJudgedByWhatItChanges) {
 TEST(Diagnosis, YoungRunsAreNotBlamedForTheirAge) {
   LayerSnapshot idle = penalised();
   idle.inactive_share = 0.6;
-  const RunHistory baseline = young_run(Competition::off(), off(), 99);
+  RunHistory baseline = young_run(Competition::off(), off(), 99);
   RunHistory young = young_run(Competition::penalty(1), idle, 99);
   for (StepSnapshot& step : young.steps) {
     if (step.validation_loss) *step.validation_loss += 0.1;
   }
   EXPECT_EQ(gatepro::describe(diagnose(young, &baseline)), "");
   for (StepSnapshot& step : young.steps) step.step += 1;  // its last is step 100
+  for (StepSnapshot& step : baseline.steps) step.step += 1;
   EXPECT_EQ(diagnose(young, &baseline).size(), 3U);
   for (const std::size_t age : {std::size_t{1}, std::size_t{2}, std::size_t{5}}) {
     EXPECT_EQ(gatepro::describe(diagnose(young_run(Competition::eliminate(), eliminating(), age))),
@@ -365,6 +366,26 @@ TEST(Diagnosis, ABaselineIsComparedInTheSameSteps) {
   longer.steps.erase(longer.steps.begin(), longer.steps.begin() + cut);
   for (StepSnapshot& step : longer.steps) *step.loss = 1;
   EXPECT_EQ(gatepro::describe(diagnose(run, &longer)), "");  // none in common
+}
+
+TEST(Diagnosis, OnlyStepsMeasuredInBothRunsAreCompared) {
+  RunHistory run = run_of(Competition::eliminate(), eliminating());
+  RunHistory baseline = run_of(Competition::off(), off());
+  for (std::size_t i = 0; i < run.steps.size(); ++i) {
+    // A loss that falls steeply, the same in both runs, measured at other steps.
+    const double loss = 10 - 0.01 * static_cast<double>(i);
+    run.steps[i].validation_loss = loss;
+    baseline.steps[i].validation_loss.reset();
+    if (i % 10 == 0 && i + 20 > run.steps.size()) baseline.steps[i].validation_loss = loss;
+  }
+  EXPECT_EQ(gatepro::describe(diagnose(run, &baseline)), "");
+  for (StepSnapshot& step : baseline.steps) {
+    if (step.validation_loss) *step.validation_loss -= 0.5;
+  }
+  const auto findings = diagnose(run, &baseline);
+  ASSERT_EQ(findings.size(), 1U);
+  EXPECT_EQ(findings[0].signature, Signature::over_suppression);
+  EXPECT_NEAR(findings[0].value, 0.5, 1e-12);
 }
 
 TEST(Diagnosis, StepsHaveAnOrder) {

@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "gatepro/core/order.hpp"
 #include "gatepro/metrics/signatures.hpp"
 
 namespace gatepro {
@@ -76,7 +77,7 @@ inline void find_in_layers(const SignatureRule& rule, const Diagnosed& run,
   Finding worst;
   double most = -1;
   Index shown = 0;
-  if (run.end.last_step() < rule.youngest) return;
+  if (run.last_step() < rule.youngest) return;
   for (Index layer = 0; layer < run.layers(); ++layer) {
     const std::optional<double> value = rule.value(run, layer);
     const double excess = rule.excess(value);
@@ -84,7 +85,7 @@ inline void find_in_layers(const SignatureRule& rule, const Diagnosed& run,
     ++shown;
     if (excess <= most) continue;
     most = excess;
-    worst = finding_of(rule, *value, run.end.first_step(), run.end.last_step());
+    worst = finding_of(rule, *value, run.first_step(), run.last_step());
     worst.layer = layer;
   }
   if (shown == 0) return;
@@ -138,11 +139,10 @@ inline void find_instability(const RunHistory& run, std::vector<Finding>& findin
 }
 
 inline void find_suppression(const Diagnosed& run, std::vector<Finding>& findings) {
-  if (run.end.last_step() < suppression_rule.youngest) return;
+  if (run.last_step() < suppression_rule.youngest) return;
   const std::optional<double> value = suppression_rule.value(run, -1);
   if (suppression_rule.excess(value) < 0) return;
-  findings.push_back(
-      finding_of(suppression_rule, *value, run.end.first_step(), run.end.last_step()));
+  findings.push_back(finding_of(suppression_rule, *value, run.first_step(), run.last_step()));
   state_evidence(suppression_rule, findings.back());
 }
 
@@ -155,20 +155,17 @@ inline namespace GATEPRO_ABI {
 /// if nothing was measured that would show it.
 ///
 /// baseline: the same run without competition, or null. With one, over-suppression is looked for,
-/// and whether similarities fell, by what both have of the same steps. What training has yet to
-/// bring about, such as experts in use, is not missed before step 100. The thresholds are those of
-/// small models, and some signatures are what the method does there, not what was done wrong: a
+/// and whether similarities fell, by the steps in which both were measured. What training has yet
+/// to bring about, such as experts in use, is not missed before step 100. The thresholds are those
+/// of small models, and some signatures are what the method does there, not what was done wrong: a
 /// finding is where to look. Throws Error for steps whose numbers do not ascend. Allocates.
 /// Thread-safe.
 inline std::vector<Finding> diagnose(const RunHistory& run, const RunHistory* baseline = nullptr) {
   std::vector<Finding> findings;
   detail::check_steps("run", run);
   if (run.steps.empty()) return findings;
-  detail::Diagnosed diagnosed{detail::StepRange(run)};
-  if (baseline != nullptr) {
-    detail::check_steps("baseline", *baseline);
-    diagnosed.baseline.emplace(*baseline, diagnosed.end.first_step(), diagnosed.end.last_step());
-  }
+  if (baseline != nullptr) detail::check_steps("baseline", *baseline);
+  const detail::Diagnosed diagnosed(run, baseline);
   for (const detail::SignatureRule& rule : detail::layer_rules) {
     detail::find_in_layers(rule, diagnosed, findings);
   }

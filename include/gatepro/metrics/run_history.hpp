@@ -64,65 +64,75 @@ inline std::optional<double> unless_nan(double value) {
   return key_of(value) == Order<double>::nan ? std::optional<double>() : value;
 }
 
-/// The steps of a run from one number to another, as means of what was measured there.
-class StepRange {
+/// What was measured in a step: a metric of a layer, or one of the run.
+inline std::optional<double> measured(const StepSnapshot& step, Index layer,
+                                      std::optional<double> LayerSnapshot::*metric) {
+  const auto at = static_cast<std::size_t>(layer);
+  return at < step.layers.size() ? step.layers[at].*metric : std::optional<double>();
+}
+inline std::optional<double> measured(const StepSnapshot& step,
+                                      std::optional<double> StepSnapshot::*metric) {
+  return step.*metric;
+}
+
+/// The last quarter of a run that has steps and, if there is one, the same steps without
+/// competition.
+class Diagnosed {
  public:
-  StepRange(const RunHistory& run, std::int64_t first_step, std::int64_t last_step)
-      : run_(run), first_step_(first_step), last_step_(last_step) {}
-  /// The last quarter of a run that has steps.
-  explicit StepRange(const RunHistory& run)
-      : StepRange(run, run.steps[run.steps.size() * 3 / 4].step, run.steps.back().step) {}
+  explicit Diagnosed(const RunHistory& run, const RunHistory* baseline = nullptr)
+      : run_(run), baseline_(baseline), first_(run.steps.size() * 3 / 4) {}
 
-  const RunHistory& run() const { return run_; }
-  std::int64_t first_step() const { return first_step_; }
-  std::int64_t last_step() const { return last_step_; }
+  Index layers() const { return static_cast<Index>(run_.steps.back().layers.size()); }
+  const Competition& competition() const { return run_.competition; }
+  std::int64_t first_step() const { return run_.steps[first_].step; }
+  std::int64_t last_step() const { return run_.steps.back().step; }
 
-  /// Nothing if nothing was measured, or a NaN.
-  std::optional<double> mean(Index layer, std::optional<double> LayerSnapshot::*member) const {
-    const auto at = static_cast<std::size_t>(layer);
-    return mean_of([&](const StepSnapshot& step) {
-      return at < step.layers.size() ? step.layers[at].*member : std::optional<double>();
-    });
+  /// Mean over the steps; nothing if nothing was measured, or a NaN.
+  template <class... Metric>
+  std::optional<double> mean(const Metric&... metric) const {
+    Mean values;
+    for (std::size_t i = first_; i < run_.steps.size(); ++i) {
+      values.add(measured(run_.steps[i], metric...));
+    }
+    return values.value();
   }
-  std::optional<double> mean(std::optional<double> StepSnapshot::*member) const {
-    return mean_of([&](const StepSnapshot& step) { return step.*member; });
+
+  /// Mean difference over the steps in which both runs were measured; nothing if there are none.
+  template <class... Metric>
+  std::optional<double> above_baseline(const Metric&... metric) const {
+    if (baseline_ == nullptr) return {};
+    Mean differences;
+    auto without = baseline_->steps.begin();
+    for (std::size_t i = first_; i < run_.steps.size(); ++i) {
+      const StepSnapshot& step = run_.steps[i];
+      while (without != baseline_->steps.end() && without->step < step.step) ++without;
+      if (without == baseline_->steps.end()) break;
+      if (without->step != step.step) continue;
+      const auto with = measured(step, metric...), other = measured(*without, metric...);
+      if (with && other) differences.add(*with - *other);
+    }
+    return differences.value();
   }
 
  private:
-  template <class Value>
-  std::optional<double> mean_of(const Value& value) const {
-    double sum = 0, count = 0;
-    for (const StepSnapshot& step : run_.steps) {
-      if (step.step < first_step_ || step.step > last_step_) continue;
-      const std::optional<double> measured = value(step);
-      sum += measured.value_or(0);
-      count += measured ? 1 : 0;
+  class Mean {
+   public:
+    void add(const std::optional<double>& value) {
+      sum_ += value.value_or(0);
+      count_ += value ? 1 : 0;
     }
-    return count > 0 ? unless_nan(sum / count) : std::optional<double>();
-  }
+    std::optional<double> value() const {
+      return count_ > 0 ? unless_nan(sum_ / count_) : std::optional<double>();
+    }
+
+   private:
+    double sum_ = 0;
+    double count_ = 0;
+  };
 
   const RunHistory& run_;
-  std::int64_t first_step_;
-  std::int64_t last_step_;
-};
-
-/// The end of a run and, if there is one, the same steps without competition.
-struct Diagnosed {
-  StepRange end;
-  std::optional<StepRange> baseline{};
-
-  Index layers() const { return static_cast<Index>(end.run().steps.back().layers.size()); }
-  std::optional<double> mean(Index layer, std::optional<double> LayerSnapshot::*member) const {
-    return end.mean(layer, member);
-  }
-  /// Nothing unless both were measured; by which metric of a layer, or of the run.
-  template <class... Metric>
-  std::optional<double> above_baseline(const Metric&... metric) const {
-    if (!baseline) return {};
-    const auto with = end.mean(metric...), without = baseline->mean(metric...);
-    return with && without ? unless_nan(*with - *without) : std::optional<double>();
-  }
-  const Competition& competition() const { return end.run().competition; }
+  const RunHistory* baseline_;
+  std::size_t first_;
 };
 
 }  // namespace GATEPRO_ABI

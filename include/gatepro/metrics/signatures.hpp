@@ -8,6 +8,7 @@
 #include <optional>
 
 #include "gatepro/metrics/run_history.hpp"
+#include "gatepro/routing/rules.hpp"
 
 namespace gatepro {
 
@@ -53,8 +54,10 @@ inline std::optional<double> value_of_collapse(const Diagnosed& run, Index layer
   return *inactive - run.mean(layer, &LayerSnapshot::chance_inactive_share).value_or(0);
 }
 
-/// A set changes where a selected expert loses to its partner, which is selected, too: so it takes
-/// one co-activation away, or more, however many there are and however few sets change.
+/// With one partner per expert a set changes where a selected expert loses to its partner, which is
+/// selected, too: so it takes one co-activation away, or more, however many there are and however
+/// few sets change. With more, co-activations are still those with the first one, which may lower
+/// the number.
 inline std::optional<double> value_of_coactivation(const Diagnosed& run, Index layer) {
   const auto with = run.mean(layer, &LayerSnapshot::coactivation);
   const auto without = run.mean(layer, &LayerSnapshot::unpenalised_coactivation);
