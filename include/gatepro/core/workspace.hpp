@@ -50,11 +50,10 @@ class Arena {
   /// `count` elements.
   template <class T>
   T* take(Index count) {
-    constexpr Index most = (std::numeric_limits<Index>::max)() / static_cast<Index>(sizeof(T));
-    if (count < 0 ||
-        count > most - static_cast<Index>(used_ / sizeof(T)) - 2 * static_cast<Index>(alignment)) {
-      refuse(count, sizeof(T));
-    }
+    constexpr std::size_t most = (std::numeric_limits<Index>::max)() / sizeof(T);
+    const std::size_t taken = used_ / sizeof(T) + 2 * alignment;
+    const auto wanted = static_cast<std::size_t>(count);  // beyond any room if negative
+    if (taken > most || wanted > most - taken) refuse(count, sizeof(T));
     const std::uintptr_t array = base_ + used_;
     const std::size_t bytes = static_cast<std::size_t>(count) * sizeof(T);
     used_ += (bytes + alignment - 1) / alignment * alignment;
