@@ -5,8 +5,8 @@
 #          [--out FOLDER]
 #
 # Trains the grid of small models that docs/evidence.md rests on, and writes a report like it:
-# FOLDER/evidence.md and FOLDER/study/report.html, from FOLDER/data/runs.csv. Full it takes about two
-# hours on two cores, with --short ten minutes. A study that was interrupted goes on where it ended.
+# FOLDER/evidence.md and FOLDER/study/report.html, from FOLDER/data/runs.csv. Full it takes one to
+# two hours on two cores, with --short ten minutes. A study that was interrupted goes on where it ended.
 # --jobs: runs side by side, one thread each (all cores); no result depends on it. FOLDER: build/study.
 #
 # A study is finished with the text and on the processor that began it. Another text is refused.

@@ -5,8 +5,11 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
+#include <cstddef>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "comparison.hpp"
@@ -81,10 +84,10 @@ inline void add_lambda_advice(const Runs& runs, std::vector<std::string>& items)
   const Trial from_zero{"init-zero", "published", "off"};
   if (const Finding early = finding_on(runs, "lambda-acts-early", from_zero); early.asked) {
     const Finding late = finding_on(runs, "lambda-acts", from_zero);
-    items.push_back("With a **router that starts near zero** the share of the tokens is " +
+    items.push_back("With a **router that starts near zero** it changes those of " +
                     mean_text(early.numbers.arm, measures::changed_early) +
-                    " in the first ten steps, and " + mean_text(late.numbers.arm, measure) +
-                    " in the last quarter.");
+                    " of the tokens in the first ten steps, and of " +
+                    mean_text(late.numbers.arm, measure) + " in the last quarter.");
   }
 }
 
@@ -93,6 +96,7 @@ inline void add_gains(const Runs& runs, std::vector<std::string>& items) {
   const auto is_off = [](const std::string& arm) { return arm.compare(0, 3, "off") == 0; };
   std::set<std::string> asked;
   std::string gains;
+  std::size_t count = 0;
   for (const Question& q : questions()) {
     if (q.measure.metric != Metric::val_loss || q.kind != Kind::effect) continue;
     for (const Trial& trial : q.trials) {
@@ -100,11 +104,11 @@ inline void add_gains(const Runs& runs, std::vector<std::string>& items) {
       const Finding f = find(runs, q, trial);
       if (!f.asked || !asked.insert(trial_name(trial)).second) continue;
       if (f.verdict != Verdict::holds && f.verdict != Verdict::holds_small) continue;
+      ++count;
       gains += (gains.empty() ? ": " : "; ") + trial.model + ", " + arm_text(trial.arm) + ", " +
                difference_text(f.numbers.difference, q.measure);
     }
   }
-  const auto count = std::count(gains.begin(), gains.end(), '[');
   items.push_back("**A lower loss** with the competition than without it was shown in " +
                   std::to_string(count) + " of " + std::to_string(asked.size()) +
                   " comparisons of a model and an arm" + gains + ".");
@@ -133,13 +137,17 @@ inline void add_settings_advice(const Runs& runs, std::vector<std::string>& item
     items.push_back(std::string("**New partners every ") + name +
                     " steps** (tiny): experts without a token " +
                     difference_text(f.numbers.difference, measures::unused) +
-                    " points against partners of every step.");
+                    " points against partners of every step: harm is " +
+                    (f.verdict == Verdict::holds ? "excluded" : "not excluded") + ".");
   }
   for (const char* arm : {"published", "eliminate"}) {
     const Pooled p = pooled(runs, question_named("mismatch"), arm, "");
     if (p.tally.total() == 0) continue;
+    const double scale = std::pow(10.0, measures::mismatch.decimals);
+    const bool costs = std::round(scale * std::abs(p.difference.mean)) > 0;
     items.push_back(std::string("**Taken away at inference**, `") + arm + "` costs " +
-                    difference_text(p.difference, measures::mismatch) + " nats per byte.");
+                    (costs ? difference_text(p.difference, measures::mismatch) + " nats per byte."
+                           : "nothing."));
   }
   const Trial half{"tiny", "eliminate+until=150", "off"};
   if (const Finding f = finding_on(runs, "persistence", half); f.asked) {
@@ -149,8 +157,11 @@ inline void add_settings_advice(const Runs& runs, std::vector<std::string>& item
   }
   const Pooled rows = pooled(runs, question_named("outputs"), "off", "");
   if (rows.tally.total() > 0) {
-    items.push_back("**Similar router rows** say little of similar experts: rank correlation " +
-                    report::fixed(rows.difference.mean, 2) + ".");
+    const double correlation = rows.difference.mean;
+    items.push_back("**Similar router rows** go with similar experts by a rank correlation of " +
+                    report::fixed(correlation, 2) + ", which explains " +
+                    report::number(100 * correlation * correlation, 2) +
+                    " % of the variance of the ranks.");
   }
 }
 
@@ -159,7 +170,8 @@ inline void add_advice(const Runs& runs, Document& document) {
   document.add(Paragraph{
       "`off` is plain top-k, `published` the penalty that the paper prints, lambda = 1e-4, and "
       "`eliminate` its limit, where losers rank last; `+balance` has a balance loss of 0.01, too. "
-      "Differences against the same without the competition: mean of the models, 99 % interval."});
+      "Differences against the same without the competition, negative is better: mean of " +
+      std::to_string(paper_models().size()) + " models, 99 % interval."});
   document.add(advice_table(runs));
   std::vector<std::string> items;
   add_gains(runs, items);

@@ -22,7 +22,8 @@ namespace study {
 /// and is judged by these alone: the best of many rows is a lucky one, too.
 inline constexpr std::int64_t first_fresh_seed = 101;
 inline constexpr std::int64_t first_seeds = 5;
-inline constexpr std::int64_t more_seeds = 10;  // of the claims of the paper, and of the short study
+inline constexpr std::int64_t more_seeds =
+    10;  // in the whole study: of the claims of the paper, and of what the short one asks
 inline constexpr std::int64_t fresh_seeds = 10;
 
 enum class Seeds { first, fresh };
@@ -97,6 +98,8 @@ inline Finding find(const Runs& runs, const Question& question, const Trial& tri
   finding.verdict = !trial.against.empty() && out_of_reach(question, finding.numbers)
                         ? Verdict::cannot_show
                         : judge(question, finding.numbers.difference);
+  const bool good = finding.verdict == Verdict::holds || finding.verdict == Verdict::holds_small;
+  if (good && finding.numbers.diverged > 0) finding.verdict = Verdict::not_shown;
   return finding;
 }
 
@@ -134,7 +137,7 @@ inline Pooled pooled(const Runs& runs, const Question& question, const std::stri
     all.difference = finding.numbers.difference;
     all.verdict = finding.verdict;
     const Estimate first = compare(runs, trial, question.measure.metric, Seeds::first).difference;
-    if (first.n > 1) estimates.push_back(first);
+    if (first.n >= least_seeds) estimates.push_back(first);
   }
   if (all.tally.total() > 1 && !estimates.empty()) {
     all.difference = mean_of(estimates);

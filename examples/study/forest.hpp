@@ -111,7 +111,8 @@ inline report::Svg forest(const std::string& title, const std::vector<ForestLine
   const report::Axis axis{unit, low - margin, high + margin};
   const auto x = [&](double value) { return left + axis.share(value) * (right - left); };
 
-  const double top = 8 + 18 * static_cast<double>((found.size() + 2) / 3);
+  const std::size_t legend_rows = (found.size() + 2) / 3;
+  const double top = 8 + 18 * static_cast<double>(legend_rows);
   const double bottom = top + row * static_cast<double>(lines.size());
   report::Svg svg(width, bottom + 40, title);
   draw_legend(svg, found, left);

@@ -1,8 +1,14 @@
 // SPDX-License-Identifier: MIT
 #include "report.hpp"
 
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
 #include <iterator>
 #include <set>
+#include <string>
+#include <utility>
+#include <vector>
 
 #include "advice.hpp"
 #include "document.hpp"
@@ -23,8 +29,9 @@ void add_introduction(const Runs& runs, Document& document) {
   document.add(Paragraph{
       "Small language models on bytes of C++ code, trained by `train_moe` in many ways: " +
       std::to_string(runs.size()) + " runs, " + std::to_string(arms.size()) +
-      " combinations of a model and a way to route, 5 or 10 seeds each. Every comparison is paired "
-      "by seed: same batches, same validation, same initial weights but where these are what "
+      " combinations of a model and a way to route, 5 or 10 first seeds each, and 10 fresh ones "
+      "where a loss looked like a gain. Every comparison is paired by seed: same batches, same "
+      "validation, same initial weights but where these are what "
       "differs."});
   if (seeds.size() < least_seeds) {
     document.add(Paragraph{
@@ -42,6 +49,7 @@ void add_glance(const Runs& runs, Document& document) {
   for (const Question& question : questions()) {
     const std::vector<Pooled> all = pooled(runs, question);
     const std::string link = std::string("#") + question.id + "|" + question.title;
+    const char* unit = question.measure.unit;
     const bool of_paper =
         std::equal(all.begin(), all.end(), paper_arms().begin(), paper_arms().end(),
                    [](const Pooled& p, const auto& arms) { return p.arm == arms.first; });
@@ -49,7 +57,7 @@ void add_glance(const Runs& runs, Document& document) {
       if (!all.empty()) others.rows.push_back({link, verdicts_text(all)});
       continue;
     }
-    std::vector<std::string> row{link};
+    std::vector<std::string> row{*unit == '\0' ? link : link + ", " + unit};
     for (const Pooled& each : all) {
       row.push_back(std::string(verdict_name(each.verdict)) +
                     (each.verdict == Verdict::cannot_show
@@ -78,25 +86,35 @@ void add_rules(const Runs& runs, Document& document) {
     for (const Pooled& each : pooled(runs, question)) rows += each.tally.total();
   }
   document.add(Heading{"How to read it", "rules"});
-  document.add(Bullets{
-      {"A verdict rests on the 99 % interval (Student's t) of the paired difference, of at least "
-       "five seeds. **holds**: the interval is on the claimed side of 0; **small**: its mean is "
-       "less than what is asked for. **the opposite**: it is on the other side. **does not hold**: "
-       "it excludes what is asked for. **cannot show**: nothing is there to be won. **not shown**: "
-       "anything else.",
-       "Over several models: the mean of their differences, each of equal weight (Welch's "
-       "interval), of the first seeds alone.",
-       "Of the " + std::to_string(rows) + " comparisons below, about " +
-           std::to_string(rows / 100) +
-           " would leave 0 out by chance alone. Read the rows over all models first.",
-       "Trainings are chaotic." + chaos_text(runs) +
-           " So a loss that looks like a gain in the first seeds is measured again with ten fresh "
-           "ones, and judged by these alone. Harms, and other metrics, are judged by the first "
-           "seeds.",
-       "Another processor gives other last digits, and so other runs: expect the same verdicts "
-       "from a repetition, not the same numbers.",
-       "Arms are those of `train_moe`, whose `--help` says what each does; the models stand at the "
-       "end. The figures of the paper are second-hand, from public reading notes."}});
+  std::vector<std::string> items;
+  items.push_back(
+      "A verdict rests on the 99 % interval (Student's t) of the paired difference, of at least "
+      "five "
+      "seeds. **holds**: the interval is on the claimed side of 0; **small**: its mean is less "
+      "than "
+      "what is asked for. **the opposite**: it is on the other side. **does not hold**: it "
+      "excludes "
+      "what is asked for. **cannot show**: less is left to be won than is asked for. **not "
+      "shown**: "
+      "anything else.");
+  items.push_back(
+      "Over several models: the mean of their differences, each of equal weight (Welch's "
+      "interval), "
+      "of the first seeds alone, without the models that cannot show anything.");
+  items.push_back("Of the " + std::to_string(rows) + " comparisons below, about " +
+                  std::to_string((rows + 50) / 100) +
+                  " would leave 0 out by chance alone. Read the rows over all models first.");
+  items.push_back("Trainings are chaotic." + chaos_text(runs) +
+                  " So a loss that looks like a gain in the first seeds is measured again with ten "
+                  "fresh ones, and judged by these alone. Harms, and other metrics, are judged by "
+                  "the first seeds.");
+  items.push_back(
+      "Another processor gives other last digits, and so other runs: expect the same verdicts from "
+      "a repetition, not the same numbers.");
+  items.push_back(
+      "Arms are those of `train_moe`, whose `--help` says what each does; the models stand at the "
+      "end. The figures of the paper are second-hand, from public reading notes.");
+  document.add(Bullets{std::move(items)});
 }
 
 /// A metric as the table of metrics shows it.
@@ -184,7 +202,7 @@ void add_models(Document& document) {
   document.add(std::move(table));
   document.add(
       Code{"scripts/study.sh --short   # ten minutes on two cores\n"
-           "scripts/study.sh           # about two hours"});
+           "scripts/study.sh           # one to two hours"});
 }
 
 Document make_report(const Runs& runs, const Table& curves) {

@@ -227,6 +227,25 @@ TEST(Findings, AreJoinedOverModels) {
   EXPECT_EQ(verdicts_text(pooled(runs, unused)), "holds: `eliminate`");
 }
 
+TEST(Findings, OfFewSeedsShowNothingOnAnyNumberOfModels) {
+  Runs runs = runs_with(Metric::unused, {"tiny", "e128", "attention"}, 0.5, 0.4);
+  for (auto run = runs.begin(); run != runs.end();) {
+    run = run->first.seed > 2 ? runs.erase(run) : std::next(run);
+  }
+  const Pooled unused = pooled(runs, question_named("unused"), "eliminate", "off");
+  EXPECT_EQ(unused.tally[Verdict::not_shown], 3U);
+  EXPECT_EQ(unused.verdict, Verdict::not_shown);
+  const Pooled loss = pooled(runs, question_named("loss"), "eliminate", "off");
+  EXPECT_EQ(recommendation(loss, unused), "Too few seeds for advice.");
+}
+
+TEST(Findings, OfArmsThatDivergeAreNoGain) {
+  const double nan = std::nan("");
+  const Runs runs = losses_of({2, 2, 2, 2, 2, 2, 2}, {2, 2.001, 2, 2.001, 2, nan, nan});
+  const Question harmless{"q", "", "", measures::loss, 1, Kind::no_harm, {trial}, ""};
+  EXPECT_EQ(find(runs, harmless, trial).verdict, Verdict::not_shown);
+}
+
 TEST(Advice, FollowsFromAllModels) {
   const auto advice = [](const Runs& runs) {
     return recommendation(pooled(runs, question_named("loss"), "eliminate", "off"),
