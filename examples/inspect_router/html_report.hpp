@@ -65,8 +65,7 @@ inline std::vector<std::pair<std::string, std::string>> tiles(const LayerReport&
        {fixed(routing.loads.max_violation, 2), "MaxVio: largest load over the mean, less 1"},
        {fixed(routing.loads.normalised_entropy, 3), "entropy of the loads; 1 is even"}});
   if (!routing.weight_E.empty()) {
-    tiles.push_back(
-        {fixed(routing.mean_largest_weight, 3), "mean weight of a token's first expert"});
+    tiles.push_back({fixed(routing.mean_largest_weight, 3), "mean of a token's largest weight"});
   }
   if (layer.likeness) {
     tiles.push_back({fixed(routing.partner_lift, 2), "lift of partners; 1 is chance"});

@@ -38,7 +38,7 @@ inline CodePoint first_code_point(std::string_view text) {
 /// What moves a cursor, starts a line, or turns the direction of reading.
 inline bool is_control(std::uint32_t code) {
   return code < 0x20 || (code >= 0x7f && code < 0xa0) || (code >= 0x2028 && code <= 0x202e) ||
-         (code >= 0x2066 && code <= 0x2069);
+         (code >= 0x2066 && code <= 0x2069) || code == 0x061c || code == 0x200e || code == 0x200f;
 }
 
 }  // namespace detail

@@ -22,8 +22,8 @@ struct LayerMetrics {
   double lost_in_rounding = 0;          // share of the penalties
   double short_of_survivors = 0;        // share of the tokens
   double chance_inactive = 0;           // share of the experts that so many choices may not reach
-  double choices_per_token = 0;
-  bool partners_of_weights = true;  // those that compete are the ones that this page looks at
+  double choices_per_token = 0;         // that were made
+  bool partners_of_weights = true;      // those that compete are the ones that this page looks at
   // Share of experts whose partner is not the one of the present weights, if all pairs compete.
   std::optional<double> stale_partners{};
 };

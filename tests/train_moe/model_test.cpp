@@ -296,8 +296,8 @@ TEST(Arms, AreToldFromTheTables) {
     FAIL();
   } catch (const UserError& error) {
     EXPECT_STREQ(error.what(),
-                 "arm 'off+capacity=-1' has '-1' for VALUE: capacity[=VALUE] (experts drop what "
-                 "exceeds VALUE times the mean load, 0.001 to 1000, else 1.25)");
+                 "arm 'off+capacity=-1' has '-1' for VALUE: capacity[=VALUE]: experts drop what "
+                 "exceeds VALUE times the mean load (0.001 to 1000, else 1.25)");
   }
 }
 

@@ -13,7 +13,7 @@ namespace gatepro {
 ///
 /// What is compared are sets of equal size: the K best, or the k best of a call with
 /// ForwardInputs::top_k, before FewerChoices takes any away, as with a threshold or a budget the
-/// penalty also moves how many are left. Of what is left tell RoutingReport, and Coactivation.
+/// penalty also moves how many are left. RoutingReport and Coactivation tell of what is left.
 struct PenaltyStatistics {
   std::int64_t tokens = 0;           ///< Tokens routed.
   std::int64_t penalised_pairs = 0;  ///< (token, expert) pairs in which the expert lost.
