@@ -35,8 +35,8 @@ struct RoutingGroup {
   Key* nonfinite_L = nullptr;   ///< All ones where the weights are NaN.
   int worker = 0;               ///< Whose scratch this is.
 
-  SelectedKeys<Key> top() const { return {top_keys_KL, ids_KL}; }
-  SelectedKeys<Key> other() const { return {other_keys_KL, other_ids_KL}; }
+  GATEPRO_ALWAYS_INLINE SelectedKeys<Key> top() const { return {top_keys_KL, ids_KL}; }
+  GATEPRO_ALWAYS_INLINE SelectedKeys<Key> other() const { return {other_keys_KL, other_ids_KL}; }
 };
 
 /// The tokens of a group: `count` <= L of the caller's T, from `first`.
