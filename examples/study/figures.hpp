@@ -144,7 +144,7 @@ inline std::vector<Figure> dose_figure(const Runs& runs, Metric metric, double s
 
 inline Figures overview_figures(const Runs& runs, const Table& curves) {
   static const NamedArms arms{{"off", "off"},
-                              {"published", "1e-4"},
+                              {"published", "published"},
                               {"eliminate", "eliminate"},
                               {"off+balance", "balance"},
                               {"eliminate+balance", "both"}};
