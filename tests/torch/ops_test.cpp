@@ -635,8 +635,12 @@ TEST_F(TorchOps, BadArgumentsAreNamed) {
   expect_error([&] { find_partners(x[0]); }, {"find_partners", "w of shape [E, H]"});
   RouteOptions spoilt = good;
   spoilt.penalty = not_a_number;
-  const Tensor metrics = at::zeros({2, 1, 9}, at::kDouble), losses = at::zeros({2}, at::kDouble);
-  expect_error([&] { diagnose(metrics, losses, losses, spoilt); }, {"diagnose", "penalty=nan"});
+  const Tensor metrics = at::zeros({2, 1, 11}, at::kDouble), losses = at::zeros({2}, at::kDouble);
+  expect_error(
+      [&] {
+        diagnose({metrics, losses, losses, {}}, spoilt);
+      },
+      {"diagnose", "penalty=nan"});
   // Those without data take the plain path.
   for (const Tensor& weights : {w, w.to(at::kMeta)}) {
     const Tensor no_partners = at::empty({6, 0}, weights.options().dtype(at::kInt));
