@@ -21,10 +21,10 @@ namespace study {
 /// Seeds below this are the first ones. Whatever looks like a gain gets fresh ones, from here on,
 /// and is judged by these alone: the best of many rows is a lucky one, too.
 inline constexpr std::int64_t first_fresh_seed = 101;
-inline constexpr std::int64_t first_seeds = 5;
-inline constexpr std::int64_t more_seeds =
-    10;  // in the whole study: of the claims of the paper, and of what the short one asks
 inline constexpr std::int64_t fresh_seeds = 10;
+inline constexpr std::int64_t first_seeds = 5;
+/// In the whole study: of the claims of the paper, and of what the short one asks.
+inline constexpr std::int64_t more_seeds = 10;
 
 enum class Seeds { first, fresh };
 
@@ -82,9 +82,12 @@ struct Finding {
   bool asked = false;  // there are runs
 };
 
-inline Verdict judge(const Question& q, const Estimate& difference) {
-  const auto verdict = q.kind == Kind::effect ? effect_verdict : no_harm_verdict;
-  return verdict(difference, q.sign, q.measure.relevant);
+/// Runs that did not diverge say nothing good of an arm of which others did.
+inline Verdict judge(const Question& q, const Estimate& difference, std::size_t diverged) {
+  const auto judge_all = q.kind == Kind::effect ? effect_verdict : no_harm_verdict;
+  const Verdict verdict = judge_all(difference, q.sign, q.measure.relevant);
+  const bool good = verdict == Verdict::holds || verdict == Verdict::holds_small;
+  return good && diverged > 0 ? Verdict::not_shown : verdict;
 }
 
 inline Finding find(const Runs& runs, const Question& question, const Trial& trial) {
@@ -93,13 +96,12 @@ inline Finding find(const Runs& runs, const Question& question, const Trial& tri
   const bool gain = question.kind == Kind::effect && metric == Metric::val_loss &&
                     looks_like_a_gain(runs, trial, question.measure.relevant);
   finding.seeds = gain ? Seeds::fresh : Seeds::first;
-  finding.asked = compare(runs, trial, metric, Seeds::first).difference.n > 0;
+  const Comparison first = compare(runs, trial, metric, Seeds::first);
+  finding.asked = first.difference.n + first.diverged > 0;
   finding.numbers = compare(runs, trial, metric, finding.seeds);
   finding.verdict = !trial.against.empty() && out_of_reach(question, finding.numbers)
                         ? Verdict::cannot_show
-                        : judge(question, finding.numbers.difference);
-  const bool good = finding.verdict == Verdict::holds || finding.verdict == Verdict::holds_small;
-  if (good && finding.numbers.diverged > 0) finding.verdict = Verdict::not_shown;
+                        : judge(question, finding.numbers.difference, finding.numbers.diverged);
   return finding;
 }
 
@@ -128,6 +130,7 @@ inline Pooled pooled(const Runs& runs, const Question& question, const std::stri
                      const std::string& against) {
   Pooled all{arm, against, {}, {}};
   std::vector<Estimate> estimates;
+  std::size_t diverged = 0;
   for (const Trial& trial : question.trials) {
     if (trial.arm != arm || trial.against != against) continue;
     const Finding finding = find(runs, question, trial);
@@ -136,12 +139,13 @@ inline Pooled pooled(const Runs& runs, const Question& question, const std::stri
     if (finding.verdict == Verdict::cannot_show) continue;
     all.difference = finding.numbers.difference;
     all.verdict = finding.verdict;
-    const Estimate first = compare(runs, trial, question.measure.metric, Seeds::first).difference;
-    if (first.n >= least_seeds) estimates.push_back(first);
+    const Comparison first = compare(runs, trial, question.measure.metric, Seeds::first);
+    diverged += first.diverged;
+    if (first.difference.n >= least_seeds) estimates.push_back(first.difference);
   }
   if (all.tally.total() > 1 && !estimates.empty()) {
     all.difference = mean_of(estimates);
-    all.verdict = judge(question, all.difference);
+    all.verdict = judge(question, all.difference, diverged);
   }
   return all;
 }

@@ -244,6 +244,17 @@ TEST(Findings, OfArmsThatDivergeAreNoGain) {
   const Runs runs = losses_of({2, 2, 2, 2, 2, 2, 2}, {2, 2.001, 2, 2.001, 2, nan, nan});
   const Question harmless{"q", "", "", measures::loss, 1, Kind::no_harm, {trial}, ""};
   EXPECT_EQ(find(runs, harmless, trial).verdict, Verdict::not_shown);
+
+  const Question& unused = question_named("unused");
+  Runs joined = runs_with(Metric::unused, {"tiny", "e128"}, 0.5, 0.4);
+  EXPECT_EQ(pooled(joined, unused, "eliminate", "off").verdict, Verdict::holds);
+  joined[{"tiny", "eliminate", 5}][Metric::unused] = nan;
+  EXPECT_EQ(pooled(joined, unused, "eliminate", "off").verdict, Verdict::not_shown);
+
+  const Runs none = losses_of({2, 2, 2, 2, 2}, {nan, nan, nan, nan, nan});
+  const Finding all = find(none, question_named("loss"), trial);
+  EXPECT_TRUE(all.asked);
+  EXPECT_EQ(seeds_text(all), "0, 5 diverged");
 }
 
 TEST(Advice, FollowsFromAllModels) {
