@@ -35,12 +35,13 @@ Stage complete_stage();
 Stage limits_stage();
 Stage small_batches_stage();
 Stage conversion_stage();
+Stage metrics_stage();
 
 inline std::vector<Stage> all_stages() {
   return {gate_stage(),     selection_stage(),     published_stage(),    penalty_stage(),
           router_stage(),   refresh_stage(),       lazy_refresh_stage(), orthogonality_stage(),
           backward_stage(), builds_stage(),        compile_time_stage(), complete_stage(),
-          limits_stage(),   small_batches_stage(), conversion_stage()};
+          limits_stage(),   small_batches_stage(), conversion_stage(),   metrics_stage()};
 }
 
 }  // namespace bench
